@@ -1,0 +1,35 @@
+# Every target sets up its own virtual environment in .venv; nothing else is needed than Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SIZE ?= 2048x2048
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(READY)
+	$(BIN)/hires render "a sun on the right over green mountains and a lake at dusk" --size $(SIZE) -o demo.png --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks scenes
+
+# torch first and pinned: a later resolver step then finds it satisfied instead of taking the newest build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo.png

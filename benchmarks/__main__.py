@@ -1,0 +1,20 @@
+"""`python -m benchmarks SUITE [options]`: the suites that need the repository; each has its own --help."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+SUITES = {"scenes": "benchmarks.bench_scenes"}
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in SUITES:
+        print(f"usage: python -m benchmarks {{{','.join(SUITES)}}} [options]", file=sys.stderr)
+        return 2
+    result: int = importlib.import_module(SUITES[sys.argv[1]]).main(sys.argv[2:])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Render held-out captions with each strategy and measure them against the scene drawn at the same size.
+
+    python -m benchmarks scenes                     # 32 at 1024, 8 at 2048, 1 at 4096 progressive; 8, 2, 0 tiled
+    python -m benchmarks scenes --counts 2,0,0 --tiled 1,0,0
+
+Rows are appended to results/scenes.csv as they come; rows that exist for the same weights, code and settings are kept
+and not rendered again. Contact sheets go beside the CSV. The last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+import hires
+from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
+from benchmarks.held_out import held_out_scenes
+from benchmarks.scenes import Scene, draw_bands
+from hires.metrics import band_energy, find_disks, luma, mean_colour, seam_lines, seam_score, third_of
+from hires.specs import load_spec
+from hires.tiling.geometry import Size, make_grid
+from hires.types import MemoryPlan, RenderResult
+
+SIZES = (1024, 2048, 4096)
+Picture = NDArray[np.uint8]
+
+
+def ground_truth(scene: Scene, side: int) -> Picture:
+    """The scene itself at that size, uint8."""
+    bands = [(band * 255 + 0.5).astype(np.uint8) for band in draw_bands(scene, Size(side, side))]
+    return np.concatenate(bands)
+
+
+def lanczos(picture: Picture, side: int) -> Picture:
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def sky_part(picture: NDArray[np.generic], scene: Scene) -> NDArray[np.generic]:
+    """The sky of a third of the picture where no disk belongs: rows 4 to 40 %."""
+    h, w = picture.shape[:2]
+    left = 0.68 if scene.third != "right" else 0.02
+    return picture[int(0.04 * h) : int(0.40 * h), int(left * w) : int((left + 0.30) * w)]
+
+
+def seams(picture: NDArray[np.float32], plan: MemoryPlan, cell_px: int) -> float:
+    """The worse of the seam scores on the last stage's tile grid and on the decoder's."""
+    cells = plan.canvas.divided(cell_px)
+    decode = make_grid(cells, Size(plan.decode.tile_cells, plan.decode.tile_cells), plan.decode.overlap_cells)
+    scores = []
+    for grid in (plan.latent_grid, decode):
+        rows, cols = seam_lines(grid, cell_px)
+        keep_rows = [r for r in rows if r < picture.shape[0]]
+        keep_cols = [c for c in cols if c < picture.shape[1]]
+        scores.append(seam_score(picture, keep_rows, keep_cols))
+    return max(scores)
+
+
+def measure(scene: Scene, result: RenderResult, base: Picture) -> dict[str, object]:
+    """All measures of one render against its ground truth and against the base picture enlarged by Lanczos."""
+    picture: Picture = result.pixels
+    side = result.size.height
+    truth, enlarged = ground_truth(scene, side), lanczos(base, side)
+    cutoff = base.shape[0] / (2 * side)
+    light, light_truth = luma(picture), luma(truth)
+    energy, energy_truth = band_energy(light, cutoff), band_energy(light_truth, cutoff)
+    sky, sky_truth = (band_energy(luma(sky_part(p, scene)), cutoff) for p in (picture, truth))
+    disks = find_disks(picture)
+    columns = (0.70, 1.0) if scene.third != "right" else (0.0, 0.30)
+    colour = {
+        name: float(np.abs(mean_colour(picture, rows, columns) - mean_colour(truth, rows, columns)).max() * 255)
+        for name, rows in (("sky", (0.05, 0.40)), ("ground", (0.75, 0.98)))
+    }
+    return {
+        "disks": len(disks),
+        "third": "+".join(third_of(disk.x) for disk in disks) or "none",
+        "wanted_third": scene.third,
+        "one_disk_right_third": int(len(disks) == 1 and third_of(disks[0].x) == scene.third),
+        "sky_colour_error_255": round(colour["sky"], 1),
+        "ground_colour_error_255": round(colour["ground"], 1),
+        "seam_over_control": round(seams(light, result.plan, 8), 3),
+        "energy_over_lanczos": round(energy / band_energy(luma(enlarged), cutoff), 2),
+        "energy_over_truth": round(energy / energy_truth, 3),
+        "sky_energy_over_truth": round(sky / sky_truth, 3),
+        "seconds": round(result.seconds, 1),
+        "peak_rss_gib": round(result.peak_rss_bytes / 2**30, 2),
+    }
+
+
+def settings_digest() -> str:
+    """Changes with the weights, the defaults and the code that makes pictures."""
+    package = Path(hires.__file__).parent
+    return digest([*package.rglob("*.py"), *package.glob("assets/demo/**/*.*")])
+
+
+def run(counts: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> list[dict[str, str]]:
+    """Render and measure what is missing; return all rows that belong to these settings."""
+    key = settings_digest()
+    bases: dict[int, Picture] = {}
+    for strategy, per_size in counts.items():
+        for side, count in zip(SIZES, per_size, strict=True):
+            for scene in held_out_scenes(count):
+                done = {(r["settings"], r["strategy"], r["side"], r["caption"]) for r in read_rows(csv_path)}
+                if (key, strategy, str(side), scene.caption) in done:
+                    continue
+                if scene.seed not in bases:
+                    bases[scene.seed] = hires.render(scene.caption, size="256x256", seed=scene.seed).pixels
+                result = hires.render(scene.caption, size=(side, side), seed=scene.seed, strategy=strategy)
+                facts = {"settings": key, "strategy": strategy, "side": side, "caption": scene.caption, "seed": scene.seed}
+                row = stamp() | facts | measure(scene, result, bases[scene.seed])
+                append_row(csv_path, row)
+                pictures.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(result.pixels).save(pictures / f"{strategy}_{side}_{scene.seed}.png")
+                print({k: row[k] for k in list(facts)[1:] + list(row)[-12:]}, file=sys.stderr, flush=True)
+    return [row for row in read_rows(csv_path) if row["settings"] == key]
+
+
+def summary(rows: list[dict[str, str]]) -> list[dict[str, object]]:
+    """Per strategy and size: how many, the share with exactly one disk where it belongs, and the measures' ranges."""
+    table: list[dict[str, object]] = []
+    for strategy, side in sorted({(r["strategy"], int(r["side"])) for r in rows}):
+        part = [r for r in rows if r["strategy"] == strategy and int(r["side"]) == side]
+
+        def values(name: str, part: list[dict[str, str]] = part) -> NDArray[np.float64]:
+            return np.asarray([float(r[name]) for r in part])
+
+        table.append(
+            {
+                "strategy": strategy,
+                "side": side,
+                "pictures": len(part),
+                "one_disk_right_third": round(float(values("one_disk_right_third").mean()), 3),
+                "mean_disks": round(float(values("disks").mean()), 2),
+                "seam_max": round(float(values("seam_over_control").max()), 3),
+                "energy_over_lanczos_min": round(float(values("energy_over_lanczos").min()), 2),
+                "energy_over_truth_min": round(float(values("energy_over_truth").min()), 3),
+                "energy_over_truth_max": round(float(values("energy_over_truth").max()), 3),
+                "sky_energy_over_truth_max": round(float(values("sky_energy_over_truth").max()), 3),
+                "sky_colour_error_255_median": round(float(np.median(values("sky_colour_error_255"))), 1),
+                "seconds_median": round(float(np.median(values("seconds"))), 1),
+            }
+        )
+    return table
+
+
+def contact_sheet(rows: list[dict[str, str]], strategy: str, side: int, pictures: Path, target: Path, cell: int = 192) -> None:
+    """All pictures of a strategy and size, shrunk, with their caption and disk count; nothing where there are none."""
+    part = [r for r in rows if r["strategy"] == strategy and int(r["side"]) == side]
+    files = [(r, pictures / f"{strategy}_{side}_{r['seed']}.png") for r in part]
+    files = [(r, f) for r, f in files if f.exists()]
+    if not files:
+        return
+    across = min(8, len(files))
+    sheet = Image.new("RGB", (across * cell, -(-len(files) // across) * (cell + 24)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (row, file) in enumerate(files):
+        x, y = index % across * cell, index // across * (cell + 24)
+        sheet.paste(Image.open(file).resize((cell, cell), Image.Resampling.LANCZOS), (x, y))
+        words = row["caption"].split(" over ")
+        pen.text((x + 2, y + cell), f"{words[0]}: {row['disks']} disk(s)", fill="black")
+        pen.text((x + 2, y + cell + 11), words[1][: cell // 6], fill="black")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target, quality=88)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scenes", description=__doc__.split("\n")[0])
+    parser.add_argument("--counts", default="32,8,1", help="progressive renders at 1024, 2048, 4096")
+    parser.add_argument("--tiled", default="8,2,0", help="renders of `tiled` from noise at the same sizes")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "scenes.csv")
+    parser.add_argument("--pictures", type=Path, default=Path("runs/scenes"), help="where full-size renders are kept")
+    args = parser.parse_args(argv)
+    numbers = {
+        name: tuple(int(n) for n in text.split(",")) for name, text in (("progressive", args.counts), ("tiled", args.tiled))
+    }
+    assert load_spec("demo").cell_px == 8
+    rows = run(numbers, args.csv, args.pictures)
+    for strategy, per_size in numbers.items():
+        for side, count in zip(SIZES, per_size, strict=True):
+            if count:
+                target = args.csv.with_name(f"{args.csv.stem}_{strategy}_{side}.jpg")
+                contact_sheet(rows, strategy, side, args.pictures, target)
+    print(json.dumps({"suite": "scenes", "summary": summary(rows)}))
+    return 0

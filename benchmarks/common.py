@@ -1,0 +1,77 @@
+"""What every benchmark row carries, and where rows go: commit, machine, torch, date, then the measurement."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def commit() -> str:
+    """The commit measured, with + where the tree has uncommitted changes to the code; 'unknown' outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        code = ["git", "status", "--porcelain", "--", "../hires", "."]
+        changed = subprocess.run(code, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    dirty = [line for line in changed.stdout.splitlines() if "results/" not in line]
+    return head.stdout.strip() + ("+" if dirty else "")
+
+
+def machine() -> str:
+    """Processor or card, cores, as a short text."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model)
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def stamp() -> dict[str, str]:
+    """The columns that every row begins with."""
+    import torch
+
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    return {"commit": commit(), "machine": machine(), "torch": torch.__version__, "date": today}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row; a file whose columns differ is an error, not a mixture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existing = read_rows(path)
+    if existing and list(existing[0]) != list(row):
+        raise ValueError(f"{path}: has columns {list(existing[0])}, this row {list(row)}; move the old file away")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if not existing:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Ten hexadecimal digits that change when any of the files does."""
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:10]

@@ -1,0 +1,25 @@
+"""hires: 2K to 8K pictures and larger from diffusion models, planned before they run.
+
+    import hires
+    result = hires.render("a sun on the right over green mountains and a lake at dusk", size="2048x2048", output="a.png")
+
+Importing the package loads no torch; the first render does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "plan", "render"]
+
+if TYPE_CHECKING:
+    from hires.engine import plan, render
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("plan", "render"):
+        from hires import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'hires' has no attribute {name!r}")

@@ -1,0 +1,255 @@
+"""The command line: `hires render`, `hires plan`, `hires info`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from hires import __version__
+from hires.errors import HiresError
+from hires.types import DTYPES, SAMPLERS, STRATEGIES, Event, OnEvent, gib
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Render 2K to 8K pictures and larger with diffusion models, planned before they run.",
+)
+
+Prompt = Annotated[str, typer.Argument(help="What to draw.", show_default=False)]
+SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
+Model = Annotated[str, typer.Option(help="demo (ships with hires) or a path to a diffusers folder.")]
+Negative = Annotated[str, typer.Option(help="What to keep out of the picture.")]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps of the base picture; later stages take a share of it.")]
+Guidance = Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 turns guidance off.")]
+SamplerName = Annotated[str | None, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same picture.")]
+Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
+Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
+Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
+Tile = Annotated[int | None, typer.Option(metavar="PX", help="Tile side in pixels; default: the model's training size.")]
+Overlap = Annotated[int | None, typer.Option(metavar="PX", help="Pixels that neighbouring tiles share.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def fail(error: HiresError) -> NoReturn:
+    """One message on stderr, the error's exit code, no traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def guarded(work: Callable[[], Any]) -> Any:
+    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback."""
+    try:
+        return work()
+    except HiresError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def render(
+    prompt: Prompt,
+    size: SizeText,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The PNG to write.", show_default=False)],
+    model: Model = "demo",
+    negative: Negative = "",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    strategy: Strategy = "auto",
+    vram: Vram = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tile: Tile = None,
+    overlap: Overlap = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Render PROMPT at exactly WxH pixels into a PNG."""
+    from hires import engine
+
+    def work() -> Any:
+        with progress_display(shown=not quiet) as on_event:
+            return engine.render(
+                prompt, size=size, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
+                model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
+                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap,
+            )  # fmt: skip
+
+    result = guarded(work)
+    if as_json:
+        print(json.dumps(result.to_json(), default=str))
+    elif not quiet:
+        print(f"{result.path}: {result.size}, {result.seconds:.1f} s, peak memory {gib(result.peak_rss_bytes)}")
+
+
+@app.command()
+def plan(
+    size: SizeText,
+    prompt: Annotated[str, typer.Argument(help="May be left out: plans do not depend on it.")] = "",
+    model: Model = "demo",
+    negative: Negative = "",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    strategy: Strategy = "auto",
+    vram: Vram = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tile: Tile = None,
+    overlap: Overlap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
+    from hires import engine
+
+    made = guarded(
+        lambda: engine.plan(
+            prompt,
+            size=size,
+            device=device,
+            vram=vram,
+            model=model,
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            seed=seed,
+            strategy=strategy,
+            dtype=dtype,
+            tile_px=tile,
+            overlap_px=overlap,
+        )
+    )
+    print(json.dumps(made.to_json(), default=str) if as_json else made.explain())
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """Show the device, the attention backends with their reasons, libraries and models."""
+    facts = guarded(collect_info)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for title, rows in facts.items():
+        print(title)
+        for name, value in rows.items():
+            print(f"  {name:<14} {value}")
+
+
+def collect_info() -> dict[str, dict[str, str]]:
+    """What `hires info` prints, by section."""
+    import importlib
+    import importlib.metadata
+
+    import torch
+
+    from hires.device import choose_device, probe
+    from hires.kernels.dispatch import AttentionSpec, table
+    from hires.specs import NAMED_MODELS, load_spec
+    from hires.weights import quiet_imports
+
+    device = choose_device("auto")
+    facts = probe(device)
+    dtype = torch.bfloat16 if facts.kind == "cuda" and facts.bf16 else torch.float32
+    spec = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=4096, keys=4096, masked=False)
+    libraries = {"hires": __version__, "python": sys.version.split()[0]}
+    for name in ("torch", "diffusers", "transformers", "triton", "xformers"):
+        with quiet_imports() as said:
+            try:
+                importlib.import_module(name)
+                state = importlib.metadata.version(name)
+            except Exception as error:  # any failure of an optional library is what this table is for
+                state = f"not usable: {type(error).__name__}: {error}"
+        libraries[name] = "; ".join([state, *(" ".join(line.split()) for line in said)])
+    return {
+        "device": {"name": facts.name, "budget": gib(facts.budget_bytes), "bf16": "yes" if facts.bf16 else "no"},
+        "attention backends": {name: reason or "runs" for name, reason in table(spec)},
+        "libraries": libraries,
+        "models": {name: _describe(load_spec(name)) for name in NAMED_MODELS},
+    }
+
+
+def _describe(spec: Any) -> str:
+    size = (spec.network_bytes + spec.text_bytes + spec.vae_bytes) / 2**20
+    return f"{spec.family}, {spec.native_px} px native, {spec.parameterisation}, {size:.1f} MiB, {spec.path}"
+
+
+class progress_display:
+    """A live line on stderr: stage, step, tile, time left, memory. Plain lines where stderr is no terminal."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage, self._begun = "", 0.0
+
+    def __enter__(self) -> OnEvent | None:
+        if not self.shown:
+            return None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self._on_event
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _on_event(self, event: Event) -> None:
+        from hires.device import resident_bytes
+
+        fresh = event.stage != self._stage
+        if fresh:
+            self._stage, self._begun = event.stage, time.monotonic()
+        detail = (
+            f"step {event.step}/{event.steps} tile {event.done}/{event.total}" if event.steps else f"{event.done}/{event.total}"
+        )
+        detail += f"  {gib(resident_bytes())}"
+        if self._bar is None:
+            if event.done == event.total and event.step == event.steps and event.total > 0:
+                print(f"{event.stage}: {detail}, {time.monotonic() - self._begun:.1f} s", file=sys.stderr)
+            return
+        if fresh:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(event.stage, total=event.total, detail=detail)
+        self._bar.update(self._task, completed=event.done, detail=detail)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens to stderr.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    if version:
+        print(f"hires {__version__}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    app()

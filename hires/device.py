@@ -1,0 +1,78 @@
+"""The devices that are here: what they are, what is free on them, and how torch calls them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from hires.errors import RequestError
+from hires.planner import host_device
+from hires.types import DeviceSpec
+
+TORCH_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CARD_SLACK = 0.94  # of free memory: the allocator's rounding and the context stay outside plans
+
+
+def choose_device(asked: str) -> torch.device:
+    """'auto', 'cpu' or 'cuda:N' as a torch device; RequestError for one that is not here."""
+    if asked == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise RequestError(f"--device {asked!r}: give auto, cpu or cuda:0") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise RequestError(f"--device {asked!r}: only cpu and cuda are supported")
+    if not torch.cuda.is_available():
+        raise RequestError(f"--device {asked!r}: torch sees no CUDA device here; use --device cpu")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise RequestError(f"--device {asked!r}: this machine has {torch.cuda.device_count()}, cuda:0 is the first")
+    return torch.device("cuda", device.index or 0)
+
+
+def probe(device: torch.device, budget_bytes: int | None = None) -> DeviceSpec:
+    """The facts of a device that plans need; a given budget replaces the free memory, never more than is free."""
+    if device.type == "cpu":
+        return host_device(budget_bytes)
+    facts = torch.cuda.get_device_properties(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    usable = int(free * CARD_SLACK)
+    return DeviceSpec(
+        name=facts.name,
+        kind="cuda",
+        budget_bytes=usable if budget_bytes is None else min(budget_bytes, usable),
+        flops=facts.multi_processor_count * 1e12 * 0.5,
+        bf16=facts.major >= 8,
+    )
+
+
+def peak_device_bytes(device: torch.device) -> int:
+    """The most that torch held on a card since `reset_peak`; on a CPU, the process's peak resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_resident_bytes()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_resident_bytes() -> int:
+    """The process's peak resident memory since it started."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """The process's resident memory now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,105 @@
+"""Writing pictures: bands in, one whole file out, or none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from hires.errors import OutputError, WriteError
+from hires.tiling.geometry import Size
+
+SUFFIXES = (".png",)
+
+
+def check_output(path: Path, overwrite: bool) -> Path:
+    """The path, if a file can be written there. OutputError says what is in the way, before any work is done."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"output {path}: the name must end in .png")
+    if path.is_dir():
+        raise OutputError(f"output {path}: is a folder; name a file in it, such as {path / 'picture.png'}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"output {path}: the folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"output {path}: the folder {folder} is not writable")
+    if path.exists() and not overwrite:
+        raise OutputError(f"output {path}: exists already; give --overwrite or another name")
+    return path
+
+
+def to_uint8(band: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(h, w, 3) in [-1, 1] to rounded 8-bit values."""
+    scaled: NDArray[np.float32] = np.clip(band * np.float32(127.5) + np.float32(127.5), 0, 255)
+    return (scaled + np.float32(0.5)).astype(np.uint8)
+
+
+class PictureSink:
+    """Collects bands (band_h, W, 3) float32 in [-1, 1] into 8-bit pixels cut to `size`; the whole picture is held."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.pixels: NDArray[np.uint8] = np.zeros((size.height, size.width, 3), dtype=np.uint8)
+        self.rows = 0
+
+    def restart(self) -> None:
+        """Begin again from the top."""
+        self.rows = 0
+
+    def write(self, band: NDArray[np.float32]) -> None:
+        """Append a band; rows and columns beyond the picture are cut off."""
+        keep = min(band.shape[0], self.size.height - self.rows)
+        if keep > 0:
+            self.pixels[self.rows : self.rows + keep] = to_uint8(band[:keep, : self.size.width])
+            self.rows += keep
+
+    def finished(self) -> NDArray[np.uint8]:
+        """The picture; an invariant that every row came."""
+        assert self.rows == self.size.height, f"{self.rows} of {self.size.height} rows were written"
+        return self.pixels
+
+
+def save_png(path: Path, pixels: NDArray[np.uint8], text: Mapping[str, str], overwrite: bool) -> None:
+    """Write pixels (H, W, 3) with text chunks. The file appears whole or not at all; WriteError if the disk refuses."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=4)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        if path.exists() and not overwrite:
+            raise OutputError(f"output {path}: appeared while rendering; give --overwrite or another name")
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"output {path}: {reason}; nothing was written, free some space or give another -o") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_text(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG."""
+    with Image.open(path) as picture:
+        picture.load()
+        chunks: dict[str, Any] = getattr(picture, "text", {})
+        return {key: str(value) for key, value in chunks.items()}

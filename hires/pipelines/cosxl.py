@@ -1,0 +1,69 @@
+"""CosXL and SDXL in text-to-image: two CLIP towers, a UNet with size conditions, an AutoencoderKL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hires.conditioning import Conditioning, sdxl_size_ids
+from hires.denoisers import Denoiser, Network, edm_v, eps
+from hires.device import TORCH_DTYPE
+from hires.pipelines.base import dispatch_attention
+from hires.specs import ModelSpec, vp_sigmas
+from hires.text import encode_prompts
+from hires.tiling.geometry import Size
+from hires.weights import load_unet, load_vae
+
+
+class CosXL:
+    """A loaded CosXL or SDXL folder and the prompts of one request. Text towers are freed before the UNet is loaded."""
+
+    def __init__(
+        self, spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str
+    ) -> None:
+        self.spec, self.device = spec, device
+        self._dtype, self._vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[vae_dtype]
+        self._texts = encode_prompts(spec.path, [prompt, negative], torch.float32, device, spec.cell_px)
+        self._unet = dispatch_attention(load_unet(spec.path, self._dtype, device))
+        self._vae = load_vae(spec.path, self._vae_dtype, device)
+        if device.type == "cpu":
+            for module in (self._unet, self._vae):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
+        ids = sdxl_size_ids(canvas_px).to(self.device)
+        conditional, unconditional = (replace(text, size_ids=ids).to(self.device, self._dtype) for text in self._texts)
+        return conditional, unconditional
+
+    def denoiser(self) -> Denoiser:
+        if self.spec.vp_betas is None:
+            return edm_v(self._network())
+        return eps(self._network(), vp_sigmas(*self.spec.vp_betas))
+
+    def _network(self) -> Network:
+        def network(x: Tensor, time: float, cond: Conditioning) -> Tensor:
+            output: Tensor = self._unet(
+                self._laid_out(x.to(self._dtype)),
+                torch.full((x.shape[0],), time, device=x.device),
+                encoder_hidden_states=cond.tokens,
+                added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.size_ids},
+                return_dict=False,
+            )[0]
+            return output
+
+        return network
+
+    def decode(self, latents: Tensor) -> Tensor:
+        scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
+        pixels: Tensor = self._vae.decode(self._laid_out(scaled), return_dict=False)[0]  # type: ignore[operator]
+        return pixels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        moved = self._laid_out(pixels.to(self.device, self._vae_dtype))
+        mean: Tensor = self._vae.encode(moved).latent_dist.mean  # type: ignore[operator]
+        return mean.float() * self.spec.latent_scale
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else x

@@ -1,0 +1,246 @@
+"""From a request, a model and a device to a plan: every choice is made here, before the first kernel, with its reason.
+
+Pure functions of shapes, no torch. First version: it walks candidates from fast to small and takes the first that fits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from hires import cost
+from hires.errors import BudgetError, RequestError
+from hires.resolution import check_size, round_up, snap, stage_canvases
+from hires.specs import ModelSpec
+from hires.tiling.geometry import Size, make_grid
+from hires.types import (
+    BYTES_PER_ELEMENT,
+    DecodePlan,
+    DeviceSpec,
+    MemoryPlan,
+    RenderRequest,
+    Rung,
+    StageCost,
+    StagePlan,
+    gib,
+)
+
+CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
+CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core
+CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
+BATCHES = (16, 8, 4, 2, 1)
+CPU_BATCHES = (4, 2, 1)
+CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a sampler step holds
+DECODE_OVERLAP_CELLS = 8
+SMALLEST_DECODE_CELLS = 16
+LARGEST_DECODE_CELLS = 128  # an SDXL-type decoder is trained near this; beyond it only costs memory
+
+
+def host_device(budget_bytes: int | None = None) -> DeviceSpec:
+    """The CPU of this machine, described without torch."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * CPU_BUDGET_BYTES
+    cores = os.cpu_count() or 1
+    budget = budget_bytes or min(CPU_BUDGET_BYTES, free // 2)
+    return DeviceSpec(name=f"CPU, {cores} cores", kind="cpu", budget_bytes=budget, flops=cores * CPU_CORE_FLOPS, bf16=False)
+
+
+def described_card(budget_bytes: int) -> DeviceSpec:
+    """A card that is not here: `--vram` alone on a machine without one asks for its plan."""
+    name = f"a card with {gib(budget_bytes)}"
+    return DeviceSpec(name=name, kind="cuda", budget_bytes=budget_bytes, flops=CARD_FLOPS, bf16=True)
+
+
+def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
+    """Choose canvas, strategy, stages, tiles, batch, dtype and decode tiles for the device's budget.
+
+    RequestError for values that contradict each other; BudgetError, with the smallest budget that would do, where
+    nothing fits.
+    """
+    check_size(request.size)
+    canvas = snap(request.size, spec.align_px)
+    notes: list[str] = []
+    if canvas != request.size:
+        notes.append(f"canvas {canvas} is the next multiple of {spec.align_px} px; {request.size} is cut from it")
+    strategy, why = choose_strategy(request.strategy, canvas, spec)
+    notes.append(f"strategy {strategy}: {why}")
+    dtype, why = choose_dtype(request.dtype, device)
+    notes.append(f"dtype {dtype}: {why}")
+    tile, overlap = choose_tile(request, canvas, spec, strategy)
+    stages = make_stages(request, canvas, spec, strategy, tile, overlap)
+    notes.append(
+        f"tiles of {tile * spec.cell_px} px: " + ("as asked for" if request.tile_px else "what the model was trained at")
+        if any(stage.grid.count > 1 for stage in stages)
+        else "no latent tiling: one tile covers the canvas"
+    )
+    batch, why = choose_batch(stages, spec, device, dtype)
+    notes.append(f"tile batch {batch}: {why}")
+    decode, why = choose_decode(canvas, spec, device, "fp32" if device.kind == "cpu" or not device.bf16 else "bf16")
+    notes.append(why)
+    costs = (*(stage_cost(stage, spec, device, batch, dtype) for stage in stages), decode_cost(canvas, decode, spec, device))
+    return MemoryPlan(
+        model=spec.name,
+        output=request.size,
+        canvas=canvas,
+        strategy=strategy,
+        stages=stages,
+        decode=decode,
+        batch=batch,
+        dtype=dtype,
+        device=device.name,
+        budget_bytes=device.budget_bytes,
+        offload="none" if device.kind == "cpu" else "text encoders freed after use",
+        backends=(("attention", "first of the dispatch order that runs"),),
+        costs=costs,
+        ladder=tuple(make_ladder(batch, decode)),
+        notes=tuple(notes),
+    )
+
+
+def choose_strategy(asked: str, canvas: Size, spec: ModelSpec) -> tuple[str, str]:
+    several = len(stage_canvases(canvas, spec.bins, spec.align_px)) > 1
+    if asked == "auto":
+        if several:
+            return (
+                "progressive",
+                f"{canvas} is beyond the {spec.native_px} px the model was trained at; a base picture keeps it one",
+            )
+        return "direct", f"{canvas} is about the {spec.native_px} px the model was trained at"
+    if asked == "direct" and several:
+        return asked, "as asked for; beyond the trained size expect repeated objects and attention over the whole canvas"
+    if asked == "tiled":
+        return asked, "as asked for; every tile starts from noise, so expect repeated objects"
+    if asked == "progressive" and not several:
+        return "direct", f"progressive was asked for, but {canvas} is one stage for this model"
+    return asked, "as asked for"
+
+
+def choose_dtype(asked: str, device: DeviceSpec) -> tuple[str, str]:
+    if asked != "auto":
+        return asked, "as asked for"
+    if device.kind == "cpu":
+        return "fp32", "the CPU's exact and, for small models, fastest type"
+    return ("bf16", "half the bytes, no overflow") if device.bf16 else ("fp16", "this card has no bf16")
+
+
+def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str) -> tuple[int, int]:
+    """Tile and overlap in cells. Beyond `direct`, the trained size unless asked otherwise."""
+    step = spec.align_px // spec.cell_px
+    if strategy == "direct":
+        return max(canvas.height, canvas.width) // spec.cell_px, 0
+    tile_px = request.tile_px or spec.defaults.tile_px
+    tile = max(step, round_up(tile_px, spec.align_px) // spec.cell_px)
+    overlap_px = spec.defaults.overlap_px if request.overlap_px is None else request.overlap_px
+    if request.overlap_px is not None and overlap_px >= tile * spec.cell_px:
+        raise RequestError(
+            f"--overlap {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
+        )
+    return tile, min(overlap_px // spec.cell_px, tile - 1)
+
+
+def make_stages(
+    request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, tile: int, overlap: int
+) -> tuple[StagePlan, ...]:
+    defaults = spec.defaults
+    steps = request.steps or defaults.steps
+    guidance = defaults.guidance if request.guidance is None else request.guidance
+    sampler = request.sampler or defaults.sampler
+    relay_steps = max(1, round(defaults.relay_steps * steps / defaults.steps))
+    sizes = stage_canvases(canvas, spec.bins, spec.align_px) if strategy == "progressive" else (canvas,)
+    stages = []
+    for index, size in enumerate(sizes):
+        cells = size.divided(spec.cell_px)
+        first = index == 0
+        whole = first and strategy == "progressive" and cells.area <= (2 * spec.native_px // spec.cell_px) ** 2
+        grid = make_grid(cells, cells, 0) if whole else make_grid(cells, Size(tile, tile), overlap)
+        stages.append(
+            StagePlan(
+                name="base" if first else f"refine {index}",
+                canvas=size,
+                grid=grid,
+                sigma_start=spec.sigma_max if first else min(defaults.relay_sigma, spec.sigma_max),
+                steps=steps if first else relay_steps,
+                sampler=sampler,
+                guidance=guidance if first else min(guidance, defaults.relay_guidance),
+                enlarger=None if first else defaults.enlarger,
+            )
+        )
+    return tuple(stages)
+
+
+def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[int, str]:
+    """The largest tile batch that fits. BudgetError names the bytes one tile needs."""
+    most = max(stage.grid.count for stage in stages)
+    candidates = [b for b in (CPU_BATCHES if device.kind == "cpu" else BATCHES) if b <= max(1, most)]
+    for batch in candidates:
+        peak = max(stage_cost(stage, spec, device, batch, dtype).peak_bytes for stage in stages)
+        if peak <= device.budget_bytes:
+            return batch, f"peak {gib(peak)} of {gib(device.budget_bytes)}"
+    worst = max(stages, key=lambda stage: stage_cost(stage, spec, device, 1, dtype).peak_bytes)
+    least = stage_cost(worst, spec, device, 1, dtype).peak_bytes
+    move = f"--vram {least / 1e9 + 0.1:.1f}GB would do"
+    if worst.grid.count == 1 and worst.canvas.area > spec.native_px**2:
+        move += ", or --strategy progressive"
+    raise BudgetError(f"stage {worst.name} at {worst.canvas} needs {gib(least)}, budget {gib(device.budget_bytes)}: {move}")
+
+
+def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int, dtype: str) -> StageCost:
+    """Peak bytes, FLOPs and seconds of one denoising stage; guidance other than 1 doubles the batch of every tile."""
+    tile = stage.grid.tile
+    element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
+    pictures = (1 if stage.guidance == 1.0 else 2) * min(batch, stage.grid.count)
+    live = cost.unet_live_bytes(spec.unet, tile.area, pictures, element, cpu)
+    canvas = CANVAS_BUFFERS * 4 * spec.unet.latent_channels * stage.grid.canvas.area
+    weights = 0 if cpu else spec.network_bytes * element // spec.weight_dtype_bytes
+    evaluations = stage.steps * (2 if stage.sampler == "heun" else 1) * (1 if stage.guidance == 1.0 else 2)
+    flops = evaluations * stage.grid.count * cost.unet_flops(spec.unet, tile.height, tile.width)
+    return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
+
+
+def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
+    """The largest decode tile within the budget, untiled where that is small enough."""
+    cells = canvas.divided(spec.cell_px)
+    whole = max(cells.height, cells.width)
+    sizes = [whole] if whole <= LARGEST_DECODE_CELLS else []
+    sizes += [s for s in (128, 96, 64, 48, 32, 24, SMALLEST_DECODE_CELLS) if s < whole]
+    for tile in sizes:
+        overlap = 0 if tile >= whole else min(DECODE_OVERLAP_CELLS, tile // 4)
+        decode = DecodePlan(tile_cells=tile, overlap_cells=overlap, dtype=dtype)
+        peak = decode_cost(canvas, decode, spec, device).peak_bytes
+        if peak <= device.budget_bytes:
+            how = (
+                "whole" if tile >= whole else f"in tiles of {tile * spec.cell_px} px, blended over {overlap * spec.cell_px} px"
+            )
+            return decode, f"decode {how}: peak {gib(peak)}" + (
+                "" if tile >= whole else " (an approximation: tile statistics differ from the whole picture's)"
+            )
+    raise BudgetError(
+        f"decoding in tiles of {sizes[-1] * spec.cell_px} px needs {gib(peak)}, budget {gib(device.budget_bytes)}"
+    )
+
+
+def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec) -> StageCost:
+    cells = canvas.divided(spec.cell_px)
+    grid = make_grid(cells, Size(decode.tile_cells, decode.tile_cells), decode.overlap_cells)
+    element, cpu = BYTES_PER_ELEMENT[decode.dtype], device.kind == "cpu"
+    tile_px = grid.tile.area * spec.cell_px**2
+    live = max(cost.vae_live_bytes(spec.vae, tile_px, element, cpu, encode=e) for e in (False, True))
+    band = 2 * 4 * 3 * canvas.width * grid.tile.height * spec.cell_px
+    weights = 0 if cpu else spec.vae_bytes * element // spec.weight_dtype_bytes
+    flops = grid.count * cost.vae_decode_flops(spec.vae, grid.tile.height, grid.tile.width)
+    return StageCost(stage="decode", peak_bytes=weights + live + band, flops=flops, seconds=flops / device.flops)
+
+
+def make_ladder(batch: int, decode: DecodePlan) -> Iterator[Rung]:
+    """What to do after running out of memory, cheapest change first; every rung is a complete setting."""
+    smaller = batch
+    while smaller > 1:
+        smaller //= 2
+        yield Rung(stage="denoise", batch=smaller, decode=decode, exact=True, reason=f"tile batch {smaller}")
+    tile = decode.tile_cells
+    while tile // 2 >= SMALLEST_DECODE_CELLS:
+        tile //= 2
+        overlap = min(DECODE_OVERLAP_CELLS, tile // 4)
+        reason = f"decode tiles of {tile} cells; the picture changes slightly, tile statistics are blended"
+        less = replace(decode, tile_cells=tile, overlap_cells=overlap)
+        yield Rung(stage="decode", batch=1, decode=less, exact=False, reason=reason)

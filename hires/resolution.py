@@ -1,0 +1,87 @@
+"""From the size asked for to the sizes rendered, in exact integers. The size delivered is always the size asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from hires.errors import SizeError
+from hires.tiling.geometry import Box, Size
+
+LARGEST_SIDE_PX = 131_072
+LARGEST_AREA_PX = 2**32
+SMALLEST_SIDE_PX = 16
+
+
+def parse_size(text: str) -> Size:
+    """'WIDTHxHEIGHT' (x, X, × or *) or one number for a square, as a Size; SizeError with the next move otherwise."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×*]\s*(\d+)\s*)?", text)
+    if match is None:
+        raise SizeError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
+    width = int(match[1])
+    return check_size(Size(int(match[2] or width), width))
+
+
+def check_size(size: Size) -> Size:
+    """The same size; SizeError where it is too small or too large to render."""
+    if min(size.height, size.width) < SMALLEST_SIDE_PX:
+        raise SizeError(f"size {size}: each side must be at least {SMALLEST_SIDE_PX} px, such as 1024x1024")
+    if max(size.height, size.width) > LARGEST_SIDE_PX:
+        raise SizeError(f"size {size}: a side may be {LARGEST_SIDE_PX} px at most; render smaller and enlarge")
+    if size.area > LARGEST_AREA_PX:
+        raise SizeError(f"size {size}: {size.area / 1e6:.0f} megapixels are over the limit of {LARGEST_AREA_PX / 1e6:.0f}")
+    return size
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def snap(size: Size, align_px: int) -> Size:
+    """The smallest canvas that holds `size` and divides by `align_px` on both sides."""
+    return Size(round_up(size.height, align_px), round_up(size.width, align_px))
+
+
+def make_bins(native_px: int, align_px: int) -> tuple[Size, ...]:
+    """Canvas sizes of about native area, aspect 1:4 to 4:1, both sides multiples of `align_px`; one per height."""
+    bins = []
+    for height in range(round_up(native_px // 2, align_px), 2 * native_px + 1, align_px):
+        width = max(align_px, round(native_px * native_px / height / align_px) * align_px)
+        bins.append(Size(height, width))
+    return tuple(bins)
+
+
+def nearest_bin(size: Size, bins: tuple[Size, ...]) -> Size:
+    """The bin whose aspect ratio is nearest on a logarithmic scale, so that portrait and landscape are alike."""
+    aspect = math.log(size.height / size.width)
+    return min(bins, key=lambda b: (abs(math.log(b.height / b.width) - aspect), -b.area))
+
+
+def cover(source: Size, target: Size) -> tuple[Size, Box]:
+    """Resize then crop so that `source` fills `target` exactly: (size to resize to, box of it to keep).
+
+    The binding axis is assigned, not computed, so rounding can never lose a pixel (diffusers #8911).
+    """
+    if target.height * source.width >= target.width * source.height:
+        resized = Size(target.height, max(target.width, -(-source.width * target.height // source.height)))
+    else:
+        resized = Size(max(target.height, -(-source.height * target.width // source.width)), target.width)
+    top, left = (resized.height - target.height) // 2, (resized.width - target.width) // 2
+    return resized, Box(top, left, target.height, target.width)
+
+
+def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int) -> tuple[Size, ...]:
+    """Canvases from the model's bin to `canvas`, each at most about twice the side of the one before.
+
+    A canvas no larger than its bin's area is one stage.
+    """
+    base = nearest_bin(canvas, bins)
+    ratio = math.sqrt(canvas.area / base.area)
+    if ratio <= 1.25:
+        return (canvas,)
+    count = max(1, math.ceil(math.log2(ratio) - 0.05))
+    sizes = [base]
+    for k in range(1, count):
+        scale = ratio ** (k / count) / ratio
+        sizes.append(snap(Size(math.ceil(canvas.height * scale - 1e-6), math.ceil(canvas.width * scale - 1e-6)), align_px))
+    return (*sizes, canvas)

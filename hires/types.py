@@ -1,0 +1,247 @@
+"""The values that flow from a request to a result. Frozen, no torch: `hires plan` needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hires.errors import RequestError, unknown
+from hires.tiling.geometry import Size, TileGrid
+
+STRATEGIES = ("auto", "direct", "tiled", "progressive")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
+BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """A device to plan for: probed, or described by the user for a machine that is elsewhere.
+
+    `budget_bytes` is all that the process may hold on the device; on a CPU, what it may work with beyond libraries
+    and weights. `flops` is the sustained rate that plans assume, in FLOP/s.
+    """
+
+    name: str
+    kind: str
+    budget_bytes: int
+    flops: float
+    bf16: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderRequest:
+    """What the user asked for. Pixel sizes; None means: the plan chooses. RequestError for values out of range."""
+
+    prompt: str
+    size: Size
+    negative: str = ""
+    model: str = "demo"
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    strategy: str = "auto"
+    dtype: str = "auto"
+    tile_px: int | None = None
+    overlap_px: int | None = None
+
+    def __post_init__(self) -> None:
+        _known("strategy", self.strategy, STRATEGIES)
+        _known("dtype", self.dtype, DTYPES)
+        if self.sampler is not None:
+            _known("sampler", self.sampler, SAMPLERS)
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise RequestError(f"--steps {self.steps}: give a number of steps from 1 to 1000")
+        if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):
+            raise RequestError(f"--guidance {self.guidance}: give a number from 0 to 100 (1 turns guidance off)")
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"--seed {self.seed}: give a whole number from 0 to {2**63 - 1}")
+        if self.tile_px is not None and self.tile_px < 1:
+            raise RequestError(f"--tile {self.tile_px}: give a tile side in pixels, such as 256 or 1024")
+        if self.overlap_px is not None and self.overlap_px < 0:
+            raise RequestError(f"--overlap {self.overlap_px}: give a number of pixels from 0 up to below the tile")
+
+
+def _known(what: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise RequestError(unknown(what, value, names))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """What one stage is predicted to take: device bytes at its peak (weights included), FLOPs, seconds."""
+
+    stage: str
+    peak_bytes: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells."""
+
+    name: str
+    canvas: Size
+    grid: TileGrid
+    sigma_start: float
+    steps: int
+    sampler: str
+    guidance: float
+    enlarger: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePlan:
+    """How latents become pixels (and back): tile and overlap in cells; a tile as large as the canvas is untiled."""
+
+    tile_cells: int
+    overlap_cells: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A cheaper way to run one stage after an out-of-memory: what changes, and whether the picture stays the same."""
+
+    stage: str
+    batch: int
+    decode: DecodePlan
+    exact: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture.
+
+    `canvas` is what is rendered, a multiple of what the model needs; `output` is what was asked for and is delivered.
+    """
+
+    model: str
+    output: Size
+    canvas: Size
+    strategy: str
+    stages: tuple[StagePlan, ...]
+    decode: DecodePlan
+    batch: int
+    dtype: str
+    device: str
+    budget_bytes: int
+    offload: str
+    backends: tuple[tuple[str, str], ...]
+    costs: tuple[StageCost, ...]
+    ladder: tuple[Rung, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def latent_grid(self) -> TileGrid:
+        """The tiles of the last stage, in latent cells."""
+        return self.stages[-1].grid
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(cost.peak_bytes for cost in self.costs)
+
+    @property
+    def seconds(self) -> float:
+        return sum(cost.seconds for cost in self.costs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        document = dataclasses.asdict(self)
+        document["latent_grid"] = dataclasses.asdict(self.latent_grid)
+        document["predicted_peak_bytes"] = self.peak_bytes
+        document["predicted_seconds"] = round(self.seconds, 2)
+        return document
+
+    def explain(self) -> str:
+        """The plan as a few lines for people: what runs, and why."""
+        lines = [f"{self.output} on {self.device}, strategy {self.strategy}, {self.dtype}, budget {gib(self.budget_bytes)}"]
+        for stage, cost in zip(self.stages, self.costs, strict=False):
+            tiles = stage.grid.count
+            lines.append(
+                f"  {stage.name:<10} {stage.canvas!s:>11}  {tiles:>4} tile{'s' if tiles > 1 else ' '} of {stage.grid.tile}"
+                f" cells, {stage.steps} steps of {stage.sampler} from sigma {stage.sigma_start:g}"
+                f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
+            )
+        for cost in self.costs[len(self.stages) :]:
+            lines.append(f"  {cost.stage:<10} peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s")
+        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Progress: `done` of `total` units of a stage; a unit is a tile in denoising and a band in decoding.
+
+    `step` and `steps` count sampler steps where the stage has them. `preview` is a small (h, w, 3) uint8 array or None.
+    """
+
+    stage: str
+    done: int
+    total: int
+    step: int = 0
+    steps: int = 0
+    preview: Any = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStats:
+    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int
+    tiles: int
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderResult:
+    """A finished render: where the file is, what was planned and what it took."""
+
+    path: Path | None
+    size: Size
+    seed: int
+    plan: MemoryPlan
+    stats: tuple[StageStats, ...]
+    seconds: float
+    peak_rss_bytes: int
+    pixels: Any = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values: path, size, seed, plan, stats."""
+        return {
+            "path": None if self.path is None else str(self.path),
+            "size": str(self.size),
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "plan": self.plan.to_json(),
+            "stats": [dataclasses.asdict(stage) for stage in self.stats],
+        }
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """'24GB' (10^9), '12GiB' (2^30), '800 MB' or plain bytes; RequestError for anything else or nothing."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if count < 1:
+        raise RequestError(f"{text!r} is no amount of memory: give such as 24GB or 12GiB")
+    return count

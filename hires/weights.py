@@ -1,0 +1,92 @@
+"""Loading: networks from a model folder, through diffusers and transformers, to a device and dtype. ModelError says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hires.errors import ModelError
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[list[str]]:
+    """Keep libraries' import-time warnings and log lines from the user; the list holds them when the block is left."""
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(f"{record.name}: {record.getMessage().strip()}")
+
+    named = [logging.getLogger(name) for name in ("xformers", "diffusers", "transformers", "torch")]
+    before = [(log, log.propagate, log.handlers[:]) for log in named]
+    stderr = io.StringIO()
+    try:
+        for log in named:
+            log.propagate, log.handlers = False, [Keep()]
+        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(stderr):
+            warnings.simplefilter("default")
+            yield said
+        said += [f"{w.category.__name__}: {w.message}" for w in caught]
+        said += [line for line in stderr.getvalue().splitlines() if line.strip()]
+    finally:
+        for log, propagate, handlers in before:
+            log.propagate, log.handlers = propagate, handlers
+
+
+def load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """An SDXL-type UNet from `folder/unet`, in eval mode."""
+    with quiet_imports():
+        from diffusers import UNet2DConditionModel
+    return _load_diffusers(UNet2DConditionModel, folder / "unet", dtype, device)
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """An AutoencoderKL from `folder/vae`, in eval mode."""
+    with quiet_imports():
+        from diffusers import AutoencoderKL
+    return _load_diffusers(AutoencoderKL, folder / "vae", dtype, device)
+
+
+def _load_diffusers(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Build from the config on no memory, then take the weights over key by key; every key must fit."""
+    state = read_weights(folder)
+    with torch.device("meta"):
+        module: nn.Module = kind.from_config(kind.load_config(folder))
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or extra:
+        raise ModelError(
+            f"{folder}: the weights do not fit the config: {len(missing)} missing (such as {missing[:1]}), "
+            f"{len(extra)} unknown (such as {extra[:1]}); download the model again"
+        )
+    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
+    if wrong:
+        shapes = f"{tuple(state[wrong[0]].shape)}, config says {tuple(wanted[wrong[0]].shape)}"
+        raise ModelError(f"{folder}: {wrong[0]} has shape {shapes}; download the model again")
+    module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a component's safetensors files, the fp16 variant where there is one."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if ".fp16." in file.name] or files
+    if not files:
+        raise ModelError(f"{folder}: holds no .safetensors weights; download the model again")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: cannot be read ({error}); the file is damaged or cut short, download it again") from None
+    return state

@@ -1,0 +1,32 @@
+"""Shared fixtures: the shipped model's spec, and a tiny random SDXL-type folder with an epsilon schedule."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hires.specs import ModelSpec, load_spec
+
+
+@pytest.fixture(scope="session")
+def demo() -> ModelSpec:
+    return load_spec("demo")
+
+
+@pytest.fixture(scope="session")
+def eps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped folder with the scheduler of SDXL: weights that mean nothing to it, but every part in its place."""
+    folder = tmp_path_factory.mktemp("model") / "sdxl"
+    shutil.copytree(load_spec("demo").path, folder)
+    scheduler = {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "epsilon",
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    return folder

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hires.kernels.dispatch import BACKENDS, AttentionSpec, BackendRefused, attention, select, table
+from hires.kernels.reference import attention_chunked
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """float64, all scores at once."""
+    scores = q.double() @ k.double().transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v.double()
+
+
+def case(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n * 7 + m)
+    q, k, v = (torch.randn(2, 3, length, d, generator=generator).to(dtype) for length in (n, m, m))
+    return q, k, v
+
+
+@pytest.mark.parametrize("backend", [b.name for b in BACKENDS])
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 8), (17, 33, 40), (64, 77, 72), (5, 2100, 64), (130, 13, 512)])
+@pytest.mark.parametrize("masked", [None, "bool", "additive"])
+def test_every_backend_gives_the_reference_result(backend: str, n: int, m: int, d: int, masked: str | None) -> None:
+    q, k, v = case(n, m, d, torch.float32)
+    mask = None
+    if masked is not None:
+        keep = torch.rand(2, 1, 1, m, generator=torch.Generator().manual_seed(m)) > 0.3
+        keep[..., 0] = True
+        mask = keep if masked == "bool" else torch.zeros(keep.shape).masked_fill(~keep, -1e4)
+    expected = plain(q, k, v, mask, d**-0.5)
+    assert (attention(q, k, v, mask=mask, backend=backend) - expected).abs().max() <= 5e-6
+
+
+def test_the_reference_is_exact_in_double_for_any_chunk() -> None:
+    q, k, v = case(9, 50, 16, torch.float64)
+    for chunk in (1, 7, 50, 64):
+        torch.testing.assert_close(attention_chunked(q, k, v, None, 0.3, chunk), plain(q, k, v, None, 0.3), rtol=0, atol=1e-12)
+
+
+def test_half_precision_is_at_most_twice_torchs_error() -> None:
+    q, k, v = case(40, 600, 64, torch.bfloat16)
+    expected = plain(q, k, v, None, 0.125)
+    errors = [(attention(q, k, v, backend=name).double() - expected).abs().max() for name in ("chunked", "sdpa")]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_why_not_agrees_with_what_runs() -> None:
+    q, k, v = case(4, 4, 8, torch.float32)
+    for dtype in (torch.float32, torch.bfloat16, torch.int32):
+        spec = AttentionSpec(device="cpu", dtype=dtype, head_dim=8, queries=4, keys=4, masked=False)
+        for name, reason in table(spec):
+            if reason is None:
+                assert attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name).dtype == dtype
+            else:
+                with pytest.raises(BackendRefused, match="floating-point"):
+                    attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name)
+
+
+def test_the_first_that_runs_is_taken_and_a_named_one_is_never_replaced() -> None:
+    spec = AttentionSpec(device="cpu", dtype=torch.float32, head_dim=64, queries=10**6, keys=10**6, masked=True)
+    assert select(spec).name == "chunked"
+    with pytest.raises(BackendRefused, match="sdpa: a masked call of 1000000 x 1000000 would hold all scores"):
+        select(spec, "sdpa")
+    with pytest.raises(BackendRefused, match="known: sdpa, chunked"):
+        select(spec, "flash9")

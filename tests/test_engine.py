@@ -1,0 +1,153 @@
+"""Whole renders with the shipped model: exact size, same seed same picture, progress, cancelling, metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hires
+from hires.errors import Cancelled, ModelError, RequestError
+from hires.imageio import read_text
+from hires.samplers import CanvasNoise
+from hires.tiling import retry
+from hires.types import Event, RenderResult
+
+PROMPT = "a moon on the left over purple mountains and a lake at night"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> RenderResult:
+    path = tmp_path_factory.mktemp("render") / "small.png"
+    return hires.render(PROMPT, size="500x300", output=path, steps=4, seed=3)
+
+
+def test_law_6_the_size_delivered_is_the_size_asked_for(small: RenderResult) -> None:
+    assert small.path is not None
+    with Image.open(small.path) as picture:
+        assert picture.size == (500, 300)
+        assert np.array_equal(np.asarray(picture), small.pixels)
+    assert small.plan.canvas.width == 512
+
+
+@pytest.mark.parametrize("size", ["17x16", "96x400", "257x255"])
+def test_law_6_odd_sizes(size: str) -> None:
+    result = hires.render(PROMPT, size=size, steps=1)
+    width, height = map(int, size.split("x"))
+    assert result.pixels.shape == (height, width, 3)
+
+
+def test_the_file_tells_how_it_was_made(small: RenderResult) -> None:
+    assert small.path is not None
+    text = read_text(small.path)
+    assert text["prompt"] == PROMPT
+    assert text["seed"] == "3"
+    assert text["sampler"] == small.plan.stages[0].sampler
+    assert json.loads(text["hires:plan"])["strategy"] == "progressive"
+    json.dumps(small.to_json(), default=str)
+    assert [s.stage for s in small.stats] == ["base", "refine 1", "decode"]
+    assert small.stats[1].tiles == small.plan.stages[1].steps * small.plan.stages[1].grid.count
+
+
+def test_the_same_seed_is_the_same_picture_and_another_is_not(small: RenderResult) -> None:
+    again = hires.render(PROMPT, size="500x300", steps=4, seed=3)
+    assert np.array_equal(again.pixels, small.pixels)
+    other = hires.render(PROMPT, size="500x300", steps=4, seed=4)
+    assert np.abs(other.pixels.astype(int) - small.pixels.astype(int)).mean() > 2
+
+
+def test_law_3_tile_batch_and_retries_do_not_change_the_picture(small: RenderResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch of more than one tile runs out of memory: the picture is that of any other batch."""
+    real = retry._attempt
+
+    def scarce(run: object, item: object) -> tuple[object, str]:
+        if isinstance(item, list) and len(item) > 1:
+            return None, "CUDA out of memory (injected)"
+        return real(run, item)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retry, "_attempt", scarce)
+    result = hires.render(PROMPT, size="500x300", steps=4, seed=3)
+    assert result.stats[1].retries > 0
+    assert np.abs(result.pixels.astype(int) - small.pixels.astype(int)).max() <= 1
+
+
+def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[torch.Tensor]] = []
+    real = CanvasNoise.__call__
+
+    def recording(self: CanvasNoise, step: int) -> torch.Tensor:
+        value = real(self, step)
+        drawn[-1].append(value)
+        return value
+
+    monkeypatch.setattr(CanvasNoise, "__call__", recording)
+    threads = torch.get_num_threads()
+    try:
+        for options in ({}, {"tile_px": 384}, {"tile_px": 320, "overlap_px": 32}, {"vram": "300MB"}):
+            drawn.append([])
+            hires.render(PROMPT, size="512x512", steps=1, seed=3, sampler="euler_ancestral", **options)  # type: ignore[arg-type]
+            torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(threads)
+    for other in drawn[1:]:
+        assert len(other) == len(drawn[0]) >= 2
+        assert all(torch.equal(a, b) for a, b in zip(other, drawn[0], strict=True))
+
+
+def test_progress_counts_every_tile_and_step() -> None:
+    events: list[Event] = []
+    hires.render(PROMPT, size="512x512", steps=4, on_event=events.append)
+    assert list(dict.fromkeys(e.stage for e in events)) == [
+        "load", "base", "decode for refine 1", "encode for refine 1", "refine 1", "decode",
+    ]  # fmt: skip
+    for stage in {e.stage for e in events}:
+        counts = [e.done for e in events if e.stage == stage]
+        assert counts == sorted(counts)
+        assert counts[-1] == next(e.total for e in events if e.stage == stage)
+    assert max(e.step for e in events if e.stage == "base") == 4
+
+
+def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "base" and event.step >= 1:
+            raise Cancelled("stopped by the caller")
+
+    with pytest.raises(Cancelled):
+        hires.render(PROMPT, size="256x256", output=tmp_path / "a.png", on_event=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:
+    result = hires.render(PROMPT, size="256x256", model=str(eps_folder), steps=2)
+    assert result.plan.stages[0].sigma_start == pytest.approx(14.615, abs=1e-3)
+    assert result.pixels.shape == (256, 256, 3)
+
+
+def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(ModelError, match="no such folder"):
+        hires.render(PROMPT, size="256x256", model="./nowhere")
+    with pytest.raises(ModelError, match=r"unknown model 'demmo': did you mean 'demo'"):
+        hires.plan(size="256x256", model="demmo")
+    with pytest.raises(ModelError, match=r"holds no model_index\.json"):
+        hires.plan(size="256x256", model=str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(eps_folder, broken)
+    weights = next((broken / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(ModelError, match="damaged or cut short"):
+        hires.render(PROMPT, size="256x256", model=str(broken))
+    shutil.rmtree(broken / "vae")
+    with pytest.raises(ModelError, match="missing"):
+        hires.plan(size="256x256", model=str(broken))
+
+
+def test_python_options_are_checked() -> None:
+    with pytest.raises(RequestError, match="unknown option 'stepz'"):
+        hires.plan(size="256x256", stepz=3)
+    assert hires.plan(size=(640, 480)).output.height == 480

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hires.errors import OutputError
+from hires.imageio import PictureSink, check_output, read_text, save_png, to_uint8
+from hires.tiling.geometry import Size
+
+
+def test_bands_are_cut_to_the_size_asked_for() -> None:
+    sink = PictureSink(Size(10, 7))
+    for value in (-1.0, 0.0, 1.0):
+        sink.write(np.full((4, 16, 3), value, dtype=np.float32))
+    pixels = sink.finished()
+    assert pixels.shape == (10, 7, 3)
+    assert pixels[[0, 4, 8], 0, 0].tolist() == [0, 128, 255]
+
+
+def test_a_missing_row_is_noticed() -> None:
+    sink = PictureSink(Size(10, 7))
+    sink.write(np.zeros((9, 7, 3), dtype=np.float32))
+    with pytest.raises(AssertionError, match="9 of 10 rows"):
+        sink.finished()
+
+
+def test_values_beyond_the_range_are_clipped_and_rounded() -> None:
+    values = np.asarray([-3.0, -1.0, -1 + 1.4 / 127.5, 0.99, 1.0, 3.0], dtype=np.float32)
+    assert to_uint8(values).tolist() == [0, 0, 1, 254, 255, 255]
+
+
+def test_png_round_trip_with_text(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    save_png(path, pixels, {"prompt": "ein Mond über dem See", "seed": "7"}, overwrite=False)
+    assert np.array_equal(np.asarray(Image.open(path)), pixels)
+    assert read_text(path) == {"prompt": "ein Mond über dem See", "seed": "7"}
+    assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_is_in_the_way_is_said_before_any_work(tmp_path: Path) -> None:
+    existing = tmp_path / "there.png"
+    existing.write_bytes(b"keep me")
+    for path, words in (
+        (existing, "--overwrite"),
+        (tmp_path / "no" / "a.png", "does not exist"),
+        (tmp_path / "a.gif", "must end in .png"),
+        (tmp_path, "must end in .png"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            check_output(path, overwrite=False)
+    assert check_output(existing, overwrite=True) == existing
+    with pytest.raises(OutputError, match="appeared while rendering"):
+        save_png(existing, np.zeros((4, 4, 3), np.uint8), {}, overwrite=False)
+    assert existing.read_bytes() == b"keep me"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_refuses_leaves_nothing_and_the_old_file(tmp_path: Path) -> None:
+    """A real limit on file size in a child process: writing fails half way, as on a full disk."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    code = """
+import resource, sys, numpy as np
+from pathlib import Path
+from hires.errors import WriteError
+from hires.imageio import save_png
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+try:
+    save_png(Path(sys.argv[1]), noise, {}, overwrite=True)
+except WriteError as error:
+    print(error, error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "nothing was written" in done.stdout
+    assert done.stdout.strip().endswith("1")
+    assert path.read_bytes() == b"old"
+    assert [f.name for f in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,100 @@
+"""Measures on cases with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.scenes import draw, scene, with_disks
+from hires.metrics import band_energy, find_disks, luma, mean_colour, psnr, seam_lines, seam_score, third_of
+from hires.tiling.geometry import Size, make_grid
+
+
+def textured(side: int, seed: int = 0) -> np.ndarray:
+    """A 1/f picture in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side)))
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
+    radius[0, 0] = 1
+    picture = np.fft.irfft2(spectrum / radius, (side, side))
+    return (0.5 + 0.15 * (picture - picture.mean()) / picture.std()).astype(np.float32)
+
+
+def test_seam_score_rises_with_the_step_and_is_one_without() -> None:
+    picture = textured(512)
+    grid = make_grid(Size(64, 64), Size(16, 16), 0)
+    rows, cols = seam_lines(grid, 8)
+    assert rows == cols == (128, 256, 384)
+    scores = []
+    for step in (0.0, 0.005, 0.01, 0.02):
+        checker = (np.indices((4, 4)).sum(axis=0) % 2).repeat(128, 0).repeat(128, 1)
+        scores.append(seam_score(picture + step * (2 * checker.astype(np.float32) - 1), rows, cols))
+    assert scores[0] < 1.25
+    assert scores == sorted(scores)
+    assert scores[2] > 1.5
+    assert scores[3] > 2.5
+
+
+def test_no_lines_no_seam() -> None:
+    assert seam_score(textured(64), (), ()) == 1.0
+
+
+def test_seam_lines_are_where_overlapping_tiles_begin_and_end() -> None:
+    rows, cols = seam_lines(make_grid(Size(40, 32), Size(32, 32), 8), 8)
+    assert rows == (64, 256)
+    assert cols == ()
+
+
+def test_band_energy_of_waves() -> None:
+    x = np.arange(256, dtype=np.float32)
+    low = np.broadcast_to(0.3 * np.sin(2 * np.pi * x * 8 / 256), (256, 256)).astype(np.float32)
+    high = np.broadcast_to(0.1 * np.sin(2 * np.pi * x * 64 / 256), (256, 256)).astype(np.float32)
+    assert band_energy(low + high, 0.125) == pytest.approx(0.1**2 / 2, rel=0.02)
+    assert band_energy(low + high, 0.0) == pytest.approx(0.3**2 / 2 + 0.1**2 / 2, rel=0.02)
+    assert band_energy(low, 0.125) < 1e-8
+
+
+def test_an_enlarged_picture_has_no_energy_beyond_its_base() -> None:
+    from PIL import Image
+
+    picture = textured(256)
+    small = Image.fromarray((picture * 255).astype(np.uint8)).resize((64, 64), Image.Resampling.LANCZOS)
+    enlarged = np.asarray(small.resize((256, 256), Image.Resampling.LANCZOS)).astype(np.float32) / 255
+    assert band_energy(enlarged, 64 / 512) < 0.1 * band_energy(picture, 64 / 512)
+
+
+@pytest.mark.parametrize("side", [256, 1024])
+def test_the_disk_counter_is_exact(side: int) -> None:
+    for seed in range(24 if side == 256 else 8):
+        truth = with_disks(scene(3_000_000 + seed), seed % 4)
+        found = find_disks(draw(truth, Size(side, side)))
+        assert len(found) == seed % 4, truth
+        for disk in truth.disks:
+            assert any(abs(f.x - disk.x) < 0.01 and abs(f.y - disk.y) < 0.01 for f in found)
+            assert third_of(disk.x) in {third_of(f.x) for f in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [1024, 4096])
+def test_the_disk_counter_is_exact_on_200_scenes(side: int) -> None:
+    wrong = []
+    for seed in range(200):
+        truth = with_disks(scene(4_000_000 + seed), seed % 4)
+        if len(find_disks(draw(truth, Size(side, side)))) != seed % 4:
+            wrong.append(truth)
+    assert not wrong
+
+
+def test_the_disk_counter_works_on_other_shapes() -> None:
+    truth = with_disks(scene(12), 2)
+    for size in (Size(512, 768), Size(900, 600)):
+        assert len(find_disks(draw(truth, size))) == 2
+
+
+def test_small_measures() -> None:
+    picture = np.zeros((10, 20, 3), dtype=np.uint8)
+    picture[5:, :, 0] = 255
+    assert mean_colour(picture, (0.5, 1.0), (0.0, 1.0)).tolist() == [1, 0, 0]
+    assert luma(picture)[9, 0] == pytest.approx(0.2126)
+    assert psnr(np.zeros(4), np.full(4, 0.1), 1.0) == pytest.approx(20)
+    assert [third_of(x) for x in (0.1, 0.5, 0.99, 1.0)] == ["left", "middle", "right", "right"]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+
+from hires.errors import BudgetError, RequestError
+from hires.planner import described_card, host_device, plan
+from hires.specs import ModelSpec, UNetShape, VaeShape
+from hires.tiling.geometry import Size
+from hires.types import RenderRequest, parse_bytes
+
+
+def request(size: Size, **options: object) -> RenderRequest:
+    return RenderRequest(prompt="a sun", size=size, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def cosxl(demo: ModelSpec) -> ModelSpec:
+    """The shapes and bytes of the full CosXL, no weights."""
+    from hires.resolution import make_bins
+    from hires.specs import FAMILY_DEFAULTS
+
+    return replace(
+        demo,
+        name="cosxl",
+        native_px=1024,
+        bins=make_bins(1024, 64),
+        unet=UNetShape(
+            channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4
+        ),
+        vae=VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True),
+        network_bytes=5_134_000_000,
+        text_bytes=1_640_000_000,
+        vae_bytes=167_000_000,
+        defaults=FAMILY_DEFAULTS["cosxl"],
+    )
+
+
+@pytest.mark.parametrize(("side", "budget"), itertools.product((1024, 2048, 4096, 8192), ("8GB", "12GB", "16GB", "24GB")))
+def test_every_common_card_has_a_plan_within_its_budget(cosxl: ModelSpec, side: int, budget: str) -> None:
+    made = plan(request(Size(side, side)), cosxl, described_card(parse_bytes(budget)))
+    assert made.peak_bytes <= parse_bytes(budget)
+    assert made.stages[-1].canvas == Size(side, side)
+    assert made.strategy == ("direct" if side == 1024 else "progressive")
+    assert len(made.costs) == len(made.stages) + 1
+
+
+def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:
+    made = plan(request(Size(1000, 1500)), demo, host_device(parse_bytes("2GiB")))
+    text = made.explain()
+    assert "canvas 1504x1024 is the next multiple of 32 px; 1500x1000 is cut from it" in text
+    for word in ("strategy progressive", "dtype fp32", "tile batch", "decode"):
+        assert word in text
+    document = json.loads(json.dumps(made.to_json()))
+    assert document["output"] == {"height": 1000, "width": 1500}
+    assert document["canvas"] == {"height": 1024, "width": 1504}
+    assert document["stages"][0]["name"] == "base"
+    assert document["latent_grid"]["canvas"] == {"height": 128, "width": 188}
+
+
+def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:
+    rich = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("24GB")))
+    poor = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("8GB")))
+    assert poor.batch < rich.batch
+    assert poor.peak_bytes < rich.peak_bytes
+    assert poor.stages == rich.stages  # the budget decides how, not what
+
+
+def test_an_impossible_budget_names_the_one_that_would_do(cosxl: ModelSpec) -> None:
+    with pytest.raises(BudgetError, match=r"needs .* GiB, budget 1.86 GiB: --vram (\d+\.\d)GB would do") as caught:
+        plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes("2GB")))
+    named = str(caught.value).split("--vram ")[1].split(" ")[0]
+    plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes(named)))
+
+
+def test_strategies_are_what_was_asked_for(demo: ModelSpec) -> None:
+    device = host_device(parse_bytes("2GiB"))
+    tiled = plan(request(Size(1024, 1024), strategy="tiled"), demo, device)
+    assert len(tiled.stages) == 1
+    assert tiled.latent_grid.count == 25
+    direct = plan(request(Size(1024, 1024), strategy="direct"), demo, device)
+    assert direct.latent_grid.count == 1
+    assert plan(request(Size(256, 256), strategy="progressive"), demo, device).strategy == "direct"
+
+
+def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:
+    device = host_device(parse_bytes("2GiB"))
+    made = plan(request(Size(1024, 1024), tile_px=384, overlap_px=128), demo, device)
+    assert made.latent_grid.tile == Size(48, 48)
+    with pytest.raises(RequestError, match="--overlap 384: must be below the tile of 384 px"):
+        plan(request(Size(1024, 1024), tile_px=384, overlap_px=384), demo, device)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": -3}, "--steps -3"),
+        ({"steps": 0}, "--steps 0"),
+        ({"guidance": float("nan")}, "--guidance nan"),
+        ({"guidance": -1.0}, "--guidance -1.0"),
+        ({"sampler": "ddpm"}, "unknown sampler 'ddpm'"),
+        ({"strategy": "tile"}, "unknown strategy 'tile': did you mean 'tiled'"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"seed": -1}, "--seed -1"),
+        ({"tile_px": 0}, "--tile 0"),
+        ({"overlap_px": -8}, "--overlap -8"),
+    ],
+)
+def test_bad_values_name_themselves(options: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        request(Size(512, 512), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GB", 24 * 10**9), ("12GiB", 12 * 2**30), ("1.5 gb", 15 * 10**8), ("4096", 4096)]
+)
+def test_amounts_of_memory(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-4GB", "12 bananas", "0", "nan"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="no amount of memory"):
+        parse_bytes(text)
+
+
+def test_the_ladder_steps_down_and_says_what_changes_the_picture(demo: ModelSpec) -> None:
+    made = plan(request(Size(4096, 4096)), demo, host_device(parse_bytes("2GiB")))
+    batches = [rung.batch for rung in made.ladder if rung.stage == "denoise"]
+    tiles = [rung.decode.tile_cells for rung in made.ladder if rung.stage == "decode"]
+    assert batches == sorted(batches, reverse=True)
+    assert batches[-1] == 1
+    assert tiles == sorted(tiles, reverse=True)
+    assert all(rung.exact for rung in made.ladder if rung.stage == "denoise")
+    assert not any(rung.exact for rung in made.ladder if rung.stage == "decode")
