@@ -16,14 +16,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,19 +157,25 @@ def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[int, float]:
 
 
 def train_ae(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
+    """Both halves (`ae`), or the decoder alone on latents that stay as they are (`decoder`), slightly noised."""
+    device, decoder_only = torch.device(args.device), args.stage == "decoder"
     vae = make_vae().to(device)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    if decoder_only:
+        vae.load_state_dict(torch.load(args.out / "ae.pt", weights_only=True)["ema"])
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     ema = Ema(vae, 0.999)
     step, images, wall = 0, 0, 0.0
-    checkpoint = args.out / "ae.pt"
+    checkpoint = args.out / f"{args.stage}.pt"
     if args.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
     log = Log(args.out / "train_log.csv")
-    batches = ae_batches(np.random.default_rng(step), args.pool, args.crop, args.batch)
+    batches = ae_batches(np.random.default_rng([step, decoder_only]), args.pool, args.crop, args.batch)
     next(batches)
     begun, saved, budget = time.monotonic() - wall, time.monotonic(), args.minutes * 60
     running = 0.0
@@ -179,31 +184,43 @@ def train_ae(args: argparse.Namespace) -> None:
         for group in optimiser.param_groups:
             group["lr"] = lr
         batch = next(batches).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(batch).latent_dist
-            output = vae.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = reconstruction_loss(output.float(), batch) + args.kl * kl
+        loss = decoder_loss(vae, batch) if decoder_only else autoencoder_loss(vae, batch, args.kl)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         step, images = step + 1, images + args.batch
         running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
         ema.update(vae, step)
         if step % 200 == 0:
-            print(f"ae {step} {spent:.0f}s loss {running:.4f} kl {kl.item():.2f} lr {lr:.1e}", flush=True)
-        if time.monotonic() - saved > args.every * 60 or spent + 5 > budget:
-            saved = time.monotonic()
-            wall = time.monotonic() - begun
+            print(f"{args.stage} {step} {spent:.0f}s loss {running:.4f} lr {lr:.1e}", flush=True)
+        if time.monotonic() - saved > args.every * 60 or spent + 2 > budget:
+            saved, wall = time.monotonic(), time.monotonic() - begun
             state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.values, "step": step}
-            state |= {"images": images, "wall": wall}
-            torch.save(state, checkpoint)
+            torch.save(state | {"images": images, "wall": wall}, checkpoint)
             average = make_vae().to(device).eval()
             average.load_state_dict(ema.values)
             for side, value in held_out_psnr(average, device).items():
-                row = {"stage": "ae", "step": step, "images": images, "wall_s": round(wall), "loss": round(running, 4)}
+                row = {"stage": args.stage, "step": step, "images": images, "wall_s": round(wall), "loss": round(running, 4)}
                 log.row(**row, metric=f"psnr_db_{side}", value=round(value, 2), lr=f"{lr:.2e}", device=args.device)
+
+
+def autoencoder_loss(vae: nn.Module, batch: Tensor, kl_weight: float) -> Tensor:
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        posterior = vae.encode(batch).latent_dist
+        output = vae.decode(posterior.sample()).sample
+    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return reconstruction_loss(output.float(), batch) + kl_weight * kl
+
+
+def decoder_loss(vae: nn.Module, batch: Tensor) -> Tensor:
+    """Latents keep their meaning for the denoiser; up to 3 % noise stands for its error."""
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        with torch.no_grad():
+            latents = vae.encode(batch).latent_dist.mean
+            latents = latents + torch.rand(()) * 0.03 * latents.std() * torch.randn_like(latents)
+        output = vae.decode(latents).sample
+    return reconstruction_loss(output.float(), batch)
 
 
 # ---- text and denoiser ----------------------------------------------------------------------------------------------
@@ -307,29 +324,60 @@ def spoken(drawn: Scene, rng: np.random.Generator) -> str:
     return f"a {disk}{place}{over if rng.uniform() < 0.7 else f' over a {ground}'}{when}"
 
 
+View = Callable[[np.random.Generator], tuple[Scene, Size, Box]]
+
+
 @dataclass
 class Pool:
-    """Latents (N, 4, 32, 32) in half precision with what the model is told about each; filled first, then replaced."""
+    """Latents (N, 4, cells, cells) in half precision with what the model is told about each; filled, then replaced."""
 
+    view: View
     latents: Tensor
     ids: Tensor
     scenes: list[Scene]
 
     @classmethod
-    def empty(cls, size: int) -> Pool:
-        return cls(torch.zeros(size, 4, NATIVE_CELLS, NATIVE_CELLS).half(), torch.zeros(size, 6), [])
+    def empty(cls, view: View, size: int, cells: int) -> Pool:
+        return cls(view, torch.zeros(size, 4, cells, cells).half(), torch.zeros(size, 6), [])
+
+    def refill(self, count: int, vae: nn.Module, scale: float, rng: np.random.Generator) -> None:
+        """Draw and encode `count` new views: into free places, or over random ones once there are none."""
+        have, size = len(self.scenes), len(self.latents)
+        slots = list(range(have, min(have + count, size))) or rng.integers(size, size=count // 2).tolist()
+        views = [self.view(rng) for _ in slots]
+        pixels = np.stack([draw(drawn, canvas, box).transpose(2, 0, 1) for drawn, canvas, box in views])
+        batch = torch.from_numpy(pixels * 2 - 1).to(next(vae.parameters()).device)
+        with torch.no_grad():
+            latents = vae.encode(batch.contiguous(memory_format=torch.channels_last)).latent_dist.mean * scale
+        self.scenes += [views[0][0]] * (max(slots) + 1 - have)
+        for slot, latent, (drawn, canvas, box) in zip(slots, latents.cpu().half(), views, strict=True):
+            self.latents[slot], self.scenes[slot] = latent, drawn
+            self.ids[slot] = torch.tensor([canvas.height, canvas.width, box.top, box.left, canvas.height, canvas.width])
+
+    def sample(self, count: int, cells: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[Scene]]:
+        """Random entries, or random crops of them where `cells` is smaller; crop offsets move along in the ids."""
+        slots = rng.integers(len(self.scenes), size=count)
+        offsets = rng.integers(self.latents.shape[-1] - cells + 1, size=(count, 2))
+        crops = [self.latents[s, :, t : t + cells, u : u + cells] for s, (t, u) in zip(slots, offsets, strict=True)]
+        ids = self.ids[torch.from_numpy(slots)].clone()
+        ids[:, 2:4] += 8 * torch.from_numpy(offsets)
+        return torch.stack(crops).float(), ids, [self.scenes[slot] for slot in slots]
 
 
-def pool_view(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
-    """A scene and a 256 px view of it: the whole picture (45 %), half-size (10 %), or a crop of a larger canvas."""
+def small_picture(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
+    """A whole picture at half the native size: what is where, learnt at a quarter of the cost."""
+    return training_scene(rng), Size(4 * NATIVE_CELLS, 4 * NATIVE_CELLS), Box(0, 0, 4 * NATIVE_CELLS, 4 * NATIVE_CELLS)
+
+
+def native_view(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
+    """A scene and a 256 px view of it: the whole picture (50 %), part of a wide or tall one (10 %), or a crop."""
     drawn, roll, side = training_scene(rng), rng.uniform(), 8 * NATIVE_CELLS
-    if roll < 0.45:
+    if roll < 0.5:
         return drawn, Size(side, side), Box(0, 0, side, side)
-    if roll < 0.55:
+    if roll < 0.6:
         wide = bool(rng.uniform() < 0.5)
         canvas = Size(side, side * 3 // 2) if wide else Size(side * 3 // 2, side)
-        room = side // 2
-        offset = 8 * int(rng.integers(room // 8 + 1))
+        offset = 8 * int(rng.integers(side // 16 + 1))
         return drawn, canvas, Box(0 if wide else offset, offset if wide else 0, side, side)
     extent = 32 * round(side / 32 * 2 ** rng.uniform(0.4, 5.0))
     canvas = Size(extent, extent)
@@ -337,34 +385,8 @@ def pool_view(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
     return drawn, canvas, Box(box.top // 8 * 8, box.left // 8 * 8, side, side)
 
 
-def refill(pool: Pool, slots: list[int], vae: nn.Module, scale: float, rng: np.random.Generator) -> None:
-    """Draw and encode new views into the given slots (appended while the pool is being filled)."""
-    views = [pool_view(rng) for _ in slots]
-    pixels = np.stack([draw(drawn, canvas, box).transpose(2, 0, 1) for drawn, canvas, box in views])
-    batch = torch.from_numpy(pixels * 2 - 1).to(next(vae.parameters()).device)
-    with torch.no_grad():
-        latents = vae.encode(batch.contiguous(memory_format=torch.channels_last)).latent_dist.mean * scale
-    for slot, latent, (drawn, canvas, box) in zip(slots, latents.cpu().half(), views, strict=True):
-        pool.latents[slot] = latent
-        pool.ids[slot] = torch.tensor([canvas.height, canvas.width, box.top, box.left, canvas.height, canvas.width]).float()
-        if slot < len(pool.scenes):
-            pool.scenes[slot] = drawn
-        else:
-            pool.scenes.append(drawn)
-
-
-def small_views(pool: Pool, slots: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """16x16-cell crops of pool entries, their crop offsets moved along."""
-    latents, ids = [], pool.ids[torch.from_numpy(slots)].clone()
-    for row, slot in enumerate(slots):
-        top, left = rng.integers(NATIVE_CELLS // 2 + 1, size=2)
-        latents.append(pool.latents[slot, :, top : top + NATIVE_CELLS // 2, left : left + NATIVE_CELLS // 2])
-        ids[row, 2] += 8 * top
-        ids[row, 3] += 8 * left
-    return torch.stack(latents).float(), ids
-
-
 def train_unet(args: argparse.Namespace) -> None:
+    """First 16x16-cell batches (whole small pictures and crops) for `--small` of the time, then native ones."""
     from transformers import CLIPTokenizer
 
     device = torch.device(args.device)
@@ -376,8 +398,8 @@ def train_unet(args: argparse.Namespace) -> None:
     unet, text = make_unet().to(device), TextEncoders(len(tokenizer)).to(device)
     both = nn.ModuleDict({"unet": unet, "text": text})
     print(f"unet {count(unet):.2f} M, text {count(text):.2f} M, vae {count(vae):.2f} M, scale {scale:.4f}", flush=True)
-    optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = Ema(both, 0.9995)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ema = Ema(both, 0.9975)
     step, images, wall = 0, 0, 0.0
     checkpoint = args.out / "unet.pt"
     if args.resume and checkpoint.exists():
@@ -386,38 +408,40 @@ def train_unet(args: argparse.Namespace) -> None:
         optimiser.load_state_dict(state["optimiser"])
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
     log = Log(args.out / "train_log.csv")
-    begun = time.monotonic() - wall
-    pool = Pool.empty(args.pool)
-    first = args.pool // 8 if not args.resume else args.pool // 2
-    for start in range(0, first, 16):
-        refill(pool, list(range(start, start + 16)), vae, scale, rng)
-    print(f"pool of {len(pool.scenes)} after {time.monotonic() - begun:.0f} s", flush=True)
-    saved, budget, running, small_until = time.monotonic(), args.minutes * 60, 1.0, args.small * args.minutes * 60
+    begun, budget = time.monotonic() - wall, args.minutes * 60
+    halves = Pool.empty(small_picture, args.pool, NATIVE_CELLS // 2)
+    natives = Pool.empty(native_view, args.pool, NATIVE_CELLS)
+    small = wall < args.small * budget
+    for _ in range(args.pool // 128 if small else 1):
+        halves.refill(16, vae, scale, rng)
+    for _ in range(args.pool // (256 if small else 64)):
+        natives.refill(16, vae, scale, rng)
+    print(f"pools of {len(halves.scenes)}, {len(natives.scenes)} after {time.monotonic() - begun:.0f} s", flush=True)
+    saved, running = time.monotonic(), 1.0
     while (spent := time.monotonic() - begun) < budget:
         lr = args.lr * min(1.0, (step + 1) / 200) * (0.03 + 0.97 * min(1.0, 2.0 * (1 - spent / budget)))
         for group in optimiser.param_groups:
             group["lr"] = lr
+        small = spent < args.small * budget
         if step % 4 == 0:
-            have = len(pool.scenes)
-            new = list(range(have, min(have + 8, args.pool))) or rng.integers(args.pool, size=4).tolist()
-            refill(pool, new, vae, scale, rng)
-        small = spent < small_until
-        slots = rng.integers(len(pool.scenes), size=args.batch * (3 if small else 1))
-        if small:
-            x0, ids = small_views(pool, slots, rng)
-        else:
-            x0, ids = pool.latents[torch.from_numpy(slots)].float(), pool.ids[torch.from_numpy(slots)]
-        texts = [spoken(pool.scenes[slot], rng) for slot in slots]
-        loss = denoising_loss(unet, text, tokenizer, x0.to(device), ids.to(device), texts)
+            natives.refill(4 if small else 6, vae, scale, rng)
+            if small:
+                halves.refill(8, vae, scale, rng)
+        pool = halves if small and rng.uniform() < 0.7 else natives
+        cells = NATIVE_CELLS // 2 if small else NATIVE_CELLS
+        x0, ids, scenes = pool.sample(args.batch * (3 if small else 1), cells, rng)
+        loss = denoising_loss(unet, text, tokenizer, x0.to(device), ids.to(device), [spoken(s, rng) for s in scenes])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
-        step, images = step + 1, images + len(slots)
+        step, images = step + 1, images + len(scenes)
         running = 0.99 * running + 0.01 * loss.item()
-        ema.update(both, step)
+        if step % 4 == 0:
+            ema.update(both, step // 4)
         if step % 100 == 0:
-            print(f"unet {step} {spent:.0f}s loss {running:.4f} lr {lr:.1e} pool {len(pool.scenes)}", flush=True)
+            sizes = f"{len(halves.scenes)}+{len(natives.scenes)}"
+            print(f"unet {step} {spent:.0f}s loss {running:.4f} lr {lr:.1e} pools {sizes}", flush=True)
         if time.monotonic() - saved > args.every * 60 or spent + 2 > budget:
             saved = time.monotonic()
             wall = time.monotonic() - begun
@@ -454,9 +478,9 @@ def latent_scale(out: Path, vae: nn.Module, device: torch.device) -> float:
     """1 / std of the latents over 128 views, kept in a file so that every later stage uses the same number."""
     file = out / "latent_scale.json"
     if not file.exists():
-        probe = Pool.empty(128)
-        for start in range(0, 128, 16):
-            refill(probe, list(range(start, start + 16)), vae, 1.0, np.random.default_rng(start))
+        probe = Pool.empty(native_view, 128, NATIVE_CELLS)
+        for seed in range(8):
+            probe.refill(16, vae, 1.0, np.random.default_rng(seed))
         file.write_text(json.dumps(1 / probe.latents.float().std().item()))
     return float(json.loads(file.read_text()))
 
@@ -496,6 +520,8 @@ def export(args: argparse.Namespace) -> None:
     for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text.one), ("text_encoder_2", text.two)):
         shutil.rmtree(target / part, ignore_errors=True)
         module.half().save_pretrained(target / part, variant="fp16", safe_serialization=True)
+        for file in (target / part).iterdir():
+            file.chmod(0o644)
     for part in ("tokenizer", "tokenizer_2"):
         make_tokenizer(target / part)
     scheduler = {
@@ -528,7 +554,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("ae", "unet", "export"))
+    parser.add_argument("stage", choices=("ae", "unet", "decoder", "export"))
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--to", type=Path, default=Path("hires/assets/demo"), help="where export writes the model")
     parser.add_argument("--minutes", type=float, default=40)
@@ -544,7 +570,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    {"ae": train_ae, "unet": train_unet, "export": export}[args.stage](args)
+    {"ae": train_ae, "decoder": train_ae, "unet": train_unet, "export": export}[args.stage](args)
 
 
 if __name__ == "__main__":

@@ -20,23 +20,48 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Render 2K to 8K pictures and larger with diffusion models, planned before they run.",
 )
 
-Prompt = Annotated[str, typer.Argument(help="What to draw.", show_default=False)]
+
+def whole(text: str) -> int:
+    """An integer typed by a user; the message names what was typed."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no whole number") from None
+
+
+def number(text: str) -> float:
+    """A number typed by a user; the message names what was typed."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
 Model = Annotated[str, typer.Option(help="demo (ships with hires) or a path to a diffusers folder.")]
 Negative = Annotated[str, typer.Option(help="What to keep out of the picture.")]
-Steps = Annotated[int | None, typer.Option(help="Sampler steps of the base picture; later stages take a share of it.")]
-Guidance = Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 turns guidance off.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="Sampler steps of the base picture; later stages take a share of it."),
+]
+Guidance = Annotated[
+    float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
+]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same picture.")]
+Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
-Tile = Annotated[int | None, typer.Option(metavar="PX", help="Tile side in pixels; default: the model's training size.")]
-Overlap = Annotated[int | None, typer.Option(metavar="PX", help="Pixels that neighbouring tiles share.")]
+Tile = Annotated[
+    int | None, typer.Option(parser=whole, metavar="PX", help="Tile side in pixels; default: the model's training size.")
+]
+Overlap = Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Pixels that neighbouring tiles share.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
@@ -99,7 +124,9 @@ def render(
 @app.command()
 def plan(
     size: SizeText,
-    prompt: Annotated[str, typer.Argument(help="May be left out: plans do not depend on it.")] = "",
+    prompt: Annotated[
+        str, typer.Argument(metavar="[PROMPT]", help="May be left out: plans do not depend on it.", show_default=False)
+    ] = "",
     model: Model = "demo",
     negative: Negative = "",
     steps: Steps = None,
@@ -185,8 +212,8 @@ def collect_info() -> dict[str, dict[str, str]]:
 
 
 def _describe(spec: Any) -> str:
-    size = (spec.network_bytes + spec.text_bytes + spec.vae_bytes) / 2**20
-    return f"{spec.family}, {spec.native_px} px native, {spec.parameterisation}, {size:.1f} MiB, {spec.path}"
+    params = (spec.network_params + spec.text_params + spec.vae_params) / 1e6
+    return f"{spec.family}, {spec.native_px} px native, {spec.parameterisation}, {params:.1f} M parameters, {spec.path}"
 
 
 class progress_display:

@@ -75,9 +75,13 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     )
     batch, why = choose_batch(stages, spec, device, dtype)
     notes.append(f"tile batch {batch}: {why}")
-    decode, why = choose_decode(canvas, spec, device, "fp32" if device.kind == "cpu" or not device.bf16 else "bf16")
+    decode, why = choose_decode(canvas, spec, device, dtype)
     notes.append(why)
-    costs = (*(stage_cost(stage, spec, device, batch, dtype) for stage in stages), decode_cost(canvas, decode, spec, device))
+    costs = [stage_cost(stage, spec, device, batch, dtype) for stage in stages]
+    for index in range(1, len(stages)):
+        flops = costs[index].flops + enlarge_flops(stages[index - 1].canvas, stages[index], spec)
+        costs[index] = replace(costs[index], flops=flops, seconds=flops / device.flops)
+    costs += [decode_cost(canvas, decode, spec, device, dtype), text_cost(spec, device, dtype)]
     return MemoryPlan(
         model=spec.name,
         output=request.size,
@@ -91,7 +95,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         budget_bytes=device.budget_bytes,
         offload="none" if device.kind == "cpu" else "text encoders freed after use",
         backends=(("attention", "first of the dispatch order that runs"),),
-        costs=costs,
+        costs=tuple(costs),
         ladder=tuple(make_ladder(batch, decode)),
         notes=tuple(notes),
     )
@@ -168,6 +172,13 @@ def make_stages(
     return tuple(stages)
 
 
+def text_cost(spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
+    """Both towers at once, used for the prompt and the negative prompt, then freed."""
+    peak = 0 if device.kind == "cpu" else spec.text_params * BYTES_PER_ELEMENT[dtype]
+    flops = 2.0 * spec.text_params * 2 * cost.TEXT_TOKENS
+    return StageCost(stage="text", peak_bytes=peak, flops=flops, seconds=flops / device.flops)
+
+
 def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[int, str]:
     """The largest tile batch that fits. BudgetError names the bytes one tile needs."""
     most = max(stage.grid.count for stage in stages)
@@ -191,10 +202,29 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     pictures = (1 if stage.guidance == 1.0 else 2) * min(batch, stage.grid.count)
     live = cost.unet_live_bytes(spec.unet, tile.area, pictures, element, cpu)
     canvas = CANVAS_BUFFERS * 4 * spec.unet.latent_channels * stage.grid.canvas.area
-    weights = 0 if cpu else spec.network_bytes * element // spec.weight_dtype_bytes
+    weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
     evaluations = stage.steps * (2 if stage.sampler == "heun" else 1) * (1 if stage.guidance == 1.0 else 2)
     flops = evaluations * stage.grid.count * cost.unet_flops(spec.unet, tile.height, tile.width)
     return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
+
+
+def decode_dtype(device: DeviceSpec) -> str:
+    """The VAE's type: an SDXL-type VAE overflows in fp16, so bf16 where there is one, else fp32."""
+    return "bf16" if device.kind != "cpu" and device.bf16 else "fp32"
+
+
+def resident_bytes(spec: ModelSpec, dtype: str, vae_dtype: str) -> int:
+    """Weights that stay on a card for the whole render: network and VAE; the text towers are freed before."""
+    return spec.network_params * BYTES_PER_ELEMENT[dtype] + spec.vae_params * BYTES_PER_ELEMENT[vae_dtype]
+
+
+def enlarge_flops(before: Size, stage: StagePlan, spec: ModelSpec) -> float:
+    """What it takes to bring the picture of the stage before to this stage's canvas: decoding and encoding, or nothing."""
+    if stage.enlarger != "pixel":
+        return 0.0
+    small, large = before.divided(spec.cell_px), stage.grid.canvas
+    decode = cost.vae_decode_flops(spec.vae, small.height, small.width)
+    return decode + cost.vae_encode_flops(spec.vae, large.height, large.width)
 
 
 def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
@@ -205,8 +235,8 @@ def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str)
     sizes += [s for s in (128, 96, 64, 48, 32, 24, SMALLEST_DECODE_CELLS) if s < whole]
     for tile in sizes:
         overlap = 0 if tile >= whole else min(DECODE_OVERLAP_CELLS, tile // 4)
-        decode = DecodePlan(tile_cells=tile, overlap_cells=overlap, dtype=dtype)
-        peak = decode_cost(canvas, decode, spec, device).peak_bytes
+        decode = DecodePlan(tile_cells=tile, overlap_cells=overlap, dtype=decode_dtype(device))
+        peak = decode_cost(canvas, decode, spec, device, dtype).peak_bytes
         if peak <= device.budget_bytes:
             how = (
                 "whole" if tile >= whole else f"in tiles of {tile * spec.cell_px} px, blended over {overlap * spec.cell_px} px"
@@ -219,14 +249,14 @@ def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str)
     )
 
 
-def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec) -> StageCost:
+def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
     cells = canvas.divided(spec.cell_px)
     grid = make_grid(cells, Size(decode.tile_cells, decode.tile_cells), decode.overlap_cells)
     element, cpu = BYTES_PER_ELEMENT[decode.dtype], device.kind == "cpu"
     tile_px = grid.tile.area * spec.cell_px**2
     live = max(cost.vae_live_bytes(spec.vae, tile_px, element, cpu, encode=e) for e in (False, True))
     band = 2 * 4 * 3 * canvas.width * grid.tile.height * spec.cell_px
-    weights = 0 if cpu else spec.vae_bytes * element // spec.weight_dtype_bytes
+    weights = 0 if cpu else resident_bytes(spec, dtype, decode.dtype)
     flops = grid.count * cost.vae_decode_flops(spec.vae, grid.tile.height, grid.tile.width)
     return StageCost(stage="decode", peak_bytes=weights + live + band, flops=flops, seconds=flops / device.flops)
 

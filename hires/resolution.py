@@ -70,12 +70,25 @@ def cover(source: Size, target: Size) -> tuple[Size, Box]:
     return resized, Box(top, left, target.height, target.width)
 
 
+def base_canvas(canvas: Size, bins: tuple[Size, ...], align_px: int) -> Size:
+    """The size a base picture is rendered at: the nearest bin, or beyond the bins' aspects one of the same area."""
+    near = nearest_bin(canvas, bins)
+    aspect = canvas.width / canvas.height
+    if abs(math.log(aspect * near.height / near.width)) < 0.25:
+        return near
+    height = max(align_px, round(math.sqrt(near.area / aspect) / align_px) * align_px)
+    width = max(align_px, round(math.sqrt(near.area * aspect) / align_px) * align_px)
+    if aspect > 1:
+        return Size(height, max(align_px, round(height * aspect / align_px) * align_px))
+    return Size(max(align_px, round(width / aspect / align_px) * align_px), width)
+
+
 def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int) -> tuple[Size, ...]:
     """Canvases from the model's bin to `canvas`, each at most about twice the side of the one before.
 
     A canvas no larger than its bin's area is one stage.
     """
-    base = nearest_bin(canvas, bins)
+    base = base_canvas(canvas, bins, align_px)
     ratio = math.sqrt(canvas.area / base.area)
     if ratio <= 1.25:
         return (canvas,)

@@ -60,7 +60,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation; bytes as stored on disk."""
+    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation."""
 
     name: str
     path: Path
@@ -76,10 +76,9 @@ class ModelSpec:
     bins: tuple[Size, ...]
     unet: UNetShape
     vae: VaeShape
-    network_bytes: int
-    text_bytes: int
-    vae_bytes: int
-    weight_dtype_bytes: int
+    network_params: int
+    text_params: int
+    vae_params: int
     defaults: Defaults
 
 
@@ -140,10 +139,9 @@ def load_spec(name: str) -> ModelSpec:
         bins=make_bins(native_px, max(align_px, 64 if native_px >= 512 else align_px)),
         unet=_unet_shape(unet),
         vae=_vae_shape(vae),
-        network_bytes=_weights(path / "unet"),
-        text_bytes=_weights(path / "text_encoder") + _weights(path / "text_encoder_2"),
-        vae_bytes=_weights(path / "vae"),
-        weight_dtype_bytes=2 if any((path / "unet").glob("*.fp16.*")) else 4,
+        network_params=count_params(path / "unet"),
+        text_params=count_params(path / "text_encoder") + count_params(path / "text_encoder_2"),
+        vae_params=count_params(path / "vae"),
         defaults=_defaults(path, family),
     )
 
@@ -211,11 +209,25 @@ def _vae_shape(config: Mapping[str, Any]) -> VaeShape:
     )
 
 
-def _weights(folder: Path) -> int:
-    """Bytes of the weight files that would be loaded: the fp16 variant where there is one."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component that would be loaded: the fp16 variant where there is one."""
     files = sorted(folder.glob("*.safetensors"))
-    chosen = [f for f in files if ".fp16." in f.name] or files
-    return sum(file.stat().st_size for file in chosen)
+    return [file for file in files if ".fp16." in file.name] or files
+
+
+def count_params(folder: Path) -> int:
+    """Parameters of a component, from the headers of its files. ModelError for a file that is cut short."""
+    total = 0
+    for file in weight_files(folder):
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length)) if length < 2**27 else None
+            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            raise ModelError(f"{file}: no safetensors header; the file is damaged or cut short, download it again") from None
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def _defaults(path: Path, family: str) -> Defaults:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hires.errors import ModelError
+from hires.specs import weight_files
 
 
 @contextlib.contextmanager
@@ -79,8 +80,7 @@ def _load_diffusers(kind: Any, folder: Path, dtype: torch.dtype, device: torch.d
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a component's safetensors files, the fp16 variant where there is one."""
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if ".fp16." in file.name] or files
+    files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder}: holds no .safetensors weights; download the model again")
     state: dict[str, Tensor] = {}

@@ -142,6 +142,9 @@ def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(ModelError, match="damaged or cut short"):
         hires.render(PROMPT, size="256x256", model=str(broken))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="no safetensors header"):
+        hires.plan(size="256x256", model=str(broken))
     shutil.rmtree(broken / "vae")
     with pytest.raises(ModelError, match="missing"):
         hires.plan(size="256x256", model=str(broken))

@@ -32,9 +32,9 @@ def cosxl(demo: ModelSpec) -> ModelSpec:
             channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4
         ),
         vae=VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True),
-        network_bytes=5_134_000_000,
-        text_bytes=1_640_000_000,
-        vae_bytes=167_000_000,
+        network_params=2_567_460_000,
+        text_params=817_720_000,
+        vae_params=83_650_000,
         defaults=FAMILY_DEFAULTS["cosxl"],
     )
 
@@ -45,7 +45,7 @@ def test_every_common_card_has_a_plan_within_its_budget(cosxl: ModelSpec, side: 
     assert made.peak_bytes <= parse_bytes(budget)
     assert made.stages[-1].canvas == Size(side, side)
     assert made.strategy == ("direct" if side == 1024 else "progressive")
-    assert len(made.costs) == len(made.stages) + 1
+    assert [c.stage for c in made.costs] == [*(s.name for s in made.stages), "decode", "text"]
 
 
 def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:

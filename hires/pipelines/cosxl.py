@@ -25,7 +25,7 @@ class CosXL:
     ) -> None:
         self.spec, self.device = spec, device
         self._dtype, self._vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[vae_dtype]
-        self._texts = encode_prompts(spec.path, [prompt, negative], torch.float32, device, spec.cell_px)
+        self._texts = encode_prompts(spec.path, [prompt, negative], self._dtype, device, spec.cell_px)
         self._unet = dispatch_attention(load_unet(spec.path, self._dtype, device))
         self._vae = load_vae(spec.path, self._vae_dtype, device)
         if device.type == "cpu":

@@ -112,7 +112,8 @@ class TileGrid:
 def _shift_axis(starts: tuple[int, ...], tile: int, by: int) -> tuple[int, ...]:
     if len(starts) < 3:
         return starts
-    room = max(0, min(least_overlap(starts, tile) - 1, starts[1] - starts[0] - 1))
+    least_gap = min(b - a for a, b in itertools.pairwise(starts))
+    room = max(0, min(least_overlap(starts, tile), least_gap) - 1)
     by = max(-room, min(room, by))
     return (starts[0], *(start + by for start in starts[1:-1]), starts[-1])
 
