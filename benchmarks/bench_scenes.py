@@ -1,10 +1,11 @@
 """Render held-out captions with each strategy and measure them against the scene drawn at the same size.
 
-    python -m benchmarks scenes                     # 32 at 1024, 8 at 2048, 1 at 4096 progressive; 8, 2, 0 tiled
-    python -m benchmarks scenes --counts 2,0,0 --tiled 1,0,0
+    python -m benchmarks scenes                     # 32 at 1024, 8 at 2048, 1 at 4096 progressive; a few tiled and direct
+    python -m benchmarks scenes --counts 2,0,0 --tiled 1,0,0 --direct 0,0,0
 
 Rows are appended to results/scenes.csv as they come; rows that exist for the same weights, code and settings are kept
-and not rendered again. Contact sheets go beside the CSV. The last line of stdout is one JSON document.
+and not rendered again. Contact sheets go beside the CSV. The last line of stdout is one JSON document with the summary and
+whether progressive keeps its limits; the exit code is 1 where it does not.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import hires
-from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
+from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
 from hires.metrics import band_energy, find_disks, luma, mean_colour, seam_lines, seam_score, third_of
@@ -98,11 +100,11 @@ def settings_digest() -> str:
     return digest([*package.rglob("*.py"), *package.glob("assets/demo/**/*.*")])
 
 
-def run(counts: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> list[dict[str, str]]:
+def run(wanted: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> list[dict[str, str]]:
     """Render and measure what is missing; return all rows that belong to these settings."""
     key = settings_digest()
     bases: dict[int, Picture] = {}
-    for strategy, per_size in counts.items():
+    for strategy, per_size in wanted.items():
         for side, count in zip(SIZES, per_size, strict=True):
             for scene in held_out_scenes(count):
                 done = {(r["settings"], r["strategy"], r["side"], r["caption"]) for r in read_rows(csv_path)}
@@ -110,6 +112,7 @@ def run(counts: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> l
                     continue
                 if scene.seed not in bases:
                     bases[scene.seed] = hires.render(scene.caption, size="256x256", seed=scene.seed).pixels
+                reset_peak_rss()
                 result = hires.render(scene.caption, size=(side, side), seed=scene.seed, strategy=strategy)
                 facts = {"settings": key, "strategy": strategy, "side": side, "caption": scene.caption, "seed": scene.seed}
                 row = stamp() | facts | measure(scene, result, bases[scene.seed])
@@ -120,9 +123,9 @@ def run(counts: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> l
     return [row for row in read_rows(csv_path) if row["settings"] == key]
 
 
-def summary(rows: list[dict[str, str]]) -> list[dict[str, object]]:
+def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Per strategy and size: how many, the share with exactly one disk where it belongs, and the measures' ranges."""
-    table: list[dict[str, object]] = []
+    table: list[dict[str, Any]] = []
     for strategy, side in sorted({(r["strategy"], int(r["side"])) for r in rows}):
         part = [r for r in rows if r["strategy"] == strategy and int(r["side"]) == side]
 
@@ -148,6 +151,32 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, object]]:
     return table
 
 
+def limits(table: list[dict[str, Any]]) -> dict[str, bool]:
+    """What progressive promises, per size: one disk in its third, no seams, real detail, no noise taken for it."""
+    verdict = {}
+    for line in (line for line in table if line["strategy"] == "progressive"):
+        name = f"{line['side']}: "
+        verdict[name + "one disk in its third in 90 %"] = line["one_disk_right_third"] >= 0.9
+        verdict[name + "seam over control <= 1.25"] = line["seam_max"] <= 1.25
+        verdict[name + "energy over Lanczos >= 5"] = line["energy_over_lanczos_min"] >= 5
+        verdict[name + "energy over truth 0.2 to 2"] = (
+            line["energy_over_truth_min"] >= 0.2 and line["energy_over_truth_max"] <= 2
+        )
+        verdict[name + "sky energy over truth <= 2"] = line["sky_energy_over_truth_max"] <= 2
+    return verdict
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """'32,8,1' as three numbers, one per size."""
+    try:
+        numbers = tuple(int(n) for n in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(SIZES) or min(numbers) < 0:
+        raise SystemExit(f"{text!r}: give three numbers of pictures, for {', '.join(map(str, SIZES))}, such as 2,0,0")
+    return numbers
+
+
 def contact_sheet(rows: list[dict[str, str]], strategy: str, side: int, pictures: Path, target: Path, cell: int = 192) -> None:
     """All pictures of a strategy and size, shrunk, with their caption and disk count; nothing where there are none."""
     part = [r for r in rows if r["strategy"] == strategy and int(r["side"]) == side]
@@ -171,13 +200,12 @@ def contact_sheet(rows: list[dict[str, str]], strategy: str, side: int, pictures
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes", description=__doc__.split("\n")[0])
     parser.add_argument("--counts", default="32,8,1", help="progressive renders at 1024, 2048, 4096")
-    parser.add_argument("--tiled", default="8,2,0", help="renders of `tiled` from noise at the same sizes")
+    parser.add_argument("--tiled", default="4,1,0", help="renders of `tiled` from noise at the same sizes")
+    parser.add_argument("--direct", default="2,0,0", help="renders in one piece at the same sizes")
     parser.add_argument("--csv", type=Path, default=RESULTS / "scenes.csv")
     parser.add_argument("--pictures", type=Path, default=Path("runs/scenes"), help="where full-size renders are kept")
     args = parser.parse_args(argv)
-    numbers = {
-        name: tuple(int(n) for n in text.split(",")) for name, text in (("progressive", args.counts), ("tiled", args.tiled))
-    }
+    numbers = {"progressive": counts(args.counts), "tiled": counts(args.tiled), "direct": counts(args.direct)}
     assert load_spec("demo").cell_px == 8
     rows = run(numbers, args.csv, args.pictures)
     for strategy, per_size in numbers.items():
@@ -185,5 +213,7 @@ def main(argv: list[str]) -> int:
             if count:
                 target = args.csv.with_name(f"{args.csv.stem}_{strategy}_{side}.jpg")
                 contact_sheet(rows, strategy, side, args.pictures, target)
-    print(json.dumps({"suite": "scenes", "summary": summary(rows)}))
-    return 0
+    table = summary(rows)
+    verdict = limits(table)
+    print(json.dumps({"suite": "scenes", "summary": table, "limits": verdict}))
+    return 0 if all(verdict.values()) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import hashlib
@@ -12,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def commit() -> str:
@@ -47,6 +47,12 @@ def stamp() -> dict[str, str]:
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     return {"commit": commit(), "machine": machine(), "torch": torch.__version__, "date": today}
+
+
+def reset_peak_rss() -> None:
+    """Let the process's peak resident memory start anew (Linux), so that a row holds its own render's peak."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

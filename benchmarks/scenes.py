@@ -135,9 +135,6 @@ def with_disks(base: Scene, count: int) -> Scene:
     return replace(base, disks=disks)
 
 
-# ---- noise ----------------------------------------------------------------------------------------------------------
-
-
 def _hash(rows: NDArray[np.int64], cols: NDArray[np.int64], seed: int) -> Array:
     """Unit-variance uniform values on integer lattice points, (len(rows), len(cols)); a pure function of the point."""
     key = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & (2**64 - 1))
@@ -223,9 +220,6 @@ def _ridge(x: NDArray[np.float64], unit_px: int, seed: int) -> Array:
         total += np.float32(shown * amplitude) * n
         spacing, amplitude = spacing / 2, amplitude * 0.52
     raise AssertionError("unreachable")
-
-
-# ---- drawing --------------------------------------------------------------------------------------------------------
 
 
 def _rgb(colour: tuple[float, float, float]) -> Array:
@@ -315,7 +309,7 @@ def _lake(scene: Scene, y: NDArray[np.float64], x: NDArray[np.float64], canvas: 
     water = _mix(horizon, zenith, near)[:, None, :] * np.float32(0.72)
     ripples = _fbm(y, x, unit_px, scene.seed * 19, gain=0.90, stretch=5.0, crease=0.5)
     shade = 1 + np.float32(0.09) * ripples * (0.35 + 0.65 * near)[:, None]
-    body = water * shade[..., None]
+    body: Array = water * shade[..., None]
     for disk in scene.disks:
         dx = x[None, :] - disk.x * canvas.width / unit_px
         path = np.exp(-(dx**2) / (2 * (0.5 * disk.radius * (1 + 1.5 * near[:, None])) ** 2)).astype(np.float32)
@@ -343,8 +337,7 @@ def draw(scene: Scene, canvas: Size, box: Box | None = None) -> Array:
     picture = _paint_disks(picture, scene, y, x, canvas)
     picture = _paint_mountains(picture, scene, y, x, canvas)
     picture = _paint_ground(picture, scene, y, x, canvas)
-    result: Array = np.clip(picture, 0, 1).astype(np.float32)
-    return result
+    return np.clip(picture, 0, 1, out=picture)
 
 
 def draw_bands(scene: Scene, canvas: Size, rows: int = 256) -> Iterator[Array]:

@@ -77,6 +77,19 @@ class Log:
         print(" ".join(f"{k}={v}" for k, v in values.items()), flush=True)
 
 
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Replace a checkpoint in one step, so that a kill leaves the old one or the new one."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of any machine, on the CPU."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 class Ema:
     """Exponential moving average of a module's parameters, float32."""
 
@@ -87,10 +100,7 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in module.state_dict().items():
-            self.values[key].lerp_(value.detach().float(), 1 - decay)
-
-
-# ---- autoencoder ----------------------------------------------------------------------------------------------------
+            self.values[key].lerp_(value.detach().to(self.values[key]), 1 - decay)
 
 
 def make_vae() -> nn.Module:
@@ -161,7 +171,7 @@ def train_ae(args: argparse.Namespace) -> None:
     device, decoder_only = torch.device(args.device), args.stage == "decoder"
     vae = make_vae().to(device)
     if decoder_only:
-        vae.load_state_dict(torch.load(args.out / "ae.pt", weights_only=True)["ema"])
+        vae.load_state_dict(load_state(args.out / "ae.pt")["ema"])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trained = [p for p in vae.parameters() if p.requires_grad]
@@ -170,7 +180,7 @@ def train_ae(args: argparse.Namespace) -> None:
     step, images, wall = 0, 0, 0.0
     checkpoint = args.out / f"{args.stage}.pt"
     if args.resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = load_state(checkpoint)
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
@@ -197,7 +207,7 @@ def train_ae(args: argparse.Namespace) -> None:
         if time.monotonic() - saved > args.every * 60 or spent + 2 > budget:
             saved, wall = time.monotonic(), time.monotonic() - begun
             state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.values, "step": step}
-            torch.save(state | {"images": images, "wall": wall}, checkpoint)
+            save_state(state | {"images": images, "wall": wall}, checkpoint)
             average = make_vae().to(device).eval()
             average.load_state_dict(ema.values)
             for side, value in held_out_psnr(average, device).items():
@@ -222,8 +232,6 @@ def decoder_loss(vae: nn.Module, batch: Tensor) -> Tensor:
         output = vae.decode(latents).sample
     return reconstruction_loss(output.float(), batch)
 
-
-# ---- text and denoiser ----------------------------------------------------------------------------------------------
 
 NATIVE_CELLS = 32
 TOKENS = 24
@@ -392,8 +400,8 @@ def train_unet(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     rng = np.random.default_rng(int(time.time()) if args.resume else 1)
     vae = make_vae().to(device).eval()
-    vae.load_state_dict(torch.load(args.out / "ae.pt", weights_only=True)["ema"])
-    scale = latent_scale(args.out, vae, device)
+    vae.load_state_dict(load_state(args.out / "ae.pt")["ema"])
+    scale = latent_scale(args.out, vae)
     tokenizer = CLIPTokenizer.from_pretrained(make_tokenizer(args.out / "tokenizer"))
     unet, text = make_unet().to(device), TextEncoders(len(tokenizer)).to(device)
     both = nn.ModuleDict({"unet": unet, "text": text})
@@ -403,7 +411,7 @@ def train_unet(args: argparse.Namespace) -> None:
     step, images, wall = 0, 0, 0.0
     checkpoint = args.out / "unet.pt"
     if args.resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = load_state(checkpoint)
         both.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
@@ -446,7 +454,7 @@ def train_unet(args: argparse.Namespace) -> None:
             saved = time.monotonic()
             wall = time.monotonic() - begun
             state = {"model": both.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.values, "step": step}
-            torch.save(state | {"images": images, "wall": wall}, checkpoint)
+            save_state(state | {"images": images, "wall": wall}, checkpoint)
             row = {"stage": "unet", "step": step, "images": images, "wall_s": round(wall), "loss": round(running, 4)}
             log.row(**row, metric="loss", value=round(running, 4), lr=f"{lr:.2e}", device=args.device)
 
@@ -474,7 +482,7 @@ def denoising_loss(unet: nn.Module, text: nn.Module, tokenizer: Any, x0: Tensor,
     return F.mse_loss(output.float(), cos * noise - sin * x0)
 
 
-def latent_scale(out: Path, vae: nn.Module, device: torch.device) -> float:
+def latent_scale(out: Path, vae: nn.Module) -> float:
     """1 / std of the latents over 128 views, kept in a file so that every later stage uses the same number."""
     file = out / "latent_scale.json"
     if not file.exists():
@@ -488,8 +496,6 @@ def latent_scale(out: Path, vae: nn.Module, device: torch.device) -> float:
 def count(module: nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
-
-# ---- export ---------------------------------------------------------------------------------------------------------
 
 DEFAULTS = {
     "sampler": "dpmpp_2m",
@@ -510,13 +516,13 @@ def export(args: argparse.Namespace) -> None:
     target: Path = args.to
     vae, unet = make_vae(), make_unet()
     decoder = args.out / "decoder.pt"
-    vae.load_state_dict(torch.load(decoder if decoder.exists() else args.out / "ae.pt", weights_only=True)["ema"])
-    vae.register_to_config(scaling_factor=latent_scale(args.out, vae, torch.device("cpu")))
+    vae.load_state_dict(load_state(decoder if decoder.exists() else args.out / "ae.pt")["ema"])
+    vae.register_to_config(scaling_factor=latent_scale(args.out, vae))
     vocabulary = json.loads((args.out / "tokenizer" / "vocab.json").read_text())
     text = TextEncoders(len(vocabulary))
     both = nn.ModuleDict({"unet": unet, "text": text})
     if (args.out / "unet.pt").exists():
-        both.load_state_dict(torch.load(args.out / "unet.pt", weights_only=True)["ema"])
+        both.load_state_dict(load_state(args.out / "unet.pt")["ema"])
     for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text.one), ("text_encoder_2", text.two)):
         shutil.rmtree(target / part, ignore_errors=True)
         module.half().save_pretrained(target / part, variant="fp16", safe_serialization=True)
@@ -569,7 +575,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(int(time.time()) if args.resume else 0)
     {"ae": train_ae, "decoder": train_ae, "unet": train_unet, "export": export}[args.stage](args)
 
 

@@ -247,7 +247,7 @@ class progress_display:
             self._bar.stop()
 
     def _on_event(self, event: Event) -> None:
-        from hires.device import resident_bytes
+        from hires.device import peak_bytes_so_far
 
         fresh = event.stage != self._stage
         if fresh:
@@ -255,7 +255,7 @@ class progress_display:
         detail = (
             f"step {event.step}/{event.steps} tile {event.done}/{event.total}" if event.steps else f"{event.done}/{event.total}"
         )
-        detail += f"  {gib(resident_bytes())}"
+        detail += f"  peak {gib(peak_bytes_so_far())}"
         if self._bar is None:
             if event.done == event.total and event.step == event.steps and event.total > 0:
                 print(f"{event.stage}: {detail}, {time.monotonic() - self._begun:.1f} s", file=sys.stderr)

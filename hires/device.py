@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from pathlib import Path
 
 import torch
@@ -53,9 +50,9 @@ def probe(device: torch.device, budget_bytes: int | None = None) -> DeviceSpec:
 
 
 def peak_device_bytes(device: torch.device) -> int:
-    """The most that torch held on a card since `reset_peak`; on a CPU, the process's peak resident memory."""
+    """The most that torch's allocator held on a card since `reset_peak`; on a CPU, the process's peak resident memory."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_reserved(device))
     return peak_resident_bytes()
 
 
@@ -65,14 +62,25 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The process's peak resident memory since it started."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_bytes() -> int:
-    """The process's resident memory now; 0 where the system does not tell."""
+    """The process's peak resident memory since it started (or since it was reset); 0 where the system does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return _peak_by_rusage()
+
+
+def _peak_by_rusage() -> int:
+    """The same where there is no /proc: bytes on macOS, nothing to ask on Windows."""
+    try:
+        import resource
+    except ImportError:
         return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak_bytes_so_far() -> int:
+    """What a progress line shows: the peak on the card in use, else the process's."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
+        return int(torch.cuda.max_memory_reserved())
+    return peak_resident_bytes()

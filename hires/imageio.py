@@ -22,6 +22,13 @@ def check_output(path: Path, overwrite: bool) -> Path:
     """The path, if a file can be written there. OutputError says what is in the way, before any work is done."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"output {path}: the name must end in .png")
+    try:
+        return _check_place(path, overwrite)
+    except OSError as error:
+        raise OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another -o") from None
+
+
+def _check_place(path: Path, overwrite: bool) -> Path:
     if path.is_dir():
         raise OutputError(f"output {path}: is a folder; name a file in it, such as {path / 'picture.png'}")
     folder = path.parent
@@ -85,7 +92,7 @@ def save_png(path: Path, pixels: NDArray[np.uint8], text: Mapping[str, str], ove
         temporary = None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WriteError(f"output {path}: {reason}; nothing was written, free some space or give another -o") from error
+        raise WriteError(f"output {path}: {reason}; nothing was written; make room or give another -o") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -30,9 +30,6 @@ def psnr(a: NDArray[np.generic], b: NDArray[np.generic], peak: float) -> float:
     return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
 
 
-# ---- seams ----------------------------------------------------------------------------------------------------------
-
-
 def seam_lines(grid: TileGrid, cell_px: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows and columns, in pixels, where a tile begins or ends inside the picture."""
 
@@ -95,9 +92,6 @@ def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator) -> tuple
     return tuple(sorted(int(line) for line in moved))
 
 
-# ---- detail ---------------------------------------------------------------------------------------------------------
-
-
 def band_energy(picture: Floats, cutoff: float) -> float:
     """Mean square of what lies at or above `cutoff` cycles per pixel (radially), Hann-windowed, mean removed.
 
@@ -113,9 +107,6 @@ def band_energy(picture: Floats, cutoff: float) -> float:
         twice[-1] = 1.0
     power = np.abs(spectrum) ** 2 * twice[None, :]
     return float(power[radius >= cutoff].sum() / (h * w) / (window.astype(np.float64) ** 2).sum())
-
-
-# ---- content --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from hires import cost
 from hires.errors import BudgetError, RequestError
@@ -39,10 +40,18 @@ LARGEST_DECODE_CELLS = 128  # an SDXL-type decoder is trained near this; beyond 
 
 def host_device(budget_bytes: int | None = None) -> DeviceSpec:
     """The CPU of this machine, described without torch."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * CPU_BUDGET_BYTES
     cores = os.cpu_count() or 1
-    budget = budget_bytes or min(CPU_BUDGET_BYTES, free // 2)
+    budget = budget_bytes or min(CPU_BUDGET_BYTES, available_host_bytes() // 2)
     return DeviceSpec(name=f"CPU, {cores} cores", kind="cpu", budget_bytes=budget, flops=cores * CPU_CORE_FLOPS, bf16=False)
+
+
+def available_host_bytes() -> int:
+    """Host memory that can still be had without swapping; a guess of 8 GiB where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 8 * 2**30
 
 
 def described_card(budget_bytes: int) -> DeviceSpec:
@@ -68,19 +77,25 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     notes.append(f"dtype {dtype}: {why}")
     tile, overlap = choose_tile(request, canvas, spec, strategy)
     stages = make_stages(request, canvas, spec, strategy, tile, overlap)
+    tile_px = tile * spec.cell_px
+    asked = "as asked for" if request.tile_px == tile_px else f"--tile {request.tile_px} rounded up to {spec.align_px} px"
     notes.append(
-        f"tiles of {tile * spec.cell_px} px: " + ("as asked for" if request.tile_px else "what the model was trained at")
+        f"tiles of {tile_px} px, {overlap * spec.cell_px} px shared: "
+        + (asked if request.tile_px else "what the model was trained at")
         if any(stage.grid.count > 1 for stage in stages)
         else "no latent tiling: one tile covers the canvas"
     )
     batch, why = choose_batch(stages, spec, device, dtype)
     notes.append(f"tile batch {batch}: {why}")
-    decode, why = choose_decode(canvas, spec, device, dtype)
+    decode, why = choose_decode(stages, spec, device, dtype)
     notes.append(why)
+    if decode.dtype != dtype:
+        notes.append(f"decode in {decode.dtype}: an SDXL-type VAE overflows in fp16, and bf16 is enough for 8 bits")
     costs = [stage_cost(stage, spec, device, batch, dtype) for stage in stages]
     for index in range(1, len(stages)):
         flops = costs[index].flops + enlarge_flops(stages[index - 1].canvas, stages[index], spec)
-        costs[index] = replace(costs[index], flops=flops, seconds=flops / device.flops)
+        peak = max(costs[index].peak_bytes, decode_cost(stages[index].canvas, decode, spec, device, dtype).peak_bytes)
+        costs[index] = replace(costs[index], flops=flops, seconds=flops / device.flops, peak_bytes=peak)
     costs += [decode_cost(canvas, decode, spec, device, dtype), text_cost(spec, device, dtype)]
     return MemoryPlan(
         model=spec.name,
@@ -94,9 +109,9 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         device=device.name,
         budget_bytes=device.budget_bytes,
         offload="none" if device.kind == "cpu" else "text encoders freed after use",
-        backends=(("attention", "first of the dispatch order that runs"),),
+        backends=(),
         costs=tuple(costs),
-        ladder=tuple(make_ladder(batch, decode)),
+        ladder=tuple(make_ladder(canvas, batch, decode, spec, device, dtype)),
         notes=tuple(notes),
     )
 
@@ -109,7 +124,7 @@ def choose_strategy(asked: str, canvas: Size, spec: ModelSpec) -> tuple[str, str
                 "progressive",
                 f"{canvas} is beyond the {spec.native_px} px the model was trained at; a base picture keeps it one",
             )
-        return "direct", f"{canvas} is about the {spec.native_px} px the model was trained at"
+        return "direct", f"{canvas} is within the {spec.native_px} px the model was trained at"
     if asked == "direct" and several:
         return asked, "as asked for; beyond the trained size expect repeated objects and attention over the whole canvas"
     if asked == "tiled":
@@ -134,12 +149,13 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
         return max(canvas.height, canvas.width) // spec.cell_px, 0
     tile_px = request.tile_px or spec.defaults.tile_px
     tile = max(step, round_up(tile_px, spec.align_px) // spec.cell_px)
-    overlap_px = spec.defaults.overlap_px if request.overlap_px is None else request.overlap_px
+    default_px = min(spec.defaults.overlap_px, tile * spec.cell_px // 4)
+    overlap_px = default_px if request.overlap_px is None else request.overlap_px
     if request.overlap_px is not None and overlap_px >= tile * spec.cell_px:
         raise RequestError(
             f"--overlap {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
         )
-    return tile, min(overlap_px // spec.cell_px, tile - 1)
+    return tile, overlap_px // spec.cell_px
 
 
 def make_stages(
@@ -183,16 +199,25 @@ def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpe
     """The largest tile batch that fits. BudgetError names the bytes one tile needs."""
     most = max(stage.grid.count for stage in stages)
     candidates = [b for b in (CPU_BATCHES if device.kind == "cpu" else BATCHES) if b <= max(1, most)]
+    text = text_cost(spec, device, dtype).peak_bytes
     for batch in candidates:
-        peak = max(stage_cost(stage, spec, device, batch, dtype).peak_bytes for stage in stages)
+        peak = max(text, *(stage_cost(stage, spec, device, batch, dtype).peak_bytes for stage in stages))
         if peak <= device.budget_bytes:
             return batch, f"peak {gib(peak)} of {gib(device.budget_bytes)}"
-    worst = max(stages, key=lambda stage: stage_cost(stage, spec, device, 1, dtype).peak_bytes)
-    least = stage_cost(worst, spec, device, 1, dtype).peak_bytes
-    move = f"--vram {least / 1e9 + 0.1:.1f}GB would do"
-    if worst.grid.count == 1 and worst.canvas.area > spec.native_px**2:
+    raise too_small(stages, spec, device, dtype)
+
+
+def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> BudgetError:
+    """The stage that needs most at its cheapest setting, and the budget with which every stage would run."""
+    canvas = stages[-1].canvas
+    least = DecodePlan(tile_cells=SMALLEST_DECODE_CELLS, overlap_cells=SMALLEST_DECODE_CELLS // 4, dtype=decode_dtype(device))
+    costs = [stage_cost(stage, spec, device, 1, dtype) for stage in stages]
+    costs += [decode_cost(canvas, least, spec, device, dtype), text_cost(spec, device, dtype)]
+    worst = max(costs, key=lambda cost: cost.peak_bytes)
+    move = f"--vram {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
+    if any(stage.grid.count == 1 and stage.canvas.area > 2 * spec.native_px**2 for stage in stages):
         move += ", or --strategy progressive"
-    raise BudgetError(f"stage {worst.name} at {worst.canvas} needs {gib(least)}, budget {gib(device.budget_bytes)}: {move}")
+    return BudgetError(f"{worst.stage} at {canvas} needs {gib(worst.peak_bytes)}, budget {gib(device.budget_bytes)}: {move}")
 
 
 def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int, dtype: str) -> StageCost:
@@ -227,8 +252,9 @@ def enlarge_flops(before: Size, stage: StagePlan, spec: ModelSpec) -> float:
     return decode + cost.vae_encode_flops(spec.vae, large.height, large.width)
 
 
-def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
+def choose_decode(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
     """The largest decode tile within the budget, untiled where that is small enough."""
+    canvas = stages[-1].canvas
     cells = canvas.divided(spec.cell_px)
     whole = max(cells.height, cells.width)
     sizes = [whole] if whole <= LARGEST_DECODE_CELLS else []
@@ -244,9 +270,7 @@ def choose_decode(canvas: Size, spec: ModelSpec, device: DeviceSpec, dtype: str)
             return decode, f"decode {how}: peak {gib(peak)}" + (
                 "" if tile >= whole else " (an approximation: tile statistics differ from the whole picture's)"
             )
-    raise BudgetError(
-        f"decoding in tiles of {sizes[-1] * spec.cell_px} px needs {gib(peak)}, budget {gib(device.budget_bytes)}"
-    )
+    raise too_small(stages, spec, device, dtype)
 
 
 def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
@@ -255,22 +279,23 @@ def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: Devic
     element, cpu = BYTES_PER_ELEMENT[decode.dtype], device.kind == "cpu"
     tile_px = grid.tile.area * spec.cell_px**2
     live = max(cost.vae_live_bytes(spec.vae, tile_px, element, cpu, encode=e) for e in (False, True))
-    band = 2 * 4 * 3 * canvas.width * grid.tile.height * spec.cell_px
+    band = 2 * 4 * 3 * canvas.width * grid.tile.height * spec.cell_px if cpu else 0  # bands are joined on the host
     weights = 0 if cpu else resident_bytes(spec, dtype, decode.dtype)
     flops = grid.count * cost.vae_decode_flops(spec.vae, grid.tile.height, grid.tile.width)
     return StageCost(stage="decode", peak_bytes=weights + live + band, flops=flops, seconds=flops / device.flops)
 
 
-def make_ladder(batch: int, decode: DecodePlan) -> Iterator[Rung]:
-    """What to do after running out of memory, cheapest change first; every rung is a complete setting."""
-    smaller = batch
-    while smaller > 1:
-        smaller //= 2
-        yield Rung(stage="denoise", batch=smaller, decode=decode, exact=True, reason=f"tile batch {smaller}")
+def make_ladder(
+    canvas: Size, batch: int, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, dtype: str
+) -> Iterator[Rung]:
+    """What is done after running out of memory, cheapest change first; every rung is a complete setting."""
+    while batch > 1:
+        batch //= 2
+        yield Rung(stage="denoise", batch=batch, decode=decode, exact=True, peak_bytes=None, reason=f"tile batch {batch}")
     tile = decode.tile_cells
     while tile // 2 >= SMALLEST_DECODE_CELLS:
         tile //= 2
-        overlap = min(DECODE_OVERLAP_CELLS, tile // 4)
-        reason = f"decode tiles of {tile} cells; the picture changes slightly, tile statistics are blended"
-        less = replace(decode, tile_cells=tile, overlap_cells=overlap)
-        yield Rung(stage="decode", batch=1, decode=less, exact=False, reason=reason)
+        less = replace(decode, tile_cells=tile, overlap_cells=min(DECODE_OVERLAP_CELLS, tile // 4))
+        peak = decode_cost(canvas, less, spec, device, dtype).peak_bytes
+        reason = f"decode tiles of {tile} cells; the picture changes slightly, every tile has its own statistics"
+        yield Rung(stage="decode", batch=1, decode=less, exact=False, peak_bytes=peak, reason=reason)

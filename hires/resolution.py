@@ -15,7 +15,7 @@ SMALLEST_SIDE_PX = 16
 
 def parse_size(text: str) -> Size:
     """'WIDTHxHEIGHT' (x, X, × or *) or one number for a square, as a Size; SizeError with the next move otherwise."""
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×*]\s*(\d+)\s*)?", text)
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX×*]\s*(\d{1,9})\s*)?", text)
     if match is None:
         raise SizeError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
     width = int(match[1])
@@ -68,6 +68,13 @@ def cover(source: Size, target: Size) -> tuple[Size, Box]:
         resized = Size(max(target.height, -(-source.height * target.width // source.width)), target.width)
     top, left = (resized.height - target.height) // 2, (resized.width - target.width) // 2
     return resized, Box(top, left, target.height, target.width)
+
+
+def relay_view(source: Size, target: Size) -> tuple[Size, Box]:
+    """How a stage's picture becomes the next canvas: stretched where the aspects differ by rounding (5 %), else covered."""
+    if abs(math.log(target.width * source.height / (target.height * source.width))) < 0.05:
+        return target, Box(0, 0, target.height, target.width)
+    return cover(source, target)
 
 
 def base_canvas(canvas: Size, bins: tuple[Size, ...], align_px: int) -> Size:

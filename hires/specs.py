@@ -12,6 +12,7 @@ from typing import Any
 from hires.errors import ModelError, unknown
 from hires.resolution import make_bins
 from hires.tiling.geometry import Size
+from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
 
 ASSETS = Path(__file__).parent / "assets"
 NAMED_MODELS = {"demo": ASSETS / "demo"}
@@ -57,6 +58,13 @@ class Defaults:
     overlap_px: int
     enlarger: str
 
+    def check(self) -> None:
+        """ValueError or TypeError for values that no run could use."""
+        if not (self.steps >= 1 and self.relay_steps >= 1 and 0 <= self.overlap_px < self.tile_px and self.relay_sigma > 0):
+            raise ValueError("steps, tile or relay values out of range")
+        if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
+            raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -99,15 +107,19 @@ def find_model(name: str) -> Path:
     """The folder of a model: a name of the table or a path to a diffusers folder. ModelError says what is wrong."""
     if name in NAMED_MODELS:
         return NAMED_MODELS[name]
-    path = Path(name).expanduser()
-    if not path.exists():
+    try:
+        path = Path(name).expanduser()
+        there, whole = path.exists(), (path / "model_index.json").is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"--model {name[:80]!r}: cannot be looked at ({error}); give a diffusers folder or 'demo'") from None
+    if not there:
         looks_like_path = any(mark in name for mark in "/\\.")
         raise ModelError(
             f"--model {name!r}: no such folder; give a diffusers folder, or 'demo' for the model that ships with hires"
             if looks_like_path
             else f"{unknown('model', name, NAMED_MODELS)}, or a path to a diffusers folder"
         )
-    if not (path / "model_index.json").is_file():
+    if not whole:
         raise ModelError(f"--model {name!r}: not a model folder, it holds no model_index.json; give a diffusers folder")
     return path
 
@@ -115,6 +127,13 @@ def find_model(name: str) -> Path:
 def load_spec(name: str) -> ModelSpec:
     """Read the facts of a model from its folder. ModelError where a part is missing or of a kind not supported yet."""
     path = find_model(name)
+    try:
+        return _read_spec(name, path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: a config lacks or misstates {error}; download the model again") from None
+
+
+def _read_spec(name: str, path: Path) -> ModelSpec:
     unet, vae, scheduler = (
         _read(path / part) for part in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
@@ -222,7 +241,7 @@ def count_params(folder: Path) -> int:
         try:
             with file.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(length)) if length < 2**27 else None
+                header: dict[str, Any] = json.loads(stream.read(min(length, 2**27)))
             shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             raise ModelError(f"{file}: no safetensors header; the file is damaged or cut short, download it again") from None
@@ -235,6 +254,8 @@ def _defaults(path: Path, family: str) -> Defaults:
     if not own.is_file():
         return FAMILY_DEFAULTS[family]
     try:
-        return Defaults(**_read(own)["defaults"])
-    except (KeyError, TypeError) as error:
+        defaults = Defaults(**_read(own)["defaults"])
+        defaults.check()
+        return defaults
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{own}: its 'defaults' are not those of this version ({error}); remove the file") from None

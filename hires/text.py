@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hires.conditioning import Conditioning
 from hires.errors import ModelError
 from hires.weights import quiet_imports
 
+log = logging.getLogger(__name__)
 TOWERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
 
@@ -30,6 +33,10 @@ def encode_prompts(
         ids = tokens(
             prompts, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt"
         ).input_ids
+        for prompt in prompts:
+            length = len(tokens(prompt).input_ids)
+            if length > tokens.model_max_length:
+                log.warning("the prompt has %d tokens, %s reads the first %d", length, tower, tokens.model_max_length)
         with torch.inference_mode():
             output = model(ids.to(device), output_hidden_states=True)
         states.append(output.hidden_states[-2].float())
@@ -53,7 +60,12 @@ def _load(folder: Path, tower: str, vocabulary: str, dtype: torch.dtype, device:
     try:
         with quiet_imports():
             tokens = CLIPTokenizer.from_pretrained(folder / vocabulary, local_files_only=True)
-            model = kind.from_pretrained(folder / tower, dtype=dtype, variant=variant, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+            model, report = kind.from_pretrained(
+                folder / tower, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder / tower}: cannot be loaded ({error}); download the model again") from None
+    wrong = [key for kind_of in ("missing_keys", "mismatched_keys") for key in report[kind_of]]
+    if wrong:
+        raise ModelError(f"{folder / tower}: the weights lack {len(wrong)} tensors, such as {wrong[0]}; download it again")
     return tokens, model.to(device).eval()

@@ -15,6 +15,8 @@ from hires.tiling.geometry import Size, TileGrid
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+SCHEDULES = ("karras", "exponential")
+ENLARGERS = ("pixel", "latent")
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -52,6 +54,15 @@ class RenderRequest:
     overlap_px: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "seed", "tile_px", "overlap_px"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise RequestError(f"{name}={value!r}: give a whole number")
+        if self.guidance is not None and not isinstance(self.guidance, int | float):
+            raise RequestError(f"guidance={self.guidance!r}: give a number")
+        for text in (self.prompt, self.negative):
+            if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+                raise RequestError(f"prompt {text!r}: give valid text")
         _known("strategy", self.strategy, STRATEGIES)
         _known("dtype", self.dtype, DTYPES)
         if self.sampler is not None:
@@ -95,6 +106,7 @@ class StagePlan:
     sampler: str
     guidance: float
     enlarger: str | None = None
+    shift_cells: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +126,7 @@ class Rung:
     batch: int
     decode: DecodePlan
     exact: bool
+    peak_bytes: int | None
     reason: str
 
 
@@ -182,17 +195,13 @@ def gib(count: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Progress: `done` of `total` units of a stage; a unit is a tile in denoising and a band in decoding.
-
-    `step` and `steps` count sampler steps where the stage has them. `preview` is a small (h, w, 3) uint8 array or None.
-    """
+    """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them."""
 
     stage: str
     done: int
     total: int
     step: int = 0
     steps: int = 0
-    preview: Any = None
 
 
 OnEvent = Callable[[Event], None]
@@ -240,7 +249,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 def parse_bytes(text: str) -> int:
     """'24GB' (10^9), '12GiB' (2^30), '800 MB' or plain bytes; RequestError for anything else or nothing."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?)?b?\s*", text.lower())
     count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if count < 1:
         raise RequestError(f"{text!r} is no amount of memory: give such as 24GB or 12GiB")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here are the CPU's, on any machine
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from hires.specs import ModelSpec, load_spec
 

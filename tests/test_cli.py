@@ -47,7 +47,11 @@ def spawn(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
         (["--size", "2048x2048", "--vram", "1MB", "--device", "cpu"], "would do"),
         (["--size", "2048x2048", "--overlap", "256"], "--overlap 256"),
         (["--size", "64x64", "--seed", "-1"], "--seed -1"),
-        (["--size", "64x64", "--steps", "many"], "many"),
+        (["--size", "64x64", "--steps", "many"], "'many'"),
+        (["--size", "9" * 5000], "--size"),
+        (["--size", "64x64", "--vram", "9" * 400], "no amount of memory"),
+        (["--size", "64x64", "--model", "~nosuchuser/x"], "nosuchuser"),
+        (["--size", "64x64", "--model", "m" * 300], "cannot be looked at"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(options: list[str], words: str, tmp_path: Path) -> None:
@@ -67,6 +71,20 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         assert (code, "Traceback" in stderr) == (2, False)
         assert words in stderr
     assert (tmp_path / "there.png").read_bytes() == b"keep me"
+
+
+def test_a_full_disk_is_exit_code_1_and_no_file(tmp_path: Path) -> None:
+    """A real limit on file size: the render finishes, the file does not fit."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "from hires.cli import app; app(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "render", PROMPT, "--size", "256x256", "--steps", "1", "--quiet"]
+    done = subprocess.run([*command, "-o", str(tmp_path / "a.png")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_needs_no_torch_and_half_a_second() -> None:
@@ -111,7 +129,15 @@ def test_progress_goes_to_stderr(tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hires.cli", "render", PROMPT, "--size", "1024x1024", "--steps", "500"]
-    process = subprocess.Popen([*command, "-o", str(tmp_path / "a.png"), "--verbose"][:-1], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [
+            *command,
+            "-o",
+            str(tmp_path / "a.png"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     line = process.stderr.readline()  # the model is loaded, the base stage runs
     assert "load" in line, line

@@ -15,7 +15,7 @@ from hires.errors import Cancelled, ModelError, RequestError
 from hires.imageio import read_text
 from hires.samplers import CanvasNoise
 from hires.tiling import retry
-from hires.types import Event, RenderResult
+from hires.types import Event, MemoryPlan, RenderResult
 
 PROMPT = "a moon on the left over purple mountains and a lake at night"
 
@@ -77,6 +77,7 @@ def test_law_3_tile_batch_and_retries_do_not_change_the_picture(small: RenderRes
 
 def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[torch.Tensor]] = []
+    made: list[MemoryPlan] = []
     real = CanvasNoise.__call__
 
     def recording(self: CanvasNoise, step: int) -> torch.Tensor:
@@ -87,12 +88,15 @@ def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: 
     monkeypatch.setattr(CanvasNoise, "__call__", recording)
     threads = torch.get_num_threads()
     try:
-        for options in ({}, {"tile_px": 384}, {"tile_px": 320, "overlap_px": 32}, {"vram": "300MB"}):
+        for options in ({}, {"tile_px": 384}, {"tile_px": 320, "overlap_px": 32}, {"vram": "30MB"}):
             drawn.append([])
+            made.append(hires.plan(size="512x512", device="cpu", **options))  # type: ignore[arg-type]
             hires.render(PROMPT, size="512x512", steps=1, seed=3, sampler="euler_ancestral", **options)  # type: ignore[arg-type]
             torch.set_num_threads(1)
     finally:
         torch.set_num_threads(threads)
+    assert len({plan.batch for plan in made}) > 1  # the cases do differ
+    assert len({plan.latent_grid for plan in made}) > 1
     for other in drawn[1:]:
         assert len(other) == len(drawn[0]) >= 2
         assert all(torch.equal(a, b) for a, b in zip(other, drawn[0], strict=True))
@@ -151,6 +155,10 @@ def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
 
 
 def test_python_options_are_checked() -> None:
-    with pytest.raises(RequestError, match="unknown option 'stepz'"):
-        hires.plan(size="256x256", stepz=3)
+    for options, words in (({"size": 1024}, "1024"), ({"size": ("a", 2)}, "whole numbers"), ({"size": (512.7, 512)}, "512.7")):
+        with pytest.raises(RequestError, match=words):
+            hires.plan(**options)  # type: ignore[arg-type]
+    for option in ({"steps": "3"}, {"steps": 2.5}, {"seed": True}, {"guidance": "7"}):
+        with pytest.raises(RequestError, match=next(iter(option))):
+            hires.plan(size="256x256", **option)  # type: ignore[arg-type]
     assert hires.plan(size=(640, 480)).output.height == 480

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser
-from hires.kernels.dispatch import attention
+from hires.errors import BackendError
+from hires.kernels.dispatch import BackendRefused, attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 
@@ -60,7 +61,10 @@ class DispatchedAttention:
 
         q, k, v = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
         mask = None if attention_mask is None else attention_mask.reshape(q.shape[0], -1, *attention_mask.shape[1:])
-        out = attention(q, k, v, mask=mask, scale=attn.scale, backend=self.backend)
+        try:
+            out = attention(q, k, v, mask=mask, scale=attn.scale, backend=self.backend)
+        except BackendRefused as refusal:
+            raise BackendError(str(refusal)) from None
         joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return joined
 

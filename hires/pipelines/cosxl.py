@@ -10,6 +10,7 @@ from torch import Tensor
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, Network, edm_v, eps
 from hires.device import TORCH_DTYPE
+from hires.kernels.dispatch import AttentionSpec, select
 from hires.pipelines.base import dispatch_attention
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
@@ -32,6 +33,13 @@ class CosXL:
             for module in (self._unet, self._vae):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
+        """Which attention backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
+        level = next((i for i, layers in enumerate(self.spec.unet.transformer_layers) if layers), 0)
+        tokens = (tile.height >> level) * (tile.width >> level)
+        spec = AttentionSpec(device=self.device.type, dtype=self._dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
+        return (("attention", select(spec).name),)
+
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         ids = sdxl_size_ids(canvas_px).to(self.device)
         conditional, unconditional = (replace(text, size_ids=ids).to(self.device, self._dtype) for text in self._texts)
@@ -48,6 +56,7 @@ class CosXL:
                 self._laid_out(x.to(self._dtype)),
                 torch.full((x.shape[0],), time, device=x.device),
                 encoder_hidden_states=cond.tokens,
+                encoder_attention_mask=cond.mask,
                 added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.size_ids},
                 return_dict=False,
             )[0]

@@ -13,20 +13,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hires.denoisers import guided
 from hires.device import peak_device_bytes, reset_peak
-from hires.errors import RequestError, unknown
 from hires.pipelines.base import Family
-from hires.resolution import cover
+from hires.resolution import relay_view
 from hires.samplers import EVALUATIONS, CanvasNoise, find_sampler
 from hires.schedules import find_schedule
-from hires.tiling.denoise import tiled
+from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
-from hires.tiling.retry import Batcher
+from hires.tiling.resize import Enlarged
+from hires.tiling.retry import Batcher, Ladder
 from hires.tiling.vae import decode_bands, encode_tiles
-from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
+from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +38,32 @@ class Denoised:
     stats: list[StageStats] = field(default_factory=list)
 
 
-def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoised:
-    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel."""
+def run(family: Family, plan: MemoryPlan, seed: int, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Denoised:
+    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
+
+    `ladder` holds the ways to decode and encode between stages, cheapest last.
+    """
     result = Denoised(latents=torch.empty(0))
     batcher = Batcher(plan.batch)
     for index, stage in enumerate(plan.stages):
-        begun, retries = time.monotonic(), batcher.retries
+        begun, retries = time.monotonic(), batcher.retries + ladder.taken
         reset_peak(family.device)
         cells = stage.grid.canvas
         noise = CanvasNoise(seed, index, Box(0, 0, cells.height, cells.width), family.spec.unet.latent_channels, family.device)
         if index == 0:
             x = noise(-1) * (stage.sigma_start**2 + 1) ** 0.5
         else:
-            enlarged = enlarge(family, result.latents, stage, plan, on_event)
+            enlarged = ENLARGERS[stage.enlarger or "pixel"](family, result.latents, stage, ladder, on_event)
             x = enlarged.to(family.device) + noise(-1) * stage.sigma_start
         progress = TileProgress(stage, on_event)
-        latents = denoise_stage(family, stage, x, noise, batcher, progress)
-        result.latents = latents.float().cpu()
+        result.latents = denoise_stage(family, stage, x, noise, batcher, progress).float().cpu()
         result.stats.append(
             StageStats(
                 stage=stage.name,
                 seconds=round(time.monotonic() - begun, 3),
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
-                retries=batcher.retries - retries,
+                retries=batcher.retries + ladder.taken - retries,
             )
         )
         log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
@@ -75,7 +76,8 @@ def denoise_stage(
     """Sample one stage from x at its starting sigma down to 0: sampler(guided(tiled(precondition(network))))."""
     sigmas = find_schedule(family.spec.defaults.schedule)(stage.steps, family.spec.sigma_min, stage.sigma_start)
     conditional, unconditional = family.conditions(stage.canvas)
-    on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, on_tiles=progress.advance)
+    shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
+    on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     denoise = guided(on_canvas, unconditional, stage.guidance)
     with torch.inference_mode():
         return find_sampler(stage.sampler)(denoise, x, sigmas, conditional, noise, progress.step)
@@ -86,7 +88,8 @@ class TileProgress:
 
     def __init__(self, stage: StagePlan, on_event: OnEvent) -> None:
         self.stage, self.on_event = stage, on_event
-        evaluations = stage.steps * EVALUATIONS.get(stage.sampler, 1) - (EVALUATIONS.get(stage.sampler, 1) - 1)
+        per_step = EVALUATIONS.get(stage.sampler, 1)
+        evaluations = stage.steps * per_step - (per_step - 1)  # the last step, to sigma 0, is one evaluation
         self.done, self.total, self.steps_done = 0, evaluations * stage.grid.count, 0
         self._tell()
 
@@ -103,33 +106,28 @@ class TileProgress:
         self.on_event(Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=stage.steps))
 
 
-def enlarge(family: Family, latents: Tensor, stage: StagePlan, plan: MemoryPlan, on_event: OnEvent) -> Tensor:
-    """The picture of the stage before at the size of this one, as latents (1, C, h, w) float32 on the CPU."""
-    known: dict[str, Callable[..., Tensor]] = {"pixel": _enlarge_pixels, "latent": _enlarge_latents}
-    name = stage.enlarger or "pixel"
-    if name not in known:
-        raise RequestError(unknown("enlarger", name, known))
-    return known[name](family, latents, stage, plan, on_event)
+def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Tensor:
+    """Bicubic on the latents: no decoding, softer edges."""
+    target = stage.grid.canvas
+    view = Enlarged(latents, *relay_view(Size(latents.shape[-2], latents.shape[-1]), target))
+    return view.crop(Box(0, 0, target.height, target.width))
 
 
-def _enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, plan: MemoryPlan, on_event: OnEvent) -> Tensor:
-    return _resize(latents, stage.grid.canvas)
-
-
-def _enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, plan: MemoryPlan, on_event: OnEvent) -> Tensor:
-    """Decode, bicubic resize, encode."""
+def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Tensor:
+    """Decode, then encode tiles of the picture enlarged by bicubic; the enlarged picture is never held whole."""
+    cell_px = family.spec.cell_px
 
     def tell(name: str) -> Callable[[int, int], None]:
         return lambda done, total: on_event(Event(stage=f"{name} for {stage.name}", done=done, total=total))
 
+    def decode(plan: DecodePlan) -> Tensor:
+        return torch.cat(list(decode_bands(family.decode, latents, plan, cell_px, tell("decode"))), dim=-2)
+
     with torch.inference_mode():
-        bands = decode_bands(family.decode, latents, plan.decode, family.spec.cell_px, tell("decode"))
-        picture = _resize(torch.cat(list(bands), dim=-2), stage.canvas)
-        return encode_tiles(family.encode, picture, plan.decode, family.spec.cell_px, tell("encode"))
+        picture = ladder.run(decode)
+        view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
+        return ladder.run(lambda plan: encode_tiles(family.encode, view, plan, cell_px, tell("encode")))
 
 
-def _resize(x: Tensor, target: Size) -> Tensor:
-    """Bicubic cover-resize of (B, C, h, w) to exactly `target`."""
-    resized, box = cover(Size(x.shape[-2], x.shape[-1]), target)
-    larger = F.interpolate(x, size=(resized.height, resized.width), mode="bicubic", align_corners=False)
-    return larger[..., box.rows, box.cols]
+Enlarger = Callable[[Family, Tensor, StagePlan, Ladder[DecodePlan], OnEvent], Tensor]
+ENLARGERS: dict[str, Enlarger] = {"pixel": enlarge_pixels, "latent": enlarge_latents}

@@ -43,7 +43,7 @@ def tiled(
         moved = grid if shift is None else grid.shifted(*shift(sigma))
         boxes = list(moved.boxes())
         if len(boxes) == 1:
-            whole = denoise(x, sigma, cond)
+            (whole,) = next(iter(batcher.map(lambda _: [denoise(x, sigma, cond)], boxes)))
             _report(on_tiles, 1)
             return whole
         weights: BlendWeights = weights_of(moved, x.device)

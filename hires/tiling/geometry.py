@@ -19,10 +19,6 @@ class Size:
     def area(self) -> int:
         return self.height * self.width
 
-    @property
-    def short_side(self) -> int:
-        return min(self.height, self.width)
-
     def __str__(self) -> str:
         """The text form people type: WIDTHxHEIGHT."""
         return f"{self.width}x{self.height}"

@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -55,25 +55,36 @@ class Batcher:
                 continue
             free_memory()
             if self.batch == 1:
-                raise MemoryLadderError(f"one tile alone runs out of memory ({message}): give a smaller --tile")
+                raise MemoryLadderError(
+                    f"one tile alone runs out of memory ({message}): give a smaller --tile, or --strategy progressive"
+                )
             self.batch = max(1, min(self.batch, len(chunk)) // 2)
             self.retries += 1
             log.warning("out of memory with %d tiles at once (%s); going on with %d", len(chunk), message, self.batch)
 
 
-def first_that_fits(
-    run: Callable[[Item], Result], rungs: Sequence[Item], describe: Callable[[Item], str]
-) -> tuple[Result, int]:
-    """The result of the first rung that has enough memory, and its index. MemoryLadderError after the last."""
-    message = ""
-    for index, rung in enumerate(rungs):
-        done, message = _attempt(run, rung)
-        if done is not None:
-            return done, index
-        free_memory()
-        following = describe(rungs[index + 1]) if index + 1 < len(rungs) else "no rung is left"
-        log.warning("out of memory (%s); next: %s", message, following)
-    raise MemoryLadderError(f"out of memory on every rung ({message}): give a smaller --size or a larger --vram")
+class Ladder(Generic[Item]):
+    """Runs work at the first rung that has memory for it and stays there; `taken` counts the rungs left behind."""
+
+    def __init__(self, rungs: Sequence[Item], describe: Callable[[Item], str]) -> None:
+        self.rungs, self.describe, self.taken = list(rungs), describe, 0
+
+    @property
+    def rung(self) -> Item:
+        return self.rungs[self.taken]
+
+    def run(self, work: Callable[[Item], Result]) -> Result:
+        """The result of `work(rung)`. MemoryLadderError after the last rung; other errors pass."""
+        while True:
+            done, message = _attempt(work, self.rung)
+            if done is not None:
+                return done
+            free_memory()
+            if self.taken + 1 == len(self.rungs):
+                raise MemoryLadderError(f"out of memory on every rung ({message}): give a smaller --size or a larger --vram")
+            failed = self.describe(self.rung)
+            self.taken += 1
+            log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
 
 
 def _attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:

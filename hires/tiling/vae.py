@@ -7,12 +7,13 @@ one tile it is the module itself. Knows the structure `decode`/`encode` of an au
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hires.tiling.blend import BlendWeights, blend_weights
-from hires.tiling.geometry import Size, TileGrid, make_grid
+from hires.tiling.geometry import Box, Size, TileGrid, make_grid
 from hires.types import DecodePlan
 
 Map = Callable[[Tensor], Tensor]
@@ -57,19 +58,29 @@ def _strip(
     return strip.mul_(weights.rows[row][:, None])
 
 
-def encode_tiles(encode: Map, pixels: Tensor, plan: DecodePlan, cell_px: int, on_tile: OnBand | None = None) -> Tensor:
-    """Latents (B, C, h, w) float32 of a picture (B, 3, H, W) in [-1, 1]; H and W divide by `cell_px`.
+class PixelSource(Protocol):
+    """A picture that is read box by box, values in [-1, 1]."""
+
+    @property
+    def size(self) -> Size: ...
+
+    def crop(self, part: Box) -> Tensor:
+        """Pixels (B, 3, part.height, part.width)."""
+        ...
+
+
+def encode_tiles(encode: Map, source: PixelSource, plan: DecodePlan, cell_px: int, on_tile: OnBand | None = None) -> Tensor:
+    """Latents (B, C, h, w) float32 on the CPU of a picture whose sides divide by `cell_px`, read tile by tile.
 
     Tiles as in decoding; `encode` maps pixels to the posterior's mean.
     """
-    cells = Size(pixels.shape[-2], pixels.shape[-1]).divided(cell_px)
+    cells = source.size.divided(cell_px)
     grid = make_grid(cells, Size(plan.tile_cells, plan.tile_cells), plan.overlap_cells)
     weights = blend_weights(grid, "linear", "cpu")
     canvas: Tensor | None = None
     for index, box in enumerate(grid.boxes()):
-        rows = slice(box.top * cell_px, box.bottom * cell_px)
-        cols = slice(box.left * cell_px, box.right * cell_px)
-        latent = encode(pixels[..., rows, cols]).float().cpu()
+        part = Box(box.top * cell_px, box.left * cell_px, box.height * cell_px, box.width * cell_px)
+        latent = encode(source.crop(part)).float().cpu()
         if canvas is None:
             canvas = torch.zeros((*latent.shape[:2], cells.height, cells.width))
         canvas[..., box.rows, box.cols] += weights.of(index) * latent

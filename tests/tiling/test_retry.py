@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hires.errors import MemoryLadderError
-from hires.tiling.retry import Batcher, first_that_fits, is_out_of_memory
+from hires.tiling.retry import Batcher, Ladder, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,9 @@ def test_the_ladder_takes_the_first_rung_that_fits() -> None:
             raise RuntimeError("CUDA out of memory")
         return f"ran at {rung}"
 
-    assert first_that_fits(need, [8, 4, 2, 1], str) == ("ran at 2", 2)
+    ladder = Ladder([8, 4, 2, 1], str)
+    assert ladder.run(need) == "ran at 2"
+    assert (ladder.taken, ladder.rung) == (2, 2)
+    assert ladder.run(str) == "2"  # it stays where there was room
     with pytest.raises(MemoryLadderError, match="every rung"):
-        first_that_fits(need, [8, 4], str)
+        Ladder([8, 4], str).run(need)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from hires.tiling.geometry import Box, Size
+from hires.tiling.resize import Enlarged
 from hires.tiling.vae import decode_bands, encode_tiles
 from hires.types import DecodePlan
 
@@ -18,6 +20,11 @@ def up(z: Tensor) -> Tensor:
 
 def down(x: Tensor) -> Tensor:
     return F.avg_pool2d(torch.cat([x, x[:, :1]], dim=1), 8)
+
+
+def whole(x: Tensor) -> Enlarged:
+    size = Size(x.shape[-2], x.shape[-1])
+    return Enlarged(x, size, Box(0, 0, size.height, size.width))
 
 
 def plan(tile: int, overlap: int) -> DecodePlan:
@@ -36,14 +43,14 @@ def test_bands_join_to_the_whole_for_a_pointwise_decoder(h: int, w: int, tile: i
 def test_one_tile_is_the_module_bit_for_bit() -> None:
     z, x = torch.randn(1, 4, 9, 13), torch.randn(1, 3, 72, 104)
     assert torch.equal(torch.cat(list(decode_bands(up, z, plan(16, 0), 8)), dim=-2), up(z))
-    assert torch.equal(encode_tiles(down, x, plan(16, 0), 8), down(x))
+    assert torch.equal(encode_tiles(down, whole(x), plan(16, 0), 8), down(x))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(2, 16), st.integers(0, 8))
 def test_encoded_tiles_join_to_the_whole_for_a_pointwise_encoder(h: int, w: int, tile: int, overlap: int) -> None:
     x = torch.randn(1, 3, 8 * h, 8 * w)
-    torch.testing.assert_close(encode_tiles(down, x, plan(tile, min(overlap, tile - 1)), 8), down(x), rtol=0, atol=2e-6)
+    torch.testing.assert_close(encode_tiles(down, whole(x), plan(tile, min(overlap, tile - 1)), 8), down(x), rtol=0, atol=2e-6)
 
 
 def test_bands_leave_before_the_rest_is_decoded() -> None:

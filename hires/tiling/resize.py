@@ -1,0 +1,59 @@
+"""Enlarging a picture box by box: any part of the result, without holding the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hires.tiling.geometry import Box, Size
+
+CUBIC = -0.5  # Keys 1981: the member of the family that is third-order accurate
+
+
+def _cubic(t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel, (a+2)|t|^3 - (a+3)|t|^2 + 1 within 1, a(|t|^3 - 5|t|^2 + 8|t| - 4) within 2."""
+    t = np.abs(t)
+    near = (CUBIC + 2) * t**3 - (CUBIC + 3) * t**2 + 1
+    far = CUBIC * (t**3 - 5 * t**2 + 8 * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+
+
+def axis_taps(source: int, target: int, start: int, stop: int) -> tuple[int, int, Tensor]:
+    """Source range [low, high) that target positions [start, stop) read, and their weights (stop - start, high - low).
+
+    Pixel centres align (position i reads around (i + 1/2) source / target - 1/2); edges are repeated. For enlarging.
+    """
+    centres = (np.arange(start, stop) + 0.5) * source / target - 0.5
+    first = np.floor(centres).astype(np.int64) - 1
+    low, high = max(0, int(first.min())), min(source, int(first.max()) + 4)
+    weights = np.zeros((stop - start, high - low), dtype=np.float64)
+    rows = np.arange(stop - start)
+    for k in range(4):
+        at = first + k
+        np.add.at(weights, (rows, np.clip(at, low, high - 1) - low), _cubic(centres - at))
+    return low, high, torch.from_numpy(weights.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarged:
+    """A picture (B, C, h, w) seen at `resized` and cut to `box`; `crop` gives any part of that cut as float32."""
+
+    source: Tensor
+    resized: Size
+    box: Box
+
+    @property
+    def size(self) -> Size:
+        return Size(self.box.height, self.box.width)
+
+    def crop(self, part: Box) -> Tensor:
+        """Pixels (B, C, part.height, part.width), bicubic; `part` is relative to the cut."""
+        top, left = self.box.top + part.top, self.box.left + part.left
+        height, width = self.source.shape[-2:]
+        r0, r1, rows = axis_taps(height, self.resized.height, top, top + part.height)
+        c0, c1, cols = axis_taps(width, self.resized.width, left, left + part.width)
+        return rows @ self.source[..., r0:r1, c0:c1].float() @ cols.T
