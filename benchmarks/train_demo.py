@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from benchmarks.held_out import FIRST_SEED, held_out_kinds, held_out_scenes
 from benchmarks.scenes import HORIZON, Scene, caption, draw, kinds, scene
 from hires.tiling.geometry import Box, Size
+from hires.weights import read_weights
 
 LOG = ("stage", "step", "images", "wall_s", "loss", "metric", "value", "lr", "device")
 
@@ -302,12 +303,12 @@ def make_unet() -> nn.Module:
         sample_size=NATIVE_CELLS,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(64, 128, 192),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 192, 128),  # 4x4 at the bottom: padding alone tells a cell where it is
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        transformer_layers_per_block=[1, 1, 2],
-        attention_head_dim=[2, 4, 6],
+        transformer_layers_per_block=[1, 1, 2, 1],
+        attention_head_dim=[2, 4, 6, 4],
         cross_attention_dim=192,
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -378,11 +379,11 @@ def small_picture(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
 
 
 def native_view(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
-    """A scene and a 256 px view of it: the whole picture (50 %), part of a wide or tall one (10 %), or a crop."""
+    """A scene and a 256 px view of it: the whole picture (58 %), part of a wide or tall one (8 %), or a crop."""
     drawn, roll, side = training_scene(rng), rng.uniform(), 8 * NATIVE_CELLS
-    if roll < 0.5:
+    if roll < 0.58:
         return drawn, Size(side, side), Box(0, 0, side, side)
-    if roll < 0.6:
+    if roll < 0.66:
         wide = bool(rng.uniform() < 0.5)
         canvas = Size(side, side * 3 // 2) if wide else Size(side * 3 // 2, side)
         offset = 8 * int(rng.integers(side // 16 + 1))
@@ -415,6 +416,11 @@ def train_unet(args: argparse.Namespace) -> None:
         both.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
+    elif args.start:
+        warm_start(unet, args.start / "unet")
+        warm_start(text.one, args.start / "text_encoder")
+        warm_start(text.two, args.start / "text_encoder_2")
+        ema = Ema(both, 0.9975)
     log = Log(args.out / "train_log.csv")
     begun, budget = time.monotonic() - wall, args.minutes * 60
     halves = Pool.empty(small_picture, args.pool, NATIVE_CELLS // 2)
@@ -459,11 +465,19 @@ def train_unet(args: argparse.Namespace) -> None:
             log.row(**row, metric="loss", value=round(running, 4), lr=f"{lr:.2e}", device=args.device)
 
 
+def warm_start(module: nn.Module, folder: Path) -> None:
+    """Take over what fits by name and shape from an exported component; the rest stays fresh."""
+    wanted, found = module.state_dict(), read_weights(folder)
+    fits = {key: value.float() for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
+    module.load_state_dict(fits, strict=False)
+    print(f"{folder}: {len(fits)} of {len(wanted)} tensors taken over", flush=True)
+
+
 def denoising_loss(unet: nn.Module, text: nn.Module, tokenizer: Any, x0: Tensor, ids: Tensor, texts: list[str]) -> Tensor:
     """Mean squared error of F against v = cos(phi) eps - sin(phi) x0, tan(phi) = sigma: the EDM-v target of CosXL."""
     batch = x0.shape[0]
     whole = (ids[:, 0].minimum(ids[:, 1]) <= 8 * NATIVE_CELLS).float()
-    centre, spread = 0.1 * whole - 0.8 * (1 - whole), 1.6 * whole + 1.3 * (1 - whole)
+    centre, spread = 0.5 * whole - 0.8 * (1 - whole), 1.5 * whole + 1.3 * (1 - whole)
     sigma = (torch.randn(batch, device=x0.device) * spread + centre).exp().clamp(SIGMA_MIN, SIGMA_MAX)
     cos = (1 / (sigma**2 + 1).sqrt())[:, None, None, None]
     sin = cos * sigma[:, None, None, None]
@@ -573,6 +587,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="an exported model folder whose denoiser to go on from")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(int(time.time()) if args.resume else 0)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import hires
-from hires.errors import Cancelled, ModelError, RequestError
+from hires.errors import Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.imageio import read_text
 from hires.samplers import CanvasNoise
 from hires.tiling import retry
@@ -100,6 +100,41 @@ def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: 
     for other in drawn[1:]:
         assert len(other) == len(drawn[0]) >= 2
         assert all(torch.equal(a, b) for a, b in zip(other, drawn[0], strict=True))
+
+
+def test_a_decode_rung_is_taken_logged_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decoding and encoding more than 24 cells at once run out of memory: in the relay and at the end."""
+    from hires.pipelines.cosxl import CosXL
+
+    for name, side in (("decode", 24), ("encode", 24 * 8)):
+        real = getattr(CosXL, name)
+
+        def scarce(self: CosXL, x: torch.Tensor, real: object = real, side: int = side) -> torch.Tensor:
+            if x.shape[-1] > side:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+            return real(self, x)  # type: ignore[operator, no-any-return]
+
+        monkeypatch.setattr(CosXL, name, scarce)
+    result = hires.render(PROMPT, size="512x512", output=tmp_path / "a.png", steps=1)
+    assert result.plan.decode.tile_cells == 16
+    assert sum(stage.retries for stage in result.stats) == 2
+    assert "predicted peak" in caplog.text
+    assert "Tried to allocate 9.00 GiB" in caplog.text
+    note = "ran out of memory: decoded in tiles of 16 cells instead of 64"
+    assert note in result.plan.notes
+    assert note in read_text(tmp_path / "a.png")["hires:plan"]
+    assert result.pixels.shape == (512, 512, 3)
+
+
+def test_running_out_of_memory_anywhere_else_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB")
+
+    monkeypatch.setattr("hires.pipelines.cosxl.load_unet", never)
+    with pytest.raises(MemoryLadderError, match=r"Tried to allocate 5.00 GiB.*planned peak .* GiB"):
+        hires.render(PROMPT, size="256x256", steps=1)
 
 
 def test_progress_counts_every_tile_and_step() -> None:

@@ -27,6 +27,7 @@ def cosxl(demo: ModelSpec) -> ModelSpec:
         demo,
         name="cosxl",
         native_px=1024,
+        align_px=32,
         bins=make_bins(1024, 64),
         unet=UNetShape(
             channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4
@@ -51,14 +52,14 @@ def test_every_common_card_has_a_plan_within_its_budget(cosxl: ModelSpec, side: 
 def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:
     made = plan(request(Size(1000, 1500)), demo, host_device(parse_bytes("2GiB")))
     text = made.explain()
-    assert "canvas 1504x1024 is the next multiple of 32 px; 1500x1000 is cut from it" in text
+    assert "canvas 1536x1024 is the next multiple of 64 px; 1500x1000 is cut from it" in text
     for word in ("strategy progressive", "dtype fp32", "tile batch", "decode"):
         assert word in text
     document = json.loads(json.dumps(made.to_json()))
     assert document["output"] == {"height": 1000, "width": 1500}
-    assert document["canvas"] == {"height": 1024, "width": 1504}
+    assert document["canvas"] == {"height": 1024, "width": 1536}
     assert document["stages"][0]["name"] == "base"
-    assert document["latent_grid"]["canvas"] == {"height": 128, "width": 188}
+    assert document["latent_grid"]["canvas"] == {"height": 128, "width": 192}
 
 
 def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:
