@@ -14,9 +14,7 @@ import argparse
 import csv
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,40 +24,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.held_out import FIRST_SEED, held_out_kinds, held_out_scenes
-from benchmarks.scenes import HORIZON, Scene, caption, draw, kinds, scene
-from hires.tiling.geometry import Box, Size
+from benchmarks.demo_data import Pool, ae_batches, interesting_box, native_view, small_picture, spoken
+from benchmarks.demo_model import (
+    NATIVE_CELLS,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    TOKENS,
+    TextEncoders,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+    save_folder,
+)
+from benchmarks.held_out import held_out_scenes
+from benchmarks.scenes import draw
+from hires.tiling.geometry import Size
 from hires.weights import read_weights
 
 LOG = ("stage", "step", "images", "wall_s", "loss", "metric", "value", "lr", "device")
-
-
-def training_scene(rng: np.random.Generator) -> Scene:
-    """A scene that is not held out; redrawn until its kind is allowed, then asserted."""
-    while True:
-        drawn = scene(int(rng.integers(FIRST_SEED)))
-        if drawn.kind not in held_out_kinds():
-            break
-    assert drawn.seed < FIRST_SEED
-    assert drawn.kind not in held_out_kinds()
-    return drawn
-
-
-def interesting_box(drawn: Scene, canvas: Size, crop_px: int, rng: np.random.Generator) -> Box:
-    """A crop of the canvas: half of them anywhere, half on the disk, the ridges or the shore."""
-    centre_x, centre_y = rng.uniform(), rng.uniform()
-    if rng.uniform() < 0.5:
-        disk = drawn.disks[0]
-        angle = rng.uniform(0, 2 * math.pi)
-        spots = (
-            (disk.x + disk.radius * math.cos(angle), disk.y + disk.radius * math.sin(angle)),
-            (centre_x, rng.uniform(0.42, 0.62)),
-            (centre_x, HORIZON + rng.normal() * 0.01),
-        )
-        centre_x, centre_y = spots[int(rng.integers(3))]
-    top = int(np.clip(centre_y * canvas.height - crop_px / 2, 0, canvas.height - crop_px))
-    left = int(np.clip(centre_x * canvas.width - crop_px / 2, 0, canvas.width - crop_px))
-    return Box(top, left, crop_px, crop_px)
 
 
 @dataclass
@@ -102,43 +84,6 @@ class Ema:
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in module.state_dict().items():
             self.values[key].lerp_(value.detach().to(self.values[key]), 1 - decay)
-
-
-def make_vae() -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=256,
-    ).to(memory_format=torch.channels_last)
-
-
-def ae_crop(rng: np.random.Generator, crop_px: int) -> np.ndarray:
-    """One training crop as uint8 (3, crop_px, crop_px), at a zoom between the whole picture and 8192 px."""
-    drawn = training_scene(rng)
-    side = int(crop_px * 2 ** rng.uniform(0, math.log2(8192 / crop_px)))
-    pixels = draw(drawn, Size(side, side), interesting_box(drawn, Size(side, side), crop_px, rng))
-    return (pixels.transpose(2, 0, 1) * 255 + rng.uniform(size=(3, 1, 1))).clip(0, 255).astype(np.uint8)
-
-
-def ae_batches(rng: np.random.Generator, pool_size: int, crop_px: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, h, w) in [-1, 1] from a pool that is filled first and then slowly replaced; flips for free."""
-    pool = np.stack([ae_crop(rng, crop_px) for _ in range(pool_size)])
-    while True:
-        for slot in rng.integers(pool_size, size=2):
-            pool[slot] = ae_crop(rng, crop_px)
-        batch = torch.from_numpy(pool[rng.integers(pool_size, size=batch_size)]).float() / 127.5 - 1
-        if rng.uniform() < 0.5:
-            batch = batch.flip(-1)
-        yield batch.contiguous(memory_format=torch.channels_last)
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,166 +177,6 @@ def decoder_loss(vae: nn.Module, batch: Tensor) -> Tensor:
             latents = latents + torch.rand(()) * 0.03 * latents.std() * torch.randn_like(latents)
         output = vae.decode(latents).sample
     return reconstruction_loss(output.float(), batch)
-
-
-NATIVE_CELLS = 32
-TOKENS = 24
-SIGMA_MIN, SIGMA_MAX = 0.002, 20.0
-
-
-def make_tokenizer(folder: Path) -> Path:
-    """Write a CLIP-type BPE vocabulary whose merges come from the scenes' captions; other words fall into letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    words = sorted({word for kind in kinds() for word in caption(kind).split()} | {"picture", "of", "the", "and", "with"})
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(words * 50, trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learnt["merges"]]
-    entries = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    entries = [*list(dict.fromkeys(entries)), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": TOKENS,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "do_lower_case": True,
-        "errors": "replace",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    return folder
-
-
-class TextEncoders(nn.Module):
-    """The two CLIP text towers of the SDXL layout, small: penultimate states side by side, pooled from the second."""
-
-    def __init__(self, vocabulary: int) -> None:
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-        super().__init__()
-        common = {"vocab_size": vocabulary, "max_position_embeddings": TOKENS, "num_hidden_layers": 2}
-        common |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-        small = CLIPTextConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, projection_dim=64, **common)
-        large = CLIPTextConfig(hidden_size=128, intermediate_size=256, num_attention_heads=4, projection_dim=128, **common)
-        self.one = CLIPTextModel(small)
-        self.two = CLIPTextModelWithProjection(large)
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        one = self.one(ids, output_hidden_states=True).hidden_states[-2]
-        two = self.two(ids, output_hidden_states=True)
-        return torch.cat([one, two.hidden_states[-2]], dim=-1), two.text_embeds
-
-
-def make_unet() -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=NATIVE_CELLS,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(64, 128, 192, 128),  # 4x4 at the bottom: padding alone tells a cell where it is
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        transformer_layers_per_block=[1, 1, 2, 1],
-        attention_head_dim=[2, 4, 6, 4],
-        cross_attention_dim=192,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=128 + 6 * 32,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-    ).to(memory_format=torch.channels_last)
-
-
-def spoken(drawn: Scene, rng: np.random.Generator) -> str:
-    """The caption, mostly whole; sometimes with a clause left out, sometimes empty (for guidance)."""
-    disk, third, mountains, ground, at = drawn.kind
-    roll = rng.uniform()
-    if roll < 0.10:
-        return ""
-    if roll > 0.25:
-        return drawn.caption
-    place = "" if rng.uniform() < 0.4 else (" in the middle" if third == "middle" else f" on the {third}")
-    over = f" over {mountains} mountains" + (f" and a {ground}" if rng.uniform() < 0.5 else "")
-    when = f" at {at}" if rng.uniform() < 0.6 else ""
-    return f"a {disk}{place}{over if rng.uniform() < 0.7 else f' over a {ground}'}{when}"
-
-
-View = Callable[[np.random.Generator], tuple[Scene, Size, Box]]
-
-
-@dataclass
-class Pool:
-    """Latents (N, 4, cells, cells) in half precision with what the model is told about each; filled, then replaced."""
-
-    view: View
-    latents: Tensor
-    ids: Tensor
-    scenes: list[Scene]
-
-    @classmethod
-    def empty(cls, view: View, size: int, cells: int) -> Pool:
-        return cls(view, torch.zeros(size, 4, cells, cells).half(), torch.zeros(size, 6), [])
-
-    def refill(self, count: int, vae: nn.Module, scale: float, rng: np.random.Generator) -> None:
-        """Draw and encode `count` new views: into free places, or over random ones once there are none."""
-        have, size = len(self.scenes), len(self.latents)
-        slots = list(range(have, min(have + count, size))) or rng.integers(size, size=count // 2).tolist()
-        views = [self.view(rng) for _ in slots]
-        pixels = np.stack([draw(drawn, canvas, box).transpose(2, 0, 1) for drawn, canvas, box in views])
-        batch = torch.from_numpy(pixels * 2 - 1).to(next(vae.parameters()).device)
-        with torch.no_grad():
-            latents = vae.encode(batch.contiguous(memory_format=torch.channels_last)).latent_dist.mean * scale
-        self.scenes += [views[0][0]] * (max(slots) + 1 - have)
-        for slot, latent, (drawn, canvas, box) in zip(slots, latents.cpu().half(), views, strict=True):
-            self.latents[slot], self.scenes[slot] = latent, drawn
-            self.ids[slot] = torch.tensor([canvas.height, canvas.width, box.top, box.left, canvas.height, canvas.width])
-
-    def sample(self, count: int, cells: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[Scene]]:
-        """Random entries, or random crops of them where `cells` is smaller; crop offsets move along in the ids."""
-        slots = rng.integers(len(self.scenes), size=count)
-        offsets = rng.integers(self.latents.shape[-1] - cells + 1, size=(count, 2))
-        crops = [self.latents[s, :, t : t + cells, u : u + cells] for s, (t, u) in zip(slots, offsets, strict=True)]
-        ids = self.ids[torch.from_numpy(slots)].clone()
-        ids[:, 2:4] += 8 * torch.from_numpy(offsets)
-        return torch.stack(crops).float(), ids, [self.scenes[slot] for slot in slots]
-
-
-def small_picture(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
-    """A whole picture at half the native size: what is where, learnt at a quarter of the cost."""
-    return training_scene(rng), Size(4 * NATIVE_CELLS, 4 * NATIVE_CELLS), Box(0, 0, 4 * NATIVE_CELLS, 4 * NATIVE_CELLS)
-
-
-def native_view(rng: np.random.Generator) -> tuple[Scene, Size, Box]:
-    """A scene and a 256 px view of it: the whole picture (58 %), part of a wide or tall one (8 %), or a crop."""
-    drawn, roll, side = training_scene(rng), rng.uniform(), 8 * NATIVE_CELLS
-    if roll < 0.58:
-        return drawn, Size(side, side), Box(0, 0, side, side)
-    if roll < 0.66:
-        wide = bool(rng.uniform() < 0.5)
-        canvas = Size(side, side * 3 // 2) if wide else Size(side * 3 // 2, side)
-        offset = 8 * int(rng.integers(side // 16 + 1))
-        return drawn, canvas, Box(0 if wide else offset, offset if wide else 0, side, side)
-    extent = 32 * round(side / 32 * 2 ** rng.uniform(0.4, 5.0))
-    canvas = Size(extent, extent)
-    box = interesting_box(drawn, canvas, side, rng)
-    return drawn, canvas, Box(box.top // 8 * 8, box.left // 8 * 8, side, side)
 
 
 def train_unet(args: argparse.Namespace) -> None:
@@ -511,23 +296,8 @@ def count(module: nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
-DEFAULTS = {
-    "sampler": "dpmpp_2m",
-    "schedule": "karras",
-    "steps": 24,
-    "guidance": 3.0,
-    "relay_sigma": 0.8,
-    "relay_steps": 6,
-    "relay_guidance": 1.0,
-    "tile_px": 256,
-    "overlap_px": 64,
-    "enlarger": "pixel",
-}
-
-
 def export(args: argparse.Namespace) -> None:
-    """Write the averaged weights as a diffusers-style CosXL folder in half precision, ready to ship."""
-    target: Path = args.to
+    """Write the averaged weights as the folder that ships."""
     vae, unet = make_vae(), make_unet()
     decoder = args.out / "decoder.pt"
     vae.load_state_dict(load_state(decoder if decoder.exists() else args.out / "ae.pt")["ema"])
@@ -537,39 +307,8 @@ def export(args: argparse.Namespace) -> None:
     both = nn.ModuleDict({"unet": unet, "text": text})
     if (args.out / "unet.pt").exists():
         both.load_state_dict(load_state(args.out / "unet.pt")["ema"])
-    for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text.one), ("text_encoder_2", text.two)):
-        shutil.rmtree(target / part, ignore_errors=True)
-        module.half().save_pretrained(target / part, variant="fp16", safe_serialization=True)
-        for file in (target / part).iterdir():
-            file.chmod(0o644)
-    for part in ("tokenizer", "tokenizer_2"):
-        make_tokenizer(target / part)
-    scheduler = {
-        "_class_name": "EDMEulerScheduler",
-        "sigma_min": SIGMA_MIN,
-        "sigma_max": SIGMA_MAX,
-        "sigma_data": 1.0,
-        "sigma_schedule": "karras",
-        "prediction_type": "v_prediction",
-    }
-    index = {
-        "_class_name": "StableDiffusionXLPipeline",
-        "force_zeros_for_empty_prompt": False,
-        "scheduler": ["diffusers", "EDMEulerScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (target / "scheduler").mkdir(parents=True, exist_ok=True)
-    (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
-    (target / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-    (target / "hires.json").write_text(json.dumps({"defaults": DEFAULTS}, indent=1) + "\n")
-    total = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
-    assert total <= 32 * 2**20, f"{total / 2**20:.1f} MiB of weights are more than the 32 MiB the package may carry"
-    print(f"{target}: {total / 2**20:.2f} MiB of weights")
+    parts = {"unet": unet, "vae": vae, "text_encoder": text.one, "text_encoder_2": text.two}
+    print(f"{args.to}: {save_folder(args.to, parts):.2f} MiB of weights")
 
 
 def main() -> None:

@@ -42,15 +42,15 @@ def test_captions() -> None:
 
 
 def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import train_demo
+    from benchmarks import demo_data
 
     rng = np.random.default_rng(0)
-    drawn = [train_demo.training_scene(rng) for _ in range(3000)]
+    drawn = [demo_data.training_scene(rng) for _ in range(3000)]
     assert not {d.kind for d in drawn} & held_out_kinds()
     assert max(d.seed for d in drawn) < FIRST_SEED <= min(s.seed for s in held_out_scenes(32))
     assert len({d.kind for d in drawn}) > 250
-    monkeypatch.setattr(train_demo, "FIRST_SEED", 1)  # a draw that could only be seed 0, whatever its kind
-    assert train_demo.training_scene(rng).seed == 0
+    monkeypatch.setattr(demo_data, "FIRST_SEED", 1)  # a draw that could only be seed 0, whatever its kind
+    assert demo_data.training_scene(rng).seed == 0
 
 
 def test_the_held_out_file_lists_what_it_should() -> None:
