@@ -186,7 +186,13 @@ def train_unet(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     rng = np.random.default_rng(int(time.time()) if args.resume else 1)
     vae = make_vae().to(device).eval()
-    vae.load_state_dict(load_state(args.out / "ae.pt")["ema"])
+    if (args.out / "ae.pt").exists() or not args.start:
+        vae.load_state_dict(load_state(args.out / "ae.pt")["ema"])
+    else:  # going on from an exported folder alone: its autoencoder, and the scale its denoiser was trained with
+        warm_start(vae, args.start / "vae")
+        kept = json.loads((args.start / "vae" / "config.json").read_text())["scaling_factor"]
+        (args.out / "latent_scale.json").write_text(json.dumps(kept))
+        torch.save({"ema": vae.state_dict()}, args.out / "ae.pt")
     scale = latent_scale(args.out, vae)
     tokenizer = CLIPTokenizer.from_pretrained(make_tokenizer(args.out / "tokenizer"))
     unet, text = make_unet().to(device), TextEncoders(len(tokenizer)).to(device)
