@@ -24,7 +24,7 @@ import hires
 from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
-from hires.metrics import band_energy, find_disks, luma, mean_colour, seam_lines, seam_score, third_of
+from hires.metrics import band_energy, find_disks, lopsided_disks, luma, mean_colour, seam_lines, seam_score, third_of
 from hires.specs import load_spec
 from hires.tiling.geometry import Size, make_grid
 from hires.types import MemoryPlan, RenderResult
@@ -73,6 +73,7 @@ def measure(scene: Scene, result: RenderResult, base: Picture) -> dict[str, obje
     energy, energy_truth = band_energy(light, cutoff), band_energy(light_truth, cutoff)
     sky, sky_truth = (band_energy(luma(sky_part(p, scene)), cutoff) for p in (picture, truth))
     disks = find_disks(picture)
+    lopsided = lopsided_disks(picture, disks)
     columns = (0.70, 1.0) if scene.third != "right" else (0.0, 0.30)
     colour = {
         name: float(np.abs(mean_colour(picture, rows, columns) - mean_colour(truth, rows, columns)).max() * 255)
@@ -80,9 +81,10 @@ def measure(scene: Scene, result: RenderResult, base: Picture) -> dict[str, obje
     }
     return {
         "disks": len(disks),
+        "lopsided": len(lopsided),
         "third": "+".join(third_of(disk.x) for disk in disks) or "none",
         "wanted_third": scene.third,
-        "one_disk_right_third": int(len(disks) == 1 and third_of(disks[0].x) == scene.third),
+        "one_disk_right_third": int(len(disks) == 1 and not lopsided and third_of(disks[0].x) == scene.third),
         "sky_colour_error_255": round(colour["sky"], 1),
         "ground_colour_error_255": round(colour["ground"], 1),
         "seam_over_control": round(seams(light, result.plan, 8), 3),
@@ -119,7 +121,7 @@ def run(wanted: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> l
                 append_row(csv_path, row)
                 pictures.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(result.pixels).save(pictures / f"{strategy}_{side}_{scene.seed}.png")
-                print({k: row[k] for k in list(facts)[1:] + list(row)[-12:]}, file=sys.stderr, flush=True)
+                print({k: row[k] for k in list(facts)[1:] + list(row)[-13:]}, file=sys.stderr, flush=True)
     return [row for row in read_rows(csv_path) if row["settings"] == key]
 
 
@@ -138,7 +140,7 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
                 "side": side,
                 "pictures": len(part),
                 "one_disk_right_third": round(float(values("one_disk_right_third").mean()), 3),
-                "mean_disks": round(float(values("disks").mean()), 2),
+                "mean_disks": round(float((values("disks") + values("lopsided")).mean()), 2),
                 "seam_max": round(float(values("seam_over_control").max()), 3),
                 "energy_over_lanczos_min": round(float(values("energy_over_lanczos").min()), 2),
                 "energy_over_truth_min": round(float(values("energy_over_truth").min()), 3),
@@ -191,7 +193,7 @@ def contact_sheet(rows: list[dict[str, str]], strategy: str, side: int, pictures
         x, y = index % across * cell, index // across * (cell + 24)
         sheet.paste(Image.open(file).resize((cell, cell), Image.Resampling.LANCZOS), (x, y))
         words = row["caption"].split(" over ")
-        pen.text((x + 2, y + cell), f"{words[0]}: {row['disks']} disk(s)", fill="black")
+        pen.text((x + 2, y + cell), f"{words[0]}: {row['disks']} + {row['lopsided']} lopsided", fill="black")
         pen.text((x + 2, y + cell + 11), words[1][: cell // 6], fill="black")
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target, quality=88)

@@ -41,11 +41,15 @@ def seam_lines(grid: TileGrid, cell_px: int) -> tuple[tuple[int, ...], tuple[int
     return rows, lines(grid.lefts, grid.tile.width, grid.canvas.width)
 
 
+CLIP_SIGMAS = 3.0
+
+
 def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> float:
-    """RMS of the coherent step across the given lines over that of all other lines; about 1 without seams.
+    """RMS of the coherent step across the given lines over that of all other lines; about 1 without seams, 3 at most.
 
     The step across a line is the gradient there less the mean of the gradients on either side of it, averaged along each
-    edge of the grid (so a faint but steady offset adds up and texture cancels).
+    edge of the grid (so a faint but steady offset adds up and texture cancels). Steps count in robust standard deviations
+    of their strip of the picture and at most `CLIP_SIGMAS`: one ridge or shore that happens to lie on a line is not a seam.
     """
     on_v, off_v = _steps(picture, cols, rows)
     on_h, off_h = _steps(picture.T, rows, cols)
@@ -54,7 +58,7 @@ def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -
 
 
 def _steps(picture: Floats, cols: Sequence[int], rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coherent steps across vertical lines at `cols` and at all other columns, per segment between `rows`."""
+    """Coherent steps across vertical lines at `cols` and at all other columns, per segment between `rows`, in robust sigmas."""
     gradient = np.diff(picture.astype(np.float64), axis=1)  # gradient[:, c - 1] is across the line at column c
     step = gradient[:, 1:-1] - (gradient[:, :-2] + gradient[:, 2:]) / 2  # step[:, c - 2] is at column c
     bounds = np.unique([0, *rows, picture.shape[0]])
@@ -62,6 +66,8 @@ def _steps(picture: Floats, cols: Sequence[int], rows: Sequence[int]) -> tuple[N
     inner = [c - 2 for c in cols if 2 <= c < picture.shape[1] - 1]
     mask = np.zeros(sums.shape[1], dtype=bool)
     mask[inner] = True
+    sigma = 1.4826 * np.median(np.abs(sums[:, ~mask]), axis=1, keepdims=True)
+    sums = np.clip(sums / np.maximum(sigma, 1e-7), -CLIP_SIGMAS, CLIP_SIGMAS)  # 1e-7: float32 rounding of a luma
     return sums[:, mask].ravel(), sums[:, ~mask].ravel()
 
 
@@ -146,7 +152,15 @@ def find_disks(picture: NDArray[np.generic], likeness: float = 0.88, contrast: f
     return kept
 
 
-def _apart(a: FoundDisk, b: FoundDisk, shape: tuple[int, ...]) -> bool:
+def lopsided_disks(picture: NDArray[np.generic], disks: Sequence[FoundDisk]) -> list[FoundDisk]:
+    """Clear bright blobs that are not among `disks` because they are not round enough: botched or half-drawn doubles."""
+    unit = min(picture.shape[:2])
+    shape = (picture.shape[0] / unit, picture.shape[1] / unit)
+    blobs = find_disks(picture, likeness=0.78, contrast=0.14)
+    return [blob for blob in blobs if all(_apart(blob, disk, shape) for disk in disks)]
+
+
+def _apart(a: FoundDisk, b: FoundDisk, shape: tuple[float, ...]) -> bool:
     unit = min(shape)
     distance = np.hypot((a.x - b.x) * shape[1] / unit, (a.y - b.y) * shape[0] / unit)
     return bool(distance > 1.3 * max(a.radius, b.radius))
