@@ -55,21 +55,12 @@ def ae_crop(rng: np.random.Generator, crop_px: int) -> np.ndarray:
 
 
 def ae_batches(rng: np.random.Generator, pool_size: int, crop_px: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, h, w) in [-1, 1] from a pool that is filled first and then slowly replaced; flips for free.
-
-    Half of the batches are whole crops, the others as many pixels in crops of half or a quarter of the side (64 px at
-    least): group statistics depend on the extent, and a decoder that saw one extent only is 2 dB worse at another.
-    """
-    sides = [side for side in (crop_px, crop_px // 2, crop_px // 4) if side >= min(64, crop_px)]
+    """Batches (B, 3, h, w) in [-1, 1] from a pool that is filled first and then slowly replaced; flips for free."""
     pool = np.stack([ae_crop(rng, crop_px) for _ in range(pool_size)])
     while True:
         for slot in rng.integers(pool_size, size=2):
             pool[slot] = ae_crop(rng, crop_px)
-        side = sides[0] if rng.uniform() < 0.5 else sides[int(rng.integers(len(sides)))]
-        slots = rng.integers(pool_size, size=batch_size * (crop_px // side) ** 2)
-        tops, lefts = rng.integers(crop_px - side + 1, size=(2, len(slots)))
-        crops = [pool[s, :, t : t + side, u : u + side] for s, t, u in zip(slots, tops, lefts, strict=True)]
-        batch = torch.from_numpy(np.stack(crops)).float() / 127.5 - 1
+        batch = torch.from_numpy(pool[rng.integers(pool_size, size=batch_size)]).float() / 127.5 - 1
         if rng.uniform() < 0.5:
             batch = batch.flip(-1)
         yield batch.contiguous(memory_format=torch.channels_last)

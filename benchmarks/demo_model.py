@@ -29,6 +29,7 @@ DEFAULTS = {
 
 
 def make_vae() -> nn.Module:
+    """The autoencoder; its norms are to be held by `pinned_norm`, so that a tile is coded as the whole picture is."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -39,7 +40,7 @@ def make_vae() -> nn.Module:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=1,
         mid_block_add_attention=False,
         sample_size=256,
     ).to(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.demo_data import Pool, ae_batches, interesting_box, native_view, small_picture, spoken
+from benchmarks.demo_data import Pool, ae_batches, ae_crop, interesting_box, native_view, small_picture, spoken
 from benchmarks.demo_model import (
     NATIVE_CELLS,
     SIGMA_MAX,
@@ -38,9 +38,10 @@ from benchmarks.demo_model import (
 )
 from benchmarks.held_out import held_out_scenes
 from benchmarks.muon import Muon, matrices
-from benchmarks.scenes import draw
-from hires.tiling.geometry import Size
-from hires.weights import read_weights
+from benchmarks.pinned_norm import fold_norms, hold_gradients, pin_norms, start_scales
+from benchmarks.scenes import Scene, draw
+from hires.tiling.geometry import Box, Size
+from hires.weights import load_vae, read_weights
 
 LOG = ("stage", "step", "images", "wall_s", "loss", "metric", "value", "lr", "device")
 
@@ -97,39 +98,56 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return 4 * F.mse_loss(output, target) + 0.5 * F.l1_loss(output, target) + 0.5 * edges
 
 
-def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[int, float]:
-    """PSNR in dB of 256 px crops of held-out scenes, by canvas side, on the ridge line and the disk."""
-    result = {}
+def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[str, float]:
+    """PSNR in dB of 256 px crops of held-out scenes, by canvas side, on the ridge line and the disk; and of whole pictures."""
+
+    def round_trip(drawn: Scene, canvas: Size, box: Box | None = None) -> float:
+        pixels = torch.from_numpy(draw(drawn, canvas, box)).permute(2, 0, 1)[None] * 2 - 1
+        with torch.no_grad():
+            output = vae.decode(vae.encode(pixels.to(device)).latent_dist.mean).sample.cpu()
+        return F.mse_loss(output.clamp(-1, 1) / 2, pixels / 2).item()
+
+    errors: dict[str, list[float]] = {}
     for side in (256, 512, 1024, 2048, 4096):
-        errors = []
         for drawn in held_out_scenes(8):
             rng = np.random.default_rng([drawn.seed, side])
             box = interesting_box(drawn, Size(side, side), 256, rng)
-            pixels = torch.from_numpy(draw(drawn, Size(side, side), box)).permute(2, 0, 1)[None] * 2 - 1
-            with torch.no_grad():
-                output = vae.decode(vae.encode(pixels.to(device)).latent_dist.mean).sample.cpu()
-            errors.append(F.mse_loss(output.clamp(-1, 1) / 2, pixels / 2).item())
-        result[side] = -10 * math.log10(float(np.mean(errors)))
-    return result
+            errors.setdefault(f"psnr_db_{side}", []).append(round_trip(drawn, Size(side, side), box))
+    errors["psnr_db_whole_1024"] = [round_trip(drawn, Size(1024, 1024)) for drawn in held_out_scenes(4)]
+    return {name: -10 * math.log10(float(np.mean(values))) for name, values in errors.items()}
+
+
+def some_views(count: int) -> Tensor:
+    """Pixels (count, 3, 128, 128) in [-1, 1] at all zooms."""
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(np.stack([ae_crop(rng, 128) for _ in range(count)])).float() / 127.5 - 1
 
 
 def train_ae(args: argparse.Namespace) -> None:
     """Both halves (`ae`), or the decoder alone on latents that stay as they are (`decoder`), slightly noised."""
     device, decoder_only = torch.device(args.device), args.stage == "decoder"
-    vae = make_vae().to(device)
+    vae = make_vae()
     if decoder_only:
         load_autoencoder(vae, args)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
+    elif args.start:
+        fold_norms(load_vae(args.start, torch.float32, torch.device("cpu")), vae, some_views(48))
+    else:
+        start_scales(vae)
+    hold_gradients(vae.to(device))
     trained = [p for p in vae.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    hidden, rest = matrices(vae)
+    adam = torch.optim.AdamW([p for p in rest if p.requires_grad], lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimisers = (Muon([p for p in hidden if p.requires_grad], lr=args.lr), adam)
     ema = Ema(vae, 0.999)
     step, images, wall = 0, 0, 0.0
     checkpoint = args.out / f"{args.stage}.pt"
     if args.resume and checkpoint.exists():
         state = load_state(checkpoint)
         vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         ema.values, step, images, wall = state["ema"], state["step"], state["images"], state["wall"]
     log = Log(args.out / "train_log.csv")
     batches = ae_batches(np.random.default_rng([step, decoder_only]), args.pool, args.crop, args.batch)
@@ -138,14 +156,16 @@ def train_ae(args: argparse.Namespace) -> None:
     running = 0.0
     while (spent := time.monotonic() - begun) < budget:
         lr = args.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent / budget)))
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = lr
         batch = next(batches).to(device)
         loss = decoder_loss(vae, batch) if decoder_only else autoencoder_loss(vae, batch, args.kl)
-        optimiser.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
+        pin_norms(vae)
         step, images = step + 1, images + len(batch)
         running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
         ema.update(vae, step)
@@ -153,13 +173,13 @@ def train_ae(args: argparse.Namespace) -> None:
             print(f"{args.stage} {step} {spent:.0f}s loss {running:.4f} lr {lr:.1e}", flush=True)
         if time.monotonic() - saved > args.every * 60 or spent + 2 > budget:
             saved, wall = time.monotonic(), time.monotonic() - begun
-            state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.values, "step": step}
-            save_state(state | {"images": images, "wall": wall}, checkpoint)
+            state = {"vae": vae.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "ema": ema.values}
+            save_state(state | {"step": step, "images": images, "wall": wall}, checkpoint)
             average = make_vae().to(device).eval()
             average.load_state_dict(ema.values)
-            for side, value in held_out_psnr(average, device).items():
+            for name, value in held_out_psnr(average, device).items():
                 row = {"stage": args.stage, "step": step, "images": images, "wall_s": round(wall), "loss": round(running, 4)}
-                log.row(**row, metric=f"psnr_db_{side}", value=round(value, 2), lr=f"{lr:.2e}", device=args.device)
+                log.row(**row, metric=name, value=round(value, 2), lr=f"{lr:.2e}", device=args.device)
 
 
 def autoencoder_loss(vae: nn.Module, batch: Tensor, kl_weight: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,22 +15,31 @@ def attention_chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scal
     None. float32 (float64 for float64 inputs) inside, the input's dtype out. Never holds N x M scores, only N x chunk.
     A query that attends to nothing gives 0.
     """
+    starts = range(0, k.shape[-2], chunk)
+    pairs = ((k[..., s : s + chunk, :], v[..., s : s + chunk, :]) for s in starts)
+    masks = None if mask is None else (mask[..., s : s + chunk] for s in starts)
+    return attention_streamed(q, pairs, scale, masks)
+
+
+def attention_streamed(
+    q: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], scale: float, masks: Iterator[Tensor] | None = None
+) -> Tensor:
+    """The same over chunks of keys and values (B, heads, m, d) that arrive one after the other, from anywhere."""
     inner = torch.float64 if q.dtype == torch.float64 else torch.float32
     queries = q.to(inner) * scale
-    out = torch.zeros((*q.shape[:-1], v.shape[-1]), dtype=inner, device=q.device)
+    out = torch.zeros_like(queries)
     largest = torch.full(q.shape[:-1], float("-inf"), dtype=inner, device=q.device)
     total = torch.zeros_like(largest)
-    for start in range(0, k.shape[-2], chunk):
-        keys, values = (t[..., start : start + chunk, :].to(inner) for t in (k, v))
-        scores = queries @ keys.transpose(-1, -2)
-        if mask is not None:
-            part = mask[..., start : start + chunk]
+    for keys, values in pairs:
+        scores = queries @ keys.to(inner).transpose(-1, -2)
+        if masks is not None:
+            part = next(masks)
             scores = scores.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else scores + part
         new = torch.maximum(largest, scores.amax(-1))
         safe = torch.where(new.isinf(), torch.zeros_like(new), new)
         weights = torch.exp(scores - safe[..., None])
         keep = torch.exp(largest - safe)
         total = total * keep + weights.sum(-1)
-        out = out * keep[..., None] + weights @ values
+        out = out * keep[..., None] + weights @ values.to(inner)
         largest = new
     return (out / total.clamp_min(torch.finfo(inner).tiny)[..., None]).to(q.dtype)

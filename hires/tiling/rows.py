@@ -1,0 +1,244 @@
+"""Feature maps that are read row by row: kept as bands, or computed from another map when they are asked for.
+
+Between two norms everything in a convolutional autoencoder is local, so a chain of maps can be evaluated for any rows; a
+`Kept` map in between is computed once and freed from the top while its reader goes down. Which maps are kept is the whole
+difference between the storage policies: the values are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hires.tiling.norm import accumulator, affine, moments
+
+WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps around; no chain reaches further
+
+
+class RowMap:
+    """A map (B, channels, height, width) whose rows can be read. `reach`: how many rows beyond its own it reads in kept maps."""
+
+    channels: int
+    height: int
+    width: int
+    reach: int = 0
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1, 0 <= top < bottom <= height: (B, channels, bottom - top, width)."""
+        raise NotImplementedError
+
+    def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
+
+
+@dataclass
+class Setting:
+    """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band."""
+
+    band_rows: int
+    wrap: tuple[bool, bool] = (False, False)
+    dtype: torch.dtype = torch.float32
+    host: bool = False
+    keep_doubled: bool = True
+    keep_first: bool = True
+    on_band: Callable[[], None] = lambda: None
+    recomputed: int = 0
+
+    def bands(self, height: int) -> Iterator[tuple[int, int]]:
+        """Equal bands, none higher than `band_rows`, no sliver at the end."""
+        count = -(-height // self.band_rows)
+        for index in range(count):
+            yield height * index // count, height * (index + 1) // count
+
+
+class Given(RowMap):
+    """A map that a function reads: latents, or a picture that is larger than memory."""
+
+    def __init__(self, channels: int, height: int, width: int, read: Callable[[int, int], Tensor]) -> None:
+        self.channels, self.height, self.width, self._read = channels, height, width, read
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        return self._read(top, bottom)
+
+
+@dataclass
+class Kept(RowMap):
+    """A map that is stored as bands, on the device or, with `setting.host`, in host memory; freed from the top."""
+
+    source: RowMap
+    setting: Setting
+    release_source: bool = True
+    _bands: list[Tensor | None] = field(default_factory=list)
+    _bounds: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.channels, self.height, self.width = self.source.channels, self.source.height, self.source.width
+        for top, bottom in self.setting.bands(self.height):
+            band = finite_rows(self.source, self.setting, top, bottom)
+            self._device = band.device
+            self._bands.append(to_host(band) if self.setting.host else band)
+            self._bounds.append((top, bottom))
+            del band
+            if self.release_source:
+                self.source.release(bottom)
+            self.setting.on_band()
+        del self.source
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        parts = []
+        for band, (first, last) in zip(self._bands, self._bounds, strict=True):
+            if first < bottom and top < last:
+                assert band is not None, f"rows {top} to {bottom} were released"
+                part = band[..., max(top, first) - first : min(bottom, last) - first, :]
+                parts.append(part.to(self._device, self.setting.dtype, non_blocking=True))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def release(self, row: int) -> None:
+        hold = WRAPPED_HOLD if self.setting.wrap[0] else 0
+        for index, (top, bottom) in enumerate(self._bounds):
+            if bottom <= row and top >= hold:
+                self._bands[index] = None
+
+
+def to_host(band: Tensor) -> Tensor:
+    """A copy in host memory, pinned where the band came from a card."""
+    if band.device.type != "cuda":
+        return band.cpu()
+    kept = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
+    kept.copy_(band)
+    return kept
+
+
+def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int) -> Tensor:
+    """Rows of a map; computed again in float32, and counted, where half precision overflowed."""
+    rows = source.read(top, bottom)
+    if setting.dtype != torch.float16 or bool(torch.isfinite(rows).all()):
+        return rows
+    setting.dtype = torch.float32
+    try:
+        rows = source.read(top, bottom)
+    finally:
+        setting.dtype = torch.float16
+    setting.recomputed += 1
+    half = rows.half()
+    return half if bool(torch.isfinite(half).all()) else rows
+
+
+class Normed(RowMap):
+    """GroupNorm, with the statistics of the whole map, and the activation after it. Reads its source once to know them."""
+
+    def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: Setting, *, silu: bool = True) -> None:
+        self.source, self.setting, self.silu, self.reach = source, setting, silu, source.reach
+        self.channels, self.height, self.width = source.channels, source.height, source.width
+        bands = (finite_rows(source, setting, top, bottom) for top, bottom in setting.bands(source.height))
+        self.scale, self.shift = affine(norm, moments(bands, norm.num_groups))
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        rows = self.source.read(top, bottom)
+        normed = torch.addcmul(self.shift, rows.to(accumulator(rows.dtype)), self.scale)
+        del rows
+        if self.silu:
+            normed = F.silu(normed, inplace=True)
+        return normed.to(self.setting.dtype)
+
+    def release(self, row: int) -> None:
+        self.source.release(row)
+
+
+class Convolved(RowMap):
+    """A convolution of stride 1 with odd kernel and 'same' padding, zero or wrapped around."""
+
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+        self.source, self.conv, self.setting = source, conv, setting
+        self.halo = conv.kernel_size[0] // 2
+        self.reach = source.reach + self.halo
+        self.channels, self.height, self.width = conv.out_channels, source.height, source.width
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        rows = with_halo(self.source, top - self.halo, bottom + self.halo, self.setting.wrap[0])
+        pad = self.conv.kernel_size[1] // 2
+        if pad and self.setting.wrap[1]:
+            rows, pad = F.pad(rows, (pad, pad, 0, 0), mode="circular"), 0
+        return F.conv2d(rows, *weights_of(self.conv, self.setting.dtype), padding=(0, pad))
+
+    def release(self, row: int) -> None:
+        self.source.release(row - self.halo)
+
+
+class Halved(RowMap):
+    """The encoder's downsampling: a 3x3 convolution of stride 2 after one row and column at the bottom and right."""
+
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+        self.source, self.conv, self.setting = source, conv, setting
+        self.reach = (source.reach + 2) // 2 + 1
+        self.channels, self.height, self.width = conv.out_channels, source.height // 2, source.width // 2
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        rows = with_halo(self.source, 2 * top, 2 * bottom + 1, self.setting.wrap[0])
+        side = (0, 1, 0, 0)
+        rows = F.pad(rows, side, mode="circular") if self.setting.wrap[1] else F.pad(rows, side)
+        return F.conv2d(rows, *weights_of(self.conv, self.setting.dtype), stride=2)
+
+    def release(self, row: int) -> None:
+        self.source.release(2 * row)
+
+
+class Doubled(RowMap):
+    """Nearest-neighbour enlargement by two."""
+
+    def __init__(self, source: RowMap) -> None:
+        self.source, self.reach = source, 2 * source.reach
+        self.channels, self.height, self.width = source.channels, 2 * source.height, 2 * source.width
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        first = top // 2
+        rows = F.interpolate(self.source.read(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
+        return rows[..., top - 2 * first : bottom - 2 * first, :]
+
+    def release(self, row: int) -> None:
+        self.source.release(row // 2)
+
+
+class Added(RowMap):
+    """The sum of two maps, divided by `divisor`."""
+
+    def __init__(self, left: RowMap, right: RowMap, divisor: float = 1.0) -> None:
+        self.left, self.right, self.divisor = left, right, divisor
+        self.reach = max(left.reach, right.reach)
+        self.channels, self.height, self.width = left.channels, left.height, left.width
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        total = self.left.read(top, bottom) + self.right.read(top, bottom)
+        return total if self.divisor == 1.0 else total / self.divisor
+
+    def release(self, row: int) -> None:
+        for part in (self.left, self.right):  # both may read the same kept map: the one that reads further decides
+            part.release(row - (self.reach - part.reach))
+
+
+def with_halo(source: RowMap, top: int, bottom: int, wrap: bool) -> Tensor:
+    """Rows top to bottom - 1 of a map, those outside zero or wrapped around."""
+    height = source.height
+    above, below = max(0, -top), max(0, bottom - height)
+    rows = source.read(max(0, top), min(bottom, height))
+    if not above and not below:
+        return rows
+    if not wrap:
+        return F.pad(rows, (0, 0, above, below))
+    parts = [source.read(height - above, height)] if above else []
+    parts.append(rows)
+    if below:
+        parts.append(source.read(0, below))
+    return torch.cat(parts, dim=2)
+
+
+def weights_of(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
+
+
+def join(bands: Sequence[Tensor]) -> Tensor:
+    return bands[0] if len(bands) == 1 else torch.cat(list(bands), dim=2)
