@@ -26,7 +26,7 @@ from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
 from hires.metrics import band_energy, find_disks, lopsided_disks, luma, mean_colour, seam_lines, seam_score, third_of
 from hires.specs import load_spec
-from hires.tiling.geometry import Size, make_grid
+from hires.tiling.geometry import Size
 from hires.types import MemoryPlan, RenderResult
 
 SIZES = (1024, 2048, 4096)
@@ -51,12 +51,12 @@ def sky_part(picture: NDArray[np.generic], scene: Scene) -> NDArray[np.generic]:
 
 
 def seams(picture: NDArray[np.float32], plan: MemoryPlan, cell_px: int) -> float:
-    """The worse of the seam scores on the last stage's tile grid and on the decoder's."""
-    cells = plan.canvas.divided(cell_px)
-    decode = make_grid(cells, Size(plan.decode.tile_cells, plan.decode.tile_cells), plan.decode.overlap_cells)
+    """The worse of the seam scores on the last stage's tile grid and on the decoder's bands."""
+    height = plan.canvas.height
+    count = -(-height // (plan.decode.band_rows or height))
+    lines = tuple(height * k // count for k in range(1, count)), ()
     scores = []
-    for grid in (plan.latent_grid, decode):
-        rows, cols = seam_lines(grid, cell_px)
+    for rows, cols in (seam_lines(plan.latent_grid, cell_px), lines):
         keep_rows = [r for r in rows if r < picture.shape[0]]
         keep_cols = [c for c in cols if c < picture.shape[1]]
         scores.append(seam_score(picture, keep_rows, keep_cols))

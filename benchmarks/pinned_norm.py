@@ -32,11 +32,11 @@ def _convolutions(vae: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 def hold_gradients(vae: nn.Module) -> None:
     """Hide the held entries from the optimiser: their gradients are zero from now on."""
 
-    def hide(parameter: nn.Parameter | None, axis: int) -> None:
+    def hide(parameter: Tensor | None, axis: int) -> None:
         assert parameter is not None
         mask = torch.ones_like(parameter)
         mask.transpose(0, axis)[HELD] = 0
-        parameter.register_hook(lambda gradient: gradient * mask)
+        parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
 
     for name, conv in _convolutions(vae):
         hide(conv.weight, 0)
@@ -106,6 +106,6 @@ def fold_norms(old: nn.Module, new: nn.Module, pixels: Tensor) -> None:
         if isinstance(module, nn.GroupNorm):
             mean, deviation = seen[name]
             scale = module.weight / deviation
-            module.bias -= scale * mean
+            module.bias.sub_(scale * mean)
             module.weight.copy_(scale * HOLD * math.sqrt(2 / module.num_channels))
     pin_norms(new)

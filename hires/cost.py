@@ -8,8 +8,12 @@ VAE 1.5 GiB for decoding and 1.25 GiB for encoding).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from hires.errors import BudgetError
 from hires.specs import UNetShape, VaeShape
+from hires.tiling.geometry import Size
+from hires.types import VAE_POLICIES, gib
 
 UNET_LIVE_MAPS = 15.7  # of the first level's channels: 157 B/px in bf16 at 320 channels and 64 px per cell
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
@@ -109,3 +113,144 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
     """Activations that live at once while `pixels` are decoded (or encoded) in one piece."""
     maps = ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[1]
     return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0))
+
+
+BAND_ROWS = (64, 32, 16, 8)
+MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones overflow the index of some kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaePolicy:
+    """One way to run an autoencoder: what is kept between layers, rows per band, bytes on the device and in host memory."""
+
+    policy: str
+    band_rows: int
+    peak_bytes: int
+    host_bytes: int
+    flops: float
+
+    def __str__(self) -> str:
+        rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
+        return f"policy {self.policy}{rows}, predicted peak {gib(self.peak_bytes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    channels: int
+    height: int
+    width: int
+
+    def bytes(self, element: int) -> int:
+        return self.channels * self.height * self.width * element
+
+
+def vae_ladder(
+    shape: VaeShape,
+    cells: Size,
+    element: int,
+    budget: int | None,
+    *,
+    names: tuple[str, ...] = VAE_POLICIES,
+    band_rows: int | None = None,
+    cpu: bool = False,
+    encode: bool = False,
+) -> tuple[VaePolicy, ...]:
+    """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
+
+    BudgetError with the smallest budget that would do where none fits.
+    """
+    rows_to_try = (band_rows,) if band_rows else BAND_ROWS
+    found = [vae_policy(shape, cells, element, name, rows_to_try[0], cpu=cpu, encode=encode) for name in names]
+    found += [vae_policy(shape, cells, element, names[-1], rows, cpu=cpu, encode=encode) for rows in rows_to_try[1:]]
+    if budget is None:
+        return tuple(p for p in found if p.policy != "whole" or _widest(shape, cells, encode) <= MOST_ELEMENTS) or tuple(
+            found[:1]
+        )
+    fitting = tuple(p for p in found if p.peak_bytes <= budget)
+    if not fitting:
+        least = min(found, key=lambda p: p.peak_bytes)
+        raise BudgetError(f"{least} is above the budget of {gib(budget)}: {gib(least.peak_bytes)} would do")
+    return fitting
+
+
+def _widest(shape: VaeShape, cells: Size, encode: bool) -> int:
+    scale = 2 ** (len(shape.channels) - 1)
+    return int(cells.area * scale**2 * (shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]))
+
+
+def vae_policy(
+    shape: VaeShape, cells: Size, element: int, name: str, band_rows: int, *, cpu: bool = False, encode: bool = False
+) -> VaePolicy:
+    """Bytes and FLOPs of one policy at latents of that many cells."""
+    pixels = cells.area * 4 ** (len(shape.channels) - 1)
+    base = vae_encode_flops if encode else vae_decode_flops
+    flops = base(shape, cells.height, cells.width)
+    if name == "whole":
+        peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
+        if shape.mid_attention:
+            peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
+        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops)
+    steps = list(_encode_steps(shape, cells) if encode else _decode_steps(shape, cells))
+    device, host, again = 0, 0, 0.0
+    for before, after, enlarged in steps:
+        stored, extra = _stage_bytes(before, after, enlarged, name, element)
+        working = _band_bytes(before, after, band_rows, element) * (CPU_SCRATCH if cpu else 1.0)
+        if name == "host":
+            device, host = max(device, int(working)), max(host, stored)
+        else:
+            device = max(device, stored + int(working))
+        again += extra
+    if shape.mid_attention:
+        channels, area = shape.channels[-1], cells.area
+        tokens = min(band_rows, cells.height) * cells.width
+        queries = tokens * channels * (4 * element + 8)
+        attention = queries + (8 * tokens * min(area, tokens) if name == "host" else 3 * channels * area * element)
+        device = max(device, attention)
+    return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again)
+
+
+def _decode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:
+    """Input and output of every resnet and enlargement of the decoder; the flag: the input is the enlarged output before."""
+    h, w, c = cells.height, cells.width, shape.channels[-1]
+    for _ in range(2):
+        yield _Map(c, h, w), _Map(c, h, w), False
+    for i in reversed(range(len(shape.channels))):
+        for k in range(shape.resnets + 1):
+            yield _Map(c, h, w), _Map(shape.channels[i], h, w), k == 0 and i < len(shape.channels) - 1
+            c = shape.channels[i]
+        if i > 0:
+            h, w = 2 * h, 2 * w
+
+
+def _encode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:
+    scale = 2 ** (len(shape.channels) - 1)
+    h, w, c = cells.height * scale, cells.width * scale, shape.channels[0]
+    for i, width in enumerate(shape.channels):
+        for _ in range(shape.resnets):
+            yield _Map(c, h, w), _Map(width, h, w), False
+            c = width
+        if i < len(shape.channels) - 1:
+            h, w = h // 2, w // 2
+    for _ in range(2):
+        yield _Map(c, h, w), _Map(c, h, w), False
+
+
+def _stage_bytes(before: _Map, after: _Map, enlarged: bool, name: str, element: int) -> tuple[int, float]:
+    """Bytes kept at once by one resnet under a policy, and the FLOPs it computes again."""
+    x, y = before.bytes(element), after.bytes(element)
+    area, again = before.height * before.width, 0.0
+    if enlarged and name in ("recompute_up", "recompute_conv"):
+        again += 2 * 2.0 * 9 * before.channels**2 * area * (2 if name == "recompute_up" else 3) / 2
+        x //= 4
+    if name == "recompute_conv":
+        again += 2.0 * 9 * before.channels * after.channels * area
+        return max(x + y // 8, y + x // 8), again
+    if enlarged and name in ("bands", "host"):
+        return max(x + y, x + x // 4), again
+    return x + y, again
+
+
+def _band_bytes(before: _Map, after: _Map, rows: int, element: int) -> int:
+    """What one band of a resnet holds while it is computed: its rows, their float32 norm, both results."""
+    tall = (min(rows, before.height) + 4) * before.width
+    return int(tall * (before.channels * (2 * element + 8) + after.channels * (2 * element + 8)))

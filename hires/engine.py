@@ -217,7 +217,7 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
     sink = PictureSink(request.size)
     decoding = _decode(family, denoised.latents, ladder, sink, tell)
     if ladder.taken:
-        note = f"ran out of memory: decoded in tiles of {ladder.rung.tile_cells} cells instead of {made.decode.tile_cells}"
+        note = f"ran out of memory: decoded {ladder.rung} instead of {made.decode}"
         made = replace(made, decode=ladder.rung, notes=(*made.notes, note))
     return RenderResult(
         path=None,
@@ -237,7 +237,7 @@ def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
     peaks[made.decode] = next(cost.peak_bytes for cost in made.costs if cost.stage == "decode")
 
     def describe(decode: DecodePlan) -> str:
-        return f"decode tiles of {decode.tile_cells} cells, predicted peak {gib(peaks[decode] or 0)}"
+        return f"decode {decode}, predicted peak {gib(peaks[decode] or 0)}"
 
     return describe
 
@@ -247,12 +247,11 @@ def _decode(family: Family, latents: torch.Tensor, ladder: Ladder[DecodePlan], s
     import torch
 
     from hires.device import peak_device_bytes, reset_peak
-    from hires.tiling.vae import decode_bands
 
     begun, taken, tiles = time.monotonic(), ladder.taken, 0
     reset_peak(family.device)
 
-    def on_tile(done: int, total: int) -> None:
+    def on_band(done: int, total: int) -> None:
         nonlocal tiles
         tiles = total
         tell(Event(stage="decode", done=done, total=total))
@@ -260,7 +259,7 @@ def _decode(family: Family, latents: torch.Tensor, ladder: Ladder[DecodePlan], s
     def attempt(decode: DecodePlan) -> bool:
         sink.restart()
         with torch.inference_mode():
-            for band in decode_bands(family.decode, latents, decode, family.spec.cell_px, on_tile):
+            for band in family.decode_bands(latents, decode, on_band):
                 sink.write(band[0].permute(1, 2, 0).numpy())
         return True
 

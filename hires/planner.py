@@ -17,6 +17,7 @@ from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, make_grid
 from hires.types import (
     BYTES_PER_ELEMENT,
+    VAE_POLICIES,
     DecodePlan,
     DeviceSpec,
     MemoryPlan,
@@ -33,9 +34,6 @@ CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the plan
 BATCHES = (16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
 CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a sampler step holds
-DECODE_OVERLAP_CELLS = 8
-SMALLEST_DECODE_CELLS = 16
-LARGEST_DECODE_CELLS = 128  # an SDXL-type decoder is trained near this; beyond it only costs memory
 
 
 def host_device(budget_bytes: int | None = None) -> DeviceSpec:
@@ -210,9 +208,9 @@ def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpe
 def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> BudgetError:
     """The stage that needs most at its cheapest setting, and the budget with which every stage would run."""
     canvas = stages[-1].canvas
-    least = DecodePlan(tile_cells=SMALLEST_DECODE_CELLS, overlap_cells=SMALLEST_DECODE_CELLS // 4, dtype=decode_dtype(device))
+    decodes = [decode_cost(canvas, way, spec, device, dtype) for way in decode_plans(device)]
     costs = [stage_cost(stage, spec, device, 1, dtype) for stage in stages]
-    costs += [decode_cost(canvas, least, spec, device, dtype), text_cost(spec, device, dtype)]
+    costs += [min(decodes, key=lambda cost: cost.peak_bytes), text_cost(spec, device, dtype)]
     worst = max(costs, key=lambda cost: cost.peak_bytes)
     move = f"--vram {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
     if any(stage.grid.count == 1 and stage.canvas.area > 2 * spec.native_px**2 for stage in stages):
@@ -252,37 +250,38 @@ def enlarge_flops(before: Size, stage: StagePlan, spec: ModelSpec) -> float:
     return decode + cost.vae_encode_flops(spec.vae, large.height, large.width)
 
 
+def decode_plans(device: DeviceSpec) -> Iterator[DecodePlan]:
+    """Every way to run the autoencoder, from fast to small. Host memory is no other place for a CPU."""
+    names = VAE_POLICIES[:-1] if device.kind == "cpu" else VAE_POLICIES
+    for name in names:
+        yield DecodePlan(policy=name, band_rows=0 if name == "whole" else cost.BAND_ROWS[0], dtype=decode_dtype(device))
+    for rows in cost.BAND_ROWS[1:]:
+        yield DecodePlan(policy=names[-1], band_rows=rows, dtype=decode_dtype(device))
+
+
 def choose_decode(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
-    """The largest decode tile within the budget, untiled where that is small enough."""
+    """The fastest way to decode, and to encode between stages, within the budget."""
     canvas = stages[-1].canvas
-    cells = canvas.divided(spec.cell_px)
-    whole = max(cells.height, cells.width)
-    sizes = [whole] if whole <= LARGEST_DECODE_CELLS else []
-    sizes += [s for s in (128, 96, 64, 48, 32, 24, SMALLEST_DECODE_CELLS) if s < whole]
-    for tile in sizes:
-        overlap = 0 if tile >= whole else min(DECODE_OVERLAP_CELLS, tile // 4)
-        decode = DecodePlan(tile_cells=tile, overlap_cells=overlap, dtype=decode_dtype(device))
+    for decode in decode_plans(device):
         peak = decode_cost(canvas, decode, spec, device, dtype).peak_bytes
         if peak <= device.budget_bytes:
-            how = (
-                "whole" if tile >= whole else f"in tiles of {tile * spec.cell_px} px, blended over {overlap * spec.cell_px} px"
-            )
-            return decode, f"decode {how}: peak {gib(peak)}" + (
-                "" if tile >= whole else " (an approximation: tile statistics differ from the whole picture's)"
-            )
+            same = "" if decode.policy == "whole" else "; the pixels of the whole decode, to rounding"
+            return decode, f"decode {decode}: peak {gib(peak)}{same}"
     raise too_small(stages, spec, device, dtype)
 
 
 def decode_cost(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
+    """Peak bytes of decoding and of encoding, whichever is more; FLOPs and seconds of decoding."""
     cells = canvas.divided(spec.cell_px)
-    grid = make_grid(cells, Size(decode.tile_cells, decode.tile_cells), decode.overlap_cells)
     element, cpu = BYTES_PER_ELEMENT[decode.dtype], device.kind == "cpu"
-    tile_px = grid.tile.area * spec.cell_px**2
-    live = max(cost.vae_live_bytes(spec.vae, tile_px, element, cpu, encode=e) for e in (False, True))
-    band = 2 * 4 * 3 * canvas.width * grid.tile.height * spec.cell_px if cpu else 0  # bands are joined on the host
+    ways = [
+        cost.vae_policy(spec.vae, cells, element, decode.policy, decode.band_rows, cpu=cpu, encode=encode)
+        for encode in (False, True)
+    ]
+    picture = 4 * 3 * canvas.area // 4 if cpu else 0  # the picture of the stage before, float32, while it is enlarged
     weights = 0 if cpu else resident_bytes(spec, dtype, decode.dtype)
-    flops = grid.count * cost.vae_decode_flops(spec.vae, grid.tile.height, grid.tile.width)
-    return StageCost(stage="decode", peak_bytes=weights + live + band, flops=flops, seconds=flops / device.flops)
+    peak = weights + picture + max(way.peak_bytes for way in ways)
+    return StageCost(stage="decode", peak_bytes=peak, flops=ways[0].flops, seconds=ways[0].flops / device.flops)
 
 
 def make_ladder(
@@ -292,10 +291,7 @@ def make_ladder(
     while batch > 1:
         batch //= 2
         yield Rung(stage="denoise", batch=batch, decode=decode, exact=True, peak_bytes=None, reason=f"tile batch {batch}")
-    tile = decode.tile_cells
-    while tile // 2 >= SMALLEST_DECODE_CELLS:
-        tile //= 2
-        less = replace(decode, tile_cells=tile, overlap_cells=min(DECODE_OVERLAP_CELLS, tile // 4))
+    plans = list(decode_plans(device))
+    for less in plans[plans.index(decode) + 1 :]:
         peak = decode_cost(canvas, less, spec, device, dtype).peak_bytes
-        reason = f"decode tiles of {tile} cells; the picture changes slightly, every tile has its own statistics"
-        yield Rung(stage="decode", batch=1, decode=less, exact=False, peak_bytes=peak, reason=reason)
+        yield Rung(stage="decode", batch=1, decode=less, exact=True, peak_bytes=peak, reason=f"decode {less}")

@@ -17,6 +17,7 @@ STRATEGIES = ("auto", "direct", "tiled", "progressive")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULES = ("karras", "exponential")
 ENLARGERS = ("pixel", "latent")
+VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -111,11 +112,17 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePlan:
-    """How latents become pixels (and back): tile and overlap in cells; a tile as large as the canvas is untiled."""
+    """How latents become pixels (and back): one of `VAE_POLICIES`, the rows of a map computed at once, and the dtype.
 
-    tile_cells: int
-    overlap_cells: int
+    The pixels are the same for all of them; `whole` is the autoencoder itself.
+    """
+
+    policy: str
+    band_rows: int
     dtype: str
+
+    def __str__(self) -> str:
+        return "whole" if self.policy == "whole" else f"in bands of {self.band_rows} rows ({self.policy})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

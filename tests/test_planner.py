@@ -128,12 +128,12 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
-def test_the_ladder_steps_down_and_says_what_changes_the_picture(demo: ModelSpec) -> None:
+def test_the_ladder_steps_down_and_never_changes_the_picture(demo: ModelSpec) -> None:
     made = plan(request(Size(4096, 4096)), demo, host_device(parse_bytes("2GiB")))
     batches = [rung.batch for rung in made.ladder if rung.stage == "denoise"]
-    tiles = [rung.decode.tile_cells for rung in made.ladder if rung.stage == "decode"]
+    peaks = [rung.peak_bytes or 0 for rung in made.ladder if rung.stage == "decode"]
     assert batches == sorted(batches, reverse=True)
     assert batches[-1] == 1
-    assert tiles == sorted(tiles, reverse=True)
-    assert all(rung.exact for rung in made.ladder if rung.stage == "denoise")
-    assert not any(rung.exact for rung in made.ladder if rung.stage == "decode")
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(peaks) >= 3
+    assert all(rung.exact for rung in made.ladder)

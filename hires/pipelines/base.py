@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from hires.errors import BackendError
 from hires.kernels.dispatch import BackendRefused, attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
+from hires.tiling.vae import OnBand, PixelSource
+from hires.types import DecodePlan
 
 
 class Family(Protocol):
@@ -30,12 +33,12 @@ class Family(Protocol):
         """The preconditioned network."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to pixels (B, 3, H, W) in about [-1, 1]; what one decode tile costs."""
+    def decode_bands(self, latents: Tensor, plan: DecodePlan, on_band: OnBand) -> Iterator[Tensor]:
+        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], float32 on the CPU, top to bottom."""
         ...
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) to the posterior's mean, (B, C, h, w) in the scale the sampler works in."""
+    def encode(self, source: PixelSource, plan: DecodePlan, on_band: OnBand) -> Tensor:
+        """A picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,8 @@ from hires.pipelines.base import dispatch_attention
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
+from hires.tiling.vae import OnBand, PixelSource, run_decode, run_encode
+from hires.types import DecodePlan
 from hires.weights import load_unet, load_vae
 
 
@@ -64,15 +67,13 @@ class CosXL:
 
         return network
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_bands(self, latents: Tensor, plan: DecodePlan, on_band: OnBand) -> Iterator[Tensor]:
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
-        pixels: Tensor = self._vae.decode(self._laid_out(scaled), return_dict=False)[0]  # type: ignore[operator]
-        return pixels
+        for rows in run_decode(self._vae, self._laid_out(scaled), plan, on_band=on_band):
+            yield rows.float().cpu()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        moved = self._laid_out(pixels.to(self.device, self._vae_dtype))
-        mean: Tensor = self._vae.encode(moved).latent_dist.mean  # type: ignore[operator]
-        return mean.float() * self.spec.latent_scale
+    def encode(self, source: PixelSource, plan: DecodePlan, on_band: OnBand) -> Tensor:
+        return run_encode(self._vae, source, plan, on_band=on_band).float() * self.spec.latent_scale
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else x

@@ -24,7 +24,6 @@ from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.retry import Batcher, Ladder
-from hires.tiling.vae import decode_bands, encode_tiles
 from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
 log = logging.getLogger(__name__)
@@ -114,19 +113,18 @@ def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, ladder: L
 
 
 def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Tensor:
-    """Decode, then encode tiles of the picture enlarged by bicubic; the enlarged picture is never held whole."""
-    cell_px = family.spec.cell_px
+    """Decode, then encode the picture enlarged by bicubic, band by band; the enlarged picture is never held whole."""
 
     def tell(name: str) -> Callable[[int, int], None]:
         return lambda done, total: on_event(Event(stage=f"{name} for {stage.name}", done=done, total=total))
 
     def decode(plan: DecodePlan) -> Tensor:
-        return torch.cat(list(decode_bands(family.decode, latents, plan, cell_px, tell("decode"))), dim=-2)
+        return torch.cat(list(family.decode_bands(latents, plan, tell("decode"))), dim=-2)
 
     with torch.inference_mode():
         picture = ladder.run(decode)
         view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
-        return ladder.run(lambda plan: encode_tiles(family.encode, view, plan, cell_px, tell("encode")))
+        return ladder.run(lambda plan: family.encode(view, plan, tell("encode")))
 
 
 Enlarger = Callable[[Family, Tensor, StagePlan, Ladder[DecodePlan], OnEvent], Tensor]

@@ -34,7 +34,7 @@ class Moments:
 def band_moments(band: Tensor, groups: int) -> Moments:
     """Moments (B, G) of one band (B, C, rows, W), per channel first and then merged over the channels of each group."""
     per_channel = torch.var_mean(band.to(accumulator(band.dtype)), dim=(2, 3), correction=0)
-    var, mean = (t.unflatten(1, (groups, -1)) for t in per_channel)
+    var, mean = (t.reshape(t.shape[0], groups, -1) for t in per_channel)
     centre = mean.mean(-1)
     spread = (mean - centre[..., None]).square().mean(-1)
     return Moments(band[0, 0].numel() * var.shape[-1], centre, var.mean(-1) + spread)

@@ -48,7 +48,7 @@ class Batcher:
         start = 0
         while start < len(items):
             chunk = items[start : start + self.batch]
-            done, message = _attempt(run, chunk)
+            done, message = attempt(run, chunk)
             if done is not None:
                 yield done
                 start += len(chunk)
@@ -76,7 +76,7 @@ class Ladder(Generic[Item]):
     def run(self, work: Callable[[Item], Result]) -> Result:
         """The result of `work(rung)`. MemoryLadderError after the last rung; other errors pass."""
         while True:
-            done, message = _attempt(work, self.rung)
+            done, message = attempt(work, self.rung)
             if done is not None:
                 return done
             free_memory()
@@ -87,7 +87,7 @@ class Ladder(Generic[Item]):
             log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
 
 
-def _attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
+def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
     """The result, or None and the first line of an out-of-memory error; the except block, which holds tensors, is left."""
     try:
         return run(item), ""

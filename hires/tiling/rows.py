@@ -20,7 +20,7 @@ WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps ar
 
 
 class RowMap:
-    """A map (B, channels, height, width) whose rows can be read. `reach`: how many rows beyond its own it reads in kept maps."""
+    """A map (B, channels, height, width) whose rows can be read; `reach` more rows are read of the kept maps below it."""
 
     channels: int
     height: int
