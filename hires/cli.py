@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `hires plan`, `hires info`."""
+"""The command line: `hires render`, `hires plan`, `hires info`, `hires vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 
 from hires import __version__
 from hires.errors import HiresError
-from hires.types import DTYPES, SAMPLERS, STRATEGIES, Event, OnEvent, gib
+from hires.types import DTYPES, SAMPLERS, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
 app = typer.Typer(
     add_completion=False,
@@ -163,6 +163,39 @@ def plan(
         )
     )
     print(json.dumps(made.to_json(), default=str) if as_json else made.explain())
+
+
+@app.command("vae-roundtrip")
+def vae_roundtrip(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture file of any size.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The PNG to write.", show_default=False)],
+    vae: Annotated[str, typer.Option(help="demo, or a diffusers folder with vae/config.json.")] = "demo",
+    vram: Vram = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(VAE_POLICIES)}; default: the fastest that fits.")
+    ] = None,
+    band: Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Rows of a feature map at a time.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Encode a picture with an autoencoder and decode it again, exactly, in the memory given."""
+    from hires import roundtrip
+
+    def work() -> Any:
+        with progress_display(shown=not quiet) as on_event:
+            return roundtrip.vae_roundtrip(
+                source, output, vae=vae, vram=vram, policy=policy, band_px=band,
+                overwrite=overwrite, device=device, on_event=on_event,
+            )  # fmt: skip
+
+    result = guarded(work)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    elif not quiet:
+        print(f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
+              f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
 
 
 @app.command()

@@ -116,6 +116,7 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
 
 
 BAND_ROWS = (64, 32, 16, 8)
+STREAMED_SCORES = 3 * 4 * 2**24  # three float32 copies of the attention scores that stream at once
 MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones overflow the index of some kernels
 
 
@@ -193,18 +194,19 @@ def vae_policy(
     steps = list(_encode_steps(shape, cells) if encode else _decode_steps(shape, cells))
     device, host, again = 0, 0, 0.0
     for before, after, enlarged in steps:
-        stored, extra = _stage_bytes(before, after, enlarged, name, element)
+        stored, extra = _stage_bytes(before, after, enlarged, name, band_rows, element)
         working = _band_bytes(before, after, band_rows, element) * (CPU_SCRATCH if cpu else 1.0)
         if name == "host":
-            device, host = max(device, int(working)), max(host, stored)
+            slack = 3 * after.bytes(element) * band_rows // after.height
+            device, host = max(device, int(working)), max(host, stored + slack)
         else:
             device = max(device, stored + int(working))
         again += extra
     if shape.mid_attention:
         channels, area = shape.channels[-1], cells.area
         tokens = min(band_rows, cells.height) * cells.width
-        queries = tokens * channels * (4 * element + 8)
-        attention = queries + (8 * tokens * min(area, tokens) if name == "host" else 3 * channels * area * element)
+        queries = tokens * channels * (4 * element + 12)
+        attention = queries + (STREAMED_SCORES if name == "host" else 3 * channels * area * element)
         device = max(device, attention)
     return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again)
 
@@ -235,7 +237,7 @@ def _encode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bo
         yield _Map(c, h, w), _Map(c, h, w), False
 
 
-def _stage_bytes(before: _Map, after: _Map, enlarged: bool, name: str, element: int) -> tuple[int, float]:
+def _stage_bytes(before: _Map, after: _Map, enlarged: bool, name: str, rows: int, element: int) -> tuple[int, float]:
     """Bytes kept at once by one resnet under a policy, and the FLOPs it computes again."""
     x, y = before.bytes(element), after.bytes(element)
     area, again = before.height * before.width, 0.0
@@ -244,13 +246,13 @@ def _stage_bytes(before: _Map, after: _Map, enlarged: bool, name: str, element: 
         x //= 4
     if name == "recompute_conv":
         again += 2.0 * 9 * before.channels * after.channels * area
-        return max(x + y // 8, y + x // 8), again
+        return max(x, y) + int(min(x, y) * min(1.0, 3 * rows / before.height)), again
     if enlarged and name in ("bands", "host"):
         return max(x + y, x + x // 4), again
     return x + y, again
 
 
 def _band_bytes(before: _Map, after: _Map, rows: int, element: int) -> int:
-    """What one band of a resnet holds while it is computed: its rows, their float32 norm, both results."""
+    """What one band of a resnet holds while it is computed: its rows, their float32 norm, two results."""
     tall = (min(rows, before.height) + 4) * before.width
-    return int(tall * (before.channels * (2 * element + 8) + after.channels * (2 * element + 8)))
+    return int(tall * (before.channels * (element + 4) + after.channels * 2 * element))

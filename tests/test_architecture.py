@@ -19,7 +19,7 @@ ROWS = (
     ("tiling",),
     ("weights", "text"),
     ("pipelines",),
-    ("engine",),
+    ("engine", "roundtrip"),
     ("cli",),
 )
 

@@ -57,3 +57,18 @@ class Enlarged:
         r0, r1, rows = axis_taps(height, self.resized.height, top, top + part.height)
         c0, c1, cols = axis_taps(width, self.resized.width, left, left + part.width)
         return rows @ self.source[..., r0:r1, c0:c1].float() @ cols.T
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """8-bit pixels (h, w, 3) as a picture in [-1, 1] of `size`, the last row and column repeated; read box by box."""
+
+    pixels: NDArray[np.uint8]
+    size: Size
+
+    def crop(self, part: Box) -> Tensor:
+        """Pixels (1, 3, part.height, part.width) float32."""
+        rows = np.minimum(np.arange(part.top, part.top + part.height), self.pixels.shape[0] - 1)
+        cols = np.minimum(np.arange(part.left, part.left + part.width), self.pixels.shape[1] - 1)
+        part_pixels = torch.from_numpy(self.pixels[rows][:, cols])
+        return part_pixels.permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -139,7 +139,11 @@ class Normed(RowMap):
 
     def read(self, top: int, bottom: int) -> Tensor:
         rows = self.source.read(top, bottom)
-        normed = torch.addcmul(self.shift, rows.to(accumulator(rows.dtype)), self.scale)
+        inner = accumulator(rows.dtype)
+        if rows.dtype == inner:
+            normed = torch.addcmul(self.shift, rows, self.scale)
+        else:
+            normed = rows.to(inner).mul_(self.scale).add_(self.shift)
         del rows
         if self.silu:
             normed = F.silu(normed, inplace=True)

@@ -41,6 +41,7 @@ from hires.types import VAE_POLICIES
 
 log = logging.getLogger(__name__)
 OnBand = Callable[[int, int], None]
+SCORES = 2**24  # attention scores at once where keys stream from the host; float32, three copies live
 
 
 class Rung(Protocol):
@@ -182,14 +183,20 @@ class Attended(RowMap):
         pair = self._project(self.attn.to_k, tokens), self._project(self.attn.to_v, tokens)
         return (to_host(pair[0]), to_host(pair[1])) if self.setting.host else pair
 
+    def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values from host memory, so many at a time that their scores stay below `SCORES`."""
+        at_once = max(1, SCORES // queries.shape[:-1].numel())
+        for keys, values in self.chunks:
+            for start in range(0, keys.shape[2], at_once):
+                part = slice(start, start + at_once)
+                yield keys[:, :, part].to(queries, non_blocking=True), values[:, :, part].to(queries, non_blocking=True)
+
     def read(self, top: int, bottom: int) -> Tensor:
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))
-        if len(self.chunks) == 1:
-            keys, values = (t.to(queries) for t in self.chunks[0])
-            mixed = attention(queries, keys, values, scale=self.attn.scale)
+        if self.setting.host:
+            mixed = attention_streamed(queries, self._arriving(queries), self.attn.scale)
         else:
-            pairs = ((k.to(queries, non_blocking=True), v.to(queries, non_blocking=True)) for k, v in self.chunks)
-            mixed = attention_streamed(queries, pairs, self.attn.scale)
+            mixed = attention(queries, *self.chunks[0], scale=self.attn.scale)
         out: nn.Linear = self.attn.to_out[0]
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), out.weight.to(mixed.dtype), out.bias.to(mixed.dtype))
         rows: Tensor = mixed.transpose(1, 2).reshape(mixed.shape[0], self.channels, bottom - top, self.width)
@@ -255,8 +262,9 @@ class TiledVAE:
         if self.policy is not None:
             at = VAE_POLICIES.index(self.policy)
             names, budget = VAE_POLICIES[at:], None
-        else:
-            names, budget = VAE_POLICIES, self.budget_bytes
+        else:  # on a CPU, host memory is the same memory
+            names = VAE_POLICIES[:-1] if first.device.type == "cpu" else VAE_POLICIES
+            budget = self.budget_bytes
         return vae_ladder(
             self.shape,
             Size(h, w),

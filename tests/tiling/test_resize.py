@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 
 from hires.resolution import cover
 from hires.tiling.geometry import Box, Size
-from hires.tiling.resize import Enlarged
+from hires.tiling.resize import Enlarged, Padded
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,3 +38,10 @@ def test_it_is_the_bicubic_that_antialiased_resizing_uses() -> None:
     whole = Enlarged(source, Size(30, 47), Box(0, 0, 30, 47)).crop(Box(0, 0, 30, 47))
     inner = (slice(6, -6), slice(6, -6))
     torch.testing.assert_close(whole[..., inner[0], inner[1]], expected[..., inner[0], inner[1]], rtol=0, atol=1e-5)
+
+
+def test_padding_repeats_the_last_row_and_column() -> None:
+    pixels = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
+    found = Padded(pixels, Size(8, 8)).crop(Box(1, 2, 7, 6))[0].permute(1, 2, 0)
+    wanted = np.pad(pixels, ((0, 5), (0, 3), (0, 0)), mode="edge")[1:8, 2:8]
+    np.testing.assert_allclose(found.numpy(), wanted / 127.5 - 1, atol=1e-6)

@@ -185,8 +185,9 @@ def test_the_last_rung_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_budget_chooses_the_policy() -> None:
     tiled = TiledVAE(small_vae(attention=False))
-    peaks = {p.policy: p.peak_bytes for p in tiled.plan(512, 512)}
-    assert peaks["whole"] > peaks["bands"] > peaks["recompute_up"] > peaks["recompute_conv"] > peaks["host"]
+    peaks = {p.policy: p.peak_bytes for p in reversed(tiled.plan(512, 512))}
+    assert peaks["whole"] > peaks["bands"] > peaks["recompute_up"] > peaks["recompute_conv"]
+    assert "host" not in peaks  # a CPU has no other place to go
     for name, peak in peaks.items():
         assert TiledVAE(tiled.vae, budget_bytes=peak).plan(512, 512)[0].policy == name
     with pytest.raises(BudgetError, match="would do"):

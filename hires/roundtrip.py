@@ -1,0 +1,113 @@
+"""`hires vae-roundtrip`: a picture through an autoencoder and back, to see what it keeps and what a policy costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hires.cost import VaePolicy
+from hires.errors import ModelError, RequestError
+from hires.resolution import round_up
+from hires.specs import NAMED_MODELS, load_spec
+from hires.tiling.geometry import Size
+from hires.types import OnEvent, parse_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTrip:
+    """A finished round trip: where the picture is, the policies that ran, PSNR in dB against the input, seconds."""
+
+    path: Path
+    size: Size
+    encode: VaePolicy
+    decode: VaePolicy
+    psnr_db: float
+    seconds: float
+    peak_rss_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "size": str(self.size)}
+
+
+def vae_folder(name: str) -> Path:
+    """The folder that holds `vae/config.json`: a named model, a model folder, or an autoencoder's own folder."""
+    if name in NAMED_MODELS:
+        return load_spec(name).path
+    path = Path(name)
+    for folder in (path, path.parent):
+        if (folder / "vae" / "config.json").is_file() and (folder == path or path.name == "vae"):
+            return folder
+    raise ModelError(f"--vae {name}: no folder with vae/config.json; give demo or a diffusers folder")
+
+
+def vae_roundtrip(
+    source: str | Path,
+    output: str | Path,
+    *,
+    vae: str = "demo",
+    vram: str | int | None = None,
+    policy: str | None = None,
+    band_px: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    on_event: OnEvent | None = None,
+) -> RoundTrip:
+    """Encode and decode a picture file with `TiledVAE` and write the result, at the input's exact size, as a PNG.
+
+    Args:
+        source: a picture that Pillow reads; output: a path ending in .png.
+        vae: "demo" or a diffusers folder; vram: what it may hold, such as "8GB"; policy: one of `types.VAE_POLICIES`
+            instead; band_px: rows of a map at a time.
+
+    Raises:
+        RequestError: a value or file that cannot be used; RunError: memory or disk ran out. No file is left behind.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    from hires.device import choose_device, peak_resident_bytes
+    from hires.imageio import PictureSink, check_output, save_png
+    from hires.metrics import psnr
+    from hires.tiling.resize import Padded
+    from hires.tiling.vae import TiledVAE
+    from hires.types import Event
+    from hires.weights import load_vae
+
+    begun, tell = time.monotonic(), on_event or (lambda event: None)
+    path = check_output(Path(output), overwrite)
+    try:
+        with Image.open(source) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise RequestError(f"input {source}: {error}; give a picture file such as a PNG or JPEG") from None
+    chosen = choose_device(device)
+    budget = parse_bytes(vram) if isinstance(vram, str) else vram
+    tiled = TiledVAE(load_vae(vae_folder(vae), torch.float32, chosen), budget_bytes=budget, policy=policy, band_px=band_px)
+    size = Size(*pixels.shape[:2])
+    canvas = Size(*(round_up(side, tiled.cell_px) for side in (size.height, size.width)))
+    picture = Padded(pixels, canvas)
+    cells = canvas.divided(tiled.cell_px)
+
+    def watch(stage: str) -> Any:
+        return lambda done, total: tell(Event(stage=stage, done=done, total=total))
+
+    with torch.inference_mode():
+        latents = tiled.encode(picture, watch("encode"))
+        encoded = tiled.plan(cells.height, cells.width, encode=True)[tiled.last.taken if tiled.last else 0]
+        sink = PictureSink(size)
+        for band in tiled.decode_bands(latents, watch("decode")):
+            sink.write(band[0].permute(1, 2, 0).float().cpu().numpy())
+    decoded = tiled.plan(cells.height, cells.width)[tiled.last.taken if tiled.last else 0]
+    save_png(path, sink.finished(), {"Software": "hires vae-roundtrip", "vae": vae}, overwrite)
+    return RoundTrip(
+        path=path,
+        size=size,
+        encode=encoded,
+        decode=decoded,
+        psnr_db=round(psnr(sink.pixels, pixels, 255.0), 2),
+        seconds=round(time.monotonic() - begun, 3),
+        peak_rss_bytes=peak_resident_bytes(),
+    )
