@@ -111,7 +111,9 @@ def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int
 
 def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, *, encode: bool = False) -> int:
     """Activations that live at once while `pixels` are decoded (or encoded) in one piece."""
-    maps = ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[1]
+    maps = (
+        ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[min(1, len(shape.channels) - 1)]
+    )
     return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0))
 
 

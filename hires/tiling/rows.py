@@ -7,8 +7,9 @@ difference between the storage policies: the values are the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from hires.tiling.norm import accumulator, affine, moments
 
+log = logging.getLogger(__name__)
 WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps around; no chain reaches further
 
 
@@ -65,28 +67,22 @@ class Given(RowMap):
         return self._read(top, bottom)
 
 
-@dataclass
 class Kept(RowMap):
     """A map that is stored as bands, on the device or, with `setting.host`, in host memory; freed from the top."""
 
-    source: RowMap
-    setting: Setting
-    release_source: bool = True
-    _bands: list[Tensor | None] = field(default_factory=list)
-    _bounds: list[tuple[int, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.channels, self.height, self.width = self.source.channels, self.source.height, self.source.width
-        for top, bottom in self.setting.bands(self.height):
-            band = finite_rows(self.source, self.setting, top, bottom)
+    def __init__(self, source: RowMap, setting: Setting, *, release_source: bool = True) -> None:
+        self.setting = setting
+        self.channels, self.height, self.width = source.channels, source.height, source.width
+        self._bounds = list(setting.bands(self.height))
+        self._bands: list[Tensor | None] = []
+        for top, bottom in self._bounds:
+            band = finite_rows(source, setting, top, bottom)
             self._device = band.device
-            self._bands.append(to_host(band) if self.setting.host else band)
-            self._bounds.append((top, bottom))
+            self._bands.append(to_host(band) if setting.host else band)
             del band
-            if self.release_source:
-                self.source.release(bottom)
-            self.setting.on_band()
-        del self.source
+            if release_source:
+                source.release(bottom)
+            setting.on_band()
 
     def read(self, top: int, bottom: int) -> Tensor:
         parts = []
@@ -124,6 +120,7 @@ def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int) -> Tens
     finally:
         setting.dtype = torch.float16
     setting.recomputed += 1
+    log.info("rows %d to %d overflowed in half precision and were computed again in float32", top, bottom)
     half = rows.half()
     return half if bool(torch.isfinite(half).all()) else rows
 

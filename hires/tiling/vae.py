@@ -210,11 +210,10 @@ class Attended(RowMap):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeRun:
-    """What happened: the policy that finished, the rungs that ran out of memory, bands computed again in float32."""
+    """What happened: the policy that finished and how many before it ran out of memory."""
 
     policy: str
     taken: int = 0
-    recomputed: int = 0
 
 
 class TiledVAE:
@@ -333,7 +332,7 @@ def run_decode(
         yield vae.decode(z.to(first.device, first.dtype), return_dict=False)[0]  # type: ignore[operator]
         _report(on_band, 1, 1)
         return
-    setting = setting_of("bands" if rung.policy == "whole" else rung.policy, rung.band_rows, wrap, first.dtype)
+    setting = _setting_for(rung, z.shape[2], wrap, first.dtype)
     setting.on_band = Counter(on_band, decode_passes(vae, Size(z.shape[2], z.shape[3]), setting)).count
     picture = decode_rows(vae, z, setting)
     for top, bottom in setting.bands(picture.height):
@@ -353,7 +352,7 @@ def run_encode(
         mean: Tensor = vae.encode(source.crop(whole).to(first.device, first.dtype)).latent_dist.mean  # type: ignore[operator]
         _report(on_band, 1, 1)
         return mean
-    setting = setting_of("bands" if rung.policy == "whole" else rung.policy, rung.band_rows, wrap, first.dtype)
+    setting = _setting_for(rung, size.height, wrap, first.dtype)
     setting.on_band = Counter(on_band, encode_passes(vae, size, setting)).count
 
     def read(top: int, bottom: int) -> Tensor:
@@ -362,6 +361,13 @@ def run_encode(
     latents = encode_rows(vae, Given(3, size.height, size.width, read), setting)
     bands = [latents.read(top, bottom).chunk(2, dim=1)[0] for top, bottom in setting.bands(latents.height)]
     return join(bands)
+
+
+def _setting_for(rung: Rung, height: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> Setting:
+    """A rung's setting; the module itself knows no wrap-around, so there `whole` is one band of each map."""
+    if rung.policy == "whole":
+        return setting_of("bands", 64 * height, wrap, dtype)
+    return setting_of(rung.policy, rung.band_rows, wrap, dtype)
 
 
 @dataclass

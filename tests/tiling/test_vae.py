@@ -75,13 +75,13 @@ CONFIGURATIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     CONFIGURATIONS,
     st.integers(1, 9),
     st.integers(1, 9),
     st.integers(1, 24),
-    st.sampled_from(VAE_POLICIES[1:]),
+    st.sampled_from(VAE_POLICIES),
     st.integers(1, 2),
     st.tuples(st.booleans(), st.booleans()),
     st.sampled_from([torch.float32, torch.float64]),
