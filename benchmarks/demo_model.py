@@ -18,7 +18,7 @@ DEFAULTS = {
     "sampler": "dpmpp_2m",
     "schedule": "karras",
     "steps": 24,
-    "guidance": 3.0,
+    "guidance": 2.0,
     "relay_sigma": 0.8,
     "relay_steps": 6,
     "relay_guidance": 1.0,
@@ -126,15 +126,18 @@ def make_unet() -> nn.Module:
     ).to(memory_format=torch.channels_last)
 
 
-def save_folder(target: Path, parts: dict[str, nn.Module]) -> float:
-    """Write a diffusers-style CosXL folder in half precision; `parts` are unet, vae and both text encoders. MiB written."""
+def save_folder(target: Path, parts: dict[str, nn.Module], tokenizer: Path) -> float:
+    """Write a diffusers-style CosXL folder in half precision; `parts` are unet, vae and both text encoders. MiB written.
+
+    `tokenizer` is the folder the text encoders were trained with; learning its merges again could order ties differently.
+    """
     for part, module in parts.items():
         shutil.rmtree(target / part, ignore_errors=True)
         module.half().save_pretrained(target / part, variant="fp16", safe_serialization=True)
         for file in (target / part).iterdir():
             file.chmod(0o644)
     for part in ("tokenizer", "tokenizer_2"):
-        make_tokenizer(target / part)
+        shutil.copytree(tokenizer, target / part, dirs_exist_ok=True)
     scheduler = {
         "_class_name": "EDMEulerScheduler",
         "sigma_min": SIGMA_MIN,

@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,13 @@ def train_unet(args: argparse.Namespace) -> None:
     vae = make_vae().to(device).eval()
     load_autoencoder(vae, args)
     scale = latent_scale(args.out, vae)
-    tokenizer = CLIPTokenizer.from_pretrained(make_tokenizer(args.out / "tokenizer"))
+    vocabulary = args.out / "tokenizer"
+    if not vocabulary.exists():
+        if args.start:
+            shutil.copytree(args.start / "tokenizer", vocabulary)
+        else:
+            make_tokenizer(vocabulary)
+    tokenizer = CLIPTokenizer.from_pretrained(vocabulary)
     unet, text = make_unet().to(device), TextEncoders(len(tokenizer)).to(device)
     if device.type == "cpu":  # the fused kernel's backward is four times slower than plain products over 24 tokens
         plain = {name: AttnProcessor() if "attn2" in name else p for name, p in unet.attn_processors.items()}
@@ -357,7 +364,7 @@ def export(args: argparse.Namespace) -> None:
     if (args.out / "unet.pt").exists():
         both.load_state_dict(load_state(args.out / "unet.pt")["ema"])
     parts = {"unet": unet, "vae": vae, "text_encoder": text.one, "text_encoder_2": text.two}
-    print(f"{args.to}: {save_folder(args.to, parts):.2f} MiB of weights")
+    print(f"{args.to}: {save_folder(args.to, parts, args.out / 'tokenizer'):.2f} MiB of weights")
 
 
 def main() -> None:
