@@ -15,7 +15,7 @@ NATIVE_CELLS = 32
 TOKENS = 24
 SIGMA_MIN, SIGMA_MAX = 0.002, 20.0
 DEFAULTS = {
-    "sampler": "dpmpp_2m",
+    "sampler": "euler_ancestral",
     "schedule": "karras",
     "steps": 24,
     "guidance": 2.0,
