@@ -120,7 +120,7 @@ def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int) -> Tens
     finally:
         setting.dtype = torch.float16
     setting.recomputed += 1
-    log.info("rows %d to %d overflowed in half precision and were computed again in float32", top, bottom)
+    log.warning("rows %d to %d overflowed in half precision and were computed again in float32", top, bottom)
     half = rows.half()
     return half if bool(torch.isfinite(half).all()) else rows
 
