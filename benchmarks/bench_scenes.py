@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -187,14 +188,15 @@ def contact_sheet(rows: list[dict[str, str]], strategy: str, side: int, pictures
     if not files:
         return
     across = min(8, len(files))
-    sheet = Image.new("RGB", (across * cell, -(-len(files) // across) * (cell + 24)), "white")
+    labels = [[*wrap(r["caption"], cell // 6 - 1), f"disks: {r['disks']} + {r['lopsided']} lopsided"] for r, _ in files]
+    tall = cell + 4 + 11 * max(len(lines) for lines in labels)
+    sheet = Image.new("RGB", (across * cell, -(-len(files) // across) * tall), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, (row, file) in enumerate(files):
-        x, y = index % across * cell, index // across * (cell + 24)
+    for index, ((_, file), lines) in enumerate(zip(files, labels, strict=True)):
+        x, y = index % across * cell, index // across * tall
         sheet.paste(Image.open(file).resize((cell, cell), Image.Resampling.LANCZOS), (x, y))
-        words = row["caption"].split(" over ")
-        pen.text((x + 2, y + cell), f"{words[0]}: {row['disks']} + {row['lopsided']} lopsided", fill="black")
-        pen.text((x + 2, y + cell + 11), words[1][: cell // 6], fill="black")
+        for number, line in enumerate(lines):
+            pen.text((x + 2, y + cell + 11 * number), line, fill="black")
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target, quality=88)
 

@@ -118,7 +118,7 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
 
 
 BAND_ROWS = (64, 32, 16, 8)
-STREAMED_SCORES = 3 * 4 * 2**24  # three float32 copies of the attention scores that stream at once
+SCORES = 2**24  # attention scores at once where keys stream from the host; float32, three copies live
 MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones overflow the index of some kernels
 
 
@@ -131,10 +131,12 @@ class VaePolicy:
     peak_bytes: int
     host_bytes: int
     flops: float
+    window: int | None = None
 
     def __str__(self) -> str:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
-        return f"policy {self.policy}{rows}, predicted peak {gib(self.peak_bytes)}"
+        window = "" if self.window is None else f", approximation: attention over {self.window} rows of latents"
+        return f"policy {self.policy}{rows}{window}, predicted peak {gib(self.peak_bytes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,17 @@ def vae_ladder(
     band_rows: int | None = None,
     cpu: bool = False,
     encode: bool = False,
+    window: int | None = None,
 ) -> tuple[VaePolicy, ...]:
     """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
 
     BudgetError with the smallest budget that would do where none fits.
     """
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
-    found = [vae_policy(shape, cells, element, name, rows_to_try[0], cpu=cpu, encode=encode) for name in names]
-    found += [vae_policy(shape, cells, element, names[-1], rows, cpu=cpu, encode=encode) for rows in rows_to_try[1:]]
+    found = [vae_policy(shape, cells, element, name, rows_to_try[0], cpu=cpu, encode=encode, window=window) for name in names]
+    found += [
+        vae_policy(shape, cells, element, names[-1], rows, cpu=cpu, encode=encode, window=window) for rows in rows_to_try[1:]
+    ]
     if budget is None:
         return tuple(p for p in found if p.policy != "whole" or _widest(shape, cells, encode) <= MOST_ELEMENTS) or tuple(
             found[:1]
@@ -182,17 +187,27 @@ def _widest(shape: VaeShape, cells: Size, encode: bool) -> int:
 
 
 def vae_policy(
-    shape: VaeShape, cells: Size, element: int, name: str, band_rows: int, *, cpu: bool = False, encode: bool = False
+    shape: VaeShape,
+    cells: Size,
+    element: int,
+    name: str,
+    band_rows: int,
+    *,
+    cpu: bool = False,
+    encode: bool = False,
+    window: int | None = None,
 ) -> VaePolicy:
-    """Bytes and FLOPs of one policy at latents of that many cells."""
+    """Bytes and FLOPs of one policy at latents of that many cells; `window`: rows that the mid block attends to."""
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
     base = vae_encode_flops if encode else vae_decode_flops
     flops = base(shape, cells.height, cells.width)
+    if shape.mid_attention and window is not None:
+        flops -= 4.0 * shape.channels[-1] * cells.area * max(0, cells.height - window) * cells.width
     if name == "whole":
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
-        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops)
+        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, window=window)
     steps = list(_encode_steps(shape, cells) if encode else _decode_steps(shape, cells))
     device, host, again = 0, 0, 0.0
     for before, after, enlarged in steps:
@@ -208,9 +223,9 @@ def vae_policy(
         channels, area = shape.channels[-1], cells.area
         tokens = min(band_rows, cells.height) * cells.width
         queries = tokens * channels * (4 * element + 12)
-        attention = queries + (STREAMED_SCORES if name == "host" else 3 * channels * area * element)
+        attention = queries + (3 * 4 * SCORES if name == "host" else 3 * channels * area * element)
         device = max(device, attention)
-    return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again)
+    return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again, window=window)
 
 
 def _decode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:

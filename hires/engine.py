@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from hires.imageio import PictureSink
     from hires.pipelines.base import Family
-    from hires.tiling.retry import Ladder
 
 log = logging.getLogger(__name__)
 SizeLike = str | tuple[int, int] | Size
@@ -209,13 +208,13 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
 
     begun = time.monotonic()
     tell(Event(stage="load", done=0, total=1))
-    family = CosXL(spec, request.prompt, request.negative, device=device, dtype=made.dtype, vae_dtype=made.decode.dtype)
+    ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
+    family = CosXL(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
-    ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
-    denoised = progressive.run(family, made, request.seed, ladder, tell)
+    denoised = progressive.run(family, made, request.seed, tell)
     sink = PictureSink(request.size)
-    decoding = _decode(family, denoised.latents, ladder, sink, tell)
+    decoding = _decode(family, denoised.latents, sink, tell)
     if ladder.taken:
         note = f"ran out of memory: decoded {ladder.rung} instead of {made.decode}"
         made = replace(made, decode=ladder.rung, notes=(*made.notes, note))
@@ -242,13 +241,13 @@ def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
     return describe
 
 
-def _decode(family: Family, latents: torch.Tensor, ladder: Ladder[DecodePlan], sink: PictureSink, tell: OnEvent) -> StageStats:
-    """Decode into the sink; after an out-of-memory the ladder's next decode plan starts the decoding over."""
+def _decode(family: Family, latents: torch.Tensor, sink: PictureSink, tell: OnEvent) -> StageStats:
+    """Decode into the sink, band by band."""
     import torch
 
     from hires.device import peak_device_bytes, reset_peak
 
-    begun, taken, tiles = time.monotonic(), ladder.taken, 0
+    begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
     reset_peak(family.device)
 
     def on_band(done: int, total: int) -> None:
@@ -256,20 +255,16 @@ def _decode(family: Family, latents: torch.Tensor, ladder: Ladder[DecodePlan], s
         tiles = total
         tell(Event(stage="decode", done=done, total=total))
 
-    def attempt(decode: DecodePlan) -> bool:
-        sink.restart()
-        with torch.inference_mode():
-            for band in family.decode_bands(latents, decode, on_band):
-                sink.write(band[0].permute(1, 2, 0).numpy())
-        return True
-
-    ladder.run(attempt)
+    with torch.inference_mode():
+        for band in family.decode_bands(latents, on_band):
+            sink.write(band[0].permute(1, 2, 0).numpy())
     return StageStats(
         stage="decode",
         seconds=round(time.monotonic() - begun, 3),
         peak_bytes=peak_device_bytes(family.device),
         tiles=tiles,
-        retries=ladder.taken - taken,
+        retries=family.vae.retries - retries,
+        recomputed=family.vae.recomputed - recomputed,
     )
 
 

@@ -55,10 +55,6 @@ class PictureSink:
         self.pixels: NDArray[np.uint8] = np.zeros((size.height, size.width, 3), dtype=np.uint8)
         self.rows = 0
 
-    def restart(self) -> None:
-        """Begin again from the top."""
-        self.rows = 0
-
     def write(self, band: NDArray[np.float32]) -> None:
         """Append a band; rows and columns beyond the picture are cut off."""
         keep = min(band.shape[0], self.size.height - self.rows)

@@ -125,7 +125,7 @@ class FoundDisk:
     likeness: float
 
 
-DISK_RADII = tuple(0.038 * 1.17**k for k in range(8))  # 0.038 to 0.114 of the shorter side
+DISK_RADII = tuple(0.0148 * 1.17**k for k in range(14))  # 0.015 to 0.114 of the shorter side: 4 to 29 px of 256
 WORKING_PX = 256
 
 

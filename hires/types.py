@@ -216,13 +216,15 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken."""
+    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken, and bands
+    that overflowed in half precision and were computed again."""
 
     stage: str
     seconds: float
     peak_bytes: int
     tiles: int
     retries: int = 0
+    recomputed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

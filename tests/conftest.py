@@ -8,11 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here are the CPU's, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from hires.specs import ModelSpec, load_spec
+
+# The same examples on every run: a change fails or passes for what it changed. HIRES_TEST_RANDOM=1 draws new ones.
+settings.register_profile("hires", derandomize=not os.environ.get("HIRES_TEST_RANDOM"))
+settings.load_profile("hires")
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,7 @@ from hires.errors import BackendError
 from hires.kernels.dispatch import BackendRefused, attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.tiling.vae import OnBand, PixelSource
-from hires.types import DecodePlan
+from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 
 
 class Family(Protocol):
@@ -24,6 +23,7 @@ class Family(Protocol):
 
     spec: ModelSpec
     device: torch.device
+    vae: TiledVAE
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         """Conditional and unconditional conditions for a canvas of that many pixels."""
@@ -33,11 +33,11 @@ class Family(Protocol):
         """The preconditioned network."""
         ...
 
-    def decode_bands(self, latents: Tensor, plan: DecodePlan, on_band: OnBand) -> Iterator[Tensor]:
+    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
         """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], float32 on the CPU, top to bottom."""
         ...
 
-    def encode(self, source: PixelSource, plan: DecodePlan, on_band: OnBand) -> Tensor:
+    def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         """A picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
         ...
 

@@ -16,7 +16,8 @@ from hires.pipelines.base import dispatch_attention
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
-from hires.tiling.vae import OnBand, PixelSource, run_decode, run_encode
+from hires.tiling.retry import Ladder
+from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import DecodePlan
 from hires.weights import load_unet, load_vae
 
@@ -25,16 +26,17 @@ class CosXL:
     """A loaded CosXL or SDXL folder and the prompts of one request. Text towers are freed before the UNet is loaded."""
 
     def __init__(
-        self, spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str
+        self, spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, decode: Ladder[DecodePlan]
     ) -> None:
         self.spec, self.device = spec, device
-        self._dtype, self._vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[vae_dtype]
+        self._dtype, self._vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype]
         self._texts = encode_prompts(spec.path, [prompt, negative], self._dtype, device, spec.cell_px)
         self._unet = dispatch_attention(load_unet(spec.path, self._dtype, device))
-        self._vae = load_vae(spec.path, self._vae_dtype, device)
+        vae = load_vae(spec.path, self._vae_dtype, device)
         if device.type == "cpu":
-            for module in (self._unet, self._vae):
+            for module in (self._unet, vae):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae = TiledVAE(vae, ladder=decode)
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         """Which attention backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
@@ -67,13 +69,13 @@ class CosXL:
 
         return network
 
-    def decode_bands(self, latents: Tensor, plan: DecodePlan, on_band: OnBand) -> Iterator[Tensor]:
+    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
-        for rows in run_decode(self._vae, self._laid_out(scaled), plan, on_band=on_band):
+        for rows in self.vae.decode_bands(self._laid_out(scaled), on_band):
             yield rows.float().cpu()
 
-    def encode(self, source: PixelSource, plan: DecodePlan, on_band: OnBand) -> Tensor:
-        return run_encode(self._vae, source, plan, on_band=on_band).float() * self.spec.latent_scale
+    def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
+        return self.vae.encode(source, on_band).float() * self.spec.latent_scale
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else x

@@ -23,8 +23,8 @@ from hires.schedules import find_schedule
 from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
-from hires.tiling.retry import Batcher, Ladder
-from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, StagePlan, StageStats
+from hires.tiling.retry import Batcher
+from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +37,20 @@ class Denoised:
     stats: list[StageStats] = field(default_factory=list)
 
 
-def run(family: Family, plan: MemoryPlan, seed: int, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Denoised:
-    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
-
-    `ladder` holds the ways to decode and encode between stages, cheapest last.
-    """
+def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoised:
+    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel."""
     result = Denoised(latents=torch.empty(0))
     batcher = Batcher(plan.batch)
     for index, stage in enumerate(plan.stages):
-        begun, retries = time.monotonic(), batcher.retries + ladder.taken
+        begun, retries = time.monotonic(), batcher.retries + family.vae.retries
+        recomputed = family.vae.recomputed
         reset_peak(family.device)
         cells = stage.grid.canvas
         noise = CanvasNoise(seed, index, Box(0, 0, cells.height, cells.width), family.spec.unet.latent_channels, family.device)
         if index == 0:
             x = noise(-1) * (stage.sigma_start**2 + 1) ** 0.5
         else:
-            enlarged = ENLARGERS[stage.enlarger or "pixel"](family, result.latents, stage, ladder, on_event)
+            enlarged = ENLARGERS[stage.enlarger or "pixel"](family, result.latents, stage, on_event)
             x = enlarged.to(family.device) + noise(-1) * stage.sigma_start
         progress = TileProgress(stage, on_event)
         result.latents = denoise_stage(family, stage, x, noise, batcher, progress).float().cpu()
@@ -62,7 +60,8 @@ def run(family: Family, plan: MemoryPlan, seed: int, ladder: Ladder[DecodePlan],
                 seconds=round(time.monotonic() - begun, 3),
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
-                retries=batcher.retries + ladder.taken - retries,
+                retries=batcher.retries + family.vae.retries - retries,
+                recomputed=family.vae.recomputed - recomputed,
             )
         )
         log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
@@ -105,27 +104,24 @@ class TileProgress:
         self.on_event(Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=stage.steps))
 
 
-def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Tensor:
+def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
     """Bicubic on the latents: no decoding, softer edges."""
     target = stage.grid.canvas
     view = Enlarged(latents, *relay_view(Size(latents.shape[-2], latents.shape[-1]), target))
     return view.crop(Box(0, 0, target.height, target.width))
 
 
-def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, ladder: Ladder[DecodePlan], on_event: OnEvent) -> Tensor:
+def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
     """Decode, then encode the picture enlarged by bicubic, band by band; the enlarged picture is never held whole."""
 
     def tell(name: str) -> Callable[[int, int], None]:
         return lambda done, total: on_event(Event(stage=f"{name} for {stage.name}", done=done, total=total))
 
-    def decode(plan: DecodePlan) -> Tensor:
-        return torch.cat(list(family.decode_bands(latents, plan, tell("decode"))), dim=-2)
-
     with torch.inference_mode():
-        picture = ladder.run(decode)
+        picture = torch.cat(list(family.decode_bands(latents, tell("decode"))), dim=-2)
         view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
-        return ladder.run(lambda plan: family.encode(view, plan, tell("encode")))
+        return family.encode(view, tell("encode"))
 
 
-Enlarger = Callable[[Family, Tensor, StagePlan, Ladder[DecodePlan], OnEvent], Tensor]
+Enlarger = Callable[[Family, Tensor, StagePlan, OnEvent], Tensor]
 ENLARGERS: dict[str, Enlarger] = {"pixel": enlarge_pixels, "latent": enlarge_latents}

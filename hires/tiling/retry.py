@@ -79,12 +79,20 @@ class Ladder(Generic[Item]):
             done, message = attempt(work, self.rung)
             if done is not None:
                 return done
-            free_memory()
-            if self.taken + 1 == len(self.rungs):
-                raise MemoryLadderError(f"out of memory on every rung ({message}): give a smaller --size or a larger --vram")
-            failed = self.describe(self.rung)
-            self.taken += 1
-            log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
+            self.descend(message)
+
+    def descend(self, message: str) -> Item:
+        """Free what is free and go to the next rung, with a line in the log. MemoryLadderError where there is none."""
+        free_memory()
+        failed = self.describe(self.rung)
+        if self.taken + 1 == len(self.rungs):
+            raise MemoryLadderError(
+                f"out of memory on every rung, the last {failed} ({message}): "
+                "give a smaller picture (--size) or more memory (--vram)"
+            )
+        self.taken += 1
+        log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
+        return self.rung
 
 
 def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
@@ -94,4 +102,4 @@ def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, s
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return None, str(error).strip().split("\n")[0][:200]
+        return None, str(error).strip().split("\n")[0][:200] or type(error).__name__

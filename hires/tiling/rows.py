@@ -39,7 +39,10 @@ class RowMap:
 
 @dataclass
 class Setting:
-    """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band."""
+    """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band.
+
+    `window` is how many rows the mid block attends to around each (None: all, the exact result); `recomputed` counts bands.
+    """
 
     band_rows: int
     wrap: tuple[bool, bool] = (False, False)
@@ -48,6 +51,7 @@ class Setting:
     keep_doubled: bool = True
     keep_first: bool = True
     on_band: Callable[[], None] = lambda: None
+    window: int | None = None
     recomputed: int = 0
 
     def bands(self, height: int) -> Iterator[tuple[int, int]]:
@@ -92,6 +96,18 @@ class Kept(RowMap):
                 part = band[..., max(top, first) - first : min(bottom, last) - first, :]
                 parts.append(part.to(self._device, self.setting.dtype, non_blocking=True))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    @property
+    def whole(self) -> bool:
+        """No row has been released yet."""
+        return all(band is not None for band in self._bands)
+
+    def adopt(self, setting: Setting) -> None:
+        """Go on under another setting; the bands stay as they are cut and move to host memory where it says so."""
+        self.setting = setting
+        if setting.host:
+            for index, band in enumerate(self._bands):
+                self._bands[index] = None if band is None else to_host(band)
 
     def release(self, row: int) -> None:
         hold = WRAPPED_HOLD if self.setting.wrap[0] else 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires.errors import BudgetError, MemoryLadderError, RequestError
 from hires.tiling.vae import TiledVAE
@@ -56,13 +59,17 @@ def wrap_around(vae: nn.Module, wrap: tuple[bool, bool]) -> None:
         conv.forward = padded(conv)  # type: ignore[method-assign]
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
+def close(found: Tensor, wanted: Tensor, exact: Tensor) -> None:
+    """Within the law's bound or, where norms of a few values make the module itself worse than that, twice its own error.
+
+    `exact` is the module's result in float64.
+    """
     if wanted.dtype == torch.float64:
         assert (found - wanted).abs().max() <= 1e-10
         return
-    error = (found - wanted) / wanted.std()
-    assert error.square().mean().sqrt() <= 1e-5
-    assert error.abs().max() <= 1e-4
+    error, own = (found - wanted) / exact.std(), (wanted - exact) / exact.std()
+    assert error.square().mean().sqrt() <= max(1e-5, 2 * own.square().mean().sqrt())
+    assert error.abs().max() <= max(1e-4, 2 * own.abs().max())
 
 
 CONFIGURATIONS = st.fixed_dictionaries(
@@ -106,9 +113,11 @@ def test_bands_equal_the_module(
         if any(wrap):
             wrap_around(vae, wrap)
         wanted = vae.decode(z).sample, vae.encode(x).latent_dist.mean  # type: ignore[operator]
-    close(found[0], wanted[0])
+        vae, z, x = vae.double(), z.double(), x.double()
+        exact = vae.decode(z).sample, vae.encode(x).latent_dist.mean  # type: ignore[operator]
+    close(found[0], wanted[0], exact[0])
     if wanted[1].numel() > 4:
-        close(found[1], wanted[1])
+        close(found[1], wanted[1], exact[1])
 
 
 def test_whole_is_the_module_bit_for_bit() -> None:
@@ -132,46 +141,119 @@ def test_rows_leave_before_the_last_ones_are_made() -> None:
     assert calls[-1][0] == calls[-1][1], "the last band is the last of the total"
 
 
-def out_of_memory_once(monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int) -> list[int]:
-    """The `at`-th convolution from now on fails with `error`, once; the list counts convolutions."""
-    real, seen = F.conv2d, []
+class Fault(TorchDispatchMode):
+    """The `at`-th operator call fails with `error`, once; `calls` counts them all."""
 
-    def conv2d(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append(1)
-        if len(seen) == at:
-            raise error
-        return real(*args, **kwargs)
+    def __init__(self, error: BaseException | None = None, at: int = 0) -> None:
+        super().__init__()
+        self.error, self.at, self.calls = error, at, 0
 
-    monkeypatch.setattr(F, "conv2d", conv2d)
-    return seen
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls == self.at and self.error is not None:
+            raise self.error
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("at", [1, 7, 30, 59])
-def test_out_of_memory_goes_down_the_ladder_and_the_picture_stays(
-    at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    vae, z = small_vae(), torch.randn(1, 4, 12, 9)
+DISGUISES = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
+)
+
+
+def decoded(tiled: TiledVAE, z: Tensor, error: BaseException | None = None, at: int = 0) -> tuple[list[Tensor], int]:
+    with torch.inference_mode(), Fault(error, at) as fault:
+        return list(tiled.decode_bands(z)), fault.calls
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Collections after an OOM look at the test's objects only, not at all that torch and diffusers made: hundreds follow."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen_heap")
+@pytest.mark.parametrize(("first", "then"), [("whole", "bands"), ("bands", "recompute_up")])
+def test_out_of_memory_at_every_operator_call(first: str, then: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each disguise at each call: the ladder goes down, says so, and the pixels are those of the policy that finished."""
+    vae, z = small_vae((8, 16)), torch.randn(1, 4, 8, 5)
+    tiled = TiledVAE(vae, policy=first, band_px=16)  # 16 rows are one band of the last map: nothing has left by then
+    alone = decoded(TiledVAE(vae, policy=then, band_px=16), z)[0]
+    _, calls = decoded(tiled, z)
+    assert calls > 80
+    in_last_map = 0
+    for at in range(1, calls + 1):
+        caplog.clear()
+        error = DISGUISES[at % len(DISGUISES)]
+        with caplog.at_level(logging.WARNING, "hires"):
+            found, _ = decoded(tiled, z, error, at)
+        assert tiled.last is not None
+        if tiled.last.taken:
+            assert (tiled.last.policy, tiled.last.taken) == (then, 1)
+            assert torch.equal(torch.cat(found, dim=2), torch.cat(alone, dim=2)), at
+            assert f"out of memory with policy {first}" in caplog.text
+            assert f"going on with policy {then}" in caplog.text
+        else:  # in the last map: the same policy goes on with smaller bands
+            in_last_map += 1
+            assert first != "whole"
+            assert "bands of 8 rows" in caplog.text
+            close(torch.cat(found, dim=2), torch.cat(alone, dim=2), torch.cat(alone, dim=2).double())
+    assert 0 < in_last_map < 12 or first == "whole"
+
+
+@pytest.mark.usefixtures("frozen_heap")
+@pytest.mark.parametrize("error", DISGUISES, ids=lambda error: str(error)[:40])
+def test_out_of_memory_in_encoding(error: BaseException) -> None:
+    vae, x = small_vae(), torch.randn(1, 3, 18, 12)
+    tiled = TiledVAE(vae, policy="bands", band_px=5)
     with torch.inference_mode():
-        wanted = vae.decode(z).sample  # type: ignore[operator]
-        alone = TiledVAE(vae, policy="recompute_up", band_px=5).decode(z)
-        tiled = TiledVAE(vae, policy="bands", band_px=5)
-        out_of_memory_once(monkeypatch, RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), at)
-        with caplog.at_level(logging.WARNING):
-            found = tiled.decode(z)
-    close(found, wanted)
+        wanted = vae.encode(x).latent_dist.mean  # type: ignore[operator]
+        with Fault() as counter:
+            tiled.encode(x)
+        for at in range(1, counter.calls + 1, 7):
+            with Fault(error, at):
+                close(tiled.encode(x), wanted, wanted.double())
+            assert tiled.last is not None
+            assert tiled.last.policy in ("bands", "recompute_up")
+
+
+def test_finished_maps_and_rows_are_kept() -> None:
+    """An OOM late in the decoder costs the layers since the last whole map; rows that left are not made again."""
+    vae, z = small_vae(), torch.randn(1, 4, 16, 8)
+    tiled, layers = TiledVAE(vae, policy="bands", band_px=8), []
+    _, calls = decoded(tiled, z)
+    late = calls * 2 // 3
+    with torch.inference_mode(), Fault(DISGUISES[0], late) as fault:
+        rows = list(tiled.decode_bands(z, lambda done, total: layers.append(total)))
     assert tiled.last is not None
-    assert (tiled.last.policy, tiled.last.taken) == ("recompute_up", 1)
-    assert torch.equal(found, alone) or at > 40  # rows that had left by then are those of the first policy
-    assert "out of memory with policy bands, bands of 5 rows, predicted peak" in caplog.text
-    assert "going on with policy recompute_up" in caplog.text
+    assert tiled.last.taken == 1
+    assert calls < fault.calls < 1.5 * calls
+    assert layers[-1] < layers[0]
+    assert sum(band.shape[2] for band in rows) == 32
+    bands = tiled.decode_bands(z)
+    first = next(bands)
+    with torch.inference_mode(), Fault(DISGUISES[0], 1):
+        rest = list(bands)
+    assert sum(band.shape[2] for band in [first, *rest]) == 32
+    assert torch.equal(first, rows[0])
 
 
-def test_any_other_error_comes_out_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = RuntimeError("device-side assert")
-    out_of_memory_once(monkeypatch, error, 5)
-    with pytest.raises(RuntimeError) as caught, torch.inference_mode():
-        TiledVAE(small_vae(), policy="bands").decode(torch.randn(1, 4, 8, 8))
-    assert caught.value is error
+@pytest.mark.parametrize("error", [RuntimeError("device-side assert"), ValueError("mine"), KeyboardInterrupt()], ids=repr)
+def test_any_other_error_comes_out_unchanged(error: BaseException) -> None:
+    vae, z = small_vae(), torch.randn(1, 4, 8, 5)
+    tiled = TiledVAE(vae, policy="bands", band_px=5)
+    _, calls = decoded(tiled, z)
+    for at in range(1, calls + 1, 5):
+        with pytest.raises(type(error)) as caught:
+            decoded(tiled, z, error, at)
+        assert caught.value is error
 
 
 def test_the_last_rung_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +261,7 @@ def test_the_last_rung_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(F, "conv2d", conv2d)
-    with pytest.raises(MemoryLadderError, match="give a smaller picture"), torch.inference_mode():
+    with pytest.raises(MemoryLadderError, match=r"every rung.*give a smaller picture"), torch.inference_mode():
         TiledVAE(small_vae(), policy="bands").decode(torch.randn(1, 4, 8, 8))
 
 
@@ -194,7 +276,27 @@ def test_a_budget_chooses_the_policy() -> None:
         TiledVAE(tiled.vae, budget_bytes=1000).plan(512, 512)
 
 
+def test_a_window_of_rows_is_an_approximation_that_any_band_gives_the_same() -> None:
+    vae, z = small_vae(), torch.randn(1, 4, 12, 9)
+    with torch.inference_mode():
+        exact = TiledVAE(vae, policy="bands").decode(z)
+        drawn = [
+            TiledVAE(vae, policy=policy, band_px=rows, attention_window=5).decode(z)
+            for policy, rows in (("whole", 64), ("bands", 4), ("recompute_conv", 3), ("host", 5))
+        ]
+        everything = TiledVAE(vae, policy="host", band_px=4, attention_window=12).decode(z)
+    for other in drawn[1:]:
+        close(other, drawn[0], drawn[0].double())
+    assert (drawn[0] - exact).square().mean().sqrt() > 0.01 * exact.std(), "five of twelve rows are not all of them"
+    close(everything, exact, exact.double())
+    first = TiledVAE(vae, attention_window=5).plan(64, 64)[0]
+    assert "approximation: attention over 5 rows of latents" in str(first)
+    assert TiledVAE(vae).plan(64, 64)[0].flops - first.flops == 4 * 16 * 64 * 64 * (64 - 5) * 64
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(RequestError, match="attention_window=0"):
+        TiledVAE(small_vae(), attention_window=0)
     with pytest.raises(RequestError, match=r"unknown VAE policy 'bandz'.*bands"):
         TiledVAE(small_vae(), policy="bandz")
     with pytest.raises(RequestError, match="band_px=0"):
@@ -210,6 +312,9 @@ def test_half_precision_overflow_is_computed_again() -> None:
         wanted = vae.decode(z).sample  # type: ignore[operator]
         vae.half()
         assert not vae.decode(z.half()).sample.isfinite().all()  # type: ignore[operator]
-        found = TiledVAE(vae, policy="bands", band_px=3).decode(z.half())
+        tiled = TiledVAE(vae, policy="bands", band_px=3)
+        found = tiled.decode(z.half())
+    assert tiled.last is not None
+    assert tiled.last.recomputed == tiled.recomputed > 0
     assert found.isfinite().all()
     assert (found.float() - wanted).abs().max() < 0.05 * wanted.std()

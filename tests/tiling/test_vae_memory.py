@@ -54,10 +54,10 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
             mock.patch("hires.tiling.vae.to_host", found.move_to_host),
         ):
             if encode:
-                banded.run_encode(vae, FakePicture(side), rung)
+                banded.Run(vae).encode(FakePicture(side), rung)
             else:
                 z = torch.empty(1, 4, side // 8, side // 8, dtype=torch.bfloat16)
-                for rows in banded.run_decode(vae, z, rung):
+                for rows in banded.Run(vae).decode(z, rung):
                     del rows
     return found
 

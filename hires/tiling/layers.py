@@ -1,0 +1,256 @@
+"""An autoencoder's module tree as a flat list of layers, each a map over the rows of the one before.
+
+Knows the structure of AutoencoderKL. What is kept between layers is the setting's choice and never changes the values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hires.cost import SCORES
+from hires.errors import RequestError, unknown
+from hires.kernels.dispatch import attention
+from hires.kernels.reference import attention_streamed
+from hires.tiling.retry import attempt, free_memory
+from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows, to_host
+from hires.types import VAE_POLICIES
+
+log = logging.getLogger(__name__)
+
+
+def setting_of(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> Setting:
+    """What a policy keeps: `bands` every map, `recompute_up` not what a stage enlarges, `recompute_conv` nor the first
+    convolution of a resnet, `host` everything, in host memory."""
+    if policy not in VAE_POLICIES[1:]:
+        raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
+    return Setting(
+        band_rows=band_rows,
+        wrap=wrap,
+        dtype=dtype,
+        host=policy == "host",
+        keep_doubled=policy in ("bands", "host"),
+        keep_first=policy != "recompute_conv",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One entry of the flat list a module tree is turned into; `kind` is a case of `apply`."""
+
+    kind: str
+    module: Any
+
+
+def decode_layers(vae: Any) -> list[Layer]:
+    """The decoder from latents to pixels, top to bottom."""
+    decoder, post = vae.decoder, getattr(vae, "post_quant_conv", None)
+    layers = [Layer("conv", post)] if post is not None else []
+    layers += [Layer("conv kept", decoder.conv_in), *_mid_layers(decoder.mid_block)]
+    for block in decoder.up_blocks:
+        layers += [Layer("resnet", resnet) for resnet in block.resnets]
+        layers += [Layer("double", upsampler.conv) for upsampler in block.upsamplers or ()]
+    return [*layers, Layer("head", (decoder.conv_norm_out, decoder.conv_out))]
+
+
+def encode_layers(vae: Any) -> list[Layer]:
+    """The encoder from pixels to the posterior's parameters (mean and log-variance channels)."""
+    encoder, quant = vae.encoder, getattr(vae, "quant_conv", None)
+    layers = [Layer("conv large", encoder.conv_in)]
+    for block in encoder.down_blocks:
+        layers += [Layer("resnet", resnet) for resnet in block.resnets]
+        layers += [Layer("halve", downsampler.conv) for downsampler in block.downsamplers or ()]
+    layers += [*_mid_layers(encoder.mid_block), Layer("head", (encoder.conv_norm_out, encoder.conv_out))]
+    return [*layers, Layer("conv", quant)] if quant is not None else layers
+
+
+def _mid_layers(block: Any) -> list[Layer]:
+    layers = [Layer("resnet", block.resnets[0])]
+    for attn, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        layers += [Layer("attention", attn)] if attn is not None else []
+        layers += [Layer("resnet", resnet)]
+    return layers
+
+
+def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
+    """The layer's map over `x`, evaluated at once where it is kept."""
+    match layer.kind:
+        case "resnet":
+            return _resnet(layer.module, x, setting)
+        case "attention":
+            return Kept(Attended(x, layer.module, setting), setting)
+        case "halve":
+            return Kept(Halved(x, layer.module, setting), setting)
+        case "double":
+            x = Convolved(Doubled(x), layer.module, setting)
+            return Kept(x, setting) if setting.keep_doubled else x
+        case "head":
+            norm, conv = layer.module
+            return Convolved(Normed(x, norm, setting), conv, setting)
+    x = Convolved(x, layer.module, setting)
+    return Kept(x, setting) if layer.kind == "conv kept" or (layer.kind == "conv large" and setting.keep_doubled) else x
+
+
+def kept_bands(layers: list[Layer], height: int, setting: Setting) -> int:
+    """How many bands of kept maps the layers compute from `height` rows on, and those of the last map."""
+    maps = {"resnet": 1 + setting.keep_first, "attention": 1, "halve": 1, "conv kept": 1}
+    maps |= {"double": int(setting.keep_doubled), "conv large": int(setting.keep_doubled)}
+    total = 0
+    for layer in layers:
+        height = 2 * height if layer.kind == "double" else height // 2 if layer.kind == "halve" else height
+        total += maps.get(layer.kind, 0) * len(list(setting.bands(height)))
+    return total + len(list(setting.bands(height)))
+
+
+@dataclass
+class Progress:
+    """The last kept map that is whole and how many layers it took: where a smaller policy goes on after out of memory."""
+
+    layers: int = 0
+    map: Kept | None = None
+
+    def resume(self, setting: Setting, given: RowMap) -> RowMap:
+        """That map under a new setting, or `given` and everything from the start."""
+        if self.map is None or not self.map.whole:
+            self.layers, self.map = 0, None
+            return given
+        self.map.adopt(setting)
+        return self.map
+
+    def run(self, layers: list[Layer], x: RowMap, setting: Setting) -> RowMap:
+        """The map of the last layer, from where `x` stands."""
+        for index in range(self.layers, len(layers)):
+            x = apply(layers[index], x, setting)
+            if isinstance(x, Kept):
+                self.layers, self.map = index + 1, x
+        return x
+
+
+def _resnet(block: Any, x: RowMap, setting: Setting) -> Kept:
+    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))), the first convolution kept or computed twice."""
+    first: RowMap = Convolved(Normed(x, block.norm1, setting), block.conv1, setting)
+    if setting.keep_first:
+        first = Kept(first, setting, release_source=False)
+    second = Convolved(Normed(first, block.norm2, setting), block.conv2, setting)
+    shortcut = x if block.conv_shortcut is None else Convolved(x, block.conv_shortcut, setting)
+    del first, x
+    return Kept(Added(shortcut, second, block.output_scale_factor), setting)
+
+
+class Attended(RowMap):
+    """x + to_out(softmax(q k^T / sqrt(d)) v) over all tokens of the map; keys and values are made once, queries by rows.
+
+    With `setting.window`, an approximation: each row of queries sees that many rows of keys around it.
+    """
+
+    def __init__(self, source: RowMap, attn: Any, setting: Setting) -> None:
+        self.source, self.attn, self.setting = source, attn, setting
+        self.channels, self.height, self.width = source.channels, source.height, source.width
+        self.normed = Normed(source, attn.group_norm, setting, silu=False)
+        bands = [self._keys_values(top, bottom) for top, bottom in setting.bands(source.height)]
+        if setting.host:
+            self.chunks = bands
+        else:
+            keys, values = (torch.cat(part, dim=2) for part in zip(*bands, strict=True))
+            self.chunks = [(keys, values)]
+        del bands
+
+    def _tokens(self, top: int, bottom: int) -> Tensor:
+        return self.normed.read(top, bottom).flatten(2).transpose(1, 2)  # (B, N, C)
+
+    def _project(self, linear: nn.Linear, tokens: Tensor) -> Tensor:
+        dtype = tokens.dtype
+        out = F.linear(tokens, linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))
+        return out.reshape(*out.shape[:2], int(self.attn.heads), -1).transpose(1, 2)  # (B, heads, N, d)
+
+    def _keys_values(self, top: int, bottom: int) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens(top, bottom)
+        pair = self._project(self.attn.to_k, tokens), self._project(self.attn.to_v, tokens)
+        return (to_host(pair[0]), to_host(pair[1])) if self.setting.host else pair
+
+    def _around(self, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the window of rows around `row`, moved inside the map at its edges."""
+        window = min(self.setting.window or self.height, self.height)
+        first = min(max(0, row - window // 2), self.height - window)
+        return self._tokens_of(first, first + window)
+
+    def _tokens_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of rows first to last - 1, on the module's device."""
+        found: list[tuple[Tensor, Tensor]] = []
+        top = 0
+        for keys, values in self.chunks:
+            bottom = top + keys.shape[2] // self.width
+            if top < last and first < bottom:
+                part = slice((max(first, top) - top) * self.width, (min(last, bottom) - top) * self.width)
+                found.append((keys[:, :, part], values[:, :, part]))
+            top = bottom
+        device = self.attn.to_q.weight.device
+        keys, values = (torch.cat([t.to(device) for t in part], dim=2) for part in zip(*found, strict=True))
+        return keys, values
+
+    def _windowed(self, queries: Tensor, top: int) -> Tensor:
+        """Each row of queries over its own window: the same for any band."""
+        rows = queries.chunk(queries.shape[2] // self.width, dim=2)
+        return torch.cat([attention(q, *self._around(top + k), scale=self.attn.scale) for k, q in enumerate(rows)], dim=2)
+
+    def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values from host memory, so many at a time that their scores stay below `cost.SCORES`."""
+        at_once = max(1, SCORES // queries.shape[:-1].numel())
+        for keys, values in self.chunks:
+            for start in range(0, keys.shape[2], at_once):
+                part = slice(start, start + at_once)
+                yield keys[:, :, part].to(queries, non_blocking=True), values[:, :, part].to(queries, non_blocking=True)
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        queries = self._project(self.attn.to_q, self._tokens(top, bottom))
+        if self.setting.window is not None and self.setting.window < self.height:
+            mixed = self._windowed(queries, top)
+        elif self.setting.host:
+            mixed = attention_streamed(queries, self._arriving(queries), self.attn.scale)
+        else:
+            mixed = attention(queries, *self.chunks[0], scale=self.attn.scale)
+        out: nn.Linear = self.attn.to_out[0]
+        mixed = F.linear(mixed.transpose(1, 2).flatten(2), out.weight.to(mixed.dtype), out.bias.to(mixed.dtype))
+        rows: Tensor = mixed.transpose(1, 2).reshape(mixed.shape[0], self.channels, bottom - top, self.width)
+        if self.attn.residual_connection:
+            rows = rows + self.source.read(top, bottom)
+        return rows / float(self.attn.rescale_output_factor)
+
+    def release(self, row: int) -> None:
+        self.source.release(row)
+
+
+LEAST_ROWS = 8
+
+
+def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Tensor]:
+    """The rows of the last map from `start` on, freeing what lies above them.
+
+    Everything before it is finished, so an out-of-memory here halves the bands, down to `LEAST_ROWS`, before it counts.
+    """
+    top, rows = start, setting.band_rows
+    while top < picture.height:
+        count = -(-(picture.height - top) // rows)
+        bottom = top + -(-(picture.height - top) // count)
+        if rows > LEAST_ROWS:
+            band, message = attempt(lambda span: finite_rows(picture, setting, *span), (top, bottom))
+            if band is None:
+                free_memory()
+                rows = max(LEAST_ROWS, rows // 2)
+                log.warning(
+                    "out of memory with the last map's rows %d to %d (%s); bands of %d rows", top, bottom, message, rows
+                )
+                continue
+        else:
+            band = finite_rows(picture, setting, top, bottom)
+        picture.release(bottom)
+        setting.on_band()
+        yield band
+        del band
+        top = bottom
