@@ -169,12 +169,16 @@ def plan(
 def vae_roundtrip(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A picture file of any size.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The PNG to write.", show_default=False)],
-    vae: Annotated[str, typer.Option(help="demo, or a diffusers folder with vae/config.json.")] = "demo",
+    vae: Annotated[str, typer.Option(help="demo, or a diffusers folder of a model or of an autoencoder.")] = "demo",
     vram: Vram = None,
     policy: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(VAE_POLICIES)}; default: the fastest that fits.")
     ] = None,
     band: Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Rows of a feature map at a time.")] = None,
+    attention_window: Annotated[
+        int | None,
+        typer.Option(parser=whole, metavar="ROWS", help="Approximation: each row of latents attends to so many rows only."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
@@ -186,7 +190,7 @@ def vae_roundtrip(
     def work() -> Any:
         with progress_display(shown=not quiet) as on_event:
             return roundtrip.vae_roundtrip(
-                source, output, vae=vae, vram=vram, policy=policy, band_px=band,
+                source, output, vae=vae, vram=vram, policy=policy, band_px=band, attention_window=attention_window,
                 overwrite=overwrite, device=device, on_event=on_event,
             )  # fmt: skip
 

@@ -228,6 +228,30 @@ def vae_policy(
     return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again, window=window)
 
 
+HALO_LIVE_MAPS = 4.0  # of the widest channels at full resolution: a block's input, two of its maps, a result
+
+
+def halo_policy(
+    *,
+    rows: int,
+    height: int,
+    width: int,
+    reach: int,
+    cell_px: int,
+    channels: int,
+    macs_per_cell: float,
+    element: int,
+    cpu: bool,
+) -> VaePolicy:
+    """Bands of `rows` cells, each computed with `reach` cells more on either side, of a picture of height x width cells."""
+    count = -(-height // rows)
+    tall = min(height, -(-height // count) + 2 * reach)
+    computed = height + 2 * reach * (count - 1)
+    peak = HALO_LIVE_MAPS * channels * tall * width * cell_px**2 * element * (CPU_SCRATCH if cpu else 1.0)
+    flops = 2.0 * macs_per_cell * width * min(computed, count * height)
+    return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
+
+
 def _decode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:
     """Input and output of every resnet and enlargement of the decoder; the flag: the input is the enlarged output before."""
     h, w, c = cells.height, cells.width, shape.channels[-1]

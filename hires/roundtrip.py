@@ -10,7 +10,7 @@ from typing import Any
 from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
 from hires.resolution import round_up
-from hires.specs import NAMED_MODELS, load_spec
+from hires.specs import NAMED_MODELS, load_spec, read_json
 from hires.tiling.geometry import Size
 from hires.types import OnEvent, parse_bytes
 
@@ -32,14 +32,13 @@ class RoundTrip:
 
 
 def vae_folder(name: str) -> Path:
-    """The folder that holds `vae/config.json`: a named model, a model folder, or an autoencoder's own folder."""
-    if name in NAMED_MODELS:
-        return load_spec(name).path
-    path = Path(name)
-    for folder in (path, path.parent):
-        if (folder / "vae" / "config.json").is_file() and (folder == path or path.name == "vae"):
+    """The autoencoder's own folder: that of a named model, of a model folder, or the one given."""
+    path = load_spec(name).path if name in NAMED_MODELS else Path(name)
+    for folder in (path / "vae", path):
+        config = folder / "config.json"
+        if config.is_file() and read_json(config).get("_class_name", "").startswith("Autoencoder"):
             return folder
-    raise ModelError(f"--vae {name}: no folder with vae/config.json; give demo or a diffusers folder")
+    raise ModelError(f"--vae {name}: no folder with an autoencoder's config.json; give demo or a diffusers folder")
 
 
 def vae_roundtrip(
@@ -50,16 +49,18 @@ def vae_roundtrip(
     vram: str | int | None = None,
     policy: str | None = None,
     band_px: int | None = None,
+    attention_window: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
     on_event: OnEvent | None = None,
 ) -> RoundTrip:
-    """Encode and decode a picture file with `TiledVAE` and write the result, at the input's exact size, as a PNG.
+    """Encode and decode a picture file band by band and write the result, at the input's exact size, as a PNG.
 
     Args:
         source: a picture that Pillow reads; output: a path ending in .png.
-        vae: "demo" or a diffusers folder; vram: what it may hold, such as "8GB"; policy: one of `types.VAE_POLICIES`
-            instead; band_px: rows of a map at a time.
+        vae: "demo", a diffusers model folder, or an autoencoder's own (AutoencoderKL or AutoencoderTiny); vram: what it
+            may hold, such as "8GB"; policy: one of `types.VAE_POLICIES` instead; band_px: rows of a map at a time;
+            attention_window: an approximation of the mid block, rows of latents that each row attends to.
 
     Raises:
         RequestError: a value or file that cannot be used; RunError: memory or disk ran out. No file is left behind.
@@ -71,10 +72,10 @@ def vae_roundtrip(
     from hires.device import choose_device, peak_resident_bytes
     from hires.imageio import PictureSink, check_output, save_png
     from hires.metrics import psnr
+    from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
-    from hires.tiling.vae import TiledVAE
     from hires.types import Event
-    from hires.weights import load_vae
+    from hires.weights import load_autoencoder
 
     begun, tell = time.monotonic(), on_event or (lambda event: None)
     path = check_output(Path(output), overwrite)
@@ -85,7 +86,13 @@ def vae_roundtrip(
         raise RequestError(f"input {source}: {error}; give a picture file such as a PNG or JPEG") from None
     chosen = choose_device(device)
     budget = parse_bytes(vram) if isinstance(vram, str) else vram
-    tiled = TiledVAE(load_vae(vae_folder(vae), torch.float32, chosen), budget_bytes=budget, policy=policy, band_px=band_px)
+    tiled = tiled_autoencoder(
+        load_autoencoder(vae_folder(vae), torch.float32, chosen),
+        budget_bytes=budget,
+        policy=policy,
+        band_px=band_px,
+        attention_window=attention_window,
+    )
     size = Size(*pixels.shape[:2])
     canvas = Size(*(round_up(side, tiled.cell_px) for side in (size.height, size.width)))
     picture = Padded(pixels, canvas)

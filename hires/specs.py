@@ -135,7 +135,7 @@ def load_spec(name: str) -> ModelSpec:
 
 def _read_spec(name: str, path: Path) -> ModelSpec:
     unet, vae, scheduler = (
-        _read(path / part) for part in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        read_json(path / part) for part in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
     if unet.get("addition_embed_type") != "text_time" or unet.get("in_channels") != vae.get("latent_channels"):
         raise ModelError(f"{path}: its UNet is not of the SDXL text-to-image type; supported now: cosxl, sdxl")
@@ -165,7 +165,7 @@ def _read_spec(name: str, path: Path) -> ModelSpec:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError:
@@ -254,7 +254,7 @@ def _defaults(path: Path, family: str) -> Defaults:
     if not own.is_file():
         return FAMILY_DEFAULTS[family]
     try:
-        defaults = Defaults(**_read(own)["defaults"])
+        defaults = Defaults(**read_json(own)["defaults"])
         defaults.check()
         return defaults
     except (KeyError, TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hires.errors import ModelError
-from hires.specs import weight_files
+from hires.specs import read_json, weight_files
 
 
 @contextlib.contextmanager
@@ -62,10 +62,19 @@ def load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Modu
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """An AutoencoderKL from `folder/vae`, in eval mode."""
+    """The autoencoder of a model folder, from `folder/vae`."""
+    return load_autoencoder(folder / "vae", dtype, device)
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """An AutoencoderKL or AutoencoderTiny from its own folder, as its config says, in eval mode."""
     with quiet_imports():
-        from diffusers import AutoencoderKL
-    return _load_diffusers(AutoencoderKL, folder / "vae", dtype, device)
+        from diffusers import AutoencoderKL, AutoencoderTiny
+    kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    name = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
+    if name not in kinds:
+        raise ModelError(f"{folder}: {name} is not known; an AutoencoderKL or AutoencoderTiny is needed")
+    return _load_diffusers(kinds[name], folder, dtype, device)
 
 
 def _load_diffusers(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -120,6 +120,20 @@ def test_bands_equal_the_module(
         close(found[1], wanted[1], exact[1])
 
 
+@pytest.mark.slow
+def test_the_full_sdxl_architecture_at_1024() -> None:
+    from benchmarks.bench_vae import sdxl_vae
+
+    vae = sdxl_vae(torch.device("cpu"))
+    z, x = torch.randn(1, 4, 128, 128), torch.rand(1, 3, 1024, 1024) * 2 - 1
+    with torch.inference_mode():
+        wanted = vae.decode(z).sample, vae.encode(x).latent_dist.mean  # type: ignore[operator]
+        for policy in VAE_POLICIES:
+            tiled = TiledVAE(vae, policy=policy)
+            assert (tiled.decode(z) - wanted[0]).abs().max() <= 1e-4, policy
+            assert (tiled.encode(x) - wanted[1]).abs().max() <= 1e-4, policy
+
+
 def test_whole_is_the_module_bit_for_bit() -> None:
     vae, z, x = small_vae(), torch.randn(1, 4, 7, 5), torch.randn(1, 3, 14, 10)
     tiled = TiledVAE(vae, policy="whole")

@@ -7,11 +7,11 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.allocations import Allocations, counted
 from hires.cost import VaePolicy, vae_policy
 from hires.specs import VaeShape
 from hires.tiling import vae as banded
 from hires.tiling.geometry import Box, Size
-from tests.tiling.allocations import Allocations, counted
 
 SDXL = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
 LIMITS_GIB = {  # at 4096 px and 8192 px, weights of 0.16 GiB included
@@ -51,7 +51,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
         found.live = found.peak = found.largest = 0
         with (
             mock.patch("hires.tiling.rows.to_host", found.move_to_host),
-            mock.patch("hires.tiling.vae.to_host", found.move_to_host),
+            mock.patch("hires.tiling.layers.to_host", found.move_to_host),
         ):
             if encode:
                 banded.Run(vae).encode(FakePicture(side), rung)

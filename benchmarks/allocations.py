@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Peak of the bytes held by storages that operators made; those given to `host` count there instead."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak, self.host, self.host_peak, self.largest = 0, 0, 0, 0, 0
         self._known: dict[int, tuple[Any, int]] = {}
 

@@ -1,0 +1,220 @@
+"""A small autoencoder without norms and attention (TAESD and its kin) in bands, exact: each band is read with a halo.
+
+Everything in an AutoencoderTiny is local, so a band of the picture depends on the band of latents below it and on `reach`
+rows beside it, no more. A band computed with that many rows more and cut is the band of the whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hires.cost import MOST_ELEMENTS, VaePolicy, halo_policy
+from hires.errors import BudgetError, RequestError
+from hires.tiling.geometry import Box
+from hires.tiling.retry import Ladder
+from hires.tiling.rows import join
+from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture
+from hires.types import gib
+
+log = logging.getLogger(__name__)
+BAND_PX = (1024, 512, 256, 128, 64, 32, 16, 8)
+
+
+def reach(layers: nn.Module) -> int:
+    """Rows of the input beyond its own that a row of the output depends on, walked from the last layer to the first."""
+    rows = 0
+    for layer in reversed(list(layers.children())):
+        if isinstance(layer, nn.Conv2d):
+            rows = rows * layer.stride[0] + layer.kernel_size[0] // 2
+        elif isinstance(layer, nn.Upsample):
+            rows = -(-rows // _factor(layer))
+        elif isinstance(getattr(layer, "conv", None), nn.Sequential):  # a residual block: its shortcut reaches less
+            rows += reach(layer.conv)  # type: ignore[arg-type]
+        elif list(layer.parameters()):
+            raise RequestError(f"{type(layer).__name__} is no layer of an AutoencoderTiny: use TiledVAE")
+    return rows
+
+
+def weights_times_positions(layers: nn.Module, scale: float = 1.0) -> float:
+    """Multiply-accumulates per position of the input."""
+    total = 0.0
+    for layer in layers.children():
+        if isinstance(layer, nn.Conv2d):
+            scale /= layer.stride[0] ** 2
+            total += layer.weight.numel() * scale
+        elif isinstance(layer, nn.Upsample):
+            scale *= _factor(layer) ** 2
+        else:
+            for part in (getattr(layer, "conv", None), getattr(layer, "skip", None)):
+                if isinstance(part, nn.Module):
+                    total += weights_times_positions(part if isinstance(part, nn.Sequential) else nn.Sequential(part), scale)
+    return total
+
+
+def _factor(layer: nn.Upsample) -> int:
+    factor: Any = layer.scale_factor
+    return int(factor)
+
+
+class HaloVAE:
+    """An AutoencoderTiny of any size in bands; the same pixels as the whole, for any band.
+
+    Args:
+        vae: a diffusers AutoencoderTiny; its dtype and device are used as they are.
+        budget_bytes: what it may hold on the device beyond its weights; the highest bands that fit are taken.
+        band_px: rows of the picture per band instead, rounded up to whole cells.
+        wrap: rows, columns wrap around (seamless textures).
+
+    After an out-of-memory the bands are halved; rows that have left stay. RequestError for a module with norms or
+    attention, BudgetError where no band fits, MemoryLadderError where the smallest one runs out of memory.
+    """
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        *,
+        budget_bytes: int | None = None,
+        band_px: int | None = None,
+        wrap: tuple[bool, bool] = (False, False),
+    ) -> None:
+        if band_px is not None and band_px < 1:
+            raise RequestError(f"band_px={band_px}: give a number of rows from 1")
+        module: Any = vae
+        self.vae, self.budget_bytes, self.band_px, self.wrap = vae, budget_bytes, band_px, wrap
+        self.cell_px = int(module.spatial_scale_factor)
+        self.decode_reach = reach(module.decoder.layers)  # cells
+        self.encode_reach = -(-reach(module.encoder.layers) // self.cell_px)  # cells, so that strides stay aligned
+        self.widest = max(module.config.decoder_block_out_channels)
+        first = next(vae.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.last: VaeRun | None = None
+
+    def plan(self, h: int, w: int, *, encode: bool = False) -> tuple[VaePolicy, ...]:
+        """The bands for latents of h x w cells, highest first, with their bytes and FLOPs (halo rows counted)."""
+        layers: nn.Module = (self.vae.encoder if encode else self.vae.decoder).layers  # type: ignore[union-attr,assignment]
+        positions = self.cell_px**2 if encode else 1
+        cells = tuple(dict.fromkeys(-(-rows // self.cell_px) for rows in BAND_PX))
+        if self.band_px is not None:
+            first = -(-self.band_px // self.cell_px)
+            cells = (first, *(rows for rows in cells if rows < first))
+        ways = [
+            halo_policy(
+                rows=min(rows, h),
+                height=h,
+                width=w,
+                reach=self.encode_reach if encode else self.decode_reach,
+                cell_px=self.cell_px,
+                channels=self.widest,
+                macs_per_cell=weights_times_positions(layers) * positions,
+                element=self.dtype.itemsize,
+                cpu=self.device.type == "cpu",
+            )
+            for rows in ((h, *cells) if self.band_px is None else cells)
+        ]
+        ways = list(dict.fromkeys(way for way in ways if way.band_rows <= h * self.cell_px))
+        fitting = [way for way in ways if self.budget_bytes is None or way.peak_bytes <= self.budget_bytes]
+        if not fitting:
+            raise BudgetError(
+                f"{ways[-1]} is above the budget of {gib(self.budget_bytes or 0)}: {gib(ways[-1].peak_bytes)} would do"
+            )
+        width_px = w * self.cell_px
+        handed = [way for way in fitting if way.band_rows * width_px * self.widest <= MOST_ELEMENTS]
+        return tuple(handed or fitting[-1:])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) of latents (B, C, h, w)."""
+        return join(list(self.decode_bands(z)))
+
+    def decode_bands(self, z: Tensor, on_band: OnBand | None = None) -> Iterator[Tensor]:
+        """Finished rows (B, 3, rows, W) from top to bottom; `on_band(done, total)` may raise to cancel."""
+
+        def read(rows: list[int], cols: list[int]) -> Tensor:
+            return z[:, :, rows][..., cols].to(self.device, self.dtype)
+
+        def network(part: Tensor) -> Tensor:
+            return self.vae.decode(part, return_dict=False)[0]  # type: ignore[operator,no-any-return]
+
+        ladder = Ladder(self.plan(z.shape[2], z.shape[3]), str)
+        yield from self._bands(read, network, ladder, (z.shape[2], z.shape[3]), self.decode_reach, on_band, scale=self.cell_px)
+
+    def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
+        """Latents (B, C, h, w) of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box; whole cells only."""
+        source = WholePicture(x) if isinstance(x, Tensor) else x
+        cells = source.size.divided(self.cell_px)
+        cell = self.cell_px
+
+        def read(rows: list[int], cols: list[int]) -> Tensor:
+            strips = [source.crop(Box(top * cell, 0, (bottom - top) * cell, cells.width * cell)) for top, bottom in runs(rows)]
+            picture = torch.cat(strips, dim=2)
+            if cols != list(range(cells.width)):
+                picture = torch.cat([picture[..., left * cell : right * cell] for left, right in runs(cols)], dim=3)
+            return picture.to(self.device, self.dtype)
+
+        def network(part: Tensor) -> Tensor:
+            return self.vae.encode(part, return_dict=False)[0]  # type: ignore[operator,no-any-return]
+
+        ladder = Ladder(self.plan(cells.height, cells.width, encode=True), str)
+        return join(list(self._bands(read, network, ladder, (cells.height, cells.width), self.encode_reach, on_band, scale=1)))
+
+    def _bands(
+        self,
+        read: Callable[[list[int], list[int]], Tensor],
+        network: Callable[[Tensor], Tensor],
+        ladder: Ladder[VaePolicy],
+        cells: tuple[int, int],
+        halo: int,
+        on_band: OnBand | None,
+        *,
+        scale: int,
+    ) -> Iterator[Tensor]:
+        """Bands of whole cells with `halo` cells around them, cut to the rows that are right."""
+        height, width = cells
+        side = halo if self.wrap[1] else 0
+        cols = [col % width for col in range(-side, width + side)]
+        top = 0
+        while top < height:
+
+            def band(rung: VaePolicy, top: int = top) -> Tensor:
+                rows = rung.band_rows // self.cell_px
+                bottom = top + -(-(height - top) // -(-(height - top) // rows))
+                first, last = (top - halo, bottom + halo) if self.wrap[0] else (max(0, top - halo), min(height, bottom + halo))
+                out = network(read([row % height for row in range(first, last)], cols))
+                return out[:, :, (top - first) * scale : (bottom - first) * scale, side * scale : (side + width) * scale]
+
+            rows = ladder.run(band)
+            top += rows.shape[2] // scale
+            if on_band is not None:
+                on_band(top, height)
+            yield rows
+        self.last = VaeRun(policy=ladder.rung.policy, taken=ladder.taken)
+
+
+def tiled_autoencoder(
+    vae: nn.Module,
+    *,
+    budget_bytes: int | None = None,
+    policy: str | None = None,
+    band_px: int | None = None,
+    attention_window: int | None = None,
+) -> TiledVAE | HaloVAE:
+    """`TiledVAE` or, for a module without norms and attention, `HaloVAE`, which has no policies to choose from."""
+    if not hasattr(vae, "spatial_scale_factor"):
+        return TiledVAE(vae, budget_bytes=budget_bytes, policy=policy, band_px=band_px, attention_window=attention_window)
+    if policy is not None or attention_window is not None:
+        given = f"policy {policy!r}" if policy is not None else f"attention window {attention_window}"
+        raise RequestError(f"{given}: {type(vae).__name__} has no norms and no attention, it takes neither; leave it out")
+    return HaloVAE(vae, budget_bytes=budget_bytes, band_px=band_px)
+
+
+def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as half-open runs: 7, 8, 0, 1 gives (7, 9), (0, 2)."""
+    start = 0
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[start], numbers[index - 1] + 1
+            start = index
