@@ -25,9 +25,19 @@ import hires
 from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
-from hires.metrics import band_energy, find_disks, lopsided_disks, luma, mean_colour, seam_lines, seam_score, third_of
+from hires.metrics import (
+    band_energy,
+    find_disks,
+    local_band_energy,
+    lopsided_disks,
+    luma,
+    mean_colour,
+    seam_lines,
+    seam_score,
+    third_of,
+)
 from hires.specs import load_spec
-from hires.tiling.geometry import Size
+from hires.tiling.geometry import Size, bands
 from hires.types import MemoryPlan, RenderResult
 
 SIZES = (1024, 2048, 4096)
@@ -54,8 +64,7 @@ def sky_part(picture: NDArray[np.generic], scene: Scene) -> NDArray[np.generic]:
 def seams(picture: NDArray[np.float32], plan: MemoryPlan, cell_px: int) -> float:
     """The worse of the seam scores on the last stage's tile grid and on the decoder's bands."""
     height = plan.canvas.height
-    count = -(-height // (plan.decode.band_rows or height))
-    lines = tuple(height * k // count for k in range(1, count)), ()
+    lines = tuple(top for top, _ in bands(height, plan.decode.band_rows or height))[1:], ()
     scores = []
     for rows, cols in (seam_lines(plan.latent_grid, cell_px), lines):
         keep_rows = [r for r in rows if r < picture.shape[0]]
@@ -65,16 +74,23 @@ def seams(picture: NDArray[np.float32], plan: MemoryPlan, cell_px: int) -> float
 
 
 def measure(scene: Scene, result: RenderResult, base: Picture) -> dict[str, object]:
-    """All measures of one render against its ground truth and against the base picture enlarged by Lanczos."""
+    """All measures of one render against its ground truth and against the base picture enlarged by Lanczos.
+
+    Energies are those beyond the base picture's Nyquist frequency, every part of the picture counting alike; `texture` leaves
+    out what touches a disk, whose outline outweighs all else at night.
+    """
     picture: Picture = result.pixels
     side = result.size.height
     truth, enlarged = ground_truth(scene, side), lanczos(base, side)
     cutoff = base.shape[0] / (2 * side)
-    light, light_truth = luma(picture), luma(truth)
-    energy, energy_truth = band_energy(light, cutoff), band_energy(light_truth, cutoff)
-    sky, sky_truth = (band_energy(luma(sky_part(p, scene)), cutoff) for p in (picture, truth))
+    light = luma(picture)
     disks = find_disks(picture)
     lopsided = lopsided_disks(picture, disks)
+    every_disk = [*disks, *lopsided, *find_disks(truth)]
+    lights = light, luma(truth), luma(enlarged)
+    energy, energy_truth, energy_enlarged = (local_band_energy(p, cutoff) for p in lights)
+    texture, texture_truth, texture_enlarged = (local_band_energy(p, cutoff, every_disk) for p in lights)
+    sky, sky_truth = (band_energy(luma(sky_part(p, scene)), cutoff) for p in (picture, truth))
     columns = (0.70, 1.0) if scene.third != "right" else (0.0, 0.30)
     colour = {
         name: float(np.abs(mean_colour(picture, rows, columns) - mean_colour(truth, rows, columns)).max() * 255)
@@ -89,8 +105,10 @@ def measure(scene: Scene, result: RenderResult, base: Picture) -> dict[str, obje
         "sky_colour_error_255": round(colour["sky"], 1),
         "ground_colour_error_255": round(colour["ground"], 1),
         "seam_over_control": round(seams(light, result.plan, 8), 3),
-        "energy_over_lanczos": round(energy / band_energy(luma(enlarged), cutoff), 2),
+        "energy_over_lanczos": round(energy / energy_enlarged, 2),
         "energy_over_truth": round(energy / energy_truth, 3),
+        "texture_over_lanczos": round(texture / texture_enlarged, 2),
+        "texture_over_truth": round(texture / texture_truth, 3),
         "sky_energy_over_truth": round(sky / sky_truth, 3),
         "seconds": round(result.seconds, 1),
         "peak_rss_gib": round(result.peak_rss_bytes / 2**30, 2),
@@ -146,6 +164,8 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
                 "energy_over_lanczos_min": round(float(values("energy_over_lanczos").min()), 2),
                 "energy_over_truth_min": round(float(values("energy_over_truth").min()), 3),
                 "energy_over_truth_max": round(float(values("energy_over_truth").max()), 3),
+                "texture_over_truth_median": round(float(np.median(values("texture_over_truth"))), 3),
+                "texture_over_lanczos_median": round(float(np.median(values("texture_over_lanczos"))), 2),
                 "sky_energy_over_truth_max": round(float(values("sky_energy_over_truth").max()), 3),
                 "sky_colour_error_255_median": round(float(np.median(values("sky_colour_error_255"))), 1),
                 "seconds_median": round(float(np.median(values("seconds"))), 1),

@@ -32,7 +32,7 @@ from hires.device import choose_device, peak_resident_bytes
 from hires.errors import HiresError
 from hires.metrics import Floats, psnr, seam_lines, seam_score
 from hires.resolution import parse_size
-from hires.tiling.geometry import Size, make_grid
+from hires.tiling.geometry import Size, bands, make_grid
 from hires.tiling.vae import TiledVAE
 from hires.types import VAE_POLICIES
 from hires.weights import quiet_imports
@@ -59,15 +59,16 @@ def sdxl_vae(device: torch.device) -> nn.Module:
     with quiet_imports():
         from diffusers import AutoencoderKL
     torch.manual_seed(0)
-    vae: nn.Module = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=1024,
-    )
-    return vae.to(device).eval().requires_grad_(False)
+    with device:
+        vae: nn.Module = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=1024,
+        )
+    return vae.eval().requires_grad_(False)
 
 
 def untiled(vae: nn.Module, z: Tensor) -> Tensor:
@@ -121,8 +122,7 @@ def ways_at(vae: nn.Module, size: Size, band_px: int | None, tile_px: int | None
             window = 32 if name == "window" else None
             policy = "bands" if name == "window" else name
             made = plan(policy, window)
-            count = -(-size.height // made.band_rows) if made.band_rows else 1
-            rows = tuple(size.height * k // count for k in range(1, count))
+            rows = tuple(top for top, _ in bands(size.height, made.band_rows or size.height))[1:]
             label = f"{policy}, attention over {window} rows" if window else f"hires {policy}"
             predicted = made.peak_bytes + (made.host_bytes if shared else 0)
             ways.append(Way(label, banded(policy, band_px, window), predicted, rows))

@@ -36,7 +36,8 @@ def hold_gradients(vae: nn.Module) -> None:
         assert parameter is not None
         mask = torch.ones_like(parameter)
         mask.transpose(0, axis)[HELD] = 0
-        parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
 
     for name, conv in _convolutions(vae):
         hide(conv.weight, 0)

@@ -7,6 +7,7 @@ VAE 1.5 GiB for decoding and 1.25 GiB for encoding).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from hires.errors import BudgetError
 from hires.specs import UNetShape, VaeShape
 from hires.tiling.geometry import Size
 from hires.types import VAE_POLICIES, gib
+from hires.vae_cost import Walk
 
 UNET_LIVE_MAPS = 15.7  # of the first level's channels: 157 B/px in bf16 at 320 channels and 64 px per cell
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
@@ -118,7 +120,6 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
 
 
 BAND_ROWS = (64, 32, 16, 8)
-SCORES = 2**24  # attention scores at once where keys stream from the host; float32, three copies live
 MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones overflow the index of some kernels
 
 
@@ -137,16 +138,6 @@ class VaePolicy:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
         window = "" if self.window is None else f", approximation: attention over {self.window} rows of latents"
         return f"policy {self.policy}{rows}{window}, predicted peak {gib(self.peak_bytes)}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Map:
-    channels: int
-    height: int
-    width: int
-
-    def bytes(self, element: int) -> int:
-        return self.channels * self.height * self.width * element
 
 
 def vae_ladder(
@@ -186,6 +177,7 @@ def _widest(shape: VaeShape, cells: Size, encode: bool) -> int:
     return int(cells.area * scale**2 * (shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]))
 
 
+@functools.lru_cache(maxsize=4096)
 def vae_policy(
     shape: VaeShape,
     cells: Size,
@@ -208,27 +200,20 @@ def vae_policy(
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
         return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, window=window)
-    steps = list(_encode_steps(shape, cells) if encode else _decode_steps(shape, cells))
-    device, host, again = 0, 0, 0.0
-    for before, after, enlarged in steps:
-        stored, extra = _stage_bytes(before, after, enlarged, name, band_rows, element)
-        working = _band_bytes(before, after, band_rows, element) * (CPU_SCRATCH if cpu else 1.0)
-        if name == "host":
-            slack = 3 * after.bytes(element) * band_rows // after.height
-            device, host = max(device, int(working)), max(host, stored + slack)
-        else:
-            device = max(device, stored + int(working))
-        again += extra
-    if shape.mid_attention:
-        channels, area = shape.channels[-1], cells.area
-        tokens = min(band_rows, cells.height) * cells.width
-        queries = tokens * channels * (4 * element + 12)
-        attention = queries + (3 * 4 * SCORES if name == "host" else 3 * channels * area * element)
-        device = max(device, attention)
-    return VaePolicy(policy=name, band_rows=band_rows, peak_bytes=device, host_bytes=host, flops=flops + again, window=window)
+    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, window)
+    (walk.encode if encode else walk.decode)(cells)
+    return VaePolicy(
+        policy=name,
+        band_rows=band_rows,
+        peak_bytes=walk.device,
+        host_bytes=walk.host,
+        flops=2.0 * walk.macs,
+        window=window,
+    )
 
 
-HALO_LIVE_MAPS = 4.0  # of the widest channels at full resolution: a block's input, two of its maps, a result
+HALO_LIVE_MAPS = 3  # of the widest channels at full resolution: a block's input, a convolution's input and its result
+HALO_LIVE_CHANNELS = 8  # more, for the picture: as it came, moved to [0, 1], and cut
 
 
 def halo_policy(
@@ -247,53 +232,8 @@ def halo_policy(
     count = -(-height // rows)
     tall = min(height, -(-height // count) + 2 * reach)
     computed = height + 2 * reach * (count - 1)
-    peak = HALO_LIVE_MAPS * channels * tall * width * cell_px**2 * element * (CPU_SCRATCH if cpu else 1.0)
+    peak = (
+        (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * tall * width * cell_px**2 * element * (CPU_SCRATCH if cpu else 1.0)
+    )
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
     return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
-
-
-def _decode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:
-    """Input and output of every resnet and enlargement of the decoder; the flag: the input is the enlarged output before."""
-    h, w, c = cells.height, cells.width, shape.channels[-1]
-    for _ in range(2):
-        yield _Map(c, h, w), _Map(c, h, w), False
-    for i in reversed(range(len(shape.channels))):
-        for k in range(shape.resnets + 1):
-            yield _Map(c, h, w), _Map(shape.channels[i], h, w), k == 0 and i < len(shape.channels) - 1
-            c = shape.channels[i]
-        if i > 0:
-            h, w = 2 * h, 2 * w
-
-
-def _encode_steps(shape: VaeShape, cells: Size) -> Iterator[tuple[_Map, _Map, bool]]:
-    scale = 2 ** (len(shape.channels) - 1)
-    h, w, c = cells.height * scale, cells.width * scale, shape.channels[0]
-    for i, width in enumerate(shape.channels):
-        for _ in range(shape.resnets):
-            yield _Map(c, h, w), _Map(width, h, w), False
-            c = width
-        if i < len(shape.channels) - 1:
-            h, w = h // 2, w // 2
-    for _ in range(2):
-        yield _Map(c, h, w), _Map(c, h, w), False
-
-
-def _stage_bytes(before: _Map, after: _Map, enlarged: bool, name: str, rows: int, element: int) -> tuple[int, float]:
-    """Bytes kept at once by one resnet under a policy, and the FLOPs it computes again."""
-    x, y = before.bytes(element), after.bytes(element)
-    area, again = before.height * before.width, 0.0
-    if enlarged and name in ("recompute_up", "recompute_conv"):
-        again += 2 * 2.0 * 9 * before.channels**2 * area * (2 if name == "recompute_up" else 3) / 2
-        x //= 4
-    if name == "recompute_conv":
-        again += 2.0 * 9 * before.channels * after.channels * area
-        return max(x, y) + int(min(x, y) * min(1.0, 3 * rows / before.height)), again
-    if enlarged and name in ("bands", "host"):
-        return max(x + y, x + x // 4), again
-    return x + y, again
-
-
-def _band_bytes(before: _Map, after: _Map, rows: int, element: int) -> int:
-    """What one band of a resnet holds while it is computed: its rows, their float32 norm, two results."""
-    tall = (min(rows, before.height) + 4) * before.width
-    return int(tall * (before.channels * (element + 4) + after.channels * 2 * element))

@@ -115,6 +115,31 @@ def band_energy(picture: Floats, cutoff: float) -> float:
     return float(power[radius >= cutoff].sum() / (h * w) / (window.astype(np.float64) ** 2).sum())
 
 
+def local_band_energy(picture: Floats, cutoff: float, away_from: Sequence[FoundDisk] = (), blocks: int = 8) -> float:
+    """Mean of `band_energy` over blocks of 1 / `blocks` of each side that overlap by half, those that touch a disk left out.
+
+    Every part of the picture counts alike. A disk's outline would count for what the rest of a dark picture has in texture,
+    and by where it stands.
+    """
+    h, w = picture.shape
+    unit = min(h, w)
+    tall, wide = h // blocks, w // blocks
+    found = []
+    for top in range(0, h - tall + 1, max(1, tall // 2)):
+        for left in range(0, w - wide + 1, max(1, wide // 2)):
+            part = top / unit, left / unit, (top + tall) / unit, (left + wide) / unit
+            if not any(_touches(disk, part, picture.shape, unit) for disk in away_from):
+                found.append(band_energy(picture[top : top + tall, left : left + wide], cutoff))
+    return float(np.mean(found))
+
+
+def _touches(disk: FoundDisk, part: tuple[float, float, float, float], shape: tuple[int, ...], unit: int) -> bool:
+    """Whether a disk, a fifth larger, reaches into a part (top, left, bottom, right) in units of the shorter side."""
+    y, x = disk.y * shape[0] / unit, disk.x * shape[1] / unit
+    nearest_y, nearest_x = min(max(y, part[0]), part[2]), min(max(x, part[1]), part[3])
+    return bool(np.hypot(y - nearest_y, x - nearest_x) < 1.2 * disk.radius)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundDisk:
     """A bright disk: centre as fractions of width and height, radius in units of the shorter side, 0 to 1 likeness."""

@@ -17,7 +17,7 @@ from tests.tiling.test_vae import small_vae
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def vae(device: torch.device) -> nn.Module:
-        made = small_vae((8, 8, 16, 16)).to(device)
+        made = small_vae((8, 8, 16, 16))
         made.register_to_config(sample_size=64)  # type: ignore[operator]
         made.tile_sample_min_size, made.tile_latent_min_size = 64, 8  # type: ignore[assignment]
         return made

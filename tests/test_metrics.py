@@ -9,7 +9,19 @@ import pytest
 
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Disk, draw, draw_bands, scene, with_disks
-from hires.metrics import band_energy, find_disks, lopsided_disks, luma, mean_colour, psnr, seam_lines, seam_score, third_of
+from hires.metrics import (
+    FoundDisk,
+    band_energy,
+    find_disks,
+    local_band_energy,
+    lopsided_disks,
+    luma,
+    mean_colour,
+    psnr,
+    seam_lines,
+    seam_score,
+    third_of,
+)
 from hires.tiling.geometry import Size, make_grid
 
 
@@ -68,6 +80,20 @@ def test_band_energy_of_waves() -> None:
     assert band_energy(low + high, 0.125) == pytest.approx(0.1**2 / 2, rel=0.02)
     assert band_energy(low + high, 0.0) == pytest.approx(0.3**2 / 2 + 0.1**2 / 2, rel=0.02)
     assert band_energy(low, 0.125) < 1e-8
+
+
+def test_local_energy_counts_every_part_alike_and_leaves_disks_out() -> None:
+    x = np.arange(256, dtype=np.float32)
+    wave = np.broadcast_to(0.1 * np.sin(2 * np.pi * x / 4), (256, 256)).astype(np.float32)
+    assert local_band_energy(wave, 0.125) == pytest.approx(0.1**2 / 2, rel=0.02)
+    corner = np.zeros((256, 256), dtype=np.float32)
+    corner[:64, :64] = wave[:64, :64]
+    middle = np.roll(corner, (96, 96), axis=(0, 1))
+    assert local_band_energy(corner, 0.2) == pytest.approx(local_band_energy(middle, 0.2), rel=0.25)
+    assert band_energy(middle, 0.2) > 20 * band_energy(corner, 0.2), "one window over all forgets the corners"
+    disk = FoundDisk(x=128 / 256, y=128 / 256, radius=46 / 256, likeness=1.0)
+    assert local_band_energy(middle, 0.2, [disk]) < 1e-6
+    assert local_band_energy(corner, 0.2, [disk]) == pytest.approx(local_band_energy(corner, 0.2), rel=0.6)
 
 
 def test_an_enlarged_picture_has_no_energy_beyond_its_base() -> None:

@@ -45,9 +45,27 @@ def test_the_command(picture: Path, tmp_path: Path) -> None:
     assert document["decode"]["peak_bytes"] <= 12e6
 
 
+def test_a_small_autoencoder_goes_through_in_bands(picture: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(tmp_path / "tiny")  # fmt: skip
+    found = []
+    for band in (None, 24):
+        result = vae_roundtrip(picture, tmp_path / f"{band}.png", vae=str(tmp_path / "tiny"), band_px=band)
+        assert result.decode.policy == "halo"
+        found.append(np.asarray(Image.open(result.path)).astype(int))
+    assert result.decode.band_rows == 24
+    assert np.abs(found[0] - found[1]).max() <= 1
+    with pytest.raises(RequestError, match="policy 'bands'.*takes neither"):
+        vae_roundtrip(picture, tmp_path / "out.png", vae=str(tmp_path / "tiny"), policy="bands")
+
+
 def test_what_cannot_be_used_is_named(picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    with pytest.raises(ModelError, match=r"--vae .*nothing: no folder with vae/config.json"):
+    with pytest.raises(ModelError, match=r"--vae .*nothing: no folder with an autoencoder's config.json"):
         vae_roundtrip(picture, out, vae=str(tmp_path / "nothing"))
     with pytest.raises(RequestError, match="give a picture file"):
         vae_roundtrip(Path(__file__), out)

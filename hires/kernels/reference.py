@@ -37,9 +37,10 @@ def attention_streamed(
             scores = scores.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else scores + part
         new = torch.maximum(largest, scores.amax(-1))
         safe = torch.where(new.isinf(), torch.zeros_like(new), new)
-        weights = torch.exp(scores - safe[..., None])
+        weights = scores.sub_(safe[..., None]).exp_()
         keep = torch.exp(largest - safe)
         total = total * keep + weights.sum(-1)
-        out = out * keep[..., None] + weights @ values.to(inner)
+        out = out.mul_(keep[..., None]).add_(weights @ values.to(inner))
         largest = new
+        del scores, weights, keys, values  # the next chunk's take their place
     return (out / total.clamp_min(torch.finfo(inner).tiny)[..., None]).to(q.dtype)

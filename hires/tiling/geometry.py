@@ -131,3 +131,10 @@ def make_grid(canvas: Size, tile: Size, overlap: int) -> TileGrid:
         tops=axis_starts(canvas.height, fitted.height, overlap if fitted.height < canvas.height else 0),
         lefts=axis_starts(canvas.width, fitted.width, overlap if fitted.width < canvas.width else 0),
     )
+
+
+def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Equal bands (top, bottom) of `height` rows, none higher than `rows`, no sliver at the end."""
+    count = -(-height // rows)
+    for index in range(count):
+        yield height * index // count, height * (index + 1) // count

@@ -86,7 +86,8 @@ class HaloVAE:
             raise RequestError(f"band_px={band_px}: give a number of rows from 1")
         module: Any = vae
         self.vae, self.budget_bytes, self.band_px, self.wrap = vae, budget_bytes, band_px, wrap
-        self.cell_px = int(module.spatial_scale_factor)
+        levels = len(module.config.decoder_block_out_channels)
+        self.cell_px = int(module.config.upsampling_scaling_factor) ** (levels - 1)  # the module's own figure is always 8
         self.decode_reach = reach(module.decoder.layers)  # cells
         self.encode_reach = -(-reach(module.encoder.layers) // self.cell_px)  # cells, so that strides stay aligned
         self.widest = max(module.config.decoder_block_out_channels)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hires.cost import SCORES
 from hires.errors import RequestError, unknown
 from hires.kernels.dispatch import attention
 from hires.kernels.reference import attention_streamed
 from hires.tiling.retry import attempt, free_memory
 from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows, to_host
 from hires.types import VAE_POLICIES
+from hires.vae_cost import SCORES
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Attended(RowMap):
         return torch.cat([attention(q, *self._around(top + k), scale=self.attn.scale) for k, q in enumerate(rows)], dim=2)
 
     def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values from host memory, so many at a time that their scores stay below `cost.SCORES`."""
+        """Keys and values from host memory, so many at a time that their scores stay below `vae_cost.SCORES`."""
         at_once = max(1, SCORES // queries.shape[:-1].numel())
         for keys, values in self.chunks:
             for start in range(0, keys.shape[2], at_once):

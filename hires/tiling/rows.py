@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hires.tiling.geometry import bands
 from hires.tiling.norm import accumulator, affine, moments
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,7 @@ class Setting:
     recomputed: int = 0
 
     def bands(self, height: int) -> Iterator[tuple[int, int]]:
-        """Equal bands, none higher than `band_rows`, no sliver at the end."""
-        count = -(-height // self.band_rows)
-        for index in range(count):
-            yield height * index // count, height * (index + 1) // count
+        return bands(height, self.band_rows)
 
 
 class Given(RowMap):
@@ -147,8 +145,8 @@ class Normed(RowMap):
     def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: Setting, *, silu: bool = True) -> None:
         self.source, self.setting, self.silu, self.reach = source, setting, silu, source.reach
         self.channels, self.height, self.width = source.channels, source.height, source.width
-        bands = (finite_rows(source, setting, top, bottom) for top, bottom in setting.bands(source.height))
-        self.scale, self.shift = affine(norm, moments(bands, norm.num_groups))
+        rows = (finite_rows(source, setting, top, bottom) for top, bottom in setting.bands(source.height))
+        self.scale, self.shift = affine(norm, moments(rows, norm.num_groups))
 
     def read(self, top: int, bottom: int) -> Tensor:
         rows = self.source.read(top, bottom)

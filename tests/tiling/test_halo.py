@@ -32,7 +32,7 @@ def tiny(dtype: torch.dtype = torch.float64, blocks: tuple[int, ...] = (1, 1)) -
         num_encoder_blocks=blocks,
         num_decoder_blocks=blocks[::-1],
     )
-    return vae.to(dtype).eval()
+    return (vae if dtype == torch.float32 else vae.to(dtype)).eval()  # fake tensors cannot be cast
 
 
 def circular(vae: nn.Module, wrap: tuple[bool, bool]) -> None:
@@ -116,20 +116,23 @@ def test_out_of_memory_halves_the_bands(monkeypatch: pytest.MonkeyPatch, caplog:
 
 
 def test_a_budget_chooses_the_bands_and_covers_what_is_allocated() -> None:
+    from diffusers import AutoencoderTiny
+
     for encode in (False, True):
         with counted() as found:
-            vae = tiny(torch.float32, (1, 3, 3, 3))
+            vae = AutoencoderTiny()
             tiled = HaloVAE(vae, band_px=256)
             tiled.device = torch.device("cuda")  # fake tensors hold what a card would; the plan then adds no CPU scratch
             planned = tiled.plan(128, 64, encode=encode)[0]
             tiled.device = torch.device("cpu")
+            x, z = torch.empty(1, 3, 1024, 512), torch.empty(1, 4, 128, 64)
             found.live = found.peak = 0
             if encode:
-                tiled.encode(torch.empty(1, 3, 1024, 512))
+                tiled.encode(x)
             else:
-                for rows in tiled.decode_bands(torch.empty(1, 4, 128, 64)):
+                for rows in tiled.decode_bands(z):
                     del rows
-        assert found.peak <= planned.peak_bytes <= 1.5 * found.peak
+        assert found.peak <= planned.peak_bytes <= 1.05 * found.peak
     tiled = HaloVAE(tiny(torch.float32))
     ways = tiled.plan(200, 50)
     assert [way.band_rows for way in ways] == [400, 256, 128, 64, 32, 16, 8]
@@ -156,7 +159,7 @@ def real_vae_and_photo() -> tuple[nn.Module, Tensor]:
     from hires.weights import load_autoencoder
 
     with Image.open(photo) as opened:
-        pixels = np.asarray(opened.convert("RGB"))[:2984]
+        pixels = np.array(opened.convert("RGB"))[:2984]
     vae = load_autoencoder(folder, torch.float32, torch.device("cpu"))
     return vae, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 

@@ -48,6 +48,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
             )
         finally:
             torch.set_default_dtype(torch.float32)
+        z = torch.empty(1, 4, side // 8, side // 8, dtype=torch.bfloat16)
         found.live = found.peak = found.largest = 0
         with (
             mock.patch("hires.tiling.rows.to_host", found.move_to_host),
@@ -56,7 +57,6 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
             if encode:
                 banded.Run(vae).encode(FakePicture(side), rung)
             else:
-                z = torch.empty(1, 4, side // 8, side // 8, dtype=torch.bfloat16)
                 for rows in banded.Run(vae).decode(z, rung):
                     del rows
     return found
@@ -73,8 +73,8 @@ SLOW = [(side, policy) for side in (1024, 2048, 4096, 8192) for policy in ("band
 def test_predicted_bytes_are_enough_and_not_many_more(side: int, policy: str, encode: bool) -> None:
     found = measured(side, policy, encode)
     predicted = vae_policy(SDXL, Size(side // 8, side // 8), 2, policy, 64, encode=encode)
-    assert found.peak <= predicted.peak_bytes <= 1.15 * found.peak + 2**27
-    assert found.host_peak <= predicted.host_bytes <= 1.15 * found.host_peak
+    assert found.peak <= predicted.peak_bytes <= 1.05 * found.peak
+    assert found.host_peak <= predicted.host_bytes <= 1.05 * found.host_peak
     assert found.largest < 2**31, "an operator was handed more elements than 32-bit indices reach"
     limit = LIMITS_GIB.get((side, policy))
     if limit is not None:

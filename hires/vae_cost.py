@@ -1,0 +1,298 @@
+"""Bytes and FLOPs of an autoencoder in bands, by walking the same maps as `tiling/rows.py` with sizes for tensors. No torch.
+
+Every class here stands for the class of that name there: what it holds while rows are read, what it leaves, what it frees.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+from hires.specs import VaeShape
+from hires.tiling.geometry import Size, bands
+
+SCORES = 2**24  # attention scores at once where keys stream from the host, float32
+CHUNK = 1024  # keys at once of the chunked attention
+SMALL = 2**20  # statistics, scales and shifts of the norms, and the odd small tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Reading rows of a map: bytes at the worst moment, bytes of the result (0 for a view), multiply-accumulates."""
+
+    peak: int
+    held: int
+    macs: float = 0.0
+
+
+@dataclass
+class Map:
+    """A map of rows; `element` bytes per value."""
+
+    channels: int
+    height: int
+    width: int
+    element: int
+    reach: int = 0
+
+    def bytes(self, rows: int) -> int:
+        return self.channels * min(rows, self.height) * self.width * self.element
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        """`rows` rows that lie anywhere or, if `aligned`, are exactly one stored band."""
+        raise NotImplementedError
+
+    def release(self, row: int) -> None:
+        """Rows above `row` are not read again."""
+
+
+@dataclass
+class Given(Map):
+    """Rows that come from outside: a view of latents, or a copy of part of a picture."""
+
+    copied: bool = False
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        size = self.bytes(rows) if self.copied else 0
+        return Read(size, size)
+
+
+@dataclass
+class Kept(Map):
+    """A stored map: `made` rows so far, of which `freed` at the top are gone."""
+
+    bounds: list[int] = field(default_factory=list)
+    host: bool = False
+    made: int = 0
+    freed: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.channels * self.width * self.element * (self.made - self.freed)
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        size = self.bytes(rows)
+        if aligned or len(self.bounds) == 1:
+            return Read(size, size) if self.host else Read(0, 0)
+        return Read(2 * size if self.host else size, size)
+
+    def release(self, row: int) -> None:
+        gone = bisect.bisect_right(self.bounds, row)
+        self.freed = max(self.freed, self.bounds[gone - 1] if gone else 0)
+
+
+@dataclass
+class Normed(Map):
+    source: Map = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.reach = self.source.reach
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        below, size = self.source.read(rows, aligned), self.bytes(rows)
+        inner = size // self.element * max(4, self.element)  # float32 while it is normalised
+        last = inner + size if self.element < 4 else inner
+        return Read(max(below.peak, below.held + inner, last), size, below.macs)
+
+    def release(self, row: int) -> None:
+        self.source.release(row)
+
+
+@dataclass
+class Convolved(Map):
+    source: Map = field(kw_only=True)
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        self.reach = self.source.reach + self.kernel // 2
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        rows, halo = min(rows, self.height), self.kernel // 2
+        below = self.source.read(rows + 2 * halo, aligned and not halo)
+        result = self.bytes(rows)
+        macs = below.macs + float(rows * self.width) * self.source.channels * self.channels * self.kernel**2
+        if not halo:
+            return Read(max(below.peak, below.held + result), result, macs)
+        row = self.source.bytes(1)
+        padded = (rows + 2) * row  # at the top and the bottom: zeros are added to a copy
+        edge = self.source.read(rows + 1).held if rows < self.height else self.source.read(rows).held
+        return Read(max(below.peak, edge + padded, padded + result), result, macs)
+
+    def release(self, row: int) -> None:
+        self.source.release(row - self.kernel // 2)
+
+
+@dataclass
+class Halved(Map):
+    source: Map = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.reach = (self.source.reach + 2) // 2 + 1
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        rows = min(rows, self.height)
+        below, result = self.source.read(2 * rows + 1), self.bytes(rows)
+        row = self.source.bytes(1)
+        padded = (2 * rows + 1) * (row + row // self.source.width)
+        both = (2 * rows + 1) * row + padded  # at the bottom a row of zeros is added first
+        macs = below.macs + 9.0 * rows * self.width * self.source.channels * self.channels
+        return Read(max(below.peak, below.held + padded, both, padded + result), result, macs)
+
+    def release(self, row: int) -> None:
+        self.source.release(2 * row)
+
+
+@dataclass
+class Doubled(Map):
+    source: Map = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.reach = 2 * self.source.reach
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        half = min(-(-min(rows, self.height) // 2) + 1, self.source.height)
+        below, result = self.source.read(half), self.bytes(2 * half)
+        return Read(max(below.peak, below.held + result), result, below.macs)
+
+    def release(self, row: int) -> None:
+        self.source.release(row // 2)
+
+
+@dataclass
+class Added(Map):
+    left: Map = field(kw_only=True)
+    right: Map = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.reach = max(self.left.reach, self.right.reach)
+
+    def read(self, rows: int, aligned: bool = False) -> Read:
+        left, right, size = self.left.read(rows, aligned), self.right.read(rows, aligned), self.bytes(rows)
+        peak = max(left.peak, left.held + right.peak, left.held + right.held + size)
+        return Read(peak, size, left.macs + right.macs)
+
+    def release(self, row: int) -> None:
+        for part in (self.left, self.right):
+            part.release(row - (self.reach - part.reach))
+
+
+class Walk:
+    """Runs the layers on sizes; `device` and `host` are the peaks so far, `macs` the multiply-accumulates.
+
+    `scratch` multiplies what is being computed: on a CPU the convolutions keep copies of their own.
+    """
+
+    def __init__(self, shape: VaeShape, name: str, band_rows: int, element: int, scratch: float, window: int | None) -> None:
+        self.shape, self.band_rows, self.element, self.scratch, self.window = shape, band_rows, element, scratch, window
+        self.on_host = name == "host"
+        self.keep_doubled, self.keep_first = name in ("bands", "host"), name != "recompute_conv"
+        self.live: list[Kept] = []
+        self.device, self.host, self.macs = SMALL, 0, 0.0
+
+    def decode(self, cells: Size) -> None:
+        shape, c = self.shape, self.shape.channels[-1]
+        x: Map = Given(shape.latent_channels, cells.height, cells.width, self.element)
+        x = self.mid(self.keep(self.conv(self.conv(x, shape.latent_channels, kernel=1), c)))
+        for level in reversed(range(len(shape.channels))):
+            for _ in range(shape.resnets + 1):
+                x = self.resnet(x, shape.channels[level])
+            if level:
+                doubled = Doubled(x.channels, 2 * x.height, 2 * x.width, self.element, source=x)
+                x = self.conv(doubled, x.channels)
+                x = self.keep(x) if self.keep_doubled else x
+        self.last(self.conv(self.norm(x), 3))
+
+    def encode(self, cells: Size) -> None:
+        shape, scale = self.shape, 2 ** (len(self.shape.channels) - 1)
+        source = Given(3, cells.height * scale, cells.width * scale, self.element, copied=True)
+        x: Map = self.conv(source, shape.channels[0])
+        x = self.keep(x) if self.keep_doubled else x
+        for level, width in enumerate(shape.channels):
+            for _ in range(shape.resnets):
+                x = self.resnet(x, width)
+            if level < len(shape.channels) - 1:
+                x = self.keep(Halved(width, x.height // 2, x.width // 2, self.element, source=x))
+        x = self.conv(self.norm(self.mid(x)), 2 * shape.latent_channels)
+        self.last(self.conv(x, 2 * shape.latent_channels, kernel=1))
+
+    def mid(self, x: Map) -> Map:
+        x = self.resnet(x, x.channels)
+        if self.shape.mid_attention:
+            x = self.attention(x)
+        return self.resnet(x, x.channels)
+
+    def conv(self, x: Map, channels: int, kernel: int = 3) -> Convolved:
+        return Convolved(channels, x.height, x.width, self.element, source=x, kernel=kernel)
+
+    def norm(self, x: Map) -> Normed:
+        """Its statistics are taken now, band by band, in float32."""
+        for top, bottom in bands(x.height, self.band_rows):
+            read = x.read(bottom - top, aligned=True)
+            cast = x.bytes(bottom - top) // self.element * 4 if self.element < 4 else 0
+            self.macs += read.macs
+            self.moment(max(read.peak, read.held + cast))
+        return Normed(x.channels, x.height, x.width, self.element, source=x)
+
+    def resnet(self, x: Map, channels: int) -> Map:
+        first: Map = self.conv(self.norm(x), channels)
+        if self.keep_first:
+            first = self.keep(first, release=False)
+        second = self.conv(self.norm(first), channels)
+        shortcut = x if x.channels == channels else self.conv(x, channels, kernel=1)
+        return self.keep(Added(channels, x.height, x.width, self.element, left=shortcut, right=second))
+
+    def attention(self, x: Map) -> Map:
+        """Keys and values of all tokens, then queries band by band."""
+        read, out = self.norm(x).read(min(self.band_rows, x.height), aligned=True), self.stored(x)
+        c, area, whole = x.channels, x.height * x.width, x.bytes(x.height)
+        tokens, inner = min(self.band_rows, x.height) * x.width, max(4, self.element)
+        self.macs += 4.0 * c * c * area + 2.0 * c * area * min(area, (self.window or x.height) * x.width)
+        band = tokens * c * self.element
+        if self.on_host:
+            arriving = min(area, max(1, SCORES // tokens)) * c * (2 * self.element + inner)
+            working = inner * tokens * min(area, max(1, SCORES // tokens)) + tokens * c * (3 * inner + self.element) + arriving
+            self.host = max(self.host, 3 * whole + 2 * band)
+        else:
+            self.moment(4 * whole)  # the bands' keys and values beside their union
+            chunked = tokens * min(area, CHUNK) * 3 * inner + tokens * c * (3 * inner + self.element)
+            working = 2 * whole + max(chunked, 4 * band)
+        self.moment(max(read.peak + 2 * band, working, read.peak + (0 if self.on_host else 2 * whole)))
+        self.live, out.made = [out], out.height
+        return out
+
+    def stored(self, x: Map) -> Kept:
+        bounds = [bottom for _, bottom in bands(x.height, self.band_rows)]
+        return Kept(x.channels, x.height, x.width, self.element, bounds=bounds, host=self.on_host)
+
+    def keep(self, x: Map, release: bool = True) -> Kept:
+        """Store a map band by band, freeing what its sources no longer need; after that they are gone."""
+        out = self.stored(x)
+        self.live.append(out)
+        reads = {rows: x.read(rows, aligned=True) for rows in {b - t for t, b in bands(x.height, self.band_rows)}}
+        for top, bottom in bands(x.height, self.band_rows):
+            read = reads[bottom - top]
+            self.macs += read.macs
+            self.moment(max(read.peak, read.held))
+            out.made = bottom
+            self.moment(0)
+            if release:
+                x.release(bottom)
+        if release:
+            self.live = [out]
+        return out
+
+    def last(self, x: Map) -> None:
+        """The rows that leave."""
+        for top, bottom in bands(x.height, self.band_rows):
+            read = x.read(bottom - top, aligned=True)
+            self.macs += read.macs
+            self.moment(max(read.peak, read.held))
+            x.release(bottom)
+
+    def moment(self, working: int) -> None:
+        """The stored maps and, beside them, what is being computed."""
+        stored, computed = sum(kept.left for kept in self.live), int(working * self.scratch) + SMALL
+        if self.on_host:
+            self.host, self.device = max(self.host, stored), max(self.device, computed)
+        else:
+            self.device = max(self.device, stored + computed)
