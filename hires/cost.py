@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
 from hires.specs import UNetShape, VaeShape
@@ -151,6 +151,7 @@ def vae_ladder(
     cpu: bool = False,
     encode: bool = False,
     window: int | None = None,
+    batch: int = 1,
 ) -> tuple[VaePolicy, ...]:
     """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
 
@@ -161,10 +162,12 @@ def vae_ladder(
     found += [
         vae_policy(shape, cells, element, names[-1], rows, cpu=cpu, encode=encode, window=window) for rows in rows_to_try[1:]
     ]
+    if batch > 1:
+        scaled = ((batch * w.peak_bytes, batch * w.host_bytes, batch * w.flops) for w in found)
+        found = [replace(w, peak_bytes=p, host_bytes=h, flops=f) for w, (p, h, f) in zip(found, scaled, strict=True)]
+    found = [way for way in found if handed_on(shape, cells, way.policy, batch, encode)] or found[:1]
     if budget is None:
-        return tuple(p for p in found if p.policy != "whole" or _widest(shape, cells, encode) <= MOST_ELEMENTS) or tuple(
-            found[:1]
-        )
+        return tuple(found)
     fitting = tuple(p for p in found if p.peak_bytes <= budget)
     if not fitting:
         least = min(found, key=lambda p: p.peak_bytes)
@@ -172,9 +175,11 @@ def vae_ladder(
     return fitting
 
 
-def _widest(shape: VaeShape, cells: Size, encode: bool) -> int:
+def handed_on(shape: VaeShape, cells: Size, name: str, batch: int = 1, encode: bool = False) -> bool:
+    """Whether no operator of a policy is handed more than `MOST_ELEMENTS`; bands never are."""
     scale = 2 ** (len(shape.channels) - 1)
-    return int(cells.area * scale**2 * (shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]))
+    widest = shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]
+    return name != "whole" or batch * cells.area * scale**2 * widest <= MOST_ELEMENTS
 
 
 @functools.lru_cache(maxsize=4096)

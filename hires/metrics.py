@@ -71,27 +71,40 @@ def _steps(picture: Floats, cols: Sequence[int], rows: Sequence[int]) -> tuple[N
     return sums[:, mask].ravel(), sums[:, ~mask].ravel()
 
 
-def seam_score(picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50) -> float:
+def seam_score(
+    picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50, step: int = 1
+) -> float:
     """Seam visibility at the true grid over its median at `fakes` random grids of the same pitch; 1 means no seam is seen.
 
-    1.0 where there are no lines.
+    The fakes are moved by multiples of `step`: by the decoder's cell, they ask whether a line is seen more than any other
+    edge of a cell. 1.0 where there are no lines.
     """
     if not rows and not cols:
         return 1.0
     rng = np.random.default_rng(seed)
     controls = [
-        seam_visibility(picture, _moved(rows, picture.shape[0], rng), _moved(cols, picture.shape[1], rng)) for _ in range(fakes)
+        seam_visibility(picture, _moved(rows, picture.shape[0], rng, step), _moved(cols, picture.shape[1], rng, step))
+        for _ in range(fakes)
     ]
     return seam_visibility(picture, rows, cols) / float(np.median(controls))
 
 
-def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator) -> tuple[int, ...]:
+def lattice_score(picture: Floats, pitch: int) -> float:
+    """Seam visibility of every line at a multiple of `pitch`: how much a decoder's cells are seen; 1 means not at all."""
+    rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
+    on_v, off_v = _steps(picture, cols, ())
+    on_h, off_h = _steps(picture.T, rows, ())
+    on, off = np.concatenate([on_v, on_h]), np.concatenate([off_v, off_h])
+    return float(np.sqrt(np.mean(on**2) / np.mean(off**2)))
+
+
+def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator, step: int = 1) -> tuple[int, ...]:
     """The same lines shifted together by a random offset, wrapped, none within 2 px of a true one."""
     if not lines:
         return ()
     true = np.asarray(lines)
     for _ in range(100):
-        moved = (true + rng.integers(3, extent - 3)) % extent
+        moved = (true + step * int(rng.integers(-(-3 // step), (extent - 3) // step))) % extent
         moved = moved[(moved > 2) & (moved < extent - 2)]
         if len(moved) and np.abs(moved[:, None] - true[None, :]).min() > 2:
             break

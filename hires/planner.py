@@ -208,7 +208,7 @@ def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpe
 def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> BudgetError:
     """The stage that needs most at its cheapest setting, and the budget with which every stage would run."""
     canvas = stages[-1].canvas
-    decodes = [decode_cost(canvas, way, spec, device, dtype) for way in decode_plans(device)]
+    decodes = [decode_cost(canvas, way, spec, device, dtype) for way in decode_plans(canvas, spec, device)]
     costs = [stage_cost(stage, spec, device, 1, dtype) for stage in stages]
     costs += [min(decodes, key=lambda cost: cost.peak_bytes), text_cost(spec, device, dtype)]
     worst = max(costs, key=lambda cost: cost.peak_bytes)
@@ -250,10 +250,11 @@ def enlarge_flops(before: Size, stage: StagePlan, spec: ModelSpec) -> float:
     return decode + cost.vae_encode_flops(spec.vae, large.height, large.width)
 
 
-def decode_plans(device: DeviceSpec) -> Iterator[DecodePlan]:
-    """Every way to run the autoencoder, from fast to small. Host memory is no other place for a CPU."""
+def decode_plans(canvas: Size, spec: ModelSpec, device: DeviceSpec) -> Iterator[DecodePlan]:
+    """Every way to run the autoencoder at that size, from fast to small. Host memory is no other place for a CPU."""
     names = VAE_POLICIES[:-1] if device.kind == "cpu" else VAE_POLICIES
-    for name in names:
+    cells = canvas.divided(spec.cell_px)
+    for name in (name for name in names if cost.handed_on(spec.vae, cells, name)):
         yield DecodePlan(policy=name, band_rows=0 if name == "whole" else cost.BAND_ROWS[0], dtype=decode_dtype(device))
     for rows in cost.BAND_ROWS[1:]:
         yield DecodePlan(policy=names[-1], band_rows=rows, dtype=decode_dtype(device))
@@ -262,7 +263,7 @@ def decode_plans(device: DeviceSpec) -> Iterator[DecodePlan]:
 def choose_decode(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[DecodePlan, str]:
     """The fastest way to decode, and to encode between stages, within the budget."""
     canvas = stages[-1].canvas
-    for decode in decode_plans(device):
+    for decode in decode_plans(canvas, spec, device):
         peak = decode_cost(canvas, decode, spec, device, dtype).peak_bytes
         if peak <= device.budget_bytes:
             same = "" if decode.policy == "whole" else "; the pixels of the whole decode, to rounding"
@@ -291,7 +292,7 @@ def make_ladder(
     while batch > 1:
         batch //= 2
         yield Rung(stage="denoise", batch=batch, decode=decode, exact=True, peak_bytes=None, reason=f"tile batch {batch}")
-    plans = list(decode_plans(device))
+    plans = list(decode_plans(canvas, spec, device))
     for less in plans[plans.index(decode) + 1 :]:
         peak = decode_cost(canvas, less, spec, device, dtype).peak_bytes
         yield Rung(stage="decode", batch=1, decode=less, exact=True, peak_bytes=peak, reason=f"decode {less}")

@@ -69,7 +69,7 @@ def vae_roundtrip(
     import torch
     from PIL import Image, UnidentifiedImageError
 
-    from hires.device import choose_device, peak_resident_bytes
+    from hires.device import choose_device, peak_resident_bytes, probe
     from hires.imageio import PictureSink, check_output, save_png
     from hires.metrics import psnr
     from hires.tiling.halo import tiled_autoencoder
@@ -85,9 +85,14 @@ def vae_roundtrip(
     except (OSError, UnidentifiedImageError) as error:
         raise RequestError(f"input {source}: {error}; give a picture file such as a PNG or JPEG") from None
     chosen = choose_device(device)
+    if vram is not None and policy is not None:
+        raise RequestError(f"--vram {vram} and --policy {policy}: a budget chooses the policy; give one of the two")
+    module = load_autoencoder(vae_folder(vae), torch.float32, chosen)
     budget = parse_bytes(vram) if isinstance(vram, str) else vram
+    if chosen.type == "cuda" and policy is None:  # a budget on a card holds the weights as well
+        budget = probe(chosen, budget).budget_bytes - sum(p.numel() * p.element_size() for p in module.parameters())
     tiled = tiled_autoencoder(
-        load_autoencoder(vae_folder(vae), torch.float32, chosen),
+        module,
         budget_bytes=budget,
         policy=policy,
         band_px=band_px,

@@ -13,6 +13,7 @@ from hires.metrics import (
     FoundDisk,
     band_energy,
     find_disks,
+    lattice_score,
     local_band_energy,
     lopsided_disks,
     luma,
@@ -61,6 +62,19 @@ def test_a_ridge_on_a_line_is_no_seam_and_an_offset_of_half_a_grey_level_is() ->
     sides = [np.searchsorted(lines, np.arange(768), side="right") % 2 for lines in (rows, cols)]
     offset = np.where(sides[0][:, None] == sides[1][None, :], 0.002, -0.002).astype(np.float32)
     assert seam_score(picture + offset, rows, cols) > 1.5
+
+
+def test_a_decoders_cells_are_seen_as_a_lattice_and_not_as_seams() -> None:
+    picture = textured(512)
+    assert lattice_score(picture, 8) == pytest.approx(1, abs=0.1)
+    stripes = (np.arange(512) // 8 % 2).astype(np.float32)
+    cells = picture + 0.004 * (stripes[:, None] + stripes[None, :])
+    assert lattice_score(cells, 8) > 1.15
+    rows = tuple(range(32, 512, 32))
+    assert seam_score(cells, rows, (), step=8) < 1.25 < seam_score(cells, rows, ())
+    sides = np.searchsorted(rows, np.arange(512), side="right") % 2
+    offset = cells + 0.02 * sides[:, None].astype(np.float32)
+    assert seam_score(offset, rows, (), step=8) > 1.4
 
 
 def test_no_lines_no_seam() -> None:

@@ -137,3 +137,11 @@ def test_the_ladder_steps_down_and_never_changes_the_picture(demo: ModelSpec) ->
     assert peaks == sorted(peaks, reverse=True)
     assert len(peaks) >= 3
     assert all(rung.exact for rung in made.ladder)
+
+
+def test_no_operator_of_a_plan_is_handed_more_than_32_bits_can_count(cosxl: ModelSpec) -> None:
+    device = described_card(10**14)
+    made = {side: plan(request(Size(side, side)), cosxl, device) for side in (2048, 4096)}
+    assert made[2048].decode.policy == "whole"
+    assert made[4096].decode.policy == "bands"
+    assert all(rung.decode.policy != "whole" for rung in made[4096].ladder)

@@ -6,7 +6,6 @@ rows beside it, no more. A band computed with that many rows more and cut is the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +17,9 @@ from hires.errors import BudgetError, RequestError
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
 from hires.tiling.rows import join
-from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture
+from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
 from hires.types import gib
 
-log = logging.getLogger(__name__)
 BAND_PX = (1024, 512, 256, 128, 64, 32, 16, 8)
 
 
@@ -68,7 +66,7 @@ class HaloVAE:
         vae: a diffusers AutoencoderTiny; its dtype and device are used as they are.
         budget_bytes: what it may hold on the device beyond its weights; the highest bands that fit are taken.
         band_px: rows of the picture per band instead, rounded up to whole cells.
-        wrap: rows, columns wrap around (seamless textures).
+        wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular.
 
     After an out-of-memory the bands are halved; rows that have left stay. RequestError for a module with norms or
     attention, BudgetError where no band fits, MemoryLadderError where the smallest one runs out of memory.
@@ -80,12 +78,16 @@ class HaloVAE:
         *,
         budget_bytes: int | None = None,
         band_px: int | None = None,
-        wrap: tuple[bool, bool] = (False, False),
+        wrap: tuple[bool, bool] | None = None,
     ) -> None:
         if band_px is not None and band_px < 1:
             raise RequestError(f"band_px={band_px}: give a number of rows from 1")
         module: Any = vae
-        self.vae, self.budget_bytes, self.band_px, self.wrap = vae, budget_bytes, band_px, wrap
+        circular = is_circular(vae)
+        self.wrap = (circular, circular) if wrap is None else wrap
+        if circular and not all(self.wrap):
+            raise RequestError(f"wrap={wrap}: the module's convolutions are circular on both axes; leave wrap out")
+        self.vae, self.budget_bytes, self.band_px = vae, budget_bytes, band_px
         levels = len(module.config.decoder_block_out_channels)
         self.cell_px = int(module.config.upsampling_scaling_factor) ** (levels - 1)  # the module's own figure is always 8
         self.decode_reach = reach(module.decoder.layers)  # cells
@@ -95,7 +97,7 @@ class HaloVAE:
         self.device, self.dtype = first.device, first.dtype
         self.last: VaeRun | None = None
 
-    def plan(self, h: int, w: int, *, encode: bool = False) -> tuple[VaePolicy, ...]:
+    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
         """The bands for latents of h x w cells, highest first, with their bytes and FLOPs (halo rows counted)."""
         layers: nn.Module = (self.vae.encoder if encode else self.vae.decoder).layers  # type: ignore[union-attr,assignment]
         positions = self.cell_px**2 if encode else 1
@@ -112,25 +114,26 @@ class HaloVAE:
                 cell_px=self.cell_px,
                 channels=self.widest,
                 macs_per_cell=weights_times_positions(layers) * positions,
-                element=self.dtype.itemsize,
+                element=self.dtype.itemsize * batch,
                 cpu=self.device.type == "cpu",
             )
             for rows in ((h, *cells) if self.band_px is None else cells)
         ]
-        ways = list(dict.fromkeys(way for way in ways if way.band_rows <= h * self.cell_px))
+        ways = list(dict.fromkeys(ways))
         fitting = [way for way in ways if self.budget_bytes is None or way.peak_bytes <= self.budget_bytes]
         if not fitting:
             raise BudgetError(
                 f"{ways[-1]} is above the budget of {gib(self.budget_bytes or 0)}: {gib(ways[-1].peak_bytes)} would do"
             )
         width_px = w * self.cell_px
-        handed = [way for way in fitting if way.band_rows * width_px * self.widest <= MOST_ELEMENTS]
+        handed = [way for way in fitting if batch * way.band_rows * width_px * self.widest <= MOST_ELEMENTS]
         return tuple(handed or fitting[-1:])
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of latents (B, C, h, w)."""
         return join(list(self.decode_bands(z)))
 
+    @torch.no_grad()
     def decode_bands(self, z: Tensor, on_band: OnBand | None = None) -> Iterator[Tensor]:
         """Finished rows (B, 3, rows, W) from top to bottom; `on_band(done, total)` may raise to cancel."""
 
@@ -140,9 +143,10 @@ class HaloVAE:
         def network(part: Tensor) -> Tensor:
             return self.vae.decode(part, return_dict=False)[0]  # type: ignore[operator,no-any-return]
 
-        ladder = Ladder(self.plan(z.shape[2], z.shape[3]), str)
+        ladder = Ladder(self.plan(z.shape[2], z.shape[3], batch=z.shape[0]), str)
         yield from self._bands(read, network, ladder, (z.shape[2], z.shape[3]), self.decode_reach, on_band, scale=self.cell_px)
 
+    @torch.no_grad()
     def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
         """Latents (B, C, h, w) of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box; whole cells only."""
         source = WholePicture(x) if isinstance(x, Tensor) else x
@@ -159,7 +163,8 @@ class HaloVAE:
         def network(part: Tensor) -> Tensor:
             return self.vae.encode(part, return_dict=False)[0]  # type: ignore[operator,no-any-return]
 
-        ladder = Ladder(self.plan(cells.height, cells.width, encode=True), str)
+        batch = x.shape[0] if isinstance(x, Tensor) else 1
+        ladder = Ladder(self.plan(cells.height, cells.width, batch=batch, encode=True), str)
         return join(list(self._bands(read, network, ladder, (cells.height, cells.width), self.encode_reach, on_band, scale=1)))
 
     def _bands(

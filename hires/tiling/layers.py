@@ -53,7 +53,7 @@ def decode_layers(vae: Any) -> list[Layer]:
     decoder, post = vae.decoder, getattr(vae, "post_quant_conv", None)
     layers = [Layer("conv", post)] if post is not None else []
     layers += [Layer("conv kept", decoder.conv_in), *_mid_layers(decoder.mid_block)]
-    for block in decoder.up_blocks:
+    for block in _plain(decoder.up_blocks):
         layers += [Layer("resnet", resnet) for resnet in block.resnets]
         layers += [Layer("double", upsampler.conv) for upsampler in block.upsamplers or ()]
     return [*layers, Layer("head", (decoder.conv_norm_out, decoder.conv_out))]
@@ -63,11 +63,19 @@ def encode_layers(vae: Any) -> list[Layer]:
     """The encoder from pixels to the posterior's parameters (mean and log-variance channels)."""
     encoder, quant = vae.encoder, getattr(vae, "quant_conv", None)
     layers = [Layer("conv large", encoder.conv_in)]
-    for block in encoder.down_blocks:
+    for block in _plain(encoder.down_blocks):
         layers += [Layer("resnet", resnet) for resnet in block.resnets]
         layers += [Layer("halve", downsampler.conv) for downsampler in block.downsamplers or ()]
     layers += [*_mid_layers(encoder.mid_block), Layer("head", (encoder.conv_norm_out, encoder.conv_out))]
     return [*layers, Layer("conv", quant)] if quant is not None else layers
+
+
+def _plain(blocks: Any) -> Any:
+    """The blocks, which hold nothing but resnets and a change of scale."""
+    for block in blocks:
+        if getattr(block, "attentions", None):
+            raise RequestError(f"{type(block).__name__}: attention outside the mid block is not run in bands; use policy whole")
+    return blocks
 
 
 def _mid_layers(block: Any) -> list[Layer]:
@@ -97,15 +105,15 @@ def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
     return Kept(x, setting) if layer.kind == "conv kept" or (layer.kind == "conv large" and setting.keep_doubled) else x
 
 
-def kept_bands(layers: list[Layer], height: int, setting: Setting) -> int:
-    """How many bands of kept maps the layers compute from `height` rows on, and those of the last map."""
+def kept_bands(layers: list[Layer], height: int, setting: Setting, start: int = 0) -> int:
+    """How many bands of kept maps the layers compute from `height` rows on, and those of the last map below `start`."""
     maps = {"resnet": 1 + setting.keep_first, "attention": 1, "halve": 1, "conv kept": 1}
     maps |= {"double": int(setting.keep_doubled), "conv large": int(setting.keep_doubled)}
     total = 0
     for layer in layers:
         height = 2 * height if layer.kind == "double" else height // 2 if layer.kind == "halve" else height
         total += maps.get(layer.kind, 0) * len(list(setting.bands(height)))
-    return total + len(list(setting.bands(height)))
+    return total + len(list(setting.bands(height - start)))
 
 
 @dataclass
@@ -114,10 +122,14 @@ class Progress:
 
     layers: int = 0
     map: Kept | None = None
+    large: bool = False
 
     def resume(self, setting: Setting, given: RowMap) -> RowMap:
-        """That map under a new setting, or `given` and everything from the start."""
-        if self.map is None or not self.map.whole:
+        """That map under a new setting, or `given` and everything from the start.
+
+        A map that the setting was chosen not to hold (`large`) is no place to go on from.
+        """
+        if self.map is None or not self.map.whole or (self.large and not setting.keep_doubled):
             self.layers, self.map = 0, None
             return given
         self.map.adopt(setting)
@@ -128,7 +140,7 @@ class Progress:
         for index in range(self.layers, len(layers)):
             x = apply(layers[index], x, setting)
             if isinstance(x, Kept):
-                self.layers, self.map = index + 1, x
+                self.layers, self.map, self.large = index + 1, x, layers[index].kind in ("double", "conv large")
         return x
 
 
@@ -154,6 +166,7 @@ class Attended(RowMap):
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.normed = Normed(source, attn.group_norm, setting, silu=False)
         bands = [self._keys_values(top, bottom) for top, bottom in setting.bands(source.height)]
+        self.dtype = torch.float32 if any(keys.dtype == torch.float32 for keys, _ in bands) else setting.dtype
         if setting.host:
             self.chunks = bands
         else:
@@ -162,7 +175,7 @@ class Attended(RowMap):
         del bands
 
     def _tokens(self, top: int, bottom: int) -> Tensor:
-        return self.normed.read(top, bottom).flatten(2).transpose(1, 2)  # (B, N, C)
+        return finite_rows(self.normed, self.setting, top, bottom).flatten(2).transpose(1, 2)  # (B, N, C)
 
     def _project(self, linear: nn.Linear, tokens: Tensor) -> Tensor:
         dtype = tokens.dtype
@@ -172,15 +185,18 @@ class Attended(RowMap):
     def _keys_values(self, top: int, bottom: int) -> tuple[Tensor, Tensor]:
         tokens = self._tokens(top, bottom)
         pair = self._project(self.attn.to_k, tokens), self._project(self.attn.to_v, tokens)
+        if tokens.dtype == torch.float16 and not all(bool(torch.isfinite(part).all()) for part in pair):
+            self.setting.recomputed += 1
+            pair = self._project(self.attn.to_k, tokens.float()), self._project(self.attn.to_v, tokens.float())
         return (to_host(pair[0]), to_host(pair[1])) if self.setting.host else pair
 
-    def _around(self, row: int) -> tuple[Tensor, Tensor]:
+    def _around(self, row: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of the window of rows around `row`, moved inside the map at its edges."""
         window = min(self.setting.window or self.height, self.height)
         first = min(max(0, row - window // 2), self.height - window)
-        return self._tokens_of(first, first + window)
+        return self._tokens_of(first, first + window, dtype)
 
-    def _tokens_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def _tokens_of(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of rows first to last - 1, on the module's device."""
         found: list[tuple[Tensor, Tensor]] = []
         top = 0
@@ -191,13 +207,14 @@ class Attended(RowMap):
                 found.append((keys[:, :, part], values[:, :, part]))
             top = bottom
         device = self.attn.to_q.weight.device
-        keys, values = (torch.cat([t.to(device) for t in part], dim=2) for part in zip(*found, strict=True))
+        keys, values = (torch.cat([t.to(device, dtype) for t in part], dim=2) for part in zip(*found, strict=True))
         return keys, values
 
     def _windowed(self, queries: Tensor, top: int) -> Tensor:
         """Each row of queries over its own window: the same for any band."""
         rows = queries.chunk(queries.shape[2] // self.width, dim=2)
-        return torch.cat([attention(q, *self._around(top + k), scale=self.attn.scale) for k, q in enumerate(rows)], dim=2)
+        pairs = ((q, self._around(top + k, q.dtype)) for k, q in enumerate(rows))
+        return torch.cat([attention(q, *pair, scale=self.attn.scale) for q, pair in pairs], dim=2)
 
     def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values from host memory, so many at a time that their scores stay below `vae_cost.SCORES`."""
@@ -209,12 +226,13 @@ class Attended(RowMap):
 
     def read(self, top: int, bottom: int) -> Tensor:
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))
+        queries = queries.to(torch.promote_types(queries.dtype, self.dtype))  # keys that overflowed are float32
         if self.setting.window is not None and self.setting.window < self.height:
             mixed = self._windowed(queries, top)
         elif self.setting.host:
             mixed = attention_streamed(queries, self._arriving(queries), self.attn.scale)
         else:
-            mixed = attention(queries, *self.chunks[0], scale=self.attn.scale)
+            mixed = attention(queries, *(part.to(queries.dtype) for part in self.chunks[0]), scale=self.attn.scale)
         out: nn.Linear = self.attn.to_out[0]
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), out.weight.to(mixed.dtype), out.bias.to(mixed.dtype))
         rows: Tensor = mixed.transpose(1, 2).reshape(mixed.shape[0], self.channels, bottom - top, self.width)
@@ -242,7 +260,8 @@ def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Ten
             band, message = attempt(lambda span: finite_rows(picture, setting, *span), (top, bottom))
             if band is None:
                 free_memory()
-                rows = max(LEAST_ROWS, rows // 2)
+                rows = max(LEAST_ROWS, (bottom - top) // 2)
+                setting.halved += 1
                 log.warning(
                     "out of memory with the last map's rows %d to %d (%s); bands of %d rows", top, bottom, message, rows
                 )

@@ -10,7 +10,9 @@ from typing import Generic, TypeVar
 
 import torch
 
+from hires.device import peak_bytes_so_far
 from hires.errors import MemoryLadderError
+from hires.types import gib
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -18,7 +20,8 @@ Result = TypeVar("Result")
 
 # CUDA libraries report a failed workspace allocation under these names.
 _DISGUISES = re.compile(
-    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator", re.IGNORECASE
+    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator",
+    re.IGNORECASE,
 )
 
 
@@ -102,4 +105,5 @@ def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, s
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return None, str(error).strip().split("\n")[0][:200] or type(error).__name__
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        return None, f"{reason}; peak so far {gib(peak_bytes_so_far())}"

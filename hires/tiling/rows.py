@@ -42,7 +42,8 @@ class RowMap:
 class Setting:
     """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band.
 
-    `window` is how many rows the mid block attends to around each (None: all, the exact result); `recomputed` counts bands.
+    `window` is how many rows the mid block attends to around each (None: all, the exact result); `recomputed` counts bands
+    that overflowed, `halved` how often the last map's bands were.
     """
 
     band_rows: int
@@ -54,6 +55,7 @@ class Setting:
     on_band: Callable[[], None] = lambda: None
     window: int | None = None
     recomputed: int = 0
+    halved: int = 0
 
     def bands(self, height: int) -> Iterator[tuple[int, int]]:
         return bands(height, self.band_rows)

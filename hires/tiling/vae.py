@@ -7,10 +7,12 @@ kept between layers; they never change the values.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hires.cost import VaePolicy, vae_ladder
@@ -22,6 +24,7 @@ from hires.tiling.retry import Ladder, attempt
 from hires.tiling.rows import Given, RowMap, Setting, join
 from hires.types import VAE_POLICIES
 
+log = logging.getLogger(__name__)
 OnBand = Callable[[int, int], None]
 
 
@@ -62,26 +65,30 @@ class WholePicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeRun:
-    """What happened: the policy that finished, how many before it ran out of memory, bands computed again in float32."""
+    """What happened: the policy that finished, how many before it ran out of memory, bands computed again in float32, and
+    how often the bands of the last map were halved for want of memory."""
 
     policy: str
     taken: int = 0
     recomputed: int = 0
+    halved: int = 0
 
 
 class TiledVAE:
-    """Any AutoencoderKL with the memory of a few bands. Usable beside any diffusers pipeline.
+    """An AutoencoderKL of any widths with the memory of a few bands. Usable beside any diffusers pipeline. No gradients.
 
     Args:
         vae: a diffusers AutoencoderKL; its dtype and device are used as they are.
         budget_bytes: what it may hold on the device beyond its weights; the fastest policy that fits is taken.
         policy: one of `VAE_POLICIES` instead; `band_px` rows of each map at a time (default 64).
-        wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular.
+        wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular. The
+            encoder's downsampling wraps as well, which diffusers pads with zeros even then.
         attention_window: an approximation, never chosen by itself: each row of latents attends to so many rows around it.
         ladder: the rungs of a plan instead of a budget; once descended, it stays where there was room.
 
-    After an out-of-memory the next smaller policy goes on from the last feature map that is whole; rows that have left
-    stay as they are. RequestError for an unknown policy, BudgetError where no policy fits, MemoryLadderError where the
+    After an out-of-memory the next smaller policy goes on from the last feature map if that is still whole, else from the
+    start; rows that have left stay as they are. RequestError for an unknown policy, BudgetError where none fits,
+    MemoryLadderError where the
     smallest one runs out of memory. `last` tells what happened, `retries` and `recomputed` count over all calls.
     """
 
@@ -105,7 +112,7 @@ class TiledVAE:
         self.vae, self.budget_bytes, self.policy, self.band_px = vae, budget_bytes, policy, band_px
         self.attention_window, self.ladder = attention_window, ladder
         self.cell_px = 2 ** (len(config.block_out_channels) - 1)
-        circular = any(isinstance(m, nn.Conv2d) and m.padding_mode == "circular" for m in vae.modules())
+        circular = is_circular(vae)
         self.wrap = (circular, circular) if wrap is None else wrap
         self.shape = VaeShape(
             channels=tuple(config.block_out_channels),
@@ -116,7 +123,7 @@ class TiledVAE:
         self.last: VaeRun | None = None
         self.retries = self.recomputed = 0
 
-    def plan(self, h: int, w: int, *, encode: bool = False) -> tuple[VaePolicy, ...]:
+    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
         """The policies for latents of h x w cells from the one that runs first to the last that is tried, with their bytes."""
         first = next(self.vae.parameters())
         if self.policy is not None:
@@ -135,15 +142,17 @@ class TiledVAE:
             cpu=first.device.type == "cpu",
             encode=encode,
             window=self.attention_window,
+            batch=batch,
         )
 
-    def _ladder(self, h: int, w: int, *, encode: bool = False) -> Ladder[Any]:
-        return self.ladder or Ladder(self.plan(h, w, encode=encode), str)
+    def _ladder(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> Ladder[Any]:
+        return self.ladder or Ladder(self.plan(h, w, batch=batch, encode=encode), str)
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of latents (B, C, h, w) as `vae.decode` takes them."""
         return join(list(self.decode_bands(z)))
 
+    @torch.no_grad()
     def decode_bands(self, z: Tensor, on_band: OnBand | None = None) -> Iterator[Tensor]:
         """Finished rows (B, 3, rows, W) from top to bottom, in the module's dtype and on its device.
 
@@ -151,7 +160,7 @@ class TiledVAE:
         """
         run = Run(self.vae, self.wrap, self.attention_window, on_band)
         height, done = z.shape[2] * self.cell_px, 0
-        ladder = self._ladder(z.shape[2], z.shape[3])
+        ladder = self._ladder(z.shape[2], z.shape[3], batch=z.shape[0])
         begun = ladder.taken
         while done < height:
             bands, message = run.decode(z, ladder.rung, done), ""
@@ -165,11 +174,13 @@ class TiledVAE:
                 ladder.descend(message)
         self._finished(run, ladder, begun)
 
+    @torch.no_grad()
     def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
         """The posterior's mean (B, C, h, w), unscaled, of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box."""
         source = WholePicture(x) if isinstance(x, Tensor) else x
         run = Run(self.vae, self.wrap, self.attention_window, on_band)
-        ladder = self._ladder(source.size.height // self.cell_px, source.size.width // self.cell_px, encode=True)
+        cells, batch = source.size.divided(self.cell_px), x.shape[0] if isinstance(x, Tensor) else 1
+        ladder = self._ladder(cells.height, cells.width, batch=batch, encode=True)
         begun = ladder.taken
         mean = ladder.run(lambda rung: run.encode(source, rung))
         self._finished(run, ladder, begun)
@@ -177,8 +188,13 @@ class TiledVAE:
 
     def _finished(self, run: Run, ladder: Ladder[Any], begun: int) -> None:
         taken = ladder.taken - begun
-        self.last = VaeRun(policy=ladder.rung.policy, taken=taken, recomputed=run.recomputed)
-        self.retries, self.recomputed = self.retries + taken, self.recomputed + run.recomputed
+        self.last = VaeRun(policy=ladder.rung.policy, taken=taken, recomputed=run.recomputed, halved=run.halved)
+        self.retries, self.recomputed = self.retries + taken + run.halved, self.recomputed + run.recomputed
+
+
+def is_circular(module: nn.Module) -> bool:
+    """Whether its convolutions wrap around."""
+    return any(isinstance(part, nn.Conv2d) and part.padding_mode == "circular" for part in module.modules())
 
 
 class Run:
@@ -202,20 +218,27 @@ class Run:
         """Bands that overflowed in half precision so far."""
         return sum(setting.recomputed for setting in self._settings)
 
+    @property
+    def halved(self) -> int:
+        """How often the bands of the last map were."""
+        return sum(setting.halved for setting in self._settings)
+
     def decode(self, z: Tensor, rung: Rung, start: int = 0) -> Iterator[Tensor]:
         """Decoded rows from `start` on by one policy; `whole` is the module itself."""
         if self._is_module(rung):
             rows: Tensor = self.vae.decode(z.to(self.device, self.dtype), return_dict=False)[0]  # type: ignore[operator]
-            self._report(1, 1)
-            yield rows[:, :, start:]
-            return
+            if self._finite(rows):
+                self._report(1, 1)
+                yield rows[:, :, start:]
+                return
+            del rows
         setting = self._setting(rung, z.shape[2])
         layers = decode_layers(self.vae)
 
         def read(top: int, bottom: int) -> Tensor:
             return z[..., top:bottom, :].to(self.device, setting.dtype)
 
-        picture = self._through(layers, Given(z.shape[1], z.shape[2], z.shape[3], read), setting)
+        picture = self._through(layers, Given(z.shape[1], z.shape[2], z.shape[3], read), setting, start)
         yield from last_rows(picture, setting, start)
 
     def encode(self, source: PixelSource, rung: Rung) -> Tensor:
@@ -224,8 +247,10 @@ class Run:
         if self._is_module(rung):
             pixels = source.crop(Box(0, 0, size.height, size.width)).to(self.device, self.dtype)
             mean: Tensor = self.vae.encode(pixels).latent_dist.mean  # type: ignore[operator]
-            self._report(1, 1)
-            return mean
+            if self._finite(mean):
+                self._report(1, 1)
+                return mean
+            del mean, pixels
         setting = self._setting(rung, size.height)
 
         def read(top: int, bottom: int) -> Tensor:
@@ -234,10 +259,10 @@ class Run:
         latents = self._through(encode_layers(self.vae), Given(3, size.height, size.width, read), setting)
         return join([band.chunk(2, dim=1)[0] for band in last_rows(latents, setting)])
 
-    def _through(self, layers: list[Layer], given: RowMap, setting: Setting) -> RowMap:
+    def _through(self, layers: list[Layer], given: RowMap, setting: Setting, start: int = 0) -> RowMap:
         """The last layer's map, from the last whole one on; counts bands towards the total from there."""
         x = self.progress.resume(setting, given)
-        total, done = kept_bands(layers[self.progress.layers :], x.height, setting), 0
+        total, done = kept_bands(layers[self.progress.layers :], x.height, setting, start), 0
 
         def count() -> None:
             nonlocal done
@@ -248,8 +273,19 @@ class Run:
         return self.progress.run(layers, x, setting)
 
     def _is_module(self, rung: Rung) -> bool:
-        """The module itself knows no wrap-around and no window; there `whole` is one band of each map."""
-        return rung.policy == "whole" and not any(self.wrap) and self.window is None
+        """The module itself knows no window and wraps as it was built; otherwise `whole` is one band of each map.
+
+        Nor is a module whole that diffusers was told to tile.
+        """
+        wraps = any(self.wrap) or is_circular(self.vae) or getattr(self.vae, "use_tiling", False)
+        return rung.policy == "whole" and not wraps and self.window is None
+
+    def _finite(self, result: Tensor) -> bool:
+        """What half precision gave can be used; if not, the bands that overflow are computed again."""
+        if result.dtype != torch.float16 or bool(torch.isfinite(result).all()):
+            return True
+        log.warning("the whole result overflowed in half precision: it is computed again in one band")
+        return False
 
     def _setting(self, rung: Rung, height: int) -> Setting:
         whole = rung.policy == "whole"

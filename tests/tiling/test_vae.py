@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires.errors import BudgetError, MemoryLadderError, RequestError
+from hires.tiling.layers import Progress, decode_layers, setting_of
+from hires.tiling.rows import Given
 from hires.tiling.vae import TiledVAE
 from hires.types import VAE_POLICIES
 
@@ -144,7 +146,6 @@ def test_whole_is_the_module_bit_for_bit() -> None:
 
 def test_rows_leave_before_the_last_ones_are_made() -> None:
     vae, calls = small_vae(), []
-    vae.decoder.conv_out.register_forward_hook(lambda *_: None)
     tiled = TiledVAE(vae, policy="bands", band_px=4)
     bands = tiled.decode_bands(torch.randn(1, 4, 16, 8), lambda done, total: calls.append((done, total)))
     first = next(bands)
@@ -193,19 +194,29 @@ def frozen_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
+def take_turns(at: int) -> tuple[BaseException, ...]:
+    return (DISGUISES[at % len(DISGUISES)],)
+
+
+def each_time(at: int) -> tuple[BaseException, ...]:
+    return DISGUISES
+
+
 @pytest.mark.usefixtures("frozen_heap")
+@pytest.mark.parametrize("errors_at", [take_turns, pytest.param(each_time, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("first", "then"), [("whole", "bands"), ("bands", "recompute_up")])
-def test_out_of_memory_at_every_operator_call(first: str, then: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Each disguise at each call: the ladder goes down, says so, and the pixels are those of the policy that finished."""
+def test_out_of_memory_at_every_operator_call(
+    first: str, then: str, errors_at: Callable[[int], tuple[BaseException, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disguise at each call: the ladder goes down, says so, and the pixels are those of the policy that finished."""
     vae, z = small_vae((8, 16)), torch.randn(1, 4, 8, 5)
     tiled = TiledVAE(vae, policy=first, band_px=16)  # 16 rows are one band of the last map: nothing has left by then
     alone = decoded(TiledVAE(vae, policy=then, band_px=16), z)[0]
     _, calls = decoded(tiled, z)
     assert calls > 80
     in_last_map = 0
-    for at in range(1, calls + 1):
+    for at, error in [(call, error) for call in range(1, calls + 1) for error in errors_at(call)]:
         caplog.clear()
-        error = DISGUISES[at % len(DISGUISES)]
         with caplog.at_level(logging.WARNING, "hires"):
             found, _ = decoded(tiled, z, error, at)
         assert tiled.last is not None
@@ -219,7 +230,7 @@ def test_out_of_memory_at_every_operator_call(first: str, then: str, caplog: pyt
             assert first != "whole"
             assert "bands of 8 rows" in caplog.text
             close(torch.cat(found, dim=2), torch.cat(alone, dim=2), torch.cat(alone, dim=2).double())
-    assert 0 < in_last_map < 12 or first == "whole"
+    assert 0 < in_last_map < 12 * len(errors_at(0)) or first == "whole"
 
 
 @pytest.mark.usefixtures("frozen_heap")
@@ -242,21 +253,53 @@ def test_finished_maps_and_rows_are_kept() -> None:
     """An OOM late in the decoder costs the layers since the last whole map; rows that left are not made again."""
     vae, z = small_vae(), torch.randn(1, 4, 16, 8)
     tiled, layers = TiledVAE(vae, policy="bands", band_px=8), []
-    _, calls = decoded(tiled, z)
-    late = calls * 2 // 3
+    alone, calls = decoded(tiled, z)
+    wanted, late = torch.cat(alone, dim=2), calls * 2 // 5
     with torch.inference_mode(), Fault(DISGUISES[0], late) as fault:
         rows = list(tiled.decode_bands(z, lambda done, total: layers.append(total)))
     assert tiled.last is not None
     assert tiled.last.taken == 1
-    assert calls < fault.calls < 1.5 * calls
+    assert calls < fault.calls < 1.25 * calls, "from the start it would be 1.4 times as many"
     assert layers[-1] < layers[0]
-    assert sum(band.shape[2] for band in rows) == 32
+    close(torch.cat(rows, dim=2), wanted, wanted.double())
     bands = tiled.decode_bands(z)
     first = next(bands)
     with torch.inference_mode(), Fault(DISGUISES[0], 1):
         rest = list(bands)
-    assert sum(band.shape[2] for band in [first, *rest]) == 32
-    assert torch.equal(first, rows[0])
+    assert torch.equal(first, alone[0])
+    close(torch.cat([first, *rest], dim=2), wanted, wanted.double())
+
+
+@pytest.mark.usefixtures("frozen_heap")
+@pytest.mark.parametrize("policy", VAE_POLICIES[1:3])
+def test_out_of_memory_between_many_bands(policy: str) -> None:
+    """Maps of many bands, partly freed, with halos: every tenth call fails, and another one 40 calls later."""
+    vae, z = small_vae(), torch.randn(1, 4, 16, 5)
+    tiled, steps = TiledVAE(vae, policy=policy, band_px=10), []
+    wanted = torch.cat(decoded(TiledVAE(vae, policy="whole"), z)[0], dim=2)
+    _, calls = decoded(tiled, z)
+    for at in range(1, calls + 1, 10):
+        with torch.inference_mode(), Fault(DISGUISES[0], at), Fault(DISGUISES[3], at + 40):
+            rows = list(tiled.decode_bands(z, lambda done, total: steps.append((done, total))))
+        close(torch.cat(rows, dim=2), wanted, wanted.double())
+        assert tiled.last is not None
+        assert tiled.last.taken + tiled.last.halved > 0
+        assert steps[-1][0] == steps[-1][1], "progress ends at its total"
+
+
+def test_a_map_that_the_next_policy_must_not_hold_is_no_place_to_go_on_from() -> None:
+    vae = small_vae()
+    z = torch.randn(1, 4, 8, 5)
+    progress = Progress()
+    setting = setting_of("bands", 4, (False, False), torch.float32)
+    given = Given(4, 8, 5, lambda top, bottom: z[..., top:bottom, :])
+    layers = decode_layers(vae)
+    doubled = next(index for index, layer in enumerate(layers) if layer.kind == "double")
+    with torch.inference_mode():
+        progress.run(layers[: doubled + 1], given, setting)
+    assert progress.large
+    assert progress.resume(setting_of("host", 4, (False, False), torch.float32), given) is progress.map
+    assert progress.resume(setting_of("recompute_up", 4, (False, False), torch.float32), given) is given
 
 
 @pytest.mark.parametrize("error", [RuntimeError("device-side assert"), ValueError("mine"), KeyboardInterrupt()], ids=repr)
@@ -308,6 +351,48 @@ def test_a_window_of_rows_is_an_approximation_that_any_band_gives_the_same() -> 
     assert TiledVAE(vae).plan(64, 64)[0].flops - first.flops == 4 * 16 * 64 * 64 * (64 - 5) * 64
 
 
+def test_no_gradients_are_kept_and_a_batch_costs_its_number() -> None:
+    vae, z = small_vae(), torch.randn(3, 4, 8, 5)
+    assert not TiledVAE(vae, policy="bands").decode(z).requires_grad
+    assert not TiledVAE(vae, policy="bands").encode(torch.randn(1, 3, 16, 10)).requires_grad
+    tiled = TiledVAE(vae)
+    one, three = tiled.plan(256, 256)[1], tiled.plan(256, 256, batch=3)[1]
+    assert three.peak_bytes == 3 * one.peak_bytes
+    small = TiledVAE(vae, budget_bytes=one.peak_bytes)
+    assert one in small.plan(256, 256)
+    assert all(way.policy != "bands" and way.peak_bytes <= one.peak_bytes for way in small.plan(256, 256, batch=3))
+
+
+def test_no_operator_is_handed_more_than_32_bits_can_count() -> None:
+    tiled = TiledVAE(small_vae(), budget_bytes=10**13)
+    assert tiled.plan(1024, 1024)[0].policy == "whole"
+    assert tiled.plan(8192, 8192)[0].policy == "bands"
+    assert tiled.plan(1024, 1024, batch=40)[0].policy == "bands"
+
+
+def test_what_bands_do_not_run_is_refused_and_what_a_module_does_by_itself_is_undone() -> None:
+    vae, z = small_vae(), torch.randn(1, 4, 40, 40)
+    with torch.inference_mode():
+        wanted = vae.decode(z).sample  # type: ignore[operator]
+        vae.tile_sample_min_size, vae.tile_latent_min_size = 32, 16  # type: ignore[assignment]
+        vae.enable_tiling()  # type: ignore[operator]
+        assert (vae.decode(z).sample - wanted).abs().max() > 1e-3  # type: ignore[operator]
+        close(TiledVAE(vae, policy="whole").decode(z), wanted, wanted.double())
+        vae.disable_tiling()  # type: ignore[operator]
+        for part in vae.modules():
+            if isinstance(part, nn.Conv2d):
+                part.padding_mode = "circular"
+                part._reversed_padding_repeated_twice = [p for side in reversed(part.padding) for p in (side, side)]  # type: ignore[assignment]
+        circular = vae.decode(z).sample  # type: ignore[operator]
+        assert (circular - wanted).abs().max() > 1e-3
+        for policy in ("whole", "bands"):
+            close(TiledVAE(vae, policy=policy, band_px=8).decode(z), circular, circular.double())
+            close(TiledVAE(vae, policy=policy, band_px=8, wrap=(False, False)).decode(z), wanted, wanted.double())
+    vae.decoder.up_blocks[0].attentions = nn.ModuleList([nn.Identity()])  # type: ignore[union-attr]
+    with pytest.raises(RequestError, match="attention outside the mid block"):
+        TiledVAE(vae, policy="bands").decode(z)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(RequestError, match="attention_window=0"):
         TiledVAE(small_vae(), attention_window=0)
@@ -317,16 +402,18 @@ def test_bad_arguments() -> None:
         TiledVAE(small_vae(), band_px=0)
 
 
-def test_half_precision_overflow_is_computed_again() -> None:
-    vae = small_vae(attention=False)
+@pytest.mark.parametrize("policy", ["whole", "bands", "recompute_conv", "host"])
+@pytest.mark.parametrize("where", ["conv1", "conv2"])
+def test_half_precision_overflow_is_computed_again(policy: str, where: str) -> None:
+    vae = small_vae(attention=where == "conv2")
     with torch.no_grad():
-        vae.decoder.mid_block.resnets[0].conv1.weight.mul_(3e5)
+        getattr(vae.decoder.mid_block.resnets[0], where).weight.mul_(3e5)
     z = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         wanted = vae.decode(z).sample  # type: ignore[operator]
         vae.half()
         assert not vae.decode(z.half()).sample.isfinite().all()  # type: ignore[operator]
-        tiled = TiledVAE(vae, policy="bands", band_px=3)
+        tiled = TiledVAE(vae, policy=policy, band_px=3)
         found = tiled.decode(z.half())
     assert tiled.last is not None
     assert tiled.last.recomputed == tiled.recomputed > 0
