@@ -150,7 +150,7 @@ def measure_again(csv_path: Path, pictures: Path) -> None:
     The stamp becomes that of the measuring code; `settings` still names the code that rendered.
     """
     rows = read_rows(csv_path)
-    scenes = {scene.seed: scene for scene in held_out_scenes(max(32, len(rows)))}
+    scenes = {scene.seed: scene for scene in held_out_scenes(32)}
     bases: dict[int, Picture] = {}
     fresh = []
     for row in rows:
@@ -201,11 +201,14 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def limits(table: list[dict[str, Any]]) -> dict[str, bool]:
-    """What progressive promises, per size: one disk in its third, no seams, real detail, no noise taken for it."""
-    verdict = {}
-    for line in (line for line in table if line["strategy"] == "progressive"):
+    """What progressive promises: one disk in its third in 90 % of all pictures; per size no seams, real detail, no noise
+    taken for it."""
+    lines = [line for line in table if line["strategy"] == "progressive"]
+    pictures = sum(line["pictures"] for line in lines)
+    right = sum(line["pictures"] * line["one_disk_right_third"] for line in lines)
+    verdict = {"one disk in its third in 90 %": right >= 0.9 * pictures}
+    for line in lines:
         name = f"{line['side']}: "
-        verdict[name + "one disk in its third in 90 %"] = line["one_disk_right_third"] >= 0.9
         verdict[name + "seam over control <= 1.25"] = line["seam_max"] <= 1.25
         verdict[name + "energy over Lanczos >= 5"] = line["energy_over_lanczos_min"] >= 5
         verdict[name + "energy over truth 0.2 to 2"] = (
