@@ -33,11 +33,25 @@ class Moments:
 
 def band_moments(band: Tensor, groups: int) -> Moments:
     """Moments (B, G) of one band (B, C, rows, W), per channel first and then merged over the channels of each group."""
-    per_channel = torch.var_mean(band.to(accumulator(band.dtype)), dim=(2, 3), correction=0)
+    per_channel = _var_mean(band.to(accumulator(band.dtype)))
     var, mean = (t.reshape(t.shape[0], groups, -1) for t in per_channel)
     centre = mean.mean(-1)
     spread = (mean - centre[..., None]).square().mean(-1)
     return Moments(band[0, 0].numel() * var.shape[-1], centre, var.mean(-1) + spread)
+
+
+CACHED = 2**19  # values that stay in a core's cache between two passes
+
+
+def _var_mean(band: Tensor) -> tuple[Tensor, Tensor]:
+    """Biased variance and mean (B, C) per channel; torch's own is a scalar loop on a CPU, 8 times slower than two passes."""
+    if band.device.type != "cpu":
+        return torch.var_mean(band, dim=(2, 3), correction=0)
+    mean = band.mean(dim=(2, 3), keepdim=True)
+    total = torch.zeros_like(mean)
+    for rows in band.split(max(1, CACHED // max(1, band[:, :, 0].numel())), dim=2):  # type: ignore[no-untyped-call]
+        total += (rows - mean).square_().sum(dim=(2, 3), keepdim=True)
+    return (total / band[0, 0].numel())[..., 0, 0], mean[..., 0, 0]
 
 
 def moments(bands: Iterable[Tensor], groups: int) -> Moments:
