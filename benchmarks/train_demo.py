@@ -41,7 +41,7 @@ from benchmarks.held_out import held_out_scenes
 from benchmarks.muon import Muon, matrices
 from benchmarks.pinned_norm import fold_norms, hold_gradients, pin_norms, start_scales
 from benchmarks.scenes import Scene, draw
-from hires.metrics import band_energy, luma
+from hires.metrics import band_energy, lattice_score, luma
 from hires.tiling.geometry import Box, Size
 from hires.weights import load_vae, read_weights
 
@@ -103,10 +103,11 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[str, float]:
     """PSNR in dB of 256 px crops of held-out scenes, by canvas side, on the ridge line and the disk; and of whole pictures.
 
-    `fine_energy`: energy beyond 1/8 cycles per pixel over the scene's own.
+    `fine_energy`: energy beyond 1/8 cycles per pixel over the scene's own. `lattice`: how much the decoder's cells are seen.
     """
 
     fine: list[float] = []
+    cells: list[float] = []
 
     def round_trip(drawn: Scene, canvas: Size, box: Box | None = None) -> float:
         pixels = torch.from_numpy(draw(drawn, canvas, box)).permute(2, 0, 1)[None] * 2 - 1
@@ -114,6 +115,7 @@ def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[str, float]:
             output = vae.decode(vae.encode(pixels.to(device)).latent_dist.mean).sample.cpu()
         energies = [band_energy(luma(((p[0].permute(1, 2, 0) + 1) / 2).numpy()), 0.125) for p in (output, pixels)]
         fine.append(energies[0] / energies[1])
+        cells.append(lattice_score(luma(((output[0].permute(1, 2, 0) + 1) / 2).numpy()), 8))
         return F.mse_loss(output.clamp(-1, 1) / 2, pixels / 2).item()
 
     errors: dict[str, list[float]] = {}
@@ -124,7 +126,10 @@ def held_out_psnr(vae: nn.Module, device: torch.device) -> dict[str, float]:
             errors.setdefault(f"psnr_db_{side}", []).append(round_trip(drawn, Size(side, side), box))
     errors["psnr_db_whole_1024"] = [round_trip(drawn, Size(1024, 1024)) for drawn in held_out_scenes(4)]
     psnrs = {name: -10 * math.log10(float(np.mean(values))) for name, values in errors.items()}
-    return psnrs | {"fine_energy_min": min(fine), "fine_energy_median": float(np.median(fine)), "fine_energy_max": max(fine)}
+    ranges = {"min": min(fine), "median": float(np.median(fine)), "max": max(fine)}
+    return (
+        psnrs | {f"fine_energy_{name}": value for name, value in ranges.items()} | {"lattice_median": float(np.median(cells))}
+    )
 
 
 def some_views(count: int) -> Tensor:
@@ -217,7 +222,7 @@ def decoder_loss(vae: nn.Module, batch: Tensor, texture_weight: float) -> Tensor
 
 
 def texture_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Difference of the logarithms of local gradient energies at three scales, and repetition from cell to cell."""
+    """Difference of the logarithms of local gradient energies at three scales, repetition of cells, and their lattice."""
     loss = torch.zeros((), device=output.device)
     out, wanted = output.mean(1, keepdim=True), target.mean(1, keepdim=True)
     for scale in range(3):
@@ -226,7 +231,7 @@ def texture_loss(output: Tensor, target: Tensor) -> Tensor:
             energies = [(F.avg_pool2d(g.square(), window, window // 2) + 1e-5).log() for g in (a, b)]
             loss = loss + (energies[0] - energies[1]).abs().mean()
         if scale == 0:
-            loss = loss + repetition(out, wanted)
+            loss = loss + repetition(out, wanted) + 4 * lattice(out, wanted)
         out, wanted = F.avg_pool2d(out, 2), F.avg_pool2d(wanted, 2)
     return loss
 
@@ -242,6 +247,18 @@ def repetition(out: Tensor, wanted: Tensor) -> Tensor:
             power = (here.square() + there.square()).mean(dim=(1, 2, 3)) / 2
             likeness.append((here * there).mean(dim=(1, 2, 3)) / (power + 1e-6))
         total = total + F.relu(likeness[0].abs() - likeness[1].abs()).mean()
+    return total
+
+
+def lattice(out: Tensor, wanted: Tensor, pitch: int = 8) -> Tensor:
+    """What all of the decoder's cells have in common that the target has not: the error's mean per row and per column of a
+    cell, in deviations of the target's fine part."""
+    fine = wanted - F.avg_pool2d(F.pad(wanted, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    error = (out - wanted) / (fine.std(dim=(1, 2, 3), keepdim=True) + 0.004)
+    total = torch.zeros((), device=out.device)
+    for axis in (-1, -2):
+        pattern = error.mean(dim=(1, axis)).unflatten(1, (-1, pitch)).mean(dim=1)  # (B, pitch)
+        total = total + (pattern - pattern.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt().mean()
     return total
 
 

@@ -158,14 +158,12 @@ def vae_ladder(
     BudgetError with the smallest budget that would do where none fits.
     """
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
-    found = [vae_policy(shape, cells, element, name, rows_to_try[0], cpu=cpu, encode=encode, window=window) for name in names]
-    found += [
-        vae_policy(shape, cells, element, names[-1], rows, cpu=cpu, encode=encode, window=window) for rows in rows_to_try[1:]
-    ]
+    ways = [(name, rows_to_try[0]) for name in names] + [(names[-1], rows) for rows in rows_to_try[1:]]
+    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, window=window) for way in ways]
     if batch > 1:
         scaled = ((batch * w.peak_bytes, batch * w.host_bytes, batch * w.flops) for w in found)
         found = [replace(w, peak_bytes=p, host_bytes=h, flops=f) for w, (p, h, f) in zip(found, scaled, strict=True)]
-    found = [way for way in found if handed_on(shape, cells, way.policy, batch, encode)] or found[:1]
+    found = [way for way in found if indexable(shape, cells, way.policy, batch, encode)] or found[:1]
     if budget is None:
         return tuple(found)
     fitting = tuple(p for p in found if p.peak_bytes <= budget)
@@ -175,8 +173,8 @@ def vae_ladder(
     return fitting
 
 
-def handed_on(shape: VaeShape, cells: Size, name: str, batch: int = 1, encode: bool = False) -> bool:
-    """Whether no operator of a policy is handed more than `MOST_ELEMENTS`; bands never are."""
+def indexable(shape: VaeShape, cells: Size, name: str, batch: int = 1, encode: bool = False) -> bool:
+    """Whether every operator of a policy is handed at most `MOST_ELEMENTS`; in bands it always is."""
     scale = 2 ** (len(shape.channels) - 1)
     widest = shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]
     return name != "whole" or batch * cells.area * scale**2 * widest <= MOST_ELEMENTS
@@ -196,11 +194,10 @@ def vae_policy(
 ) -> VaePolicy:
     """Bytes and FLOPs of one policy at latents of that many cells; `window`: rows that the mid block attends to."""
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
-    base = vae_encode_flops if encode else vae_decode_flops
-    flops = base(shape, cells.height, cells.width)
-    if shape.mid_attention and window is not None:
-        flops -= 4.0 * shape.channels[-1] * cells.area * max(0, cells.height - window) * cells.width
     if name == "whole":
+        flops = (vae_encode_flops if encode else vae_decode_flops)(shape, cells.height, cells.width)
+        if shape.mid_attention and window is not None:
+            flops -= 4.0 * shape.channels[-1] * cells.area * max(0, cells.height - window) * cells.width
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
@@ -237,8 +234,7 @@ def halo_policy(
     count = -(-height // rows)
     tall = min(height, -(-height // count) + 2 * reach)
     computed = height + 2 * reach * (count - 1)
-    peak = (
-        (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * tall * width * cell_px**2 * element * (CPU_SCRATCH if cpu else 1.0)
-    )
+    live = (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * element * (CPU_SCRATCH if cpu else 1.0)
+    peak = live * tall * width * cell_px**2
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
     return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)

@@ -51,9 +51,19 @@ def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -
     edge of the grid (so a faint but steady offset adds up and texture cancels). Steps count in robust standard deviations
     of their strip of the picture and at most `CLIP_SIGMAS`: one ridge or shore that happens to lie on a line is not a seam.
     """
-    on_v, off_v = _steps(picture, cols, rows)
-    on_h, off_h = _steps(picture.T, rows, cols)
-    on, off = np.concatenate([on_v, on_h]), np.concatenate([off_v, off_h])
+    return _ratio(_steps(picture, cols, rows), _steps(picture.T, rows, cols))
+
+
+def lattice_score(picture: Floats, pitch: int) -> float:
+    """RMS of the steps across every line at a multiple of `pitch`, whole lines, over that of the others: how much a decoder's
+    cells are seen; 1 means not at all."""
+    rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
+    return _ratio(_steps(picture, cols, ()), _steps(picture.T, rows, ()))
+
+
+def _ratio(*steps: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
+    """RMS on the lines over RMS off them, of all directions together."""
+    on, off = (np.concatenate(part) for part in zip(*steps, strict=True))
     return float(np.sqrt(np.mean(on**2) / np.mean(off**2)))
 
 
@@ -71,40 +81,27 @@ def _steps(picture: Floats, cols: Sequence[int], rows: Sequence[int]) -> tuple[N
     return sums[:, mask].ravel(), sums[:, ~mask].ravel()
 
 
-def seam_score(
-    picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50, step: int = 1
-) -> float:
+def seam_score(picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50) -> float:
     """Seam visibility at the true grid over its median at `fakes` random grids of the same pitch; 1 means no seam is seen.
 
-    The fakes are moved by multiples of `step`: by the decoder's cell, they ask whether a line is seen more than any other
-    edge of a cell. 1.0 where there are no lines.
+    1.0 where there are no lines.
     """
     if not rows and not cols:
         return 1.0
     rng = np.random.default_rng(seed)
     controls = [
-        seam_visibility(picture, _moved(rows, picture.shape[0], rng, step), _moved(cols, picture.shape[1], rng, step))
-        for _ in range(fakes)
+        seam_visibility(picture, _moved(rows, picture.shape[0], rng), _moved(cols, picture.shape[1], rng)) for _ in range(fakes)
     ]
     return seam_visibility(picture, rows, cols) / float(np.median(controls))
 
 
-def lattice_score(picture: Floats, pitch: int) -> float:
-    """Seam visibility of every line at a multiple of `pitch`: how much a decoder's cells are seen; 1 means not at all."""
-    rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
-    on_v, off_v = _steps(picture, cols, ())
-    on_h, off_h = _steps(picture.T, rows, ())
-    on, off = np.concatenate([on_v, on_h]), np.concatenate([off_v, off_h])
-    return float(np.sqrt(np.mean(on**2) / np.mean(off**2)))
-
-
-def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator, step: int = 1) -> tuple[int, ...]:
+def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator) -> tuple[int, ...]:
     """The same lines shifted together by a random offset, wrapped, none within 2 px of a true one."""
     if not lines:
         return ()
     true = np.asarray(lines)
     for _ in range(100):
-        moved = (true + step * int(rng.integers(-(-3 // step), (extent - 3) // step))) % extent
+        moved = (true + rng.integers(3, extent - 3)) % extent
         moved = moved[(moved > 2) & (moved < extent - 2)]
         if len(moved) and np.abs(moved[:, None] - true[None, :]).min() > 2:
             break
@@ -191,11 +188,26 @@ def find_disks(picture: NDArray[np.generic], likeness: float = 0.88, contrast: f
 
 
 def lopsided_disks(picture: NDArray[np.generic], disks: Sequence[FoundDisk]) -> list[FoundDisk]:
-    """Clear bright blobs that are not among `disks` because they are not round enough: botched or half-drawn doubles."""
+    """Clear bright blobs that are not among `disks` because they are not round enough: botched or half-drawn doubles.
+
+    A double is about as bright as a disk; glitter on water, which is darker, is none.
+    """
     unit = min(picture.shape[:2])
     shape = (picture.shape[0] / unit, picture.shape[1] / unit)
     blobs = find_disks(picture, likeness=0.78, contrast=0.14)
-    return [blob for blob in blobs if all(_apart(blob, disk, shape) for disk in disks)]
+    least = DOUBLE_LIGHT * max((_light(picture, disk) for disk in disks), default=0.0)
+    return [b for b in blobs if all(_apart(b, disk, shape) for disk in disks) and _light(picture, b) >= least]
+
+
+DOUBLE_LIGHT = 0.8  # of the brightest disk
+
+
+def _light(picture: NDArray[np.generic], disk: FoundDisk) -> float:
+    """Mean luma of the square inside a disk."""
+    half = 0.5 * disk.radius * min(picture.shape[:2])
+    row, col = disk.y * picture.shape[0], disk.x * picture.shape[1]
+    part = picture[int(max(0, row - half)) : int(row + half) + 1, int(max(0, col - half)) : int(col + half) + 1]
+    return float(luma(part).mean())
 
 
 def _apart(a: FoundDisk, b: FoundDisk, shape: tuple[float, ...]) -> bool:

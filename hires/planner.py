@@ -254,7 +254,7 @@ def decode_plans(canvas: Size, spec: ModelSpec, device: DeviceSpec) -> Iterator[
     """Every way to run the autoencoder at that size, from fast to small. Host memory is no other place for a CPU."""
     names = VAE_POLICIES[:-1] if device.kind == "cpu" else VAE_POLICIES
     cells = canvas.divided(spec.cell_px)
-    for name in (name for name in names if cost.handed_on(spec.vae, cells, name)):
+    for name in (name for name in names if cost.indexable(spec.vae, cells, name)):
         yield DecodePlan(policy=name, band_rows=0 if name == "whole" else cost.BAND_ROWS[0], dtype=decode_dtype(device))
     for rows in cost.BAND_ROWS[1:]:
         yield DecodePlan(policy=names[-1], band_rows=rows, dtype=decode_dtype(device))

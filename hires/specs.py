@@ -166,6 +166,7 @@ def _read_spec(name: str, path: Path) -> ModelSpec:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a model's JSON file. ModelError where it is missing or damaged."""
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError:

@@ -64,17 +64,12 @@ def test_a_ridge_on_a_line_is_no_seam_and_an_offset_of_half_a_grey_level_is() ->
     assert seam_score(picture + offset, rows, cols) > 1.5
 
 
-def test_a_decoders_cells_are_seen_as_a_lattice_and_not_as_seams() -> None:
+def test_a_decoders_cells_are_seen_as_a_lattice() -> None:
     picture = textured(512)
     assert lattice_score(picture, 8) == pytest.approx(1, abs=0.1)
     stripes = (np.arange(512) // 8 % 2).astype(np.float32)
     cells = picture + 0.004 * (stripes[:, None] + stripes[None, :])
     assert lattice_score(cells, 8) > 1.15
-    rows = tuple(range(32, 512, 32))
-    assert seam_score(cells, rows, (), step=8) < 1.25 < seam_score(cells, rows, ())
-    sides = np.searchsorted(rows, np.arange(512), side="right") % 2
-    offset = cells + 0.02 * sides[:, None].astype(np.float32)
-    assert seam_score(offset, rows, (), step=8) > 1.4
 
 
 def test_no_lines_no_seam() -> None:
@@ -142,7 +137,7 @@ def test_the_disk_counter_is_exact_on_200_scenes(side: int) -> None:
         if len(disks) != seed % 4:
             wrong.append(truth)
     assert not wrong
-    assert lopsided <= 6, "a reflection in a lake may be taken for a botched double, rarely"
+    assert lopsided == 0, "a disk's glitter on a lake is no double of it"
 
 
 def test_a_lopsided_double_is_seen() -> None:

@@ -155,7 +155,7 @@ class HaloVAE:
 
         def read(rows: list[int], cols: list[int]) -> Tensor:
             strips = [source.crop(Box(top * cell, 0, (bottom - top) * cell, cells.width * cell)) for top, bottom in runs(rows)]
-            picture = torch.cat(strips, dim=2)
+            picture = join(strips)
             if cols != list(range(cells.width)):
                 picture = torch.cat([picture[..., left * cell : right * cell] for left, right in runs(cols)], dim=3)
             return picture.to(self.device, self.dtype)

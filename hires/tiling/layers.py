@@ -172,7 +172,6 @@ class Attended(RowMap):
         else:
             keys, values = (torch.cat(part, dim=2) for part in zip(*bands, strict=True))
             self.chunks = [(keys, values)]
-        del bands
 
     def _tokens(self, top: int, bottom: int) -> Tensor:
         return finite_rows(self.normed, self.setting, top, bottom).flatten(2).transpose(1, 2)  # (B, N, C)

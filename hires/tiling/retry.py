@@ -84,7 +84,7 @@ class Ladder(Generic[Item]):
                 return done
             self.descend(message)
 
-    def descend(self, message: str) -> Item:
+    def descend(self, message: str) -> None:
         """Free what is free and go to the next rung, with a line in the log. MemoryLadderError where there is none."""
         free_memory()
         failed = self.describe(self.rung)
@@ -95,7 +95,6 @@ class Ladder(Generic[Item]):
             )
         self.taken += 1
         log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
-        return self.rung
 
 
 def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:

@@ -88,8 +88,8 @@ class TiledVAE:
 
     After an out-of-memory the next smaller policy goes on from the last feature map if that is still whole, else from the
     start; rows that have left stay as they are. RequestError for an unknown policy, BudgetError where none fits,
-    MemoryLadderError where the
-    smallest one runs out of memory. `last` tells what happened, `retries` and `recomputed` count over all calls.
+    MemoryLadderError where the smallest one runs out of memory. `last` tells what happened, `retries` and `recomputed`
+    count over all calls.
     """
 
     def __init__(
