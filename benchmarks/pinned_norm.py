@@ -5,7 +5,8 @@ the same sky differently beside a lake and alone: latents differed by 40 % (RMS)
 picture, which was then reproduced at 17 dB. Here every normalised map carries, in its one group of C channels, the constants
 +HOLD and -HOLD and the negative sum of all others. Its mean is then zero and its deviation nearly HOLD sqrt(2 / C), whatever
 is drawn: the norm is a fixed scale. Inside a 256 px tile the shipped weights code as in the whole 2048 px picture to 0.6 %
-(RMS), and a whole 1024 px picture comes back at 44 dB. The layout of the file stays that of any AutoencoderKL; weights and biases are held.
+(RMS), and a whole 1024 px picture comes back at 44 dB. The layout of the file stays that of any AutoencoderKL; weights and
+biases are held.
 """
 
 from __future__ import annotations
