@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
-from hires.specs import UNetShape, VaeShape
+from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.tiling.geometry import Size
 from hires.types import VAE_POLICIES, gib
 from hires.vae_cost import Walk
@@ -36,6 +36,28 @@ def _transformer(c: int, layers: int, positions: int, shape: UNetShape) -> int:
     per_layer += 12 * c * c  # gated feed-forward
     text = 2 * shape.context_width * c * TEXT_TOKENS
     return layers * (positions * per_layer + text) + 2 * c * c * positions
+
+
+def network_flops(shape: NetworkShape, height_cells: int, width_cells: int, tokens: int = TEXT_TOKENS) -> float:
+    """One evaluation of a network for one picture of the given latent size and `tokens` tokens of text."""
+    if isinstance(shape, PixArtShape):
+        return pixart_flops(shape, height_cells, width_cells, tokens)
+    return unet_flops(shape, height_cells, width_cells)
+
+
+def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens: int) -> float:
+    """One evaluation of a PixArt transformer; keys and values are thinned where the shape says so."""
+    c, positions = shape.width, (height_cells // shape.patch) * (width_cells // shape.patch)
+    factors = shape.kv_compression or (1,) * shape.layers
+    macs = 2 * c * c * tokens * shape.layers + (shape.caption_width + c) * c * tokens
+    for factor in factors:
+        keys = positions // factor**2
+        macs += positions * (4 * c * c + 2 * c * keys)  # self-attention: projections, then scores and values
+        macs += positions * (2 * c * c + 2 * c * tokens)  # cross-attention
+        macs += positions * 8 * c * c  # feed-forward
+    patch = shape.patch**2 * shape.latent_channels
+    macs += positions * c * patch * 3  # patches in, and twice as many channels out
+    return 2.0 * macs
 
 
 def unet_flops(shape: UNetShape, height_cells: int, width_cells: int) -> float:
@@ -103,6 +125,17 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
     if shape.mid_attention:
         macs += 4 * c * c * positions + 2 * c * positions * positions
     return 2.0 * macs
+
+
+PIXART_LIVE_MAPS = 12.0  # of the transformer's width per patch: the feed-forward's four wide maps, twice, and residuals
+
+
+def network_live_bytes(shape: NetworkShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:
+    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions."""
+    if isinstance(shape, PixArtShape):
+        maps = PIXART_LIVE_MAPS * shape.width * (cells // shape.patch**2)
+        return int(maps * batch * element_bytes * (CPU_SCRATCH if cpu else 1.0))
+    return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
 
 
 def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:

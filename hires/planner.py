@@ -223,11 +223,11 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     tile = stage.grid.tile
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
     pictures = (1 if stage.guidance == 1.0 else 2) * min(batch, stage.grid.count)
-    live = cost.unet_live_bytes(spec.unet, tile.area, pictures, element, cpu)
-    canvas = CANVAS_BUFFERS * 4 * spec.unet.latent_channels * stage.grid.canvas.area
+    live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu)
+    canvas = CANVAS_BUFFERS * 4 * spec.network.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
     evaluations = stage.steps * (2 if stage.sampler == "heun" else 1) * (1 if stage.guidance == 1.0 else 2)
-    flops = evaluations * stage.grid.count * cost.unet_flops(spec.unet, tile.height, tile.width)
+    flops = evaluations * stage.grid.count * cost.network_flops(spec.network, tile.height, tile.width, spec.facts.tokens)
     return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
 
 

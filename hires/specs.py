@@ -10,60 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from hires.errors import ModelError, unknown
+from hires.families import FAMILIES, Defaults, FamilyFacts, NetworkShape, UNetShape, VaeShape
 from hires.resolution import make_bins
 from hires.tiling.geometry import Size
-from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
 
 ASSETS = Path(__file__).parent / "assets"
 NAMED_MODELS = {"demo": ASSETS / "demo"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UNetShape:
-    """What decides the cost of an SDXL-type UNet: channels, resnets and transformer layers per level."""
+class Part:
+    """Where one component of a model is.
 
-    channels: tuple[int, ...]
-    resnets: int
-    transformer_layers: tuple[int, ...]
-    context_width: int
-    latent_channels: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaeShape:
-    """What decides the cost of an AutoencoderKL: channels per level (full resolution first) and resnets per level."""
-
-    channels: tuple[int, ...]
-    resnets: int
-    latent_channels: int
-    mid_attention: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """How a model is run unless the request says otherwise.
-
-    The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
-    `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size.
+    component: 'network', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer' or 'tokenizer_2'. layout: how its keys are
+    named ('diffusers', 'ldm' for the single file of SDXL and SD1.5, 'pixart' for the original .pth) or 'missing'. path: its
+    folder or file. prefix: of its keys in a single file. config: the JSON file that says its shape, its own or a shipped
+    one. looked_in: where a missing part was looked for, for messages.
     """
 
-    sampler: str
-    schedule: str
-    steps: int
-    guidance: float
-    relay_sigma: float
-    relay_steps: int
-    relay_guidance: float
-    tile_px: int
-    overlap_px: int
-    enlarger: str
-
-    def check(self) -> None:
-        """ValueError or TypeError for values that no run could use."""
-        if not (self.steps >= 1 and self.relay_steps >= 1 and 0 <= self.overlap_px < self.tile_px and self.relay_sigma > 0):
-            raise ValueError("steps, tile or relay values out of range")
-        if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
-            raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+    component: str
+    layout: str
+    path: Path | None
+    prefix: str = ""
+    config: Path | None = None
+    looked_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,35 +42,28 @@ class ModelSpec:
 
     name: str
     path: Path
-    family: str
+    facts: FamilyFacts
     parameterisation: str
     sigma_min: float
     sigma_max: float
     vp_betas: tuple[str, float, float] | None
+    zero_terminal_snr: bool
     latent_scale: float
     cell_px: int
     native_px: int
     align_px: int
     bins: tuple[Size, ...]
-    unet: UNetShape
+    network: NetworkShape
     vae: VaeShape
     network_params: int
     text_params: int
     vae_params: int
     defaults: Defaults
+    parts: Mapping[str, Part]
 
-
-# Reference values of methods for families; a folder may override them in its own hires.json.
-FAMILY_DEFAULTS = {
-    "cosxl": Defaults(
-        sampler="euler", schedule="exponential", steps=30, guidance=7.0, relay_sigma=1.0, relay_steps=8,
-        relay_guidance=4.0, tile_px=1024, overlap_px=256, enlarger="pixel",
-    ),
-    "sdxl": Defaults(
-        sampler="dpmpp_2m", schedule="karras", steps=30, guidance=6.0, relay_sigma=1.0, relay_steps=8,
-        relay_guidance=4.0, tile_px=1024, overlap_px=256, enlarger="pixel",
-    ),
-}  # fmt: skip
+    @property
+    def family(self) -> str:
+        return self.facts.name
 
 
 def find_model(name: str) -> Path:
@@ -146,23 +109,37 @@ def _read_spec(name: str, path: Path) -> ModelSpec:
     return ModelSpec(
         name=name,
         path=path,
-        family=family,
+        facts=FAMILIES[family],
         parameterisation=parameterisation,
         sigma_min=sigma_min,
         sigma_max=sigma_max,
         vp_betas=betas,
+        zero_terminal_snr=False,
         latent_scale=vae.get("scaling_factor", 0.13025),
         cell_px=cell_px,
         native_px=native_px,
         align_px=align_px,
         bins=make_bins(native_px, max(align_px, 64 if native_px >= 512 else align_px)),
-        unet=_unet_shape(unet),
+        network=_unet_shape(unet),
         vae=_vae_shape(vae),
         network_params=count_params(path / "unet"),
         text_params=count_params(path / "text_encoder") + count_params(path / "text_encoder_2"),
         vae_params=count_params(path / "vae"),
         defaults=_defaults(path, family),
+        parts=_folder_parts(path),
     )
+
+
+def _folder_parts(path: Path) -> dict[str, Part]:
+    """The components of a diffusers folder of the SDXL layout."""
+    names = {"network": "unet"}
+    return {
+        component: Part(
+            component=component, layout="diffusers", path=path / names.get(component, component),
+            config=path / names.get(component, component) / "config.json",
+        )
+        for component in ("network", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    }  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -253,7 +230,7 @@ def count_params(folder: Path) -> int:
 def _defaults(path: Path, family: str) -> Defaults:
     own = path / "hires.json"
     if not own.is_file():
-        return FAMILY_DEFAULTS[family]
+        return FAMILIES[family].defaults
     try:
         defaults = Defaults(**read_json(own)["defaults"])
         defaults.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-from hires.specs import VaeShape
+from hires.families import VaeShape
 from hires.tiling.geometry import Size, bands
 
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hires"
 ROWS = (
-    ("errors", "types", "tiling.geometry", "specs", "resolution", "vae_cost", "cost", "planner"),
+    ("errors", "types", "tiling.geometry", "families", "specs", "resolution", "vae_cost", "cost", "planner"),
     ("device", "schedules", "samplers", "denoisers", "conditioning"),
     ("imageio", "metrics"),
     ("kernels",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hires.cost import unet_flops, unet_live_bytes, vae_decode_flops, vae_encode_flops, vae_live_bytes
-from hires.specs import UNetShape, VaeShape
+from hires.families import UNetShape, VaeShape
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)
 VAE = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
@@ -50,7 +50,7 @@ def test_the_formula_counts_what_runs() -> None:
         unet(
             torch.zeros(1, 4, 24, 32),
             torch.zeros(1),
-            encoder_hidden_states=torch.zeros(1, 77, spec.unet.context_width),
+            encoder_hidden_states=torch.zeros(1, 77, spec.network.context_width),
             added_cond_kwargs={"text_embeds": torch.zeros(1, 128), "time_ids": torch.zeros(1, 6)},
         )
-    assert unet_flops(spec.unet, 24, 32) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert unet_flops(spec.network, 24, 32) == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from hires.errors import BudgetError, RequestError
+from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.planner import described_card, host_device, plan
-from hires.specs import ModelSpec, UNetShape, VaeShape
+from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.types import RenderRequest, parse_bytes
 
@@ -21,7 +22,6 @@ def request(size: Size, **options: object) -> RenderRequest:
 def cosxl(demo: ModelSpec) -> ModelSpec:
     """The shapes and bytes of the full CosXL, no weights."""
     from hires.resolution import make_bins
-    from hires.specs import FAMILY_DEFAULTS
 
     return replace(
         demo,
@@ -29,14 +29,14 @@ def cosxl(demo: ModelSpec) -> ModelSpec:
         native_px=1024,
         align_px=32,
         bins=make_bins(1024, 64),
-        unet=UNetShape(
+        network=UNetShape(
             channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4
         ),
         vae=VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True),
         network_params=2_567_460_000,
         text_params=817_720_000,
         vae_params=83_650_000,
-        defaults=FAMILY_DEFAULTS["cosxl"],
+        defaults=FAMILIES["cosxl"].defaults,
     )
 
 

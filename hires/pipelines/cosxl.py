@@ -11,6 +11,7 @@ from torch import Tensor
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, Network, edm_v, eps
 from hires.device import TORCH_DTYPE
+from hires.families import UNetShape
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.pipelines.base import dispatch_attention
 from hires.specs import ModelSpec, vp_sigmas
@@ -40,7 +41,8 @@ class CosXL:
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         """Which attention backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
-        level = next((i for i, layers in enumerate(self.spec.unet.transformer_layers) if layers), 0)
+        assert isinstance(self.spec.network, UNetShape)
+        level = next((i for i, layers in enumerate(self.spec.network.transformer_layers) if layers), 0)
         tokens = (tile.height >> level) * (tile.width >> level)
         spec = AttentionSpec(device=self.device.type, dtype=self._dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
         return (("attention", select(spec).name),)

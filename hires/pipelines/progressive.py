@@ -46,7 +46,9 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoi
         recomputed = family.vae.recomputed
         reset_peak(family.device)
         cells = stage.grid.canvas
-        noise = CanvasNoise(seed, index, Box(0, 0, cells.height, cells.width), family.spec.unet.latent_channels, family.device)
+        noise = CanvasNoise(
+            seed, index, Box(0, 0, cells.height, cells.width), family.spec.network.latent_channels, family.device
+        )
         if index == 0:
             x = noise(-1) * (stage.sigma_start**2 + 1) ** 0.5
         else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hires.cost import VaePolicy, vae_ladder
 from hires.errors import RequestError, unknown
-from hires.specs import VaeShape
+from hires.families import VaeShape
 from hires.tiling.geometry import Box, Size
 from hires.tiling.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
 from hires.tiling.retry import Ladder, attempt

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.allocations import Allocations, counted
 from hires.cost import VaePolicy, vae_policy
-from hires.specs import VaeShape
+from hires.families import VaeShape
 from hires.tiling import vae as banded
 from hires.tiling.geometry import Box, Size
 
@@ -62,7 +62,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
     return found
 
 
-FAST = [(4096, "bands"), (4096, "recompute_up"), (4096, "recompute_conv"), (2048, "host")]
+FAST = [(1024, "bands"), (1024, "recompute_up"), (2048, "recompute_conv"), (1024, "host")]
 SLOW = [(side, policy) for side in (1024, 2048, 4096, 8192) for policy in ("bands", "recompute_up", "recompute_conv", "host")]
 
 

@@ -1,0 +1,215 @@
+"""The families of models, one row each: what their files do not say, and how they are run. No torch.
+
+`identify` finds the row from a checkpoint's keys; where keys cannot tell (Turbo, a merged LCM, DMD) the user names it.
+Facts from the model cards, the papers and the upstream configurations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
+
+SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)
+PIXART_BETAS = ("linear", 0.0001, 0.02)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetShape:
+    """What decides the cost of an SDXL-type UNet: channels, resnets and transformer layers per level."""
+
+    channels: tuple[int, ...]
+    resnets: int
+    transformer_layers: tuple[int, ...]
+    context_width: int
+    latent_channels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixArtShape:
+    """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells.
+
+    `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    patch: int
+    caption_width: int
+    latent_channels: int
+    kv_compression: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+NetworkShape = UNetShape | PixArtShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeShape:
+    """What decides the cost of an AutoencoderKL: channels per level (full resolution first) and resnets per level."""
+
+    channels: tuple[int, ...]
+    resnets: int
+    latent_channels: int
+    mid_attention: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """How a model is run unless the request says otherwise.
+
+    The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
+    `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size.
+    """
+
+    sampler: str
+    schedule: str
+    steps: int
+    guidance: float
+    relay_sigma: float
+    relay_steps: int
+    relay_guidance: float
+    tile_px: int
+    overlap_px: int
+    enlarger: str
+    image_guidance: float = 1.5
+
+    def check(self) -> None:
+        """ValueError or TypeError for values that no run could use."""
+        if not (self.steps >= 1 and self.relay_steps >= 1 and 0 <= self.overlap_px < self.tile_px and self.relay_sigma > 0):
+            raise ValueError("steps, tile or relay values out of range")
+        if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
+            raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+
+
+def _run(
+    sampler: str, schedule: str, steps: int, guidance: float, tile_px: int, relay_steps: int = 8, relay_guidance: float = 4.0
+) -> Defaults:
+    """Defaults with the relay values of the methods' reference; few-step models have their own."""
+    return Defaults(
+        sampler=sampler,
+        schedule=schedule,
+        steps=steps,
+        guidance=guidance,
+        relay_sigma=1.0,
+        relay_steps=relay_steps,
+        relay_guidance=relay_guidance,
+        tile_px=tile_px,
+        overlap_px=tile_px // 4,
+        enlarger="pixel",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyFacts:
+    """One family.
+
+    network: 'unet' or 'pixart'. parameterisation: 'edm_v', 'eps' or 'v'. betas: (kind, first, last) of the 1000 steps of a
+    variance-preserving model, None for EDM; sigma_range: least and largest sigma of an EDM model, overridden by the file.
+    latent_scale multiplies the VAE's latents. image_channels: further input channels that hold an image to edit,
+    image_scaled whether they are multiplied by latent_scale. bins: the aspect-ratio table's size class in px, None for the
+    engine's own. text: the text towers; tokens: their length. position_span: over how many units PixArt's position
+    embedding runs per axis, whatever the size. size_conditions: 'sdxl' (six numbers), 'pixart' (resolution, aspect ratio)
+    or None. few_step: 'lcm', 'turbo' or 'dmd'. same_keys_as: the family whose files look alike, so that the user must say
+    which; accelerators: LoRA kinds that were distilled for it. configs: folder under assets/configs with the JSON that a
+    single file lacks.
+    """
+
+    name: str
+    title: str
+    network: str
+    parameterisation: str
+    latent_scale: float
+    native_px: int
+    text: tuple[str, ...]
+    tokens: int
+    configs: str
+    defaults: Defaults
+    betas: tuple[str, float, float] | None = None
+    sigma_range: tuple[float, float] | None = None
+    zero_terminal_snr: bool = False
+    latent_channels: int = 4
+    image_channels: int = 0
+    image_scaled: bool = True
+    align_px: int = 64
+    bins: int | None = None
+    position_span: float | None = None
+    size_conditions: str | None = None
+    few_step: str | None = None
+    same_keys_as: str | None = None
+    accelerators: tuple[str, ...] = field(default=())
+
+
+CLIP_TOWERS = ("clip_l", "clip_g")
+
+
+def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **facts: object) -> FamilyFacts:
+    """A member of the SDXL layout."""
+    given: dict[str, object] = {
+        "network": "unet", "latent_scale": 0.13025, "native_px": 1024, "text": CLIP_TOWERS, "tokens": 77, "bins": 1024,
+        "configs": "sdxl", "betas": SDXL_BETAS, "size_conditions": "sdxl",
+    }  # fmt: skip
+    return FamilyFacts(name=name, title=title, parameterisation=parameterisation, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
+
+
+def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: object) -> FamilyFacts:
+    """A member of the PixArt layout; Σ unless said otherwise."""
+    given: dict[str, object] = {
+        "network": "pixart", "parameterisation": "eps", "latent_scale": 0.13025, "text": ("t5",), "tokens": 300,
+        "configs": "pixart", "betas": PIXART_BETAS, "align_px": 16, "bins": native_px, "position_span": 32.0,
+    }  # fmt: skip
+    return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
+
+
+ALPHA = {"latent_scale": 0.18215, "tokens": 120}
+PIXART_RUN = ("dpmpp_2m", "linear", 20, 4.5)
+
+_ROWS = (
+    _sdxl("cosxl", "CosXL", "edm_v", _run("euler", "exponential", 30, 7.0, 1024), betas=None, sigma_range=(0.002, 120.0)),
+    _sdxl(
+        "cosxl-edit", "CosXL-Edit", "edm_v", _run("euler", "exponential", 20, 7.0, 1024), betas=None,
+        sigma_range=(0.002, 120.0), image_channels=4,
+    ),
+    _sdxl("sdxl", "SDXL", "eps", _run("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
+    _sdxl("sdxl-v", "SDXL, v-prediction", "v", _run("euler", "linear", 28, 5.0, 1024)),
+    _sdxl(
+        "sdxl-ip2p", "SDXL InstructPix2Pix", "eps", _run("euler", "linear", 30, 5.0, 768), native_px=768, bins=None,
+        image_channels=4, image_scaled=False,
+    ),
+    _sdxl(
+        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, 2, 1.0),
+        native_px=512, bins=512, few_step="turbo", same_keys_as="sdxl",
+    ),
+    _sdxl(
+        "sdxl-lcm", "SDXL with LCM-LoRA", "eps", _run("lcm", "lcm", 4, 1.0, 1024, 2, 1.0), few_step="lcm",
+        same_keys_as="sdxl",
+    ),
+    _sdxl(
+        "sd15", "Stable Diffusion 1.5", "eps", _run("dpmpp_2m", "karras", 25, 7.0, 512), latent_scale=0.18215, native_px=512,
+        bins=512, text=("clip_l",), configs="sd15", size_conditions=None,
+    ),
+    _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _run(*PIXART_RUN, 256)),
+    _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),
+    _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _run(*PIXART_RUN, 1024)),
+    _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _run(*PIXART_RUN, 2048)),
+    _pixart("pixart-alpha-256", "PixArt-α 256", 256, _run(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
+    _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
+    _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
+    _pixart(
+        "pixart-delta", "PixArt-δ (LCM) 1024", 1024, _run("lcm", "lcm", 4, 1.0, 1024, 2, 1.0),
+        size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
+    ),
+    _pixart(
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "dmd", 1, 1.0, 512, 1, 1.0), few_step="dmd",
+        same_keys_as="pixart-alpha-512", **ALPHA,
+    ),
+    _pixart(
+        "yoso-pixart-512", "YOSO PixArt-α 512", 512, _run("lcm", "lcm", 2, 1.5, 512, 1, 1.0), few_step="lcm",
+        same_keys_as="pixart-alpha-512", **ALPHA,
+    ),
+)  # fmt: skip
+FAMILIES = {facts.name: facts for facts in _ROWS}
