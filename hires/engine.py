@@ -210,12 +210,14 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
     from hires.imageio import PictureSink
     from hires.pipelines import progressive
     from hires.pipelines.cosxl import CosXL
+    from hires.pipelines.pixart_sigma import PixArtSigma
     from hires.tiling.retry import Ladder
 
     begun = time.monotonic()
     tell(Event(stage="load", done=0, total=1))
     ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
-    family = CosXL(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
+    kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
+    family = kind(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell)

@@ -49,6 +49,7 @@ class PixArtNetwork:
         transformer.set_attn_processor(_processors(transformer, thin, backend))
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
+        assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
         tokens, bias = padded_text(cond.tokens, cond.mask)
         output: Tensor = self.transformer(
             torch.cat([x.float(), self._positions(x, cond)], dim=1),

@@ -229,6 +229,6 @@ def test_a_relay_says_what_is_rendered_and_how_far_it_is_enlarged() -> None:
         (Size(4096, 4096), "base picture 1024x1024 (bin 1.00), enlarged 4.00x to the canvas 4096x4096, refined in 2 stages"),
         (Size(3520, 5266), "base picture 1216x832 (bin 0.68), enlarged 4.23x in height and 4.34x in width"),
         (Size(1024, 960), "base picture 960x1024 is the canvas itself; nothing is enlarged"),
-        (Size(640, 16000), "base picture 3760x160 (narrower than any bin"),
+        (Size(640, 16000), "base picture 5200x208 (narrower than any bin"),
     ):
         assert relay_note(stage_canvases(snap(size, 16), bins, 16), bins).startswith(words)
