@@ -41,6 +41,11 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is no number") from None
 
 
+def level(text: str) -> float | str:
+    """'auto' or a number typed by a user."""
+    return text if text == "auto" else number(text)
+
+
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
 Model = Annotated[str, typer.Option(help="demo (ships with hires) or a path to a diffusers folder.")]
@@ -62,6 +67,15 @@ Tile = Annotated[
     int | None, typer.Option(parser=whole, metavar="PX", help="Tile side in pixels; default: the model's training size.")
 ]
 Overlap = Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Pixels that neighbouring tiles share.")]
+SigmaMax = Annotated[
+    Any,
+    typer.Option(
+        "--sigma-max",
+        parser=level,
+        metavar="auto|X",
+        help="Noise level that an EDM model (CosXL) starts from; auto: what goes with the size. Default: the model's.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
@@ -99,6 +113,7 @@ def render(
     dtype: Dtype = "auto",
     tile: Tile = None,
     overlap: Overlap = None,
+    sigma_max: SigmaMax = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
@@ -111,7 +126,7 @@ def render(
             return engine.render(
                 prompt, size=size, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
-                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap,
+                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max,
             )  # fmt: skip
 
     result = guarded(work)
@@ -139,6 +154,7 @@ def plan(
     dtype: Dtype = "auto",
     tile: Tile = None,
     overlap: Overlap = None,
+    sigma_max: SigmaMax = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
@@ -160,6 +176,7 @@ def plan(
             dtype=dtype,
             tile_px=tile,
             overlap_px=overlap,
+            sigma_max=sigma_max,
         )
     )
     print(json.dumps(made.to_json(), default=str) if as_json else made.explain())

@@ -17,6 +17,8 @@ class Conditioning:
 
     tokens (B, T, D); mask (B, T) or None; pooled (B, P) or None; image_latents (B, C, h, w) or None, cropped with the
     tile; size_ids (B, 6) or None: SDXL's original height, width, crop top, left, target height, width, in pixels.
+    resolution (B, 2) or None: PixArt-α's height and width in pixels. canvas: the whole picture in latent cells, for
+    networks that must know where a tile lies on it; places: a box of it per picture, None where each is all of it.
     `cell_px` is how many pixels one latent cell covers.
     """
 
@@ -25,14 +27,27 @@ class Conditioning:
     pooled: Tensor | None = None
     image_latents: Tensor | None = None
     size_ids: Tensor | None = None
+    resolution: Tensor | None = None
+    canvas: Size | None = None
+    places: tuple[Box, ...] | None = None
     cell_px: int = 8
 
     @property
     def batch(self) -> int:
         return self.tokens.shape[0]
 
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Where each picture of the batch lies on the canvas, in cells; there must be a canvas."""
+        assert self.canvas is not None, "these conditions know no canvas"
+        return self.places or (Box(0, 0, self.canvas.height, self.canvas.width),) * self.batch
+
     def crop(self, box: Box) -> Conditioning:
-        """The conditions of a tile: crop offsets move with it, original and target size stay the canvas's."""
+        """The conditions of a tile, a box of these pictures in cells.
+
+        SDXL's crop offsets move with it, original and target size stay the canvas's. PixArt's resolution becomes the
+        tile's own: it was trained on whole pictures, and knows no size beyond them.
+        """
         ids, latents = self.size_ids, self.image_latents
         if ids is not None and (box.top or box.left):
             ids = ids.clone()
@@ -40,19 +55,28 @@ class Conditioning:
             ids[:, 3] += box.left * self.cell_px
         if latents is not None:
             latents = latents[..., box.rows, box.cols]
-        return replace(self, size_ids=ids, image_latents=latents)
+        resolution, places = self.resolution, self.places
+        if resolution is not None:
+            sides = [box.height * self.cell_px, box.width * self.cell_px]
+            resolution = resolution.new_tensor(sides).repeat(self.batch, 1)
+        if self.canvas is not None:
+            places = tuple(Box(b.top + box.top, b.left + box.left, box.height, box.width) for b in self.boxes)
+        return replace(self, size_ids=ids, image_latents=latents, resolution=resolution, places=places)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
-        """On a device; size ids stay float32, they hold pixels."""
+        """On a device; size ids and resolutions stay float32, they hold pixels."""
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, dtype)
+        def move(value: Tensor | None, to: torch.dtype | None = dtype) -> Tensor | None:
+            return None if value is None else value.to(device, to)
 
-        ids = None if self.size_ids is None else self.size_ids.to(device)
-        mask = None if self.mask is None else self.mask.to(device)
-        tokens = self.tokens.to(device, dtype)
         return replace(
-            self, tokens=tokens, mask=mask, pooled=move(self.pooled), image_latents=move(self.image_latents), size_ids=ids
+            self,
+            tokens=self.tokens.to(device, dtype),
+            mask=move(self.mask, None),
+            pooled=move(self.pooled),
+            image_latents=move(self.image_latents),
+            size_ids=move(self.size_ids, None),
+            resolution=move(self.resolution, None),
         )
 
 
@@ -65,10 +89,17 @@ def sdxl_size_ids(canvas_px: Size, batch: int = 1) -> Tensor:
     return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
 
 
+def pixart_resolution(canvas_px: Size, batch: int = 1) -> Tensor:
+    """PixArt-α's size condition of whole pictures, (batch, 2): height and width in pixels."""
+    return torch.tensor([[canvas_px.height, canvas_px.width]], dtype=torch.float32).repeat(batch, 1)
+
+
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """One batch from several, in order; parts must agree on which fields they have."""
+    """One batch from several, in order; parts must agree on which fields they have, and on the canvas."""
     if len(parts) == 1:
         return parts[0]
+    assert len({part.canvas for part in parts}) == 1, "conditionings are of different canvases"
+    placed = any(part.places is not None for part in parts)
 
     def joined(values: Sequence[Tensor | None]) -> Tensor | None:
         present = [value for value in values if value is not None]
@@ -82,4 +113,6 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         pooled=joined([part.pooled for part in parts]),
         image_latents=joined([part.image_latents for part in parts]),
         size_ids=joined([part.size_ids for part in parts]),
+        resolution=joined([part.resolution for part in parts]),
+        places=tuple(box for part in parts for box in part.boxes) if placed else None,
     )

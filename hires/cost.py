@@ -127,15 +127,33 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
     return 2.0 * macs
 
 
-PIXART_LIVE_MAPS = 12.0  # of the transformer's width per patch: the feed-forward's four wide maps, twice, and residuals
-
-
-def network_live_bytes(shape: NetworkShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions."""
+def network_live_bytes(
+    shape: NetworkShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int = TEXT_TOKENS
+) -> int:
+    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions and `tokens` of text."""
     if isinstance(shape, PixArtShape):
-        maps = PIXART_LIVE_MAPS * shape.width * (cells // shape.patch**2)
-        return int(maps * batch * element_bytes * (CPU_SCRATCH if cpu else 1.0))
+        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens)
     return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
+
+
+PIXART_FORWARD_ROWS = 12  # in the feed-forward: 4-wide before and after its GELU, its input, and three maps of the residuals
+PIXART_CROSS_ROWS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
+
+
+def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int) -> int:
+    """What an eager forward of the transformer holds at its peak, weights apart.
+
+    Counted in rows of `width` elements, one per patch or word and map, at the two places where most is alive: in the
+    feed-forward of a block, beside the projected text; and, where there are more words than pixels, in cross-attention,
+    beside text, its keys and its values. Through both live the words as they came and as padded, the timestep's modulation
+    (6 rows and its own) and, in float32, the latents as they came and with the two channels that place them.
+    """
+    patches, words = cells // shape.patch**2, -(-tokens // 8) * 8
+    rows = max(PIXART_FORWARD_ROWS * patches + words, PIXART_CROSS_ROWS * patches + 3 * words) + 9
+    text = (words if words > tokens else 0) * shape.caption_width
+    latents = (2 * shape.latent_channels + 4) * cells * 4
+    held = (rows * shape.width + text) * element_bytes + latents
+    return int(held * batch * (CPU_SCRATCH if cpu else 1.0))
 
 
 def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:

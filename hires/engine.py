@@ -54,6 +54,7 @@ def render(
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
+    sigma_max: float | str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
@@ -72,6 +73,8 @@ def render(
         steps, guidance, sampler: of the base picture; None takes the model's own.
         strategy: "auto", "direct", "tiled" or "progressive".
         tile_px, overlap_px: tile side and overlap in pixels; None takes the model's training size and a quarter.
+        sigma_max: the noise level that an EDM model such as CosXL starts from, or "auto" for one that goes with the size;
+            None takes the model's own. Refused for variance-preserving models.
         dtype: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda:0".
         vram: memory budget such as "12GiB" (2^30) or "24GB" (10^9), or bytes; default: what is free.
@@ -101,6 +104,7 @@ def render(
         dtype=dtype,
         tile_px=tile_px,
         overlap_px=overlap_px,
+        sigma_max=sigma_max,
     )
     path = None if output is None else check_output(_path(output), overwrite)
     chosen = choose_device(device)
@@ -123,6 +127,7 @@ def plan(
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
+    sigma_max: float | str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
@@ -145,6 +150,7 @@ def plan(
         dtype=dtype,
         tile_px=tile_px,
         overlap_px=overlap_px,
+        sigma_max=sigma_max,
     )
     return planner.plan(request, load_spec(request.model), describe_device(device, _budget(vram)))
 
@@ -204,12 +210,14 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
     from hires.imageio import PictureSink
     from hires.pipelines import progressive
     from hires.pipelines.cosxl import CosXL
+    from hires.pipelines.pixart_sigma import PixArtSigma
     from hires.tiling.retry import Ladder
 
     begun = time.monotonic()
     tell(Event(stage="load", done=0, total=1))
     ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
-    family = CosXL(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
+    kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
+    family = kind(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell)

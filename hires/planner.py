@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hires import cost
 from hires.errors import BudgetError, RequestError
-from hires.resolution import check_size, round_up, snap, stage_canvases
-from hires.specs import ModelSpec
+from hires.resolution import check_size, relay_note, round_up, snap, stage_canvases
+from hires.specs import ModelSpec, sigma_max_for
 from hires.tiling.geometry import Size, make_grid
 from hires.types import (
     BYTES_PER_ELEMENT,
@@ -75,6 +75,12 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     notes.append(f"dtype {dtype}: {why}")
     tile, overlap = choose_tile(request, canvas, spec, strategy)
     stages = make_stages(request, canvas, spec, strategy, tile, overlap)
+    notes.append(relay_note(tuple(stage.canvas for stage in stages), spec.bins))
+    if request.sigma_max is not None:
+        notes.append(
+            f"starts from sigma {stages[0].sigma_start:g} instead of the checkpoint's {spec.sigma_max:g}: "
+            + ("what goes with the size" if request.sigma_max == "auto" else "as asked for")
+        )
     tile_px = tile * spec.cell_px
     asked = "as asked for" if request.tile_px == tile_px else f"--tile {request.tile_px} rounded up to {spec.align_px} px"
     notes.append(
@@ -176,7 +182,7 @@ def make_stages(
                 name="base" if first else f"refine {index}",
                 canvas=size,
                 grid=grid,
-                sigma_start=spec.sigma_max if first else min(defaults.relay_sigma, spec.sigma_max),
+                sigma_start=choose_sigma_max(request, spec, size) if first else min(defaults.relay_sigma, spec.sigma_max),
                 steps=steps if first else relay_steps,
                 sampler=sampler,
                 guidance=guidance if first else min(guidance, defaults.relay_guidance),
@@ -184,6 +190,21 @@ def make_stages(
             )
         )
     return tuple(stages)
+
+
+def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> float:
+    """The noise level that a picture of that size starts from; RequestError where the model has no choice, or not that one."""
+    if request.sigma_max is None:
+        return spec.sigma_max
+    fitting = sigma_max_for(spec, size)
+    if isinstance(request.sigma_max, str):
+        return fitting
+    if not spec.sigma_min < request.sigma_max <= spec.sigma_max:
+        raise RequestError(
+            f"--sigma-max {request.sigma_max:g}: {spec.name} was trained from {spec.sigma_min:g} to {spec.sigma_max:g}; "
+            f"give a level between, such as {fitting:.1f}"
+        )
+    return request.sigma_max
 
 
 def text_cost(spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
@@ -223,7 +244,7 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     tile = stage.grid.tile
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
     pictures = (1 if stage.guidance == 1.0 else 2) * min(batch, stage.grid.count)
-    live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu)
+    live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu, spec.facts.tokens)
     canvas = CANVAS_BUFFERS * 4 * spec.network.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
     evaluations = stage.steps * (2 if stage.sampler == "heun" else 1) * (1 if stage.guidance == 1.0 else 2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
 from hires.errors import SizeError
+from hires.families import FamilyFacts
 from hires.tiling.geometry import Box, Size
 
 LARGEST_SIDE_PX = 131_072
 LARGEST_AREA_PX = 2**32
 SMALLEST_SIDE_PX = 16
+SIZE_CLASSES = (256, 512, 1024, 2048, 2880, 4096)  # sides of the square bin; 2880 is the area of 3840x2160
 
 
 def parse_size(text: str) -> Size:
@@ -49,6 +52,33 @@ def make_bins(native_px: int, align_px: int) -> tuple[Size, ...]:
         width = max(align_px, round(native_px * native_px / height / align_px) * align_px)
         bins.append(Size(height, width))
     return tuple(bins)
+
+
+@functools.cache
+def aspect_bins(size_class: int) -> tuple[Size, ...]:
+    """The 40 sizes, aspect 1:4 to 4:1, that PixArt-Σ and α were trained on in that class; lowest height first.
+
+    The rule behind the published tables: at 1024 every pair of multiples of 64 px with an area from 0.9 to 1 times 1024^2,
+    but for height 1344, width 704. The other classes are this one scaled; in that of 2880 sides are rounded down to
+    multiples of 64 px and 3776x2112 gives way to the screens' 3840x2112 (and so on its side). All sides are multiples of
+    16 px. ValueError for any other class.
+    """
+    if size_class not in SIZE_CLASSES:
+        raise ValueError(f"no bins for the size class {size_class}; known: {', '.join(map(str, SIZE_CLASSES))}")
+    sides = range(512, 2049, 64)
+    pairs = [(h, w) for h in sides for w in sides if 0.9 * 1024**2 <= h * w <= 1024**2 and (h, w) != (1344, 704)]
+    if size_class != 2880:
+        return tuple(Size(h * size_class // 1024, w * size_class // 1024) for h, w in pairs)
+    screens = {(2112, 3776): (2112, 3840), (3776, 2112): (3840, 2112)}
+    floored = [(h * 2880 // 1024 // 64 * 64, w * 2880 // 1024 // 64 * 64) for h, w in pairs]
+    return tuple(Size(*screens.get(pair, pair)) for pair in floored)
+
+
+def bins_for(facts: FamilyFacts, native_px: int, align_px: int) -> tuple[Size, ...]:
+    """The sizes a model's base pictures are rendered at: PixArt's own table, for others bins of about native area."""
+    if facts.network == "pixart" and facts.bins is not None:
+        return aspect_bins(facts.bins)
+    return make_bins(native_px, max(align_px, 64 if native_px >= 512 else align_px))
 
 
 def nearest_bin(size: Size, bins: tuple[Size, ...]) -> Size:
@@ -105,3 +135,17 @@ def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int) -> tuple
         scale = ratio ** (k / count) / ratio
         sizes.append(snap(Size(math.ceil(canvas.height * scale - 1e-6), math.ceil(canvas.width * scale - 1e-6)), align_px))
     return (*sizes, canvas)
+
+
+def relay_note(canvases: tuple[Size, ...], bins: tuple[Size, ...]) -> str:
+    """What is rendered, in which bin (height / width), and by how much it is enlarged on the way to the last canvas."""
+    base, canvas = canvases[0], canvases[-1]
+    if base == canvas:
+        return f"base picture {base} is the canvas itself; nothing is enlarged"
+    named = f"bin {base.height / base.width:.2f}" if base in bins else "narrower than any bin, of the area of the nearest"
+    resized, _ = relay_view(base, canvas)
+    down, across = resized.height / base.height, resized.width / base.width
+    factor = f"{down:.2f}x" if abs(down - across) < 0.005 else f"{down:.2f}x in height and {across:.2f}x in width"
+    cut = "" if resized == canvas else f", {1 - canvas.area / resized.area:.0%} of it cut away"
+    count = f"{len(canvases) - 1} stage{'s' if len(canvases) > 2 else ''}"
+    return f"base picture {base} ({named}), enlarged {factor} to the canvas {canvas}, refined in {count}{cut}"

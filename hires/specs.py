@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hires.errors import ModelError, unknown
+from hires.errors import ModelError, RequestError, unknown
 from hires.families import FAMILIES, Defaults, FamilyFacts, NetworkShape, UNetShape, VaeShape
-from hires.resolution import make_bins
+from hires.resolution import bins_for
 from hires.tiling.geometry import Size
 
 ASSETS = Path(__file__).parent / "assets"
@@ -119,7 +119,7 @@ def _read_spec(name: str, path: Path) -> ModelSpec:
         cell_px=cell_px,
         native_px=native_px,
         align_px=align_px,
-        bins=make_bins(native_px, max(align_px, 64 if native_px >= 512 else align_px)),
+        bins=bins_for(FAMILIES[family], native_px, align_px),
         network=_unet_shape(unet),
         vae=_vae_shape(vae),
         network_params=count_params(path / "unet"),
@@ -181,6 +181,20 @@ def vp_sigmas(beta_schedule: str, beta_start: float, beta_end: float, count: int
         kept *= 1 - (low + (high - low) * t / (count - 1)) ** power
         result.append(math.sqrt((1 - kept) / kept))
     return tuple(result)
+
+
+def sigma_max_for(spec: ModelSpec, size: Size) -> float:
+    """min(sigma_max, 14.6 x longest side / 1024): the noise that hides the largest shapes of a picture of that size.
+
+    Twice the side needs twice the noise (arXiv 2409.15997), and SDXL's 14.6 is made for 1024 px. RequestError for a
+    variance-preserving model.
+    """
+    if spec.vp_betas is not None:
+        raise RequestError(
+            f"--sigma-max: {spec.name} is variance-preserving, its {len(vp_sigmas(*spec.vp_betas))} noise levels end at "
+            f"{spec.sigma_max:.2f} and its network knows no others; leave the option out"
+        )
+    return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
 def _unet_shape(config: Mapping[str, Any]) -> UNetShape:

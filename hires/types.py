@@ -39,7 +39,10 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """What the user asked for. Pixel sizes; None means: the plan chooses. RequestError for values out of range."""
+    """What the user asked for. Pixel sizes; None means: the plan chooses. RequestError for values out of range.
+
+    sigma_max: the noise level an EDM model starts from, 'auto' for one that goes with the size, None for its own.
+    """
 
     prompt: str
     size: Size
@@ -53,6 +56,7 @@ class RenderRequest:
     dtype: str = "auto"
     tile_px: int | None = None
     overlap_px: int | None = None
+    sigma_max: float | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -72,12 +76,20 @@ class RenderRequest:
             raise RequestError(f"--steps {self.steps}: give a number of steps from 1 to 1000")
         if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):
             raise RequestError(f"--guidance {self.guidance}: give a number from 0 to 100 (1 turns guidance off)")
+        if self.sigma_max is not None and self.sigma_max != "auto":
+            self._check_sigma_max(self.sigma_max)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed {self.seed}: give a whole number from 0 to {2**63 - 1}")
         if self.tile_px is not None and self.tile_px < 1:
             raise RequestError(f"--tile {self.tile_px}: give a tile side in pixels, such as 256 or 1024")
         if self.overlap_px is not None and self.overlap_px < 0:
             raise RequestError(f"--overlap {self.overlap_px}: give a number of pixels from 0 up to below the tile")
+
+    @staticmethod
+    def _check_sigma_max(value: float | str) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (math.isfinite(float(value)) and 0 < float(value) <= 1e6):
+            raise RequestError(f"--sigma-max {value!r}: give 'auto' or a noise level above 0, such as 60")
 
 
 def _known(what: str, value: str, names: tuple[str, ...]) -> None:

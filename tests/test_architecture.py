@@ -17,7 +17,7 @@ ROWS = (
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling",),
-    ("weights", "text"),
+    ("weights", "text", "processors", "pixart"),
     ("pipelines",),
     ("engine", "roundtrip"),
     ("cli",),

@@ -46,6 +46,7 @@ def spawn(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
         (["--size", "64x64", "--vram", "lots"], "'lots'"),
         (["--size", "2048x2048", "--vram", "1MB", "--device", "cpu"], "would do"),
         (["--size", "2048x2048", "--overlap", "256"], "--overlap 256"),
+        (["--size", "256x256", "--sigma-max", "500"], "--sigma-max 500"),
         (["--size", "64x64", "--seed", "-1"], "--seed -1"),
         (["--size", "64x64", "--steps", "many"], "'many'"),
         (["--size", "9" * 5000], "--size"),
@@ -166,7 +167,7 @@ def test_help_lists_every_option_of_the_interface() -> None:
     done = spawn("render", "--help", env=env)
     for option in (
         "--size", "--output", "--model", "--negative", "--steps", "--guidance", "--sampler", "--seed", "--strategy", "--vram",
-        "--device", "--dtype", "--tile", "--overlap", "--json", "--quiet", "--overwrite",
+        "--device", "--dtype", "--tile", "--overlap", "--sigma-max", "--json", "--quiet", "--overwrite",
     ):  # fmt: skip
         assert option in done.stdout
 

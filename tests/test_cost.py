@@ -1,13 +1,24 @@
-"""FLOPs against the counts of full-size SDXL networks, op by op, on meta tensors (published in TFLOP, two digits)."""
+"""FLOPs and bytes against the counts of full-size networks, op by op, on meta and fake tensors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from hires.cost import unet_flops, unet_live_bytes, vae_decode_flops, vae_encode_flops, vae_live_bytes
-from hires.families import UNetShape, VaeShape
+from hires.cost import (
+    network_live_bytes,
+    pixart_flops,
+    unet_flops,
+    unet_live_bytes,
+    vae_decode_flops,
+    vae_encode_flops,
+    vae_live_bytes,
+)
+from hires.families import PixArtShape, UNetShape, VaeShape
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)
+PIXART = PixArtShape(layers=28, heads=16, head_dim=72, patch=2, caption_width=4096, latent_channels=4)
 VAE = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
 
 
@@ -54,3 +65,83 @@ def test_the_formula_counts_what_runs() -> None:
             added_cond_kwargs={"text_embeds": torch.zeros(1, 128), "time_ids": torch.zeros(1, 6)},
         )
     assert unet_flops(spec.network, 24, 32) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def full_pixart(layers: int, thin: tuple[int, ...] = (), sized: bool = False) -> Any:
+    """The transformer at full width on whatever device and dtype are the default, behind its adapter."""
+    from diffusers import PixArtTransformer2DModel
+
+    from hires.pixart import PixArtNetwork
+
+    model = PixArtTransformer2DModel(
+        num_layers=layers, caption_channels=4096, sample_size=128, use_additional_conditions=sized
+    ).eval()  # fmt: skip
+    return PixArtNetwork(model, span=32.0, thin=thin)
+
+
+def evaluate(network: Any, side_px: int, batch: int, tokens: int, dtype: Any = None) -> None:
+    """One evaluation of a square picture, its conditions made first."""
+    import torch
+
+    from hires.conditioning import Conditioning
+    from hires.tiling.geometry import Size
+
+    cells = side_px // 8
+    cond = Conditioning(
+        tokens=torch.empty(batch, tokens, 4096, dtype=dtype), mask=torch.empty(batch, tokens).bool(), canvas=Size(cells, cells)
+    )
+    network(torch.empty(batch, 4, cells, cells), 500.0, cond)
+
+
+@pytest.mark.parametrize(
+    ("side", "half", "published"),
+    [(1024, False, 6.6), (2048, False, 52.4), (4096, False, 624.9), (2048, True, 39), (4096, True, 417), (8192, False, 9149.4)],
+)
+def test_flops_of_the_full_transformer(side: int, half: bool, published: float) -> None:
+    """Every matrix product of all 28 blocks on meta tensors, within 1 %; and the published totals in TFLOP."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    thin = (1,) * 14 + (2,) * 14 if half else ()
+    shape = PixArtShape(
+        layers=28, heads=16, head_dim=72, patch=2, caption_width=4096, latent_channels=4, kv_compression=thin
+    )  # fmt: skip
+    predicted = pixart_flops(shape, side // 8, side // 8, 300)
+    assert predicted / 1e12 == pytest.approx(published, rel=0.01)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        evaluate(full_pixart(28, thin), side, 1, 300)
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_attention_is_most_of_a_4k_evaluation() -> None:
+    whole = pixart_flops(PIXART, 512, 512, 300)
+    tokens = 256 * 256
+    assert whole - 4.0 * 28 * 1152 * tokens * tokens == pytest.approx(
+        70.7e12, rel=0.01
+    )  # 554 of the 625 are the scores' and values'
+    assert 4.0 * 28 * 1152 * tokens * tokens == pytest.approx(554e12, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("side", "batch", "tokens"),
+    [(1024, 1, 300), (128, 4, 300), (256, 2, 120), (512, 3, 120), (2048, 1, 300), (2048, 2, 300), (4096, 1, 300)],
+)
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_live_bytes_of_the_full_transformer_are_enough_and_not_many_more(side: int, batch: int, tokens: int, name: str) -> None:
+    """What operators allocate in two blocks of full width, on fake tensors; more blocks hold no more."""
+    import torch
+
+    from benchmarks.allocations import counted
+
+    dtype = getattr(torch, name)
+    with counted() as found:
+        torch.set_default_dtype(dtype)
+        try:
+            network = full_pixart(2)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.live = found.peak = 0
+        evaluate(network, side, batch, tokens, dtype)
+    predicted = network_live_bytes(PIXART, (side // 8) ** 2, batch, dtype.itemsize, cpu=False, tokens=tokens)
+    assert found.peak <= predicted <= 1.10 * found.peak

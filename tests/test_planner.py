@@ -9,7 +9,7 @@ import pytest
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.planner import described_card, host_device, plan
-from hires.specs import ModelSpec
+from hires.specs import ModelSpec, sigma_max_for
 from hires.tiling.geometry import Size
 from hires.types import RenderRequest, parse_bytes
 
@@ -145,3 +145,39 @@ def test_no_operator_of_a_plan_is_handed_more_than_32_bits_can_count(cosxl: Mode
     assert made[2048].decode.policy == "whole"
     assert made[4096].decode.policy == "bands"
     assert all(rung.decode.policy != "whole" for rung in made[4096].ladder)
+
+
+def test_sigma_max_goes_with_the_size_when_asked_to(cosxl: ModelSpec) -> None:
+    card = described_card(parse_bytes("24GB"))
+
+    def start(side: int, sigma_max: float | str | None) -> float:
+        return plan(request(Size(side, side), sigma_max=sigma_max, strategy="direct"), cosxl, card).stages[0].sigma_start
+
+    assert start(1024, None) == 120.0
+    assert start(1024, "auto") == pytest.approx(14.6)
+    assert start(2048, "auto") == pytest.approx(29.2)
+    assert start(2048, 60) == 60.0
+    assert sigma_max_for(cosxl, Size(1024, 8192)) == pytest.approx(116.8)
+    assert sigma_max_for(cosxl, Size(16384, 8192)) == 120.0
+    text = plan(request(Size(4096, 4096), sigma_max="auto"), cosxl, card).explain()
+    assert "starts from sigma 14.6 instead of the checkpoint's 120: what goes with the size" in text
+    with pytest.raises(RequestError, match=r"--sigma-max 200: .* from 0.002 to 120; give a level between, such as 14.6"):
+        start(1024, 200)
+
+
+@pytest.mark.parametrize("value", ["high", -1.0, 0, float("nan"), True, 1e9])
+def test_a_sigma_max_that_is_none_names_itself(value: object) -> None:
+    with pytest.raises(RequestError, match="--sigma-max"):
+        request(Size(512, 512), sigma_max=value)
+
+
+def test_a_variance_preserving_model_has_no_other_sigma_max(cosxl: ModelSpec) -> None:
+    sdxl = replace(cosxl, name="sdxl", vp_betas=FAMILIES["sdxl"].betas, sigma_max=14.61)
+    for value in ("auto", 10.0):
+        with pytest.raises(RequestError, match=r"sdxl is variance-preserving, its 1000 noise levels end at 14.61"):
+            plan(request(Size(1024, 1024), sigma_max=value), sdxl, described_card(parse_bytes("24GB")))
+
+
+def test_a_plan_says_which_picture_is_rendered_and_how_far_it_is_enlarged(cosxl: ModelSpec) -> None:
+    text = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("24GB"))).explain()
+    assert "base picture 1024x1024 (bin 1.00), enlarged 4.00x to the canvas 4096x4096, refined in 2 stages" in text

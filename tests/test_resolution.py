@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hires.errors import SizeError
-from hires.resolution import check_size, cover, make_bins, nearest_bin, parse_size, snap, stage_canvases
+from hires.families import FAMILIES
+from hires.resolution import (
+    SIZE_CLASSES,
+    aspect_bins,
+    base_canvas,
+    bins_for,
+    check_size,
+    cover,
+    make_bins,
+    nearest_bin,
+    parse_size,
+    relay_note,
+    relay_view,
+    snap,
+    stage_canvases,
+)
 from hires.tiling.geometry import Size
 
 
@@ -95,3 +110,125 @@ def test_bins_treat_portrait_and_landscape_alike() -> None:
     wide, tall = nearest_bin(Size(1080, 1920), bins), nearest_bin(Size(1920, 1080), bins)
     assert abs(wide.height / wide.width - tall.width / tall.height) < 0.1
     assert all(0.85 < b.area / 1024**2 < 1.15 for b in bins)
+
+
+def upstream_table(size_class: int) -> dict[str, list[float]]:
+    """diffusers' table of that class; Sana's for 4096. 2880 has none."""
+    from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
+    from diffusers.pipelines.sana import pipeline_sana
+
+    home = {2048: pipeline_pixart_sigma, 4096: pipeline_sana}.get(size_class, pipeline_pixart_alpha)
+    table: dict[str, list[float]] = getattr(home, f"ASPECT_RATIO_{size_class}_BIN")
+    return table
+
+
+@pytest.mark.parametrize(("size_class", "count"), [(256, 33), (512, 33), (1024, 33), (2048, 40), (4096, 40)])
+def test_the_rule_gives_the_published_bins(size_class: int, count: int) -> None:
+    """Where diffusers has 33, the others are those of its 40 at 2048, scaled."""
+    bins, table = aspect_bins(size_class), upstream_table(size_class)
+    published = {Size(int(h), int(w)) for h, w in table.values()}
+    assert len(published) == count
+    assert published <= set(bins)
+    whole = {Size(int(h) * size_class // 2048, int(w) * size_class // 2048) for h, w in upstream_table(2048).values()}
+    assert set(bins) == whole
+    assert len(bins) == 40
+    for key, (h, w) in table.items():
+        assert float(key) == pytest.approx(h / w, abs=0.011)
+
+
+def test_the_4k_class_of_the_paper() -> None:
+    """Sides of PixArt-Σ's 2880 class, as published: height to the widths it goes with."""
+    published = {
+        1408: (5184, 5376, 5568, 5760), 1600: (4672, 4800, 4992), 1792: (4288, 4480), 1920: (3776, 3904, 4096),
+        2112: (3584, 3840), 2304: (3200, 3392), 2496: (3008, 3200), 2688: (2880, 3008), 2880: (2688, 2880),
+        3008: (2496, 2688), 3200: (2304, 2496), 3392: (2304,), 3584: (2112,), 3840: (2112,), 3904: (1920,), 4096: (1920,),
+        4288: (1792,), 4480: (1792,), 4672: (1600,), 4800: (1600,), 4992: (1600,), 5184: (1408,), 5376: (1408,),
+        5568: (1408,), 5760: (1408,),
+    }  # fmt: skip
+    assert aspect_bins(2880) == tuple(Size(h, w) for h, widths in published.items() for w in widths)
+
+
+@pytest.mark.parametrize("size_class", SIZE_CLASSES)
+def test_bins_are_multiples_of_16_px_of_about_one_area(size_class: int) -> None:
+    bins = aspect_bins(size_class)
+    assert all(b.height % 16 == 0 and b.width % 16 == 0 for b in bins)
+    assert all(0.86 <= b.area / size_class**2 <= 1 for b in bins)
+    assert Size(size_class, size_class) in bins
+    with pytest.raises(ValueError, match="no bins for the size class 360"):
+        aspect_bins(360)
+
+
+def test_the_nearest_bin_is_nearest_on_a_log_scale() -> None:
+    """On a linear scale 1.57 would go to 1.67; of the ratios it is as far from 1.46, and 0.637 from 0.68 and 0.60."""
+    bins = aspect_bins(1024)
+    for h, w in ((1000, 700), (3000, 1100), (1570, 1000), (2290, 1000)):
+        tall, wide = nearest_bin(Size(h, w), bins), nearest_bin(Size(w, h), bins)
+        gaps = [abs(math.log(b.height / b.width * w / h)) for b in bins]
+        assert abs(math.log(tall.height / tall.width * w / h)) == min(gaps)
+        assert abs(math.log(wide.height / wide.width * h / w)) <= min(gaps) + 0.03  # 1.91 has no twin at 0.52
+
+
+def test_families_without_a_table_keep_their_bins() -> None:
+    for facts in FAMILIES.values():
+        if facts.network == "unet":
+            assert bins_for(facts, facts.native_px, 32) == make_bins(facts.native_px, 64)
+        else:
+            assert bins_for(facts, facts.native_px, facts.align_px) == aspect_bins(facts.native_px)
+    assert bins_for(FAMILIES["cosxl"], 256, 32) == make_bins(256, 32)
+
+
+CANVASES = sorted({(facts.network, facts.native_px, facts.align_px) for facts in FAMILIES.values()})
+EXTREMES = [
+    (16, 16),
+    (16, 800),
+    (800, 16),
+    (16, 9000),
+    (9000, 180),
+    (180, 9000),
+    (720, 392),
+    (392, 720),
+    (8192, 8192),
+    (4320, 7680),
+]
+
+
+def sweep(network: str, native_px: int, align_px: int, count: int) -> None:
+    """Every size goes through snapping, bins, stages and relays and is delivered to the pixel."""
+    facts = next(f for f in FAMILIES.values() if (f.network, f.native_px, f.align_px) == (network, native_px, align_px))
+    bins, rng = bins_for(facts, native_px, align_px), random.Random(native_px)
+    sizes = EXTREMES + [(rng.randint(16, 9000), rng.randint(16, 9000)) for _ in range(count - len(EXTREMES))]
+    for h, w in sizes:
+        size, canvas = Size(h, w), snap(Size(h, w), align_px)
+        stages = stage_canvases(canvas, bins, align_px)
+        assert stages[-1] == canvas
+        assert stages[0] in (canvas, base_canvas(canvas, bins, align_px))
+        for before, after in itertools.pairwise(stages):
+            resized, kept = relay_view(before, after)
+            assert (kept.height, kept.width) == (after.height, after.width)
+            assert kept.top >= 0 and kept.left >= 0 and kept.bottom <= resized.height and kept.right <= resized.width
+        assert all(s.height % align_px == 0 and s.width % align_px == 0 for s in stages)
+        resized, kept = cover(stages[0], size)  # a base picture that is enlarged without refining is cut to the pixel too
+        assert (kept.height, kept.width) == (h, w)
+        assert kept.bottom <= resized.height and kept.right <= resized.width
+
+
+@pytest.mark.parametrize(("network", "native_px", "align_px"), CANVASES)
+def test_law_6_the_size_asked_for_comes_out_of_every_familys_bins(network: str, native_px: int, align_px: int) -> None:
+    sweep(network, native_px, align_px, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("network", "native_px", "align_px"), CANVASES)
+def test_law_6_of_twenty_thousand_sizes(network: str, native_px: int, align_px: int) -> None:
+    sweep(network, native_px, align_px, 20_000)
+
+
+def test_a_relay_says_what_is_rendered_and_how_far_it_is_enlarged() -> None:
+    bins = aspect_bins(1024)
+    for size, words in (
+        (Size(4096, 4096), "base picture 1024x1024 (bin 1.00), enlarged 4.00x to the canvas 4096x4096, refined in 2 stages"),
+        (Size(3520, 5266), "base picture 1216x832 (bin 0.68), enlarged 4.23x in height and 4.34x in width"),
+        (Size(1024, 960), "base picture 960x1024 is the canvas itself; nothing is enlarged"),
+        (Size(640, 16000), "base picture 5200x208 (narrower than any bin"),
+    ):
+        assert relay_note(stage_canvases(snap(size, 16), bins, 16), bins).startswith(words)

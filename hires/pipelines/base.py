@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser
-from hires.errors import BackendError
-from hires.kernels.dispatch import BackendRefused, attention
+from hires.device import TORCH_DTYPE
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
+from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
+from hires.types import DecodePlan
 
 
 class Family(Protocol):
@@ -42,37 +42,47 @@ class Family(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchedAttention:
-    """The attention processor of diffusers modules that sends every call through `kernels.dispatch`."""
+class LoadedFamily:
+    """A spec, the prompts of one request and an autoencoder: what does not depend on the kind of network.
 
-    backend: str | None = None
+    texts: the conditions of the prompt and of the negative prompt. Convolutions run channels-last on a CPU.
+    """
 
-    def __call__(
+    def __init__(
         self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """hidden_states (B, N, C); encoder_hidden_states (B, M, D) for cross-attention; a mask is additive. temb is unused."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        spec: ModelSpec,
+        texts: Sequence[Conditioning],
+        vae: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        decode: Ladder[DecodePlan],
+    ) -> None:
+        self.spec, self.device, self.dtype = spec, device, dtype
+        self._texts, self._vae_dtype = texts, TORCH_DTYPE[decode.rung.dtype]
+        self.vae = TiledVAE(convolutions_last(vae, device), ladder=decode)
 
-        def heads(x: Tensor) -> Tensor:
-            return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
+        conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
+        return conditional, unconditional
 
-        q, k, v = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
-        mask = None if attention_mask is None else attention_mask.reshape(q.shape[0], -1, *attention_mask.shape[1:])
-        try:
-            out = attention(q, k, v, mask=mask, scale=attn.scale, backend=self.backend)
-        except BackendRefused as refusal:
-            raise BackendError(str(refusal)) from None
-        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
-        return joined
+    def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """A prompt's conditions with what the network is told of a canvas of that many pixels."""
+        raise NotImplementedError
+
+    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+        scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
+        for rows in self.vae.decode_bands(self.laid_out(scaled), on_band):
+            yield rows.float().cpu()
+
+    def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
+        return self.vae.encode(source, on_band).float() * self.spec.latent_scale
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) in the memory format that convolutions run in."""
+        return x.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else x
 
 
-def dispatch_attention(module: nn.Module, backend: str | None = None) -> nn.Module:
-    """Send the attention of a diffusers UNet through the dispatch; returns the module."""
-    module.set_attn_processor(DispatchedAttention(backend))  # type: ignore[operator]
-    return module
+def convolutions_last(module: nn.Module, device: torch.device) -> nn.Module:
+    """The same module, channels-last on a CPU: for networks of convolutions. A transformer of patches gains nothing."""
+    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # type: ignore[call-overload, no-any-return]

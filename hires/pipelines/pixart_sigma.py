@@ -1,0 +1,105 @@
+"""PixArt-Σ and PixArt-α in text-to-image: T5, a transformer on patches of latents, an AutoencoderKL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from hires import text, weights
+from hires.conditioning import Conditioning, pixart_resolution
+from hires.denoisers import Denoiser, eps
+from hires.device import TORCH_DTYPE
+from hires.errors import RequestError, unknown
+from hires.families import PixArtShape
+from hires.kernels.dispatch import AttentionSpec, select
+from hires.pipelines.base import LoadedFamily
+from hires.pixart import POSITION_MODES, PixArtNetwork, second_half_factors
+from hires.specs import ModelSpec, vp_sigmas
+from hires.tiling.geometry import Size
+from hires.tiling.retry import Ladder
+from hires.types import DecodePlan
+
+KV_COMPRESSIONS = ("checkpoint", "average")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What is loaded for one request: the conditions of prompt and negative prompt, transformer and autoencoder."""
+
+    texts: Sequence[Conditioning]
+    network: nn.Module
+    vae: nn.Module
+
+
+class PixArtSigma(LoadedFamily):
+    """A loaded PixArt model and the prompts of one request. T5 is freed before the transformer is loaded.
+
+    position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
+    half-way. kv_compression: 'checkpoint' thins keys and values where the checkpoint was trained to; 'average' is an
+    experiment that pools 2 x 2 of them in the second half of the blocks, for weights that were not: 4K in two thirds of
+    the FLOPs, and another picture. parts: already loaded, in place of the checkpoint's. RequestError for unknown names.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        prompt: str,
+        negative: str,
+        *,
+        device: torch.device,
+        dtype: str,
+        decode: Ladder[DecodePlan],
+        position_mode: str = "global",
+        kv_compression: str = "checkpoint",
+        parts: Parts | None = None,
+    ) -> None:
+        thin = _factors(_shape(spec), kv_compression)
+        share = _share(position_mode)
+        parts = parts or load_parts(spec, prompt, negative, device=device, dtype=dtype, vae_dtype=decode.rung.dtype)
+        super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
+        assert spec.facts.position_span is not None, f"{spec.family} has no position span"
+        self._network = PixArtNetwork(parts.network, span=spec.facts.position_span, global_share=share, thin=thin)
+
+    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
+        """Which attention backend runs the self-attention of a tile (in cells), by the dispatch's own rule."""
+        shape = _shape(self.spec)
+        tokens = tile.area // shape.patch**2
+        spec = AttentionSpec(
+            device=self.device.type, dtype=self.dtype, head_dim=shape.head_dim, queries=tokens, keys=tokens, masked=False
+        )
+        return (("attention", select(spec).name),)
+
+    def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None
+        return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
+
+    def denoiser(self) -> Denoiser:
+        assert self.spec.vp_betas is not None, "PixArt models are variance-preserving"
+        return eps(self._network, vp_sigmas(*self.spec.vp_betas))
+
+
+def load_parts(spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str) -> Parts:
+    """Everything a request needs, on the device: the text tower comes and goes before the rest is loaded."""
+    texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device)
+    network = weights.load_network(spec, TORCH_DTYPE[dtype], device)
+    return Parts(texts=texts, network=network, vae=weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device))
+
+
+def _shape(spec: ModelSpec) -> PixArtShape:
+    assert isinstance(spec.network, PixArtShape), f"{spec.family} is no PixArt model"
+    return spec.network
+
+
+def _share(position_mode: str) -> float:
+    if position_mode not in POSITION_MODES:
+        raise RequestError(unknown("position mode", position_mode, POSITION_MODES))
+    return POSITION_MODES[position_mode]
+
+
+def _factors(shape: PixArtShape, kv_compression: str) -> tuple[int, ...]:
+    if kv_compression not in KV_COMPRESSIONS:
+        raise RequestError(unknown("key-value compression", kv_compression, KV_COMPRESSIONS))
+    return shape.kv_compression if kv_compression == "checkpoint" else second_half_factors(shape.layers)

@@ -1,0 +1,94 @@
+"""The attention of diffusers modules through `kernels.dispatch`, with keys and values thinned where a model asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hires.errors import BackendError, RequestError
+from hires.kernels.dispatch import BackendRefused, attention
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchedAttention:
+    """The attention processor of diffusers modules that sends every call through `kernels.dispatch`.
+
+    `thin`: the factor per axis by which self-attention's keys and values are thinned, 1 for dense attention.
+    """
+
+    backend: str | None = None
+    thin: int = 1
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """hidden_states (B, N, C); encoder_hidden_states (B, M, D) for cross-attention; a mask is additive. temb is unused.
+
+        `grid`: rows and columns of the N tokens, for thinning.
+        """
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+
+        keys, values = attn.to_k(context), attn.to_v(context)
+        if self.thin > 1 and encoder_hidden_states is None:
+            assert grid is not None, "thinning needs to know the grid of the tokens"
+            keys, values = thinned(attn, keys, grid, self.thin), thinned(attn, values, grid, self.thin)
+        q, k, v = heads(attn.to_q(hidden_states)), heads(keys), heads(values)
+        mask = None if attention_mask is None else attention_mask.reshape(q.shape[0], -1, *attention_mask.shape[1:])
+        try:
+            out = attention(q, k, v, mask=mask, scale=attn.scale, backend=self.backend)
+        except BackendRefused as refusal:
+            raise BackendError(str(refusal)) from None
+        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return joined
+
+
+def dispatch_attention(module: nn.Module, backend: str | None = None) -> nn.Module:
+    """Send the attention of a diffusers network through the dispatch; returns the module."""
+    module.set_attn_processor(DispatchedAttention(backend))  # type: ignore[operator]
+    return module
+
+
+def thinned(attn: Any, tokens: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
+    """R x R tokens become one, (B, h w, C) to (B, h/R w/R, C), as in PixArt-Σ's key-value compression (arXiv 2403.04692).
+
+    By the block's own depth-wise convolution `sr` and layer norm `norm` where it has them, else by their mean. RequestError
+    where the factor does not divide the grid.
+    """
+    rows, cols = grid
+    if rows % factor or cols % factor:
+        raise RequestError(
+            f"key-value compression by {factor} of a tile of {rows} x {cols} tokens: both must divide by {factor}; "
+            f"give tiles and sizes that are multiples of {16 * factor} px, or turn the compression off"
+        )
+    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    if not hasattr(attn, "sr"):
+        return F.avg_pool2d(maps, factor).flatten(2).transpose(1, 2)
+    normed: Tensor = attn.norm(attn.sr(maps).flatten(2).transpose(1, 2))
+    return normed
+
+
+def add_compression(transformer: Any, factors: tuple[int, ...]) -> None:
+    """Give the blocks whose factor is above 1 the convolution and norm of key-value compression, to load weights into.
+
+    Named `transformer_blocks.N.attn1.sr` and `.norm`, as the original files name them. They begin as the mean, normed.
+    """
+    for block, factor in zip(transformer.transformer_blocks, factors, strict=True):
+        if factor > 1:
+            attn, width = block.attn1, block.attn1.to_k.out_features
+            like = {"device": attn.to_k.weight.device, "dtype": attn.to_k.weight.dtype}
+            attn.sr = nn.Conv2d(width, width, factor, stride=factor, groups=width, **like)
+            attn.norm = nn.LayerNorm(width, **like)
+            nn.init.constant_(attn.sr.weight, 1 / factor**2)
+            nn.init.zeros_(attn.sr.bias)

@@ -1,0 +1,134 @@
+"""PixArt end to end on tiny random weights: diffusers' pipelines at native size, tiles and exact sizes beyond it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from hires.device import TORCH_DTYPE
+from hires.errors import RequestError
+from hires.pipelines import progressive
+from hires.pipelines.pixart_sigma import Parts, PixArtSigma
+from hires.planner import host_device, plan
+from hires.samplers import find_sampler
+from hires.specs import ModelSpec
+from hires.tiling.geometry import Size
+from hires.tiling.retry import Ladder
+from hires.types import DecodePlan, Event, RenderRequest, parse_bytes
+from hires.weights import load_autoencoder
+from tests.tiny_pixart import latents, prompt, spec, transformer
+
+CPU = torch.device("cpu")
+DECODE = DecodePlan(policy="bands", band_rows=64, dtype="fp32")
+
+
+def family(of: ModelSpec, network: torch.nn.Module, tokens: int, **options: Any) -> PixArtSigma:
+    vae = load_autoencoder(of.path / "vae", TORCH_DTYPE["fp32"], CPU)
+    parts = Parts(texts=[prompt(9, tokens, 1), prompt(1, tokens, 2)], network=network, vae=vae)
+    ladder = Ladder([DECODE], str)
+    return PixArtSigma(of, "a sun", "", device=CPU, dtype="fp32", decode=ladder, parts=parts, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "sample_size", "interpolation", "size", "steps"),
+    [
+        ("pixart-sigma-256", 32, 0.5, Size(256, 256), 20),
+        ("pixart-sigma-512", 64, 1, Size(512, 512), 8),
+        ("pixart-sigma-512", 64, 1, Size(448, 576), 20),
+        ("pixart-alpha-256", 32, 1, Size(256, 256), 20),
+        ("pixart-alpha-512", 64, 1, Size(512, 512), 8),
+        ("pixart-alpha-1024", 128, 2, Size(320, 256), 20),
+        ("pixart-alpha-1024", 128, 2, Size(1024, 1024), 4),
+    ],
+)
+def test_the_latents_are_those_of_the_upstream_pipeline(
+    demo: ModelSpec, name: str, sample_size: int, interpolation: float, size: Size, steps: int
+) -> None:
+    """DPM-Solver++ 2M from the same noise, prompts, masks and noise levels, with guidance 4.5."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline
+
+    of = spec(demo, name)
+    network = transformer(sample_size, interpolation, sized=of.facts.size_conditions is not None, seed=3)
+    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    kind = PixArtSigmaPipeline if "sigma" in name else PixArtAlphaPipeline
+    pipe = kind(tokenizer=None, text_encoder=None, vae=None, transformer=copy.deepcopy(network), scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    start = latents(size.height // 8, size.width // 8)
+    asked, against = prompt(9, of.facts.tokens, 1), prompt(1, of.facts.tokens, 2)
+    expected = pipe(
+        negative_prompt=None, num_inference_steps=steps, guidance_scale=4.5, height=size.height, width=size.width,
+        latents=start.clone(), prompt_embeds=asked.tokens, prompt_attention_mask=asked.mask.long(),
+        negative_prompt_embeds=against.tokens, negative_prompt_attention_mask=against.mask.long(),
+        output_type="latent", use_resolution_binning=False, clean_caption=False,
+    ).images  # fmt: skip
+    ours = family(of, network, of.facts.tokens)
+    for guidance, same in ((4.5, True), (4.4, False)):
+        difference = (sampled(ours, start, scheduler.sigmas, size, guidance) - expected).abs().max() / expected.abs().max()
+        assert difference < 1e-4 if same else difference > 1e-3
+
+
+def sampled(ours: PixArtSigma, start: torch.Tensor, sigmas: torch.Tensor, size: Size, guidance: float) -> torch.Tensor:
+    from hires.denoisers import guided
+    from hires.samplers import CanvasNoise
+    from hires.tiling.geometry import Box
+
+    conditional, unconditional = ours.conditions(size)
+    x = start * float(sigmas[0] ** 2 + 1) ** 0.5  # from the variance-preserving scale to sigma's own
+    noise = CanvasNoise(0, 0, Box(0, 0, 1, 1), 4)
+    with torch.inference_mode():
+        return find_sampler("dpmpp_2m")(guided(ours.denoiser(), unconditional, guidance), x, sigmas, conditional, noise)
+
+
+def test_a_plan_is_carried_out_in_tiles_to_the_size_asked_for(demo: ModelSpec) -> None:
+    """From a bin through one relay to a canvas that no bin and no multiple of a tile gives."""
+    of = spec(demo, "pixart-sigma-256")
+    request = RenderRequest(prompt="a sun", size=Size(313, 555), steps=2, sampler="euler")
+    made = plan(request, of, host_device(parse_bytes("2GiB")))
+    assert made.canvas == Size(320, 560)
+    assert made.stages[0].canvas == Size(192, 336)
+    assert any("base picture 336x192 (bin 0.57), enlarged 1.67x" in note for note in made.notes)
+    from dataclasses import replace
+
+    of = replace(of, defaults=replace(of.defaults, schedule="karras"))
+    ours, events = family(of, transformer(32, 0.5), 300), list[Event]()
+    result = progressive.run(ours, made, 5, events.append)
+    assert result.latents.shape == (1, 4, 40, 70)
+    assert made.latent_grid.count > 1
+    with torch.inference_mode():
+        rows = torch.cat(list(ours.decode_bands(result.latents, lambda done, total: None)), dim=-2)
+    assert rows.shape == (1, 3, 320, 560)
+    assert bool(rows.isfinite().all())
+    assert ours.backends(made.latent_grid.tile) == (("attention", "sdpa"),)
+
+
+def test_modes_are_named_and_change_what_a_tile_knows(demo: ModelSpec) -> None:
+    of, x = spec(demo, "pixart-sigma-256"), latents(32, 32)
+    found = {}
+    for options in ({}, {"position_mode": "local"}, {"position_mode": "blend"}, {"kv_compression": "average"}):
+        ours = family(of, transformer(32, 0.5), 300, **options)
+        conditional, _ = ours.conditions(Size(512, 512))
+        with torch.inference_mode():
+            found[str(options)] = ours.denoiser()(x, 1.0, conditional.crop(next(iter(tiles()))))
+    values = list(found.values())
+    assert all((a - b).abs().max() > 1e-5 for i, a in enumerate(values) for b in values[:i])
+    with pytest.raises(RequestError, match="unknown position mode 'globl': did you mean 'global'"):
+        family(of, transformer(32, 0.5), 300, position_mode="globl")
+    with pytest.raises(RequestError, match="unknown key-value compression"):
+        family(of, transformer(32, 0.5), 300, kv_compression="conv3")
+
+
+def tiles() -> Any:
+    from hires.tiling.geometry import Box
+
+    return [Box(32, 16, 32, 32)]
+
+
+def test_the_resolution_is_told_to_the_models_that_were_trained_with_it(demo: ModelSpec) -> None:
+    alpha, sigma = spec(demo, "pixart-alpha-1024"), spec(demo, "pixart-sigma-1024")
+    told, _ = family(alpha, transformer(128, 2, sized=True), 120).conditions(Size(2048, 1024))
+    assert told.resolution is not None and told.resolution.tolist() == [[2048, 1024]]
+    assert told.canvas == Size(256, 128)
+    assert family(sigma, transformer(128, 2), 300).conditions(Size(2048, 1024))[0].resolution is None
