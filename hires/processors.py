@@ -72,7 +72,7 @@ def thinned(attn: Any, tokens: Tensor, grid: tuple[int, int], factor: int) -> Te
             f"key-value compression by {factor} of a tile of {rows} x {cols} tokens: both must divide by {factor}; "
             f"give tiles and sizes that are multiples of {16 * factor} px, or turn the compression off"
         )
-    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    maps = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, cols)
     if not hasattr(attn, "sr"):
         return F.avg_pool2d(maps, factor).flatten(2).transpose(1, 2)
     normed: Tensor = attn.norm(attn.sr(maps).flatten(2).transpose(1, 2))
