@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -40,7 +40,28 @@ def edm_v(network: Network) -> Denoiser:
 
 
 def eps(network: Network, sigmas: Sequence[float]) -> Denoiser:
-    """x0 = x - s F(x / sqrt(s^2 + 1), t(s)): SDXL; t by linear interpolation in ln sigma over the rising table."""
+    """x0 = x - s F(x / sqrt(s^2 + 1), t(s)): SDXL, SD1.5, PixArt; t from the rising table of a VP schedule."""
+    time = timestep_of(sigmas)
+
+    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        return x - network(x / math.sqrt(sigma**2 + 1), time(sigma), cond).float() * sigma
+
+    return denoise
+
+
+def v(network: Network, sigmas: Sequence[float]) -> Denoiser:
+    """x0 = x / (s^2 + 1) - s / sqrt(s^2 + 1) F(x / sqrt(s^2 + 1), t(s)): v-prediction on a VP schedule (Salimans & Ho 2022)."""
+    time = timestep_of(sigmas)
+
+    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        scale = 1 / math.sqrt(sigma**2 + 1)
+        return x * scale**2 - network(x * scale, time(sigma), cond).float() * (sigma * scale)
+
+    return denoise
+
+
+def timestep_of(sigmas: Sequence[float]) -> Callable[[float], float]:
+    """t(sigma) by linear interpolation in ln sigma over the rising table, held at its ends; a float in [0, len - 1]."""
     logs = [math.log(sigma) for sigma in sigmas]
 
     def time(sigma: float) -> float:
@@ -49,10 +70,23 @@ def eps(network: Network, sigmas: Sequence[float]) -> Denoiser:
         low, high = logs[right - 1], logs[right]
         return right - 1 + min(max((level - low) / (high - low), 0.0), 1.0)
 
-    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
-        return x - network(x / math.sqrt(sigma**2 + 1), time(sigma), cond).float() * sigma
+    return time
 
-    return denoise
+
+def consistency(denoise: Denoiser, sigmas: Sequence[float], sigma_data: float = 0.5, timestep_scale: float = 10.0) -> Denoiser:
+    """D = c_skip(t) x / sqrt(s^2 + 1) + c_out(t) x0, the boundary condition of a consistency model (Luo et al. 2023).
+
+    c_skip = d^2 / ((k t)^2 + d^2), c_out = k t / sqrt((k t)^2 + d^2) with d = sigma_data, k = timestep_scale.
+    """
+    time = timestep_of(sigmas)
+
+    def bounded(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        scaled = timestep_scale * time(sigma)
+        total = scaled**2 + sigma_data**2
+        skip, out = sigma_data**2 / total, scaled / math.sqrt(total)
+        return denoise(x, sigma, cond) * out + x * (skip / math.sqrt(sigma**2 + 1))
+
+    return bounded
 
 
 def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
@@ -64,5 +98,20 @@ def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
         both = denoise(x.repeat(2, 1, 1, 1), sigma, concatenate([cond, uncond]))
         conditional, unconditional = both.chunk(2)
         return unconditional + scale * (conditional - unconditional)
+
+    return guide
+
+
+def edit_guided(
+    denoise: Denoiser, image_only: Conditioning, uncond: Conditioning, scale: float, image_scale: float
+) -> Denoiser:
+    """D = D_u + scale (D_full - D_image) + image_scale (D_image - D_u), one batch of 3B (Brooks et al. 2023, eq. 3).
+
+    `image_only` has the image and the negative prompt, `uncond` the negative prompt and an image of zeros.
+    """
+
+    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        full, image, none = denoise(x.repeat(3, 1, 1, 1), sigma, concatenate([cond, image_only, uncond])).chunk(3)
+        return none + scale * (full - image) + image_scale * (image - none)
 
     return guide

@@ -1,4 +1,4 @@
-"""Writing pictures: bands in, one whole file out, or none."""
+"""Pictures in and out: read whole, written from bands as one whole file, or none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
-from hires.errors import OutputError, WriteError
+from hires.errors import OutputError, RequestError, WriteError
+from hires.resolution import cover
 from hires.tiling.geometry import Size
 
 SUFFIXES = (".png",)
@@ -106,3 +107,39 @@ def read_text(path: Path) -> dict[str, str]:
         picture.load()
         chunks: dict[str, Any] = getattr(picture, "text", {})
         return {key: str(value) for key, value in chunks.items()}
+
+
+def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8, turned as its EXIF orientation says, transparency laid on white.
+
+    RequestError for a file that is none, and for an array of another shape or type.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+            raise RequestError(f"picture of shape {source.shape} and type {source.dtype}: give (height, width, 3) uint8")
+        return source
+    if isinstance(source, Image.Image):
+        return _as_rgb(source)
+    try:
+        with Image.open(source) as opened:
+            return _as_rgb(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"picture {str(source)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
+
+
+def _as_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    turned = ImageOps.exif_transpose(picture)
+    if turned.has_transparency_data:
+        layer = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(turned.convert("RGB"))
+
+
+def fitted(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) that fills `size` exactly: resized by Lanczos, what sticks out on one axis cut off evenly."""
+    source = Size(*pixels.shape[:2])
+    if source == size:
+        return pixels
+    resized, box = cover(source, size)
+    large = Image.fromarray(pixels).resize((resized.width, resized.height), Image.Resampling.LANCZOS)
+    return np.asarray(large.crop((box.left, box.top, box.left + box.width, box.top + box.height)))

@@ -65,12 +65,10 @@ def vae_roundtrip(
     Raises:
         RequestError: a value or file that cannot be used; RunError: memory or disk ran out. No file is left behind.
     """
-    import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
 
     from hires.device import choose_device, peak_resident_bytes, probe
-    from hires.imageio import PictureSink, check_output, save_png
+    from hires.imageio import PictureSink, check_output, read_picture, save_png
     from hires.metrics import psnr
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
@@ -79,11 +77,7 @@ def vae_roundtrip(
 
     begun, tell = time.monotonic(), on_event or (lambda event: None)
     path = check_output(Path(output), overwrite)
-    try:
-        with Image.open(source) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RequestError(f"input {source}: {error}; give a picture file such as a PNG or JPEG") from None
+    pixels = read_picture(source)
     chosen = choose_device(device)
     if vram is not None and policy is not None:
         raise RequestError(f"--vram {vram} and --policy {policy}: a budget chooses the policy; give one of the two")

@@ -6,6 +6,7 @@ Every class here stands for the class of that name there: what it holds while ro
 from __future__ import annotations
 
 import bisect
+import itertools
 from dataclasses import dataclass, field
 
 from hires.families import VaeShape
@@ -14,6 +15,11 @@ from hires.tiling.geometry import Size, bands
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32
 CHUNK = 1024  # keys at once of the chunked attention
 SMALL = 2**20  # statistics, scales and shifts of the norms, and the odd small tensor
+
+
+def pinned_bytes(size: int) -> int:
+    """What torch's allocator of pinned memory takes for a block: the next power of two."""
+    return 1 << max(0, size - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +65,26 @@ class Given(Map):
 
 @dataclass
 class Kept(Map):
-    """A stored map: `made` rows so far, of which `freed` at the top are gone."""
+    """A stored map: `made` rows so far, of which `freed` at the top are gone; `ahead` bytes are on their way from the host."""
 
     bounds: list[int] = field(default_factory=list)
     host: bool = False
     made: int = 0
     freed: int = 0
+    ahead: int = 0
 
     @property
     def left(self) -> int:
-        return self.channels * self.width * self.element * (self.made - self.freed)
+        if not self.host:
+            return self.bytes(self.made - self.freed)
+        tops = [0, *self.bounds]
+        stored = ((top, bottom) for top, bottom in itertools.pairwise(tops) if self.freed <= top and bottom <= self.made)
+        return sum(pinned_bytes(self.bytes(bottom - top)) for top, bottom in stored)
 
     def read(self, rows: int, aligned: bool = False) -> Read:
         size = self.bytes(rows)
+        if self.host and len(self.bounds) > 2:  # two reads show the step
+            self.ahead = max(self.ahead, size)
         if aligned or len(self.bounds) == 1:
             return Read(size, size) if self.host else Read(0, 0)
         return Read(2 * size if self.host else size, size)
@@ -249,8 +262,10 @@ class Walk:
         self.macs += 4.0 * c * c * area + 2.0 * c * area * min(area, (self.window or x.height) * x.width)
         band = tokens * c * self.element
         if self.on_host:
-            arriving = min(area, max(1, SCORES // tokens)) * c * (2 * self.element + inner)
-            working = inner * tokens * min(area, max(1, SCORES // tokens)) + tokens * c * (3 * inner + self.element) + arriving
+            at_once = min(area, max(1, SCORES // tokens))
+            pairs = 1 if at_once == area else 2  # the next keys and values come while these are worked on
+            arriving = at_once * c * (2 * pairs * self.element + inner)
+            working = inner * tokens * at_once + tokens * c * (3 * inner + self.element) + arriving
             self.host = max(self.host, 3 * whole + 2 * band)
         else:
             self.moment(4 * whole)  # the bands' keys and values beside their union
@@ -293,6 +308,7 @@ class Walk:
         """The stored maps and, beside them, what is being computed."""
         stored, computed = sum(kept.left for kept in self.live), int(working * self.scratch) + SMALL
         if self.on_host:
-            self.host, self.device = max(self.host, stored), max(self.device, computed)
+            coming = sum(kept.ahead for kept in self.live)
+            self.host, self.device = max(self.host, stored), max(self.device, computed + coming)
         else:
             self.device = max(self.device, stored + computed)

@@ -82,3 +82,32 @@ except WriteError as error:
     assert done.stdout.strip().endswith("1")
     assert path.read_bytes() == b"old"
     assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_picture_is_turned_as_its_exif_says_and_laid_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned right by a quarter
+    turned.save(tmp_path / "turned.png", exif=exif)
+    read = read_picture(tmp_path / "turned.png")
+    assert read.shape == (30, 20, 3)
+    assert read[0, -1].tolist() == [255, 255, 255]
+    clear = np.zeros((4, 4, 4), dtype=np.uint8)
+    assert (read_picture(Image.fromarray(clear)) == 255).all()
+
+
+@pytest.mark.parametrize("target", [Size(10, 10), Size(33, 47), Size(200, 31), Size(20, 30)])
+def test_a_picture_fills_any_size(target: Size) -> None:
+    source = np.full((20, 30, 3), 77, dtype=np.uint8)
+    filled = fitted(source, target)
+    assert filled.shape == (target.height, target.width, 3)
+    assert (filled == 77).all()
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no")
+    for source in (tmp_path / "no.png", tmp_path / "absent.png", np.zeros((4, 4)), np.zeros((4, 4, 3))):
+        with pytest.raises(RequestError, match="give"):
+            read_picture(source)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from hires.errors import RequestError, unknown
 from hires.kernels.dispatch import attention
 from hires.kernels.reference import attention_streamed
 from hires.tiling.retry import attempt, free_memory
-from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows, to_host
+from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
+from hires.tiling.transfer import Arriving, Copier
 from hires.types import VAE_POLICIES
 from hires.vae_cost import SCORES
 
@@ -165,6 +166,7 @@ class Attended(RowMap):
         self.source, self.attn, self.setting = source, attn, setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.normed = Normed(source, attn.group_norm, setting, silu=False)
+        self.copier = Copier(attn.to_q.weight.device) if setting.host else None
         bands = [self._keys_values(top, bottom) for top, bottom in setting.bands(source.height)]
         self.dtype = torch.float32 if any(keys.dtype == torch.float32 for keys, _ in bands) else setting.dtype
         if setting.host:
@@ -187,7 +189,7 @@ class Attended(RowMap):
         if tokens.dtype == torch.float16 and not all(bool(torch.isfinite(part).all()) for part in pair):
             self.setting.recomputed += 1
             pair = self._project(self.attn.to_k, tokens.float()), self._project(self.attn.to_v, tokens.float())
-        return (to_host(pair[0]), to_host(pair[1])) if self.setting.host else pair
+        return pair if self.copier is None else (self.copier.park(pair[0]), self.copier.park(pair[1]))
 
     def _around(self, row: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of the window of rows around `row`, moved inside the map at its edges."""
@@ -205,8 +207,10 @@ class Attended(RowMap):
                 part = slice((max(first, top) - top) * self.width, (min(last, bottom) - top) * self.width)
                 found.append((keys[:, :, part], values[:, :, part]))
             top = bottom
-        device = self.attn.to_q.weight.device
-        keys, values = (torch.cat([t.to(device, dtype) for t in part], dim=2) for part in zip(*found, strict=True))
+        if self.copier is not None:
+            keys, values = (self.copier.fetch(part, dtype).take() for part in zip(*found, strict=True))
+        else:
+            keys, values = (torch.cat([t.to(dtype) for t in part], dim=2) for part in zip(*found, strict=True))
         return keys, values
 
     def _windowed(self, queries: Tensor, top: int) -> Tensor:
@@ -216,12 +220,24 @@ class Attended(RowMap):
         return torch.cat([attention(q, *pair, scale=self.attn.scale) for q, pair in pairs], dim=2)
 
     def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values from host memory, so many at a time that their scores stay below `vae_cost.SCORES`."""
+        """Keys and values from host memory, each pair fetched while the one before is worked on.
+
+        So many at a time that their scores stay below `vae_cost.SCORES`.
+        """
         at_once = max(1, SCORES // queries.shape[:-1].numel())
+        ahead: tuple[Arriving, Arriving] | None = None
         for keys, values in self.chunks:
             for start in range(0, keys.shape[2], at_once):
                 part = slice(start, start + at_once)
-                yield keys[:, :, part].to(queries, non_blocking=True), values[:, :, part].to(queries, non_blocking=True)
+                now, ahead = ahead, self._fetched(keys[:, :, part], values[:, :, part], queries.dtype)
+                if now is not None:
+                    yield now[0].take(), now[1].take()
+        if ahead is not None:
+            yield ahead[0].take(), ahead[1].take()
+
+    def _fetched(self, keys: Tensor, values: Tensor, dtype: torch.dtype) -> tuple[Arriving, Arriving]:
+        assert self.copier is not None, "keys come from host memory"
+        return self.copier.fetch([keys], dtype), self.copier.fetch([values], dtype)
 
     def read(self, top: int, bottom: int) -> Tensor:
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))

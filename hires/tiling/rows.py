@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hires.tiling.geometry import bands
 from hires.tiling.norm import accumulator, affine, moments
+from hires.tiling.transfer import Arriving, Copier
 
 log = logging.getLogger(__name__)
 WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps around; no chain reaches further
@@ -72,30 +73,60 @@ class Given(RowMap):
 
 
 class Kept(RowMap):
-    """A map that is stored as bands, on the device or, with `setting.host`, in host memory; freed from the top."""
+    """A map that is stored as bands, on the device or, with `setting.host`, in host memory; freed from the top.
+
+    From host memory the rows that a steady reader will ask for next are fetched while it works on these.
+    """
 
     def __init__(self, source: RowMap, setting: Setting, *, release_source: bool = True) -> None:
         self.setting = setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self._bounds = list(setting.bands(self.height))
         self._bands: list[Tensor | None] = []
+        self._copier: Copier | None = None
+        self._before, self._ahead_of = (0, 0), (0, 0)
+        self._ahead: Arriving | None = None
         for top, bottom in self._bounds:
             band = finite_rows(source, setting, top, bottom)
             self._device = band.device
-            self._bands.append(to_host(band) if setting.host else band)
+            self._bands.append(self._parked(band) if setting.host else band)
             del band
             if release_source:
                 source.release(bottom)
             setting.on_band()
 
+    def _parked(self, band: Tensor) -> Tensor:
+        if self._copier is None:
+            self._copier = Copier(self._device)
+        return self._copier.park(band, torch.channels_last)
+
     def read(self, top: int, bottom: int) -> Tensor:
+        if self._copier is None:
+            moved = [part.to(self.setting.dtype) for part in self._parts(top, bottom)]
+            return moved[0] if len(moved) == 1 else torch.cat(moved, dim=2)
+        if self._ahead is None or self._ahead_of != (top, bottom):
+            self._ahead = None  # before the next is made
+            self._ahead = self._copier.fetch(self._parts(top, bottom), self.setting.dtype)
+        rows = self._ahead.take()
+        self._look_ahead(top, bottom)
+        return rows
+
+    def _look_ahead(self, top: int, bottom: int) -> None:
+        """Fetch what follows where the last two reads were one step apart."""
+        assert self._copier is not None
+        before, self._before, self._ahead = self._before, (top, bottom), None
+        step = top - before[0]
+        if step > 0 and bottom - before[1] == step and bottom < self.height > top + step:
+            self._ahead_of = following = (top + step, min(self.height, bottom + step))
+            self._ahead = self._copier.fetch(self._parts(*following), self.setting.dtype)
+
+    def _parts(self, top: int, bottom: int) -> list[Tensor]:
         parts = []
         for band, (first, last) in zip(self._bands, self._bounds, strict=True):
             if first < bottom and top < last:
                 assert band is not None, f"rows {top} to {bottom} were released"
-                part = band[..., max(top, first) - first : min(bottom, last) - first, :]
-                parts.append(part.to(self._device, self.setting.dtype, non_blocking=True))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+                parts.append(band[..., max(top, first) - first : min(bottom, last) - first, :])
+        return parts
 
     @property
     def whole(self) -> bool:
@@ -104,25 +135,17 @@ class Kept(RowMap):
 
     def adopt(self, setting: Setting) -> None:
         """Go on under another setting; the bands stay as they are cut and move to host memory where it says so."""
-        self.setting = setting
-        if setting.host:
+        self.setting, self._ahead = setting, None
+        if setting.host and self._copier is None:
             for index, band in enumerate(self._bands):
-                self._bands[index] = None if band is None else to_host(band)
+                self._bands[index] = None if band is None else self._parked(band)
+                del band
 
     def release(self, row: int) -> None:
         hold = WRAPPED_HOLD if self.setting.wrap[0] else 0
         for index, (top, bottom) in enumerate(self._bounds):
             if bottom <= row and top >= hold:
                 self._bands[index] = None
-
-
-def to_host(band: Tensor) -> Tensor:
-    """A copy in host memory, pinned where the band came from a card."""
-    if band.device.type != "cuda":
-        return band.cpu()
-    kept = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
-    kept.copy_(band)
-    return kept
 
 
 def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int) -> Tensor:

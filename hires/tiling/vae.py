@@ -125,6 +125,7 @@ class TiledVAE:
 
     def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
         """The policies for latents of h x w cells from the one that runs first to the last that is tried, with their bytes."""
+        bring_home(self.vae)
         first = next(self.vae.parameters())
         if self.policy is not None:
             at = VAE_POLICIES.index(self.policy)
@@ -192,6 +193,21 @@ class TiledVAE:
         self.retries, self.recomputed = self.retries + taken + run.halved, self.recomputed + run.recomputed
 
 
+def bring_home(vae: nn.Module) -> None:
+    """Run the offload hook that accelerate put on the module (`enable_model_cpu_offload`), as its own `decode` would.
+
+    RequestError where its layers are brought one by one (`enable_sequential_cpu_offload`): bands read their weights directly.
+    """
+    hook: Any = getattr(vae, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)
+    if any(parameter.device.type == "meta" for parameter in vae.parameters()):
+        raise RequestError(
+            "the autoencoder's weights are on no device: enable_sequential_cpu_offload brings them one layer at a time; "
+            "use enable_model_cpu_offload, or leave the autoencoder out of it"
+        )
+
+
 def is_circular(module: nn.Module) -> bool:
     """Whether its convolutions wrap around."""
     return any(isinstance(part, nn.Conv2d) and part.padding_mode == "circular" for part in module.modules())
@@ -210,6 +226,7 @@ class Run:
         self.vae, self.wrap, self.window, self.on_band = vae, wrap, window, on_band
         self.progress = Progress()
         self._settings: list[Setting] = []
+        bring_home(vae)
         first = next(vae.parameters())
         self.device, self.dtype = first.device, first.dtype
 

@@ -419,3 +419,27 @@ def test_half_precision_overflow_is_computed_again(policy: str, where: str) -> N
     assert tiled.last.recomputed == tiled.recomputed > 0
     assert found.isfinite().all()
     assert (found.float() - wanted).abs().max() < 0.05 * wanted.std()
+
+
+def test_an_offload_hook_brings_the_module_to_its_device_first() -> None:
+    class Hook:
+        calls = 0
+
+        def pre_forward(self, module: nn.Module) -> None:
+            self.calls += 1
+            module.double()
+
+    vae, hook = small_vae(), Hook()
+    z = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    vae._hf_hook = hook  # type: ignore[assignment]
+    pixels = TiledVAE(vae, policy="bands", band_px=4).decode(z)
+    assert hook.calls >= 1
+    assert pixels.dtype == torch.float64
+    torch.testing.assert_close(pixels, small_vae().double().decode(z).sample, rtol=0, atol=1e-10)
+
+
+def test_layers_that_come_one_by_one_are_refused() -> None:
+    vae = small_vae()
+    vae.decoder.conv_in.to("meta")
+    with pytest.raises(RequestError, match="enable_model_cpu_offload"):
+        TiledVAE(vae, policy="bands").decode(torch.randn(1, 4, 4, 4))

@@ -50,10 +50,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
             torch.set_default_dtype(torch.float32)
         z = torch.empty(1, 4, side // 8, side // 8, dtype=torch.bfloat16)
         found.live = found.peak = found.largest = 0
-        with (
-            mock.patch("hires.tiling.rows.to_host", found.move_to_host),
-            mock.patch("hires.tiling.layers.to_host", found.move_to_host),
-        ):
+        with mock.patch("hires.tiling.transfer.to_host", found.move_to_host):
             if encode:
                 banded.Run(vae).encode(FakePicture(side), rung)
             else:

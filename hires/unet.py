@@ -1,0 +1,40 @@
+"""A diffusers UNet2DConditionModel as a network of `denoisers`: SDXL's size conditions, SD1.5 without them, images to edit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hires.conditioning import Conditioning
+
+
+class UNetNetwork:
+    """Calls the UNet with what the conditions hold; image latents are further input channels, beside the noisy ones.
+
+    dtype: the UNet's. Maps go in channels-last on a CPU.
+    """
+
+    def __init__(self, unet: nn.Module, dtype: torch.dtype) -> None:
+        self.unet, self.dtype = unet, dtype
+
+    def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
+        """x (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
+        if cond.image_latents is not None:
+            x = torch.cat([x, cond.image_latents.to(x)], dim=1)
+        x = x.to(self.dtype)
+        output: Tensor = self.unet(
+            x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x,
+            torch.full((x.shape[0],), time, device=x.device),
+            encoder_hidden_states=cond.tokens,
+            encoder_attention_mask=cond.mask,
+            added_cond_kwargs=self._added(cond),
+            return_dict=False,
+        )[0]
+        return output
+
+    def _added(self, cond: Conditioning) -> dict[str, Any] | None:
+        if cond.size_ids is None:
+            return None
+        return {"text_embeds": cond.pooled, "time_ids": cond.size_ids}
