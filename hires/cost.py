@@ -136,24 +136,26 @@ def network_live_bytes(
     return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
 
 
-PIXART_FORWARD_ROWS = 12  # in the feed-forward: 4-wide before and after its GELU, its input, and three maps of the residuals
-PIXART_CROSS_ROWS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
+PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
+PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
+PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
+PIXART_TIME_ROWS = 13  # the timestep's embedding, its six shifts, scales and gates, and the same with a block's own table
 
 
 def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int) -> int:
-    """What an eager forward of the transformer holds at its peak, weights apart.
+    """What an eager forward of the transformer holds at its peak, weights apart, conditions and latents included.
 
-    Counted in rows of `width` elements, one per patch or word and map, at the two places where most is alive: in the
-    feed-forward of a block, beside the projected text; and, where there are more words than pixels, in cross-attention,
-    beside text, its keys and its values. Through both live the words as they came and as padded, the timestep's modulation
-    (6 rows and its own) and, in float32, the latents as they came and with the two channels that place them.
+    Derived by walking a block; a row is `width` elements, a map one row per patch. Most is alive in the feed-forward, beside
+    the projected words; or, where words outnumber patches, in cross-attention, beside the words, their keys and their values.
+    Through both live the words as they came and as padded to a multiple of 8, with mask and bias, and in float32 the latents
+    as they came and once more with the two channels that place them.
     """
     patches, words = cells // shape.patch**2, -(-tokens // 8) * 8
-    rows = max(PIXART_FORWARD_ROWS * patches + words, PIXART_CROSS_ROWS * patches + 3 * words) + 9
-    text = (words if words > tokens else 0) * shape.caption_width
-    latents = (2 * shape.latent_channels + 4) * cells * 4
-    held = (rows * shape.width + text) * element_bytes + latents
-    return int(held * batch * (CPU_SCRATCH if cpu else 1.0))
+    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words) + PIXART_TIME_ROWS
+    captions = (tokens + (words if words > tokens else 0)) * shape.caption_width
+    held = (rows * shape.width + captions + words) * element_bytes + words + 4 * (2 * shape.latent_channels + 2) * cells
+    held += 4 * 4  # time, resolution, aspect ratio
+    return int(held * batch * (PIXART_CPU_SCRATCH if cpu else 1.0))
 
 
 def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:

@@ -71,8 +71,7 @@ class PixArtNetwork:
         if not self.transformer.use_additional_conditions:
             return None
         assert cond.resolution is not None, "this checkpoint is conditioned on the resolution"
-        height, width = cond.resolution.split(1, dim=1)
-        return {"resolution": cond.resolution, "aspect_ratio": height / width}
+        return {"resolution": cond.resolution, "aspect_ratio": cond.resolution[:, :1] / cond.resolution[:, 1:]}
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return x.shape[-2] // self._patch, x.shape[-1] // self._patch
@@ -146,9 +145,11 @@ def padded_text(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | N
         if not extra:
             return tokens, None
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    keep = F.pad(mask.bool(), (0, extra))
+    if extra:  # without any, padding would still copy
+        tokens, mask = F.pad(tokens, (0, 0, 0, extra)), F.pad(mask.bool(), (0, extra))
+    keep = mask.bool()
     bias = torch.zeros(keep.shape, dtype=tokens.dtype, device=tokens.device).masked_fill(~keep, DISCARD)
-    return F.pad(tokens, (0, 0, 0, extra)), bias[:, None]
+    return tokens, bias[:, None]
 
 
 def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,23 +73,30 @@ def thinned(attn: Any, tokens: Tensor, grid: tuple[int, int], factor: int) -> Te
             f"key-value compression by {factor} of a tile of {rows} x {cols} tokens: both must divide by {factor}; "
             f"give tiles and sizes that are multiples of {16 * factor} px, or turn the compression off"
         )
-    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    maps = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, cols)
     if not hasattr(attn, "sr"):
         return F.avg_pool2d(maps, factor).flatten(2).transpose(1, 2)
     normed: Tensor = attn.norm(attn.sr(maps).flatten(2).transpose(1, 2))
     return normed
 
 
-def add_compression(transformer: Any, factors: tuple[int, ...]) -> None:
-    """Give the blocks whose factor is above 1 the convolution and norm of key-value compression, to load weights into.
+def add_compression(transformer: Any, factors: Sequence[int], weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Give the blocks whose factor is above 1 the convolution and norm of key-value compression, named `attn1.sr`, `.norm`.
 
-    Named `transformer_blocks.N.attn1.sr` and `.norm`, as the original files name them. They begin as the mean, normed.
+    weights: by block, 'sr.weight' (C, 1, R, R), 'sr.bias', 'norm.weight', 'norm.bias' (C), as the original files name them;
+    a block without begins as the mean, normed, as in training.
     """
-    for block, factor in zip(transformer.transformer_blocks, factors, strict=True):
-        if factor > 1:
-            attn, width = block.attn1, block.attn1.to_k.out_features
-            like = {"device": attn.to_k.weight.device, "dtype": attn.to_k.weight.dtype}
-            attn.sr = nn.Conv2d(width, width, factor, stride=factor, groups=width, **like)
-            attn.norm = nn.LayerNorm(width, **like)
-            nn.init.constant_(attn.sr.weight, 1 / factor**2)
-            nn.init.zeros_(attn.sr.bias)
+    for index, (block, factor) in enumerate(zip(transformer.transformer_blocks, factors, strict=True)):
+        if factor == 1:
+            continue
+        attn, keys = block.attn1, block.attn1.to_k
+        width, like = keys.out_features, {"device": keys.weight.device, "dtype": keys.weight.dtype}
+        attn.sr = nn.Conv2d(width, width, factor, stride=factor, groups=width, **like)
+        attn.norm = nn.LayerNorm(width, **like)
+        nn.init.constant_(attn.sr.weight, 1 / factor**2)
+        nn.init.zeros_(attn.sr.bias)
+        given = weights.get(index, {})
+        for name, module in (("sr", attn.sr), ("norm", attn.norm)) if given else ():
+            module.load_state_dict({leaf: given[f"{name}.{leaf}"] for leaf in ("weight", "bias")})
+        attn.sr.requires_grad_(False)
+        attn.norm.requires_grad_(False)

@@ -223,7 +223,7 @@ def attention_by_hand(attn: torch.nn.Module, x: Tensor, grid: tuple[int, int], f
 def test_thinned_attention_is_the_sum_by_hand(factor: int, learned: bool) -> None:
     model, grid = transformer(32, 0.5), (12, 20)
     if learned:
-        add_compression(model, (1, factor))
+        add_compression(model, (1, factor), {})
     attn = model.transformer_blocks[1].attn1
     for value in attn.parameters():
         torch.nn.init.normal_(value, std=0.4)
@@ -255,7 +255,7 @@ def test_compression_of_an_odd_grid_is_refused_with_the_next_move() -> None:
 def test_the_weights_of_compression_have_the_checkpoints_names_and_begin_as_the_mean() -> None:
     model = transformer(32, 0.5)
     before = set(model.state_dict())
-    add_compression(model, (1, 2))
+    add_compression(model, (1, 2), {})
     added = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in before}
     attn = "transformer_blocks.1.attn1"
     assert added == {
@@ -266,3 +266,19 @@ def test_the_weights_of_compression_have_the_checkpoints_names_and_begin_as_the_
     assert second_half_factors(28) == (1,) * 14 + (2,) * 14
     PixArtNetwork(model, span=32.0, thin=(1, 2))
     assert set(model.state_dict()) == before | set(added)  # replacing parts moves no weight
+
+
+def test_a_checkpoints_compression_is_taken_over_in_its_dtype() -> None:
+    model = transformer(32, 0.5).to(torch.bfloat16)
+    given = {"sr.weight": (WIDTH, 1, 2, 2), "sr.bias": (WIDTH,), "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    file = {name: torch.full(shape, 0.5 + index) for index, (name, shape) in enumerate(given.items())}
+    add_compression(model, (2, 2), {1: file})
+    state = model.state_dict()
+    for name, value in file.items():
+        found = state[f"transformer_blocks.1.attn1.{name}"]
+        assert found.dtype == torch.bfloat16 and torch.equal(found.float(), value)
+        assert not torch.equal(state[f"transformer_blocks.0.attn1.{name}"].float(), value)
+    found = PixArtNetwork(model, span=32.0, thin=(2, 2))(
+        latents(8, 12), 300, prompt(5, 300, 1, Size(8, 12)).to("cpu", torch.bfloat16)
+    )
+    assert found.dtype == torch.bfloat16 and bool(found.isfinite().all())

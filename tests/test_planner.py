@@ -148,18 +148,18 @@ def test_no_operator_of_a_plan_is_handed_more_than_32_bits_can_count(cosxl: Mode
 
 
 def test_sigma_max_goes_with_the_size_when_asked_to(cosxl: ModelSpec) -> None:
-    card = described_card(parse_bytes("24GB"))
+    card, full = described_card(parse_bytes("24GB")), replace(cosxl, sigma_min=0.002, sigma_max=120.0)
 
     def start(side: int, sigma_max: float | str | None) -> float:
-        return plan(request(Size(side, side), sigma_max=sigma_max, strategy="direct"), cosxl, card).stages[0].sigma_start
+        return plan(request(Size(side, side), sigma_max=sigma_max, strategy="direct"), full, card).stages[0].sigma_start
 
     assert start(1024, None) == 120.0
     assert start(1024, "auto") == pytest.approx(14.6)
     assert start(2048, "auto") == pytest.approx(29.2)
     assert start(2048, 60) == 60.0
-    assert sigma_max_for(cosxl, Size(1024, 8192)) == pytest.approx(116.8)
-    assert sigma_max_for(cosxl, Size(16384, 8192)) == 120.0
-    text = plan(request(Size(4096, 4096), sigma_max="auto"), cosxl, card).explain()
+    assert sigma_max_for(full, Size(1024, 8192)) == pytest.approx(116.8)
+    assert sigma_max_for(full, Size(16384, 8192)) == 120.0
+    text = plan(request(Size(4096, 4096), sigma_max="auto"), full, card).explain()
     assert "starts from sigma 14.6 instead of the checkpoint's 120: what goes with the size" in text
     with pytest.raises(RequestError, match=r"--sigma-max 200: .* from 0.002 to 120; give a level between, such as 14.6"):
         start(1024, 200)

@@ -133,4 +133,4 @@ class LoadedFamily:
 
 def convolutions_last(module: nn.Module, device: torch.device) -> nn.Module:
     """The same module, channels-last on a CPU: for networks of convolutions. A transformer of patches gains nothing."""
-    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # type: ignore[call-overload]

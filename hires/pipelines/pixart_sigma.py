@@ -17,6 +17,7 @@ from hires.families import PixArtShape
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.pipelines.base import LoadedFamily
 from hires.pixart import POSITION_MODES, PixArtNetwork, second_half_factors
+from hires.processors import add_compression
 from hires.specs import ModelSpec, vp_sigmas
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
@@ -84,7 +85,9 @@ class PixArtSigma(LoadedFamily):
 def load_parts(spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str) -> Parts:
     """Everything a request needs, on the device: the text tower comes and goes before the rest is loaded."""
     texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device)
-    network = weights.load_network(spec, TORCH_DTYPE[dtype], device)
+    network, shape = weights.load_network(spec, TORCH_DTYPE[dtype], device), _shape(spec)
+    if any(factor > 1 for factor in shape.kv_compression):
+        add_compression(network, shape.kv_compression, weights.read_kv_compression(spec))
     return Parts(texts=texts, network=network, vae=weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device))
 
 
