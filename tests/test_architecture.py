@@ -12,12 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hires"
 ROWS = (
-    ("errors", "types", "tiling.geometry", "families", "specs", "resolution", "vae_cost", "cost", "planner"),
+    (
+        "errors", "types", "tiling.geometry", "families", "headers", "layouts", "identify", "folders", "locate", "specs", "adapters",
+        "captions", "report", "resolution", "vae_cost", "cost", "planner",
+    ),  # fmt: skip
     ("device", "schedules", "samplers", "denoisers", "conditioning"),
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling",),
-    ("weights", "text"),
+    ("weights", "single_file", "lora", "text"),
     ("pipelines",),
     ("engine", "roundtrip"),
     ("cli",),
