@@ -114,11 +114,16 @@ def _parameterisation(
     if name.startswith("EDM") or continuous or prediction not in ("epsilon", "v_prediction"):
         data = f", sigma_data {scheduler['sigma_data']}" if "sigma_data" in scheduler else ""
         raise ModelError(
-            f"{path}: scheduler {name} with {prediction!r} prediction{data} is not supported; supported: EDM v with sigma_data 1 "
-            f"(CosXL), VP epsilon, VP v"
+            f"{path}: scheduler {name} with {prediction!r} prediction{data} is not supported; supported: EDM v with "
+            f"sigma_data 1 (CosXL), VP epsilon, VP v"
         )
     start, end = float(scheduler.get("beta_start", 0.00085)), float(scheduler.get("beta_end", 0.012))
-    return {"epsilon": "eps"}.get(prediction, "v"), (str(scheduler.get("beta_schedule", "scaled_linear")), start, end), None, why
+    return (
+        {"epsilon": "eps"}.get(prediction, "v"),
+        (str(scheduler.get("beta_schedule", "scaled_linear")), start, end),
+        None,
+        why,
+    )
 
 
 def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: str | None) -> Finding:

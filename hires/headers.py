@@ -192,7 +192,16 @@ def _torch_zip(path: Path) -> Header:
                 raise ModelError(f"{path}: {name} needs {need:,} bytes, the file has {have:,} of it; download it again")
     except StopIteration:
         raise ModelError(f"{path}: a zip without data.pkl, no file of torch.save; give a .safetensors or .pth file") from None
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ModelError(f"{path}: no whole file of torch.save ({error}); damaged or cut short, download it again") from None
     return Header(path=path, tensors=tensors)
 

@@ -22,7 +22,11 @@ HINTS = {
     "dmd": ("pixart-dmd",),
     "yoso": ("yoso-pixart-512",),
 }
-LORA_ENDS = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
+LORA_ENDS = (
+    ".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight", ".lora_A.default.weight",
+    ".lora_linear_layer.down.weight",
+)  # fmt: skip
+UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks", "input_blocks", "middle_block", "output_blocks")
 LORA_UNETS = {2048: "sdxl", 768: "sd15", 1024: "Stable Diffusion 2"}
 
 
@@ -90,7 +94,7 @@ def named(found: Finding, family: str | None) -> Finding:
     for word, families in HINTS.items():
         hinted = [name for name in families if name in alike]
         if hinted and word in found.path.name.lower():
-            note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {found.family}; else --family {found.family}"
+            note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {base}; else --family {base}"
             return replace(found, family=hinted[0], notes=(*found.notes, note))
     return found
 
@@ -102,7 +106,7 @@ def identify_lora(header: Header) -> Finding | None:
         return None
     contexts = [s[1] for name, s in downs.items() if "attn2" in name and ("to_k" in name or "to.k" in name)]
     context = contexts[0] if contexts else None
-    unet = any("down_blocks" in n or "up_blocks" in n or "input_blocks" in n or "output_blocks" in n for n in downs)
+    unet = any(block in name for name in downs for block in UNET_BLOCKS)
     second = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in downs)
     ranks = sorted({shape[0] for shape in downs.values()})
     if unet:
@@ -111,7 +115,7 @@ def identify_lora(header: Header) -> Finding | None:
         family = "pixart"
     else:
         family = "sdxl" if second else ""
-    why = (f"{len(downs)} LoRA layers of rank {', '.join(map(str, ranks))}", f"such as {min(downs)}")
+    why: tuple[str, ...] = (f"{len(downs)} LoRA layers of rank {', '.join(map(str, ranks))}", f"such as {min(downs)}")
     if context:
         why = (*why, f"cross-attention reads text of width {context}")
     return Finding(
@@ -230,6 +234,8 @@ def _other(header: Header) -> Finding:
     if any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in names):
         return Finding(path=path, kind="vae", family="", layout="diffusers", why=("keys of an AutoencoderTiny",), header=header)
     if any(name.startswith(("down_blocks.", "transformer_blocks.")) for name in names):
-        raise ModelError(f"{path}: a network in diffusers' naming; give its folder, which holds the config.json that says its kind")
+        raise ModelError(
+            f"{path}: a network in diffusers' naming; give its folder, which holds the config.json that says its kind"
+        )
     few = ", ".join(sorted(names)[:3]) or "no tensors"
     raise ModelError(f"{path}: no known kind of checkpoint (it holds {few}); {supported()}")

@@ -53,11 +53,11 @@ def find_model(name: str) -> Path:
         ) from None
     if not there:
         match = HUB_ID.fullmatch(name)
-        if match and not name.endswith(FILE_ENDS) or match and match["file"]:
+        if (match and not name.endswith(FILE_ENDS)) or (match and match["file"]):
             return _from_hub(name, match["repo"], match["file"])
         looks_like_path = any(mark in name for mark in "/\\.")
         raise ModelError(
-            f"--model {name!r}: no such folder or file; give a checkpoint, a diffusers folder, or 'demo', which ships with hires"
+            f"--model {name!r}: no such folder or file; give a checkpoint, a diffusers folder, or 'demo' (ships with hires)"
             if looks_like_path
             else f"{unknown('model', name, NAMED_MODELS)}, or a path to a checkpoint or diffusers folder"
         )
@@ -86,8 +86,8 @@ def _from_hub(name: str, repo: str, file: str | None) -> Path:
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ModelError(
-            f"--model {name!r}: no such path, not in the local Hugging Face cache, and the hub did not give it ({reason}); where "
-            f"there is a network run `hf download {repo}`, or give the path of a checkpoint"
+            f"--model {name!r}: no such path, not in the local Hugging Face cache, and the hub did not give it ({reason}); "
+            f"where there is a network run `hf download {repo}`, or give the path of a checkpoint"
         ) from error
     if not is_model_folder(folder):
         raise ModelError(f"--model {name!r}: holds no diffusers model; name one of its files, such as {repo}/model.safetensors")

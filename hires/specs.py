@@ -94,7 +94,9 @@ def _parts_folder(parts: str | Path | None) -> Path | None:
         return None
     folder = Path(parts).expanduser()
     if not folder.is_dir():
-        raise ModelError(f"--parts {parts}: no such folder; give a diffusers folder that holds tokenizers, text encoders or a VAE")
+        raise ModelError(
+            f"--parts {parts}: no such folder; give a diffusers folder that holds tokenizers, text encoders or a VAE"
+        )
     return folder
 
 

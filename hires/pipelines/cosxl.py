@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,21 +19,29 @@ from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan
-from hires.weights import load_unet, load_vae
+from hires.types import DecodePlan, LoraRef
+from hires.weights import load_network, load_vae
 
 
 class CosXL:
     """A loaded CosXL or SDXL folder and the prompts of one request. Text towers are freed before the UNet is loaded."""
 
     def __init__(
-        self, spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, decode: Ladder[DecodePlan]
+        self,
+        spec: ModelSpec,
+        prompt: str,
+        negative: str,
+        *,
+        device: torch.device,
+        dtype: str,
+        decode: Ladder[DecodePlan],
+        loras: Sequence[LoraRef] = (),
     ) -> None:
         self.spec, self.device = spec, device
         self._dtype, self._vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype]
-        self._texts = encode_prompts(spec.path, [prompt, negative], self._dtype, device, spec.cell_px)
-        self._unet = dispatch_attention(load_unet(spec.path, self._dtype, device))
-        vae = load_vae(spec.path, self._vae_dtype, device)
+        self._texts = encode_prompts(spec, [prompt, negative], self._dtype, device, loras)
+        self._unet = dispatch_attention(load_network(spec, self._dtype, device, loras))
+        vae = load_vae(spec, self._vae_dtype, device)
         if device.type == "cpu":
             for module in (self._unet, vae):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
