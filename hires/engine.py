@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hires import __version__, captions, planner
 from hires.adapters import with_loras
 from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
+from hires.locate import missing
 from hires.resolution import check_size, parse_size
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Size
@@ -121,6 +122,8 @@ def render(
     path = None if output is None else check_output(_path(output), overwrite)
     chosen = choose_device(device)
     spec = spec_for(request)
+    if spec.missing:
+        raise missing(spec.missing, spec.facts)
     request = with_captions(request)
     made = planner.plan(request, spec, probe(chosen, _budget(vram)))
     result = run_plan(request, made, spec, chosen, on_event or (lambda event: None))

@@ -113,7 +113,9 @@ def _scalar(raw: bytes, dtype: str) -> float:
     """One little-endian number; nan for a dtype that holds no plain one."""
     if dtype == "BF16":
         return float(struct.unpack("<f", b"\0\0" + raw)[0])
-    code = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "U8": "<B"}.get(dtype)
+    if dtype == "F32" and raw:  # the decimal that was meant, not its expansion: .002 and not .00200000009
+        return float(f"{struct.unpack('<f', raw)[0]:.7g}")
+    code = {"F64": "<d", "F16": "<e", "I64": "<q", "I32": "<i", "U8": "<B"}.get(dtype)
     return float(struct.unpack(code, raw)[0]) if code and raw else math.nan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,10 +153,18 @@ def _holds(place: Path, component: str, kind: str) -> bool:
     return named.startswith(kind) if kind else "autoencoder" in named
 
 
-def missing(part: Part, facts: FamilyFacts) -> ModelError:
-    """The error for a part that is nowhere: where it was looked for, and the next move."""
-    repo = facts.parts_from[0]
-    return ModelError(
-        f"{part.component} is missing (looked in {', '.join(part.looked_in)}): give `--parts FOLDER`, a diffusers folder that "
-        f"holds {part.component}/, or run `hf download {repo} --include '{part.component}/*'`"
+def missing(parts: Sequence[Part], facts: FamilyFacts) -> ModelError:
+    """The error for parts that are nowhere: where they were looked for, and the next move."""
+    names, looked = [part.component for part in parts], sorted({place for part in parts for place in part.looked_in})
+    where = f" (looked in {', '.join(looked)})" if looked else ""
+    return ModelError(f"{' and '.join(names)} missing{where}: {next_move(names, facts)}")
+
+
+def next_move(components: Sequence[str], facts: FamilyFacts) -> str:
+    """What to do about parts that are nowhere."""
+    wanted = " ".join(f"--include '{component}/*'" for component in components)
+    inside = " and ".join(f"{component}/" for component in components)
+    return (
+        f"give `--parts FOLDER`, a diffusers folder that holds {inside}, or run `hf download {facts.parts_from[0]} "
+        f"--include model_index.json {wanted}` once where there is a network"
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hires.errors import ModelError
 from hires.headers import read_header
+from hires.layouts import PIXART_TABLES
 from hires.quiet import quiet_imports
 
 
@@ -116,7 +117,6 @@ PIXART_NAMES = (
     (r"blocks\.(\d+)\.mlp\.fc1", r"transformer_blocks.\1.ff.net.0.proj"),
     (r"blocks\.(\d+)\.mlp\.fc2", r"transformer_blocks.\1.ff.net.2"),
 )
-PIXART_DROPPED = ("pos_embed", "y_embedder.y_embedding")
 PIXART_KV = re.compile(r"blocks\.(\d+)\.attn\.((?:sr|norm)\.(?:weight|bias))")
 
 
@@ -130,7 +130,7 @@ def pixart_state(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[int, 
         match = PIXART_KV.fullmatch(key)
         if match:
             compression.setdefault(int(match[1]), {})[match[2]] = value
-        elif key not in PIXART_DROPPED:
+        elif key not in PIXART_TABLES:
             names = pixart_names(key)
             state |= dict(zip(names, value.chunk(len(names)) if len(names) > 1 else [value], strict=True))
             unknown += [] if names else [key]

@@ -19,6 +19,7 @@ from hires.layouts import (
     LDM_CLIP_L,
     LDM_NETWORK,
     LDM_VAE,
+    PIXART_TABLES,
     below,
     kv_compression,
     ldm_unet_config,
@@ -77,7 +78,7 @@ def load_spec(name: str, *, family: str | None = None, parts: str | Path | None 
     that it lacks are looked for first. ModelError where it is damaged, of a kind not supported, or contradicts `family`.
     """
     path = find_model(name)
-    extra = _parts_folder(parts)
+    extra = parts_folder(parts)
     try:
         return spec_of(name, identify(path, family), extra)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -89,7 +90,8 @@ def identify(path: Path, family: str | None = None) -> Finding:
     return identify_folder(path, family) if path.is_dir() else identify_file(path, family)
 
 
-def _parts_folder(parts: str | Path | None) -> Path | None:
+def parts_folder(parts: str | Path | None) -> Path | None:
+    """The folder of `--parts`. ModelError where it is none."""
     if parts is None:
         return None
     folder = Path(parts).expanduser()
@@ -224,7 +226,8 @@ def _params(parts: Iterable[Part], found: Finding) -> int:
             total += count_params(part.path)
         elif part.layout != "missing":
             assert found.header is not None
-            total += sum(info.count for name, info in found.header.tensors.items() if name.startswith(part.prefix))
+            names = below(found.header.shapes, part.prefix)
+            total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
     return total
 
 

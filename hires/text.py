@@ -61,12 +61,11 @@ def encode_prompts(
 
 
 def check_parts(spec: ModelSpec) -> None:
-    """ModelError for the first text tower or vocabulary that is nowhere, before anything is loaded."""
-    for names in COMPONENTS[: len(spec.facts.text)]:
-        for name in reversed(names):
-            part = spec.parts.get(name)
-            if part is None or part.layout == "missing":
-                raise missing(part or Part(component=name, layout="missing", path=None), spec.facts)
+    """ModelError for text towers and vocabularies that are nowhere, before anything is loaded."""
+    parts = [spec.parts[name] for names in COMPONENTS[: len(spec.facts.text)] for name in names]
+    absent = [part for part in parts if part.layout == "missing"]
+    if absent:
+        raise missing(absent, spec.facts)
 
 
 def _encode_clip(
@@ -115,7 +114,7 @@ def load_tokenizer(spec: ModelSpec, component: str) -> Any:
     """The tokenizer of a text tower. ModelError says where it was looked for, or what else it needs."""
     part = spec.parts[component]
     if part.path is None:
-        raise missing(part, spec.facts)
+        raise missing([part], spec.facts)
     if not any((part.path / name).is_file() for name in VOCABULARIES):
         raise ModelError(
             f"{part.path}: missing one of {', '.join(VOCABULARIES)}; give `--parts FOLDER`, a folder that has them"

@@ -60,7 +60,7 @@ def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Mo
     """The autoencoder of a model, from its folder, its single file, or wherever its part was found."""
     part = spec.parts["vae"]
     if part.layout == "missing" or part.path is None:
-        raise missing(part, spec.facts)
+        raise missing([part], spec.facts)
     if part.layout == "diffusers":
         return load_autoencoder(part.path, dtype, device)
     with quiet_imports():

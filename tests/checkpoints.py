@@ -294,8 +294,11 @@ def write_folder(made: Checkpoint, dtype: torch.dtype, sigmas: tuple[float, floa
     """A whole diffusers folder."""
     facts, folder = FAMILIES[made.family], made.path
     pixart_kind = facts.network == "pixart"
-    made.network.to(dtype).save_pretrained(folder / ("transformer" if pixart_kind else "unet"))
-    made.network.float()
+    place = folder / ("transformer" if pixart_kind else "unet")
+    made.network.save_pretrained(place)
+    if dtype != torch.float32:
+        weights = place / "diffusion_pytorch_model.safetensors"
+        save_file({key: value.to(dtype) for key, value in made.network.state_dict().items()}, weights)
     vae = folder / "vae"
     made.vae.save_pretrained(vae)
     config = json.loads((vae / "config.json").read_text()) | {"scaling_factor": facts.latent_scale}
@@ -391,3 +394,82 @@ def t5_tokenizer(folder: Path, tokens: int) -> None:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document))
+
+
+# --- LoRAs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyLora:
+    """path, and what it adds to each weight at scale 1: {component: {weight name: delta}}."""
+
+    path: Path
+    deltas: dict[str, dict[str, Tensor]]
+
+
+def lora(
+    path: Path,
+    made: Checkpoint,
+    style: str = "kohya",
+    *,
+    rank: int = 3,
+    alpha: float | None = 6.0,
+    texts: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> TinyLora:
+    """Write a LoRA of every linear and convolution of the network, and of the CLIP towers' layers with `texts`.
+
+    style: 'kohya' (SDXL in latent diffusion's names, else diffusers', flattened, with alpha), 'kohya-diffusers' (always
+    diffusers' names, flattened), 'peft', 'diffusers' (lora.down, lora.up) or 'processor' (diffusers' oldest).
+    """
+    draw = torch.Generator().manual_seed(11)
+    tensors: dict[str, Tensor] = {}
+    deltas: dict[str, dict[str, Tensor]] = {}
+    towers = zip(("text_encoder", "text_encoder_2"), made.texts if texts else (), strict=False)
+    for component, module in (("network", made.network), *towers):
+        deltas[component] = {}
+        for name, weight in module.state_dict().items():
+            bare = name.removesuffix(".weight")
+            if not _takes_lora(component, name, weight):
+                continue
+            down = torch.randn((rank, *weight.shape[1:]), generator=draw) * 0.2
+            up = torch.randn((weight.shape[0], rank, *[1] * (weight.ndim - 2)), generator=draw) * 0.2
+            factor = 1.0 if alpha is None else alpha / rank
+            product = torch.tensordot(up.flatten(1), down, dims=1)
+            deltas[component][name] = factor * product
+            key, ends = _lora_key(made, component, bare, style)
+            tensors |= {f"{key}{ends[0]}": down, f"{key}{ends[1]}": up}
+            if alpha is not None:
+                tensors[f"{key.removesuffix('_lora')}.alpha"] = torch.tensor(alpha)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=dict(metadata or {}))
+    return TinyLora(path=path, deltas=deltas)
+
+
+def _takes_lora(component: str, name: str, weight: Tensor) -> bool:
+    layers = component == "network" or "encoder.layers." in name
+    return layers and name.endswith(".weight") and weight.ndim in (2, 4)
+
+
+def _lora_key(made: Checkpoint, component: str, name: str, style: str) -> tuple[str, tuple[str, str]]:
+    pixart_kind = isinstance(made.network, PixArtTransformer2DModel)
+    if component != "network":
+        name = f"text_model.{name.removeprefix('text_model.')}"
+    if style.startswith("kohya"):
+        start = {"network": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component]
+        if len(made.texts) == 1 and component == "text_encoder":
+            start = "lora_te_"
+        if component == "network" and style == "kohya" and len(made.texts) == 2:
+            name = ldm_unet_names([*unet_modules(made.network)], made.network.config.layers_per_block)[name]
+        return start + name.replace(".", "_"), (".lora_down.weight", ".lora_up.weight")
+    start = ("transformer." if pixart_kind else "unet.") if component == "network" else f"{component}."
+    if style == "peft":
+        return start + name, (".lora_A.weight", ".lora_B.weight")
+    if style == "processor" and (".attn1." in name or ".attn2." in name):
+        block, _, leaf = name.removesuffix(".0").rpartition(".")
+        return f"{start}{block}.processor.{leaf}_lora", (".down.weight", ".up.weight")
+    return start + name, (".lora.down.weight", ".lora.up.weight")
+
+
+def unet_modules(network: nn.Module) -> list[str]:
+    return sorted({key.rpartition(".")[0] for key in network.state_dict()})
