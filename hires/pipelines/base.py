@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
-from hires.denoisers import Denoiser
+from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
-from hires.specs import ModelSpec
+from hires.families import UNetShape
+from hires.kernels.dispatch import AttentionSpec, select
+from hires.specs import ModelSpec, vp_sigmas
+from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan
+from hires.types import DecodePlan, LoraRef, StagePlan
+from hires.weights import load_network, load_vae
 
 
 class Family(Protocol):
@@ -55,16 +60,15 @@ def load_parts(
     spec: ModelSpec,
     prompt: str,
     negative: str,
-    *,
     device: torch.device,
     dtype: str,
-    vae_dtype: str,
-    loras: Sequence[LoraChoice] = (),
+    decode: Ladder[DecodePlan],
+    loras: Sequence[LoraRef] = (),
 ) -> Parts:
     """Everything a request needs, on the device: the text towers come and go before the rest is loaded."""
-    texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device, loras)
-    network = weights.load_network(spec, TORCH_DTYPE[dtype], device, loras)
-    return Parts(texts=texts, network=network, vae=weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device))
+    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device, loras)
+    network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
+    return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
 
 
 def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
@@ -72,7 +76,7 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     if spec.parameterisation == "edm_v":
         return edm_v(network)
     assert spec.vp_betas is not None, f"{spec.family} has neither EDM's parameterisation nor betas"
-    table = vp_sigmas(*spec.vp_betas, zero_terminal_snr=spec.zero_terminal_snr)
+    table = vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
     made = (v if spec.parameterisation == "v" else eps)(network, table)
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan
+from hires.types import DecodePlan, LoraRef
 from hires.unet import UNetNetwork
 
 
@@ -30,9 +31,10 @@ class CosXL(LoadedFamily):
         device: torch.device,
         dtype: str,
         decode: Ladder[DecodePlan],
+        loras: Sequence[LoraRef] = (),
         parts: Parts | None = None,
     ) -> None:
-        parts = parts or load_parts(spec, prompt, negative, device=device, dtype=dtype, vae_dtype=decode.rung.dtype)
+        parts = parts or load_parts(spec, prompt, negative, device, dtype, decode, loras)
         super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -20,7 +21,7 @@ from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan, StagePlan
+from hires.types import DecodePlan, LoraRef, StagePlan
 from hires.unet import UNetNetwork
 
 
@@ -41,9 +42,10 @@ class CosXLEdit(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         picture: NDArray[np.uint8],
+        loras: Sequence[LoraRef] = (),
         parts: Parts | None = None,
     ) -> None:
-        parts = parts or load_parts(spec, prompt, negative, device=device, dtype=dtype, vae_dtype=decode.rung.dtype)
+        parts = parts or load_parts(spec, prompt, negative, device, dtype, decode, loras)
         super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
         self.picture = picture
