@@ -72,14 +72,17 @@ class Kept(Map):
     made: int = 0
     freed: int = 0
     ahead: int = 0
+    pinned: list[int] = field(default_factory=list)
 
     @property
     def left(self) -> int:
         if not self.host:
             return self.bytes(self.made - self.freed)
-        tops = [0, *self.bounds]
-        stored = ((top, bottom) for top, bottom in itertools.pairwise(tops) if self.freed <= top and bottom <= self.made)
-        return sum(pinned_bytes(self.bytes(bottom - top)) for top, bottom in stored)
+        if not self.pinned:
+            sizes = (pinned_bytes(self.bytes(bottom - top)) for top, bottom in itertools.pairwise([0, *self.bounds]))
+            self.pinned = [0, *itertools.accumulate(sizes)]
+        first, last = bisect.bisect_right(self.bounds, self.freed), bisect.bisect_right(self.bounds, self.made)
+        return self.pinned[last] - self.pinned[first]
 
     def read(self, rows: int, aligned: bool = False) -> Read:
         size = self.bytes(rows)
