@@ -33,6 +33,7 @@ CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 
 CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
 BATCHES = (16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
+REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
 CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a sampler step holds
 
 
@@ -69,7 +70,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     notes: list[str] = list(spec.notes)
     if canvas != request.size:
         notes.append(f"canvas {canvas} is the next multiple of {spec.align_px} px; {request.size} is cut from it")
-    strategy, why = choose_strategy(request.strategy, canvas, spec)
+    strategy, why = choose_strategy(request, canvas, spec)
     notes.append(f"strategy {strategy}: {why}")
     dtype, why = choose_dtype(request.dtype, device)
     notes.append(f"dtype {dtype}: {why}")
@@ -89,6 +90,11 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         if any(stage.grid.count > 1 for stage in stages)
         else "no latent tiling: one tile covers the canvas"
     )
+    text, text_on_host = choose_text(spec, device, dtype)
+    if text_on_host:
+        notes.append(
+            f"text encoders run on the CPU: they take {gib(resident_text_bytes(spec, dtype))} of {gib(device.budget_bytes)}"
+        )
     batch, why = choose_batch(stages, spec, device, dtype)
     notes.append(f"tile batch {batch}: {why}")
     decode, why = choose_decode(stages, spec, device, dtype)
@@ -100,7 +106,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         flops = costs[index].flops + enlarge_flops(stages[index - 1].canvas, stages[index], spec)
         peak = max(costs[index].peak_bytes, decode_cost(stages[index].canvas, decode, spec, device, dtype).peak_bytes)
         costs[index] = replace(costs[index], flops=flops, seconds=flops / device.flops, peak_bytes=peak)
-    costs += [decode_cost(canvas, decode, spec, device, dtype), text_cost(spec, device, dtype)]
+    costs += [decode_cost(canvas, decode, spec, device, dtype), text]
     return MemoryPlan(
         model=spec.name,
         output=request.size,
@@ -117,11 +123,15 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         costs=tuple(costs),
         ladder=tuple(make_ladder(canvas, batch, decode, spec, device, dtype)),
         notes=tuple(notes),
+        text_on_host=text_on_host,
     )
 
 
-def choose_strategy(asked: str, canvas: Size, spec: ModelSpec) -> tuple[str, str]:
+def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tuple[str, str]:
+    asked, strength = request.strategy, request.strength
     several = len(stage_canvases(canvas, spec.bins, spec.align_px)) > 1
+    if strength is not None and several and strength <= REFINED_STRENGTH and asked in ("auto", "tiled"):
+        return "tiled", f"at strength {strength:g} the picture's own composition holds the tiles together"
     if asked == "auto":
         if several:
             return (
@@ -169,7 +179,13 @@ def make_stages(
     steps = request.steps or defaults.steps
     guidance = defaults.guidance if request.guidance is None else request.guidance
     sampler = request.sampler or defaults.sampler
+    image_guidance = defaults.image_guidance if request.image_guidance is None else request.image_guidance
     relay_steps = max(1, round(defaults.relay_steps * steps / defaults.steps))
+    strength = 1.0 if request.strength is None else float(request.strength)
+    if int(steps * strength) < 1:
+        raise RequestError(
+            f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
+        )
     sizes = stage_canvases(canvas, spec.bins, spec.align_px) if strategy == "progressive" else (canvas,)
     stages = []
     for index, size in enumerate(sizes):
@@ -186,6 +202,8 @@ def make_stages(
                 steps=steps if first else relay_steps,
                 sampler=sampler,
                 guidance=guidance if first else min(guidance, defaults.relay_guidance),
+                image_guidance=image_guidance,
+                strength=strength if first else 1.0,
                 enlarger=None if first else defaults.enlarger,
             )
         )
@@ -207,18 +225,33 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
     return request.sigma_max
 
 
+def resident_text_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Weights of all text towers. T5 is kept out of fp16, which it overflows."""
+    wide = "fp32" if dtype == "fp32" else "bf16"
+    return spec.text_params * BYTES_PER_ELEMENT[wide if "t5" in spec.facts.text else dtype]
+
+
 def text_cost(spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
-    """Both towers at once, used for the prompt and the negative prompt, then freed."""
-    peak = 0 if device.kind == "cpu" else spec.text_params * BYTES_PER_ELEMENT[dtype]
-    flops = 2.0 * spec.text_params * 2 * cost.TEXT_TOKENS
+    """All towers at once, used for the prompt and the negative prompt, then freed."""
+    peak = 0 if device.kind == "cpu" else resident_text_bytes(spec, dtype)
+    flops = 2.0 * spec.text_params * 2 * spec.facts.tokens
     return StageCost(stage="text", peak_bytes=peak, flops=flops, seconds=flops / device.flops)
+
+
+def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[StageCost, bool]:
+    """Where the text towers run: on the device, or on the CPU where they alone are above the budget."""
+    made = text_cost(spec, device, dtype)
+    if made.peak_bytes <= device.budget_bytes:
+        return made, False
+    host = (os.cpu_count() or 1) * CPU_CORE_FLOPS
+    return replace(made, peak_bytes=0, seconds=made.flops / host), True
 
 
 def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[int, str]:
     """The largest tile batch that fits. BudgetError names the bytes one tile needs."""
     most = max(stage.grid.count for stage in stages)
     candidates = [b for b in (CPU_BATCHES if device.kind == "cpu" else BATCHES) if b <= max(1, most)]
-    text = text_cost(spec, device, dtype).peak_bytes
+    text = choose_text(spec, device, dtype)[0].peak_bytes
     for batch in candidates:
         peak = max(text, *(stage_cost(stage, spec, device, batch, dtype).peak_bytes for stage in stages))
         if peak <= device.budget_bytes:
@@ -231,7 +264,7 @@ def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, 
     canvas = stages[-1].canvas
     decodes = [decode_cost(canvas, way, spec, device, dtype) for way in decode_plans(canvas, spec, device)]
     costs = [stage_cost(stage, spec, device, 1, dtype) for stage in stages]
-    costs += [min(decodes, key=lambda cost: cost.peak_bytes), text_cost(spec, device, dtype)]
+    costs += [min(decodes, key=lambda cost: cost.peak_bytes)]
     worst = max(costs, key=lambda cost: cost.peak_bytes)
     move = f"--vram {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
     if any(stage.grid.count == 1 and stage.canvas.area > 2 * spec.native_px**2 for stage in stages):
@@ -243,13 +276,21 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     """Peak bytes, FLOPs and seconds of one denoising stage; guidance other than 1 doubles the batch of every tile."""
     tile = stage.grid.tile
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
-    pictures = (1 if stage.guidance == 1.0 else 2) * min(batch, stage.grid.count)
+    estimates = estimates_per_step(stage, spec)
+    pictures = estimates * min(batch, stage.grid.count)
     live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu, spec.facts.tokens)
     canvas = CANVAS_BUFFERS * 4 * spec.network.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
-    evaluations = stage.steps * (2 if stage.sampler == "heun" else 1) * (1 if stage.guidance == 1.0 else 2)
+    evaluations = stage.taken_steps * (2 if stage.sampler == "heun" else 1) * estimates
     flops = evaluations * stage.grid.count * cost.network_flops(spec.network, tile.height, tile.width, spec.facts.tokens)
     return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
+
+
+def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
+    """How many conditions a step evaluates: an edit three, guidance two, none one."""
+    if spec.facts.image_channels:
+        return 3
+    return 1 if stage.guidance == 1.0 else 2
 
 
 def decode_dtype(device: DeviceSpec) -> str:

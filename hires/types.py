@@ -69,7 +69,8 @@ class RenderRequest:
 
     sigma_max: the noise level an EDM model starts from, 'auto' for one that goes with the size, None for its own.
     family: what the user says the model is. parts: a folder in which parts that it lacks are looked for. clean_caption:
-    prompts go through `captions.clean`.
+    prompts go through `captions.clean`. strength: how much of the schedule a given picture goes through, None where the
+    render starts from noise; image_guidance: how closely an edit keeps to its picture.
     """
 
     prompt: str
@@ -89,6 +90,8 @@ class RenderRequest:
     parts: str | None = None
     loras: tuple[LoraRef, ...] = ()
     clean_caption: bool = False
+    strength: float | None = None
+    image_guidance: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -108,6 +111,7 @@ class RenderRequest:
             raise RequestError(f"--steps {self.steps}: give a number of steps from 1 to 1000")
         if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):
             raise RequestError(f"--guidance {self.guidance}: give a number from 0 to 100 (1 turns guidance off)")
+        self._check_picture()
         if self.sigma_max is not None and self.sigma_max != "auto":
             self._check_sigma_max(self.sigma_max)
         if not 0 <= self.seed < 2**63:
@@ -116,6 +120,13 @@ class RenderRequest:
             raise RequestError(f"--tile {self.tile_px}: give a tile side in pixels, such as 256 or 1024")
         if self.overlap_px is not None and self.overlap_px < 0:
             raise RequestError(f"--overlap {self.overlap_px}: give a number of pixels from 0 up to below the tile")
+
+    def _check_picture(self) -> None:
+        for name, value, most in (("strength", self.strength, 1.0), ("image-guidance", self.image_guidance, 100.0)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+                raise RequestError(f"--{name} {value!r}: give a number above 0 and up to {most:g}")
 
     @staticmethod
     def _check_sigma_max(value: float | str) -> None:
@@ -141,7 +152,11 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells."""
+    """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
+
+    `steps` divide the schedule from `sigma_start` down; with a `strength` below 1 a given picture takes the last
+    `taken_steps` of them.
+    """
 
     name: str
     canvas: Size
@@ -151,8 +166,13 @@ class StagePlan:
     sampler: str
     guidance: float
     image_guidance: float = 1.0
+    strength: float = 1.0
     enlarger: str | None = None
     shift_cells: int = 0
+
+    @property
+    def taken_steps(self) -> int:
+        return int(self.steps * self.strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +224,7 @@ class MemoryPlan:
     costs: tuple[StageCost, ...]
     ladder: tuple[Rung, ...]
     notes: tuple[str, ...]
+    text_on_host: bool = False
 
     @property
     def latent_grid(self) -> TileGrid:
@@ -233,7 +254,8 @@ class MemoryPlan:
             tiles = stage.grid.count
             lines.append(
                 f"  {stage.name:<10} {stage.canvas!s:>11}  {tiles:>4} tile{'s' if tiles > 1 else ' '} of {stage.grid.tile}"
-                f" cells, {stage.steps} steps of {stage.sampler} from sigma {stage.sigma_start:g}"
+                f" cells, {stage.taken_steps} steps of {stage.sampler} from sigma {stage.sigma_start:g}"
+                f"{f' at strength {stage.strength:g}' if stage.strength < 1 else ''}"
                 f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
             )
         for cost in self.costs[len(self.stages) :]:

@@ -64,9 +64,13 @@ def load_parts(
     dtype: str,
     decode: Ladder[DecodePlan],
     loras: Sequence[LoraRef] = (),
+    text_device: torch.device | None = None,
 ) -> Parts:
-    """Everything a request needs, on the device: the text towers come and go before the rest is loaded."""
-    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device, loras)
+    """Everything a request needs, on the device: the text towers come and go before the rest is loaded.
+
+    They run on `text_device` where the plan puts them elsewhere.
+    """
+    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], text_device or device, loras)
     network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
     return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
 

@@ -11,17 +11,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.device import peak_device_bytes, reset_peak
+from hires.imageio import fitted
 from hires.pipelines.base import Family
 from hires.resolution import relay_view
 from hires.samplers import EVALUATIONS, CanvasNoise, find_sampler
 from hires.schedules import find_schedule
+from hires.specs import ModelSpec
 from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
-from hires.tiling.resize import Enlarged
+from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Batcher
 from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
@@ -36,25 +40,23 @@ class Denoised:
     stats: list[StageStats] = field(default_factory=list)
 
 
-def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoised:
-    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel."""
+def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture: NDArray[np.uint8] | None = None) -> Denoised:
+    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
+
+    picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
+    """
     result = Denoised(latents=torch.empty(0))
     batcher = Batcher(plan.batch)
     for index, stage in enumerate(plan.stages):
         begun, retries = time.monotonic(), batcher.retries + family.vae.retries
         recomputed = family.vae.recomputed
         reset_peak(family.device)
-        cells = stage.grid.canvas
-        noise = CanvasNoise(
-            seed, index, Box(0, 0, cells.height, cells.width), family.spec.network.latent_channels, family.device
-        )
-        if index == 0:
-            x = noise(-1) * (stage.sigma_start**2 + 1) ** 0.5
-        else:
-            enlarged = ENLARGERS[stage.enlarger or "pixel"](family, result.latents, stage, on_event)
-            x = enlarged.to(family.device) + noise(-1) * stage.sigma_start
+        cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
+        whole = Box(0, 0, cells.height, cells.width)
+        noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
+        x = noisy(family, stage, result.latents, picture, float(sigmas[0]), noise(-1), on_event)
         progress = TileProgress(stage, on_event)
-        result.latents = denoise_stage(family, stage, x, noise, batcher, progress).float().cpu()
+        result.latents = denoise_stage(family, stage, x, sigmas, noise, batcher, progress).float().cpu()
         result.stats.append(
             StageStats(
                 stage=stage.name,
@@ -69,11 +71,46 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoi
     return result
 
 
-def denoise_stage(
-    family: Family, stage: StagePlan, x: Tensor, noise: CanvasNoise, batcher: Batcher, progress: TileProgress
+def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
+    """The noise levels that a stage goes down, ending with 0."""
+    sigmas = find_schedule(spec.defaults.schedule)(stage.steps, spec.sigma_min, stage.sigma_start)
+    return sigmas[stage.steps - stage.taken_steps :]
+
+
+def noisy(
+    family: Family,
+    stage: StagePlan,
+    before: Tensor,
+    picture: NDArray[np.uint8] | None,
+    sigma: float,
+    noise: Tensor,
+    on_event: OnEvent,
 ) -> Tensor:
-    """Sample one stage from x at its starting sigma down to 0: sampler(guided(tiled(precondition(network))))."""
-    sigmas = find_schedule(family.spec.defaults.schedule)(stage.steps, family.spec.sigma_min, stage.sigma_start)
+    """What a stage starts from, (1, C, h, w) at noise level sigma: the stage before, a picture, or noise alone."""
+    if stage.enlarger is not None:
+        return ENLARGERS[stage.enlarger](family, before, stage, on_event).to(family.device) + noise * sigma
+    if stage.strength < 1:
+        assert picture is not None, "a strength is of a picture"
+        with torch.inference_mode():
+            source = Padded(fitted(picture, stage.canvas), stage.canvas)
+            return family.encode(source, tell(on_event, "encode")).to(family.device) + noise * sigma
+    return noise * float((sigma**2 + 1) ** 0.5)
+
+
+def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
+
+
+def denoise_stage(
+    family: Family,
+    stage: StagePlan,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: CanvasNoise,
+    batcher: Batcher,
+    progress: TileProgress,
+) -> Tensor:
+    """Sample one stage from x at sigmas[0] down to 0: sampler(guided(tiled(precondition(network))))."""
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
     on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
@@ -87,7 +124,7 @@ class TileProgress:
     def __init__(self, stage: StagePlan, on_event: OnEvent) -> None:
         self.stage, self.on_event = stage, on_event
         per_step = EVALUATIONS.get(stage.sampler, 1)
-        evaluations = stage.steps * per_step - (per_step - 1)  # the last step, to sigma 0, is one evaluation
+        evaluations = stage.taken_steps * per_step - (per_step - 1)  # the last step, to sigma 0, is one evaluation
         self.done, self.total, self.steps_done = 0, evaluations * stage.grid.count, 0
         self._tell()
 
@@ -101,7 +138,7 @@ class TileProgress:
 
     def _tell(self) -> None:
         stage = self.stage
-        self.on_event(Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=stage.steps))
+        self.on_event(Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=stage.taken_steps))
 
 
 def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
@@ -113,14 +150,10 @@ def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event:
 
 def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
     """Decode, then encode the picture enlarged by bicubic, band by band; the enlarged picture is never held whole."""
-
-    def tell(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: on_event(Event(stage=f"{name} for {stage.name}", done=done, total=total))
-
     with torch.inference_mode():
-        picture = torch.cat(list(family.decode_bands(latents, tell("decode"))), dim=-2)
+        picture = torch.cat(list(family.decode_bands(latents, tell(on_event, f"decode for {stage.name}"))), dim=-2)
         view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
-        return family.encode(view, tell("encode"))
+        return family.encode(view, tell(on_event, f"encode for {stage.name}"))
 
 
 Enlarger = Callable[[Family, Tensor, StagePlan, OnEvent], Tensor]
