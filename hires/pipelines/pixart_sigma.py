@@ -84,11 +84,13 @@ class PixArtSigma(LoadedFamily):
 
 def load_parts(spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str) -> Parts:
     """Everything a request needs, on the device: the text tower comes and goes before the rest is loaded."""
-    texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device)
-    network, shape = weights.load_network(spec, TORCH_DTYPE[dtype], device), _shape(spec)
+    texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device)  # type: ignore[call-arg, arg-type]
+    network = weights.load_network(spec, TORCH_DTYPE[dtype], device)  # type: ignore[attr-defined]
+    shape = _shape(spec)
     if any(factor > 1 for factor in shape.kv_compression):
-        add_compression(network, shape.kv_compression, weights.read_kv_compression(spec))
-    return Parts(texts=texts, network=network, vae=weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device))
+        add_compression(network, shape.kv_compression, weights.read_kv_compression(spec))  # type: ignore[attr-defined]
+    vae = weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device)  # type: ignore[arg-type]
+    return Parts(texts=texts, network=network, vae=vae)
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:
