@@ -43,7 +43,8 @@ from benchmarks.pinned_norm import fold_norms, hold_gradients, pin_norms, start_
 from benchmarks.scenes import Scene, draw
 from hires.metrics import band_energy, lattice_score, luma
 from hires.tiling.geometry import Box, Size
-from hires.weights import load_vae, read_weights
+from hires.weights import load_autoencoder as load_saved
+from hires.weights import read_weights
 
 LOG = ("stage", "step", "images", "wall_s", "loss", "metric", "value", "lr", "device")
 
@@ -147,7 +148,7 @@ def train_ae(args: argparse.Namespace) -> None:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     elif args.start:
-        fold_norms(load_vae(args.start, torch.float32, torch.device("cpu")), vae, some_views(48))
+        fold_norms(load_saved(args.start / "vae", torch.float32, torch.device("cpu")), vae, some_views(48))
     else:
         start_scales(vae)
     hold_gradients(vae.to(device))

@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `hires plan`, `hires info`, `hires vae-roundtrip`."""
+"""The command line: `hires render`, `hires plan`, `hires inspect`, `hires info`, `hires vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,23 @@ def level(text: str) -> float | str:
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
-Model = Annotated[str, typer.Option(help="demo (ships with hires) or a path to a diffusers folder.")]
+Model = Annotated[
+    str, typer.Option(help="demo (ships with hires), a .safetensors or .pth file, a diffusers folder, or org/name on the hub.")
+]
+Family = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What the model is where its keys are those of several, such as sdxl-turbo."),
+]
+Parts = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="A diffusers folder with parts that the model lacks: tokenizers, text encoders, VAE."),
+]
+Lora = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA to merge; may be given several times.")
+]
+CleanCaption = Annotated[
+    bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
+]
 Negative = Annotated[str, typer.Option(help="What to keep out of the picture.")]
 Steps = Annotated[
     int | None,
@@ -114,6 +130,10 @@ def render(
     tile: Tile = None,
     overlap: Overlap = None,
     sigma_max: SigmaMax = None,
+    family: Family = None,
+    parts: Parts = None,
+    lora: Lora = None,
+    clean_caption: CleanCaption = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
@@ -126,7 +146,8 @@ def render(
             return engine.render(
                 prompt, size=size, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
-                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max,
+                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
+                parts=parts, loras=lora or (), clean_caption=clean_caption,
             )  # fmt: skip
 
     result = guarded(work)
@@ -155,6 +176,10 @@ def plan(
     tile: Tile = None,
     overlap: Overlap = None,
     sigma_max: SigmaMax = None,
+    family: Family = None,
+    parts: Parts = None,
+    lora: Lora = None,
+    clean_caption: CleanCaption = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
@@ -177,9 +202,27 @@ def plan(
             tile_px=tile,
             overlap_px=overlap,
             sigma_max=sigma_max,
+            family=family,
+            parts=parts,
+            loras=lora or (),
+            clean_caption=clean_caption,
         )
     )
     print(json.dumps(made.to_json(), default=str) if as_json else made.explain())
+
+
+@app.command()
+def inspect(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A file, a folder, or org/name on the hub.", show_default=False)],
+    family: Family = None,
+    parts: Parts = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a checkpoint, LoRA or autoencoder is and why, what it holds, what it lacks, and how to run it."""
+    from hires import report
+
+    document = guarded(lambda: report.inspect(name, family=family, parts=parts))
+    print(json.dumps(document) if as_json else "\n".join(report.lines(document)))
 
 
 @app.command("vae-roundtrip")

@@ -6,13 +6,15 @@ import json
 import logging
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import __version__, planner
-from hires.errors import MemoryLadderError, OutputError, SizeError
+from hires import __version__, captions, planner
+from hires.adapters import with_loras
+from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
+from hires.locate import missing
 from hires.resolution import check_size, parse_size
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Size
@@ -20,6 +22,7 @@ from hires.types import (
     DecodePlan,
     DeviceSpec,
     Event,
+    LoraRef,
     MemoryPlan,
     OnEvent,
     RenderRequest,
@@ -27,6 +30,7 @@ from hires.types import (
     StageStats,
     gib,
     parse_bytes,
+    parse_lora,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SizeLike = str | tuple[int, int] | Size
+Loras = Sequence[str | LoraRef]
 
 
 def render(
@@ -58,6 +63,10 @@ def render(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    family: str | None = None,
+    parts: str | Path | None = None,
+    loras: Loras = (),
+    clean_caption: bool = False,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Render a prompt at exactly `size` and return the result; with `output` also write a PNG that holds prompt and plan.
@@ -67,7 +76,7 @@ def render(
         size: "4096x4096" (WIDTHxHEIGHT), a (width, height) pair, or a Size(height, width), in pixels.
         output: a path ending in .png; None keeps the picture in memory only. It appears whole or not at all.
         overwrite: replace a file that exists.
-        model: "demo", or the path of a diffusers folder.
+        model: "demo", a checkpoint file, a diffusers folder, or "org/name" on the Hugging Face hub.
         negative: what to keep out of the picture.
         seed: same seed, same picture.
         steps, guidance, sampler: of the base picture; None takes the model's own.
@@ -78,6 +87,10 @@ def render(
         dtype: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda:0".
         vram: memory budget such as "12GiB" (2^30) or "24GB" (10^9), or bytes; default: what is free.
+        family: what the model is, for files whose keys are those of several families, such as "sdxl-turbo".
+        parts: a diffusers folder in which parts that the model lacks are looked for (tokenizers, text encoders, VAE).
+        loras: LoRA files to merge: "style.safetensors", "style.safetensors:0.8" or LoraRef(path, scale) each.
+        clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
     Returns:
@@ -105,10 +118,17 @@ def render(
         tile_px=tile_px,
         overlap_px=overlap_px,
         sigma_max=sigma_max,
+        family=family,
+        parts=None if parts is None else str(parts),
+        loras=tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras),
+        clean_caption=clean_caption,
     )
     path = None if output is None else check_output(_path(output), overwrite)
     chosen = choose_device(device)
-    spec = load_spec(request.model)
+    spec = spec_for(request)
+    if spec.missing:
+        raise missing(spec.missing, spec.facts)
+    request = with_captions(request)
     made = planner.plan(request, spec, probe(chosen, _budget(vram)))
     result = run_plan(request, made, spec, chosen, on_event or (lambda event: None))
     return result if path is None else _written(result, path, request, overwrite, on_event)
@@ -131,6 +151,10 @@ def plan(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    family: str | None = None,
+    parts: str | Path | None = None,
+    loras: Loras = (),
+    clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
 
@@ -151,8 +175,31 @@ def plan(
         tile_px=tile_px,
         overlap_px=overlap_px,
         sigma_max=sigma_max,
+        family=family,
+        parts=None if parts is None else str(parts),
+        loras=tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras),
+        clean_caption=clean_caption,
     )
-    return planner.plan(request, load_spec(request.model), describe_device(device, _budget(vram)))
+    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
+
+
+def spec_for(request: RenderRequest) -> ModelSpec:
+    """The model of a request with what its LoRAs make of it. RequestError for one that a prompt alone cannot run."""
+    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+    channels = spec.network.latent_channels + spec.facts.image_channels
+    if spec.facts.image_channels:
+        raise RequestError(
+            f"--model {spec.name}: {spec.facts.title} has {channels} input channels "
+            f'and edits a picture: `hires edit IN.png "{request.prompt or "make it winter"}"`, or give a text-to-image model'
+        )
+    return spec
+
+
+def with_captions(request: RenderRequest) -> RenderRequest:
+    """The request with its prompts cleaned, where that was asked for."""
+    if not request.clean_caption:
+        return request
+    return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
 
 
 def describe_device(device: str, budget_bytes: int | None) -> DeviceSpec:
@@ -217,7 +264,7 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
     tell(Event(stage="load", done=0, total=1))
     ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
     kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
-    family = kind(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder)
+    family = kind(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder, loras=request.loras)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell)

@@ -116,7 +116,7 @@ class FamilyFacts:
     embedding runs per axis, whatever the size. size_conditions: 'sdxl' (six numbers), 'pixart' (resolution, aspect ratio)
     or None. few_step: 'lcm', 'turbo' or 'dmd'. same_keys_as: the family whose files look alike, so that the user must say
     which; accelerators: LoRA kinds that were distilled for it. configs: folder under assets/configs with the JSON that a
-    single file lacks.
+    single file lacks. parts_from: repositories on the Hugging Face hub whose folders hold the parts that a file lacks.
     """
 
     name: str
@@ -142,16 +142,23 @@ class FamilyFacts:
     few_step: str | None = None
     same_keys_as: str | None = None
     accelerators: tuple[str, ...] = field(default=())
+    parts_from: tuple[str, ...] = field(default=())
 
 
 CLIP_TOWERS = ("clip_l", "clip_g")
+SDXL_PARTS = ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo", "diffusers/sdxl-instructpix2pix-768")
+SD15_PARTS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
+SIGMA_PARTS = ("PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
+ALPHA_PARTS = ("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-512x512", "PixArt-alpha/PixArt-LCM-XL-2-1024-MS")
+# Parameters of the published parts, for plans of files whose parts are not here.
+PART_PARAMS = {"clip_l": 123_060_480, "clip_g": 694_659_840, "t5": 4_762_310_656, "vae": 83_653_863}
 
 
 def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **facts: object) -> FamilyFacts:
     """A member of the SDXL layout."""
     given: dict[str, object] = {
         "network": "unet", "latent_scale": 0.13025, "native_px": 1024, "text": CLIP_TOWERS, "tokens": 77, "bins": 1024,
-        "configs": "sdxl", "betas": SDXL_BETAS, "size_conditions": "sdxl",
+        "configs": "sdxl", "betas": SDXL_BETAS, "size_conditions": "sdxl", "parts_from": SDXL_PARTS,
     }  # fmt: skip
     return FamilyFacts(name=name, title=title, parameterisation=parameterisation, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
 
@@ -161,11 +168,12 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
     given: dict[str, object] = {
         "network": "pixart", "parameterisation": "eps", "latent_scale": 0.13025, "text": ("t5",), "tokens": 300,
         "configs": "pixart", "betas": PIXART_BETAS, "align_px": 16, "bins": native_px, "position_span": 32.0,
+        "parts_from": SIGMA_PARTS,
     }  # fmt: skip
     return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
 
 
-ALPHA = {"latent_scale": 0.18215, "tokens": 120}
+ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
 PIXART_RUN = ("dpmpp_2m", "linear", 20, 4.5)
 
 _ROWS = (
@@ -190,7 +198,7 @@ _ROWS = (
     ),
     _sdxl(
         "sd15", "Stable Diffusion 1.5", "eps", _run("dpmpp_2m", "karras", 25, 7.0, 512), latent_scale=0.18215, native_px=512,
-        bins=512, text=("clip_l",), configs="sd15", size_conditions=None,
+        bins=512, text=("clip_l",), configs="sd15", size_conditions=None, parts_from=SD15_PARTS,
     ),
     _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _run(*PIXART_RUN, 256)),
     _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),

@@ -66,7 +66,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     """
     check_size(request.size)
     canvas = snap(request.size, spec.align_px)
-    notes: list[str] = []
+    notes: list[str] = list(spec.notes)
     if canvas != request.size:
         notes.append(f"canvas {canvas} is the next multiple of {spec.align_px} px; {request.size} is cut from it")
     strategy, why = choose_strategy(request.strategy, canvas, spec)

@@ -9,8 +9,9 @@ from typing import Any
 
 from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
+from hires.folders import read_json
 from hires.resolution import round_up
-from hires.specs import NAMED_MODELS, load_spec, read_json
+from hires.specs import NAMED_MODELS, load_spec
 from hires.tiling.geometry import Size
 from hires.types import OnEvent, parse_bytes
 

@@ -1,44 +1,43 @@
-"""Facts of the models, read from a folder's JSON or from the table of names. No torch, no weights opened."""
+"""Facts of the models, read from a folder's JSON, a file's header or the table of names. No torch, no tensor is read."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hires.errors import ModelError, RequestError, unknown
-from hires.families import FAMILIES, Defaults, FamilyFacts, NetworkShape, UNetShape, VaeShape
+from hires.errors import ModelError, RequestError
+from hires.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape, VaeShape
+from hires.folders import identify_folder, read_json
+from hires.headers import folder_tensors, read_header
+from hires.headers import weight_files as weight_files
+from hires.identify import Finding, identify_file
+from hires.layouts import (
+    LDM_CLIP_G,
+    LDM_CLIP_L,
+    LDM_NETWORK,
+    LDM_VAE,
+    PIXART_TABLES,
+    below,
+    kv_compression,
+    ldm_unet_config,
+    ldm_vae_config,
+    pixart_config,
+    shipped_config,
+)
+from hires.locate import NAMED_MODELS as NAMED_MODELS
+from hires.locate import Part, find_model, find_part, folder_part
 from hires.resolution import bins_for
 from hires.tiling.geometry import Size
 
-ASSETS = Path(__file__).parent / "assets"
-NAMED_MODELS = {"demo": ASSETS / "demo"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Where one component of a model is.
-
-    component: 'network', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer' or 'tokenizer_2'. layout: how its keys are
-    named ('diffusers', 'ldm' for the single file of SDXL and SD1.5, 'pixart' for the original .pth) or 'missing'. path: its
-    folder or file. prefix: of its keys in a single file. config: the JSON file that says its shape, its own or a shipped
-    one. looked_in: where a missing part was looked for, for messages.
-    """
-
-    component: str
-    layout: str
-    path: Path | None
-    prefix: str = ""
-    config: Path | None = None
-    looked_in: tuple[str, ...] = ()
+LEAST_ALPHA_BAR = 4.8973451890853435e-08  # what a rescaled schedule ends at instead of 0: sigma 4518.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation."""
+    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation. notes: what a plan says about it."""
 
     name: str
     path: Path
@@ -60,127 +59,211 @@ class ModelSpec:
     vae_params: int
     defaults: Defaults
     parts: Mapping[str, Part]
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
         return self.facts.name
 
-
-def find_model(name: str) -> Path:
-    """The folder of a model: a name of the table or a path to a diffusers folder. ModelError says what is wrong."""
-    if name in NAMED_MODELS:
-        return NAMED_MODELS[name]
-    try:
-        path = Path(name).expanduser()
-        there, whole = path.exists(), (path / "model_index.json").is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"--model {name[:80]!r}: cannot be looked at ({error}); give a diffusers folder or 'demo'") from None
-    if not there:
-        looks_like_path = any(mark in name for mark in "/\\.")
-        raise ModelError(
-            f"--model {name!r}: no such folder; give a diffusers folder, or 'demo' for the model that ships with hires"
-            if looks_like_path
-            else f"{unknown('model', name, NAMED_MODELS)}, or a path to a diffusers folder"
-        )
-    if not whole:
-        raise ModelError(f"--model {name!r}: not a model folder, it holds no model_index.json; give a diffusers folder")
-    return path
+    @property
+    def missing(self) -> tuple[Part, ...]:
+        """The parts that are nowhere, so that it cannot be run."""
+        return tuple(part for part in self.parts.values() if part.layout == "missing")
 
 
-def load_spec(name: str) -> ModelSpec:
-    """Read the facts of a model from its folder. ModelError where a part is missing or of a kind not supported yet."""
+def load_spec(name: str, *, family: str | None = None, parts: str | Path | None = None) -> ModelSpec:
+    """Read the facts of a model: 'demo', a diffusers folder, a checkpoint file, or 'org/name' on the hub.
+
+    `family` is what the user says it is, for files whose keys are those of several; `parts` a diffusers folder in which parts
+    that it lacks are looked for first. ModelError where it is damaged, of a kind not supported, or contradicts `family`.
+    """
     path = find_model(name)
+    extra = parts_folder(parts)
     try:
-        return _read_spec(name, path)
-    except (KeyError, TypeError, ValueError) as error:
+        return spec_of(name, identify(path, family), extra)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config lacks or misstates {error}; download the model again") from None
 
 
-def _read_spec(name: str, path: Path) -> ModelSpec:
-    unet, vae, scheduler = (
-        read_json(path / part) for part in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-    )
-    if unet.get("addition_embed_type") != "text_time" or unet.get("in_channels") != vae.get("latent_channels"):
-        raise ModelError(f"{path}: its UNet is not of the SDXL text-to-image type; supported now: cosxl, sdxl")
-    family, parameterisation, betas, (sigma_min, sigma_max) = _parameterisation(scheduler, path)
-    levels = len(unet["block_out_channels"])
-    cell_px = 2 ** (len(vae["block_out_channels"]) - 1)
-    native_px, align_px = unet["sample_size"] * cell_px, cell_px * 2 ** (levels - 1)
+def identify(path: Path, family: str | None = None) -> Finding:
+    """What a folder or file is."""
+    return identify_folder(path, family) if path.is_dir() else identify_file(path, family)
+
+
+def parts_folder(parts: str | Path | None) -> Path | None:
+    """The folder of `--parts`. ModelError where it is none."""
+    if parts is None:
+        return None
+    folder = Path(parts).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"--parts {parts}: no such folder; give a diffusers folder that holds tokenizers, text encoders or a VAE"
+        )
+    return folder
+
+
+def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
+    """The facts of a model that was identified; `extra` is where parts that it lacks are looked for first."""
+    if found.kind != "model":
+        raise _no_model(found)
+    facts = FAMILIES[found.family]
+    if facts.network == "pixart" and found.size_conditions is not None:
+        facts = replace(facts, size_conditions="pixart" if found.size_conditions else None)
+    parts = find_parts(found, facts, extra)
+    unet_config, vae_config = network_config(found, facts), vae_config_of(parts["vae"], facts)
+    cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    shape = _network_shape(unet_config, found, facts)
+    native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" else facts.native_px
+    align_px = cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
+    betas = None if facts.sigma_range else found.betas or facts.betas
+    sigmas = found.sigma_range or facts.sigma_range or vp_range(betas, found.zero_terminal_snr)
     return ModelSpec(
         name=name,
-        path=path,
-        facts=FAMILIES[family],
-        parameterisation=parameterisation,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
+        path=found.path,
+        facts=facts,
+        parameterisation=found.parameterisation or facts.parameterisation,
+        sigma_min=sigmas[0],
+        sigma_max=sigmas[1],
         vp_betas=betas,
-        zero_terminal_snr=False,
-        latent_scale=vae.get("scaling_factor", 0.13025),
+        zero_terminal_snr=found.zero_terminal_snr,
+        latent_scale=vae_config.get("scaling_factor", facts.latent_scale),
         cell_px=cell_px,
         native_px=native_px,
         align_px=align_px,
-        bins=bins_for(FAMILIES[family], native_px, align_px),
-        network=_unet_shape(unet),
-        vae=_vae_shape(vae),
-        network_params=count_params(path / "unet"),
-        text_params=count_params(path / "text_encoder") + count_params(path / "text_encoder_2"),
-        vae_params=count_params(path / "vae"),
-        defaults=_defaults(path, family),
-        parts=_folder_parts(path),
+        bins=bins_for(facts, native_px, align_px),
+        network=shape,
+        vae=_vae_shape(vae_config),
+        network_params=_params([parts["network"]], found),
+        text_params=sum(_text_params(found, facts, parts)),
+        vae_params=_params([parts["vae"]], found) or PART_PARAMS["vae"],
+        defaults=_defaults(found.path, facts),
+        parts=parts,
+        notes=found.notes,
     )
 
 
-def _folder_parts(path: Path) -> dict[str, Part]:
-    """The components of a diffusers folder of the SDXL layout."""
+def _no_model(found: Finding) -> ModelError:
+    if found.kind == "lora":
+        made_for = f" for {found.family}" if found.family else ""
+        return ModelError(f"{found.path}: a LoRA{made_for}, no model; give it with --lora beside a --model")
+    return ModelError(f"{found.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
+
+
+def find_parts(found: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:
+    """Every component of a model: in its own file or folder, in `extra`, or in the hub's local cache."""
+    own = found.path if found.path.is_dir() else found.path.parent
+    folders = tuple(folder for folder in (extra, own) if folder is not None)
+    texts = ("text_encoder", "text_encoder_2")[: len(facts.text)]
+    inside = _parts_inside(found, facts)
+    components = ("network", "vae", *texts, *("tokenizer", "tokenizer_2")[: len(texts)])
+    return {component: inside.get(component) or find_part(component, facts, folders) for component in components}
+
+
+def _parts_inside(found: Finding, facts: FamilyFacts) -> dict[str, Part]:
+    """The components that a model's own file or folder holds."""
+    if found.layout == "diffusers":
+        network = "unet" if facts.network == "unet" else "transformer"
+        folder = found.path / network if (found.path / network).is_dir() else found.path
+        return {"network": folder_part(folder, "network")} | {
+            component: folder_part(found.path / component, component)
+            for component in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+            if (found.path / component).is_dir()
+        }
+    if found.layout == "pixart":
+        config = shipped_config("pixart", transformer_name(facts))
+        return {"network": Part(component="network", layout="pixart", path=found.path, prefix=found.prefix, config=config)}
+    assert found.header is not None
+    first = LDM_CLIP_L[0] if facts.size_conditions else LDM_CLIP_L[1]
+    prefixes = {"network": LDM_NETWORK, "vae": LDM_VAE, "text_encoder": first, "text_encoder_2": LDM_CLIP_G}
     names = {"network": "unet"}
     return {
         component: Part(
-            component=component, layout="diffusers", path=path / names.get(component, component),
-            config=path / names.get(component, component) / "config.json",
+            component=component, layout="ldm", path=found.path, prefix=prefix,
+            config=shipped_config(facts.configs, names.get(component, component)),
         )
-        for component in ("network", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        for component, prefix in prefixes.items()
+        if any(name.startswith(prefix) for name in found.header.tensors)
     }  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a model's JSON file. ModelError where it is missing or damaged."""
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing; a model folder holds unet, vae, scheduler, text encoders, tokenizers") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); download the model again") from None
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: holds no JSON object; download the model again")
-    return document
+def transformer_name(facts: FamilyFacts) -> str:
+    """The folder of the shipped config of a PixArt transformer."""
+    return "transformer-" + (facts.same_keys_as or facts.name).removeprefix("pixart-")
 
 
-def _parameterisation(
-    scheduler: Mapping[str, Any], path: Path
-) -> tuple[str, str, tuple[str, float, float] | None, tuple[float, float]]:
-    """Family, parameterisation, betas of a variance-preserving schedule (or None), least and largest sigma."""
-    name, prediction = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
-    if name.startswith("EDM") and prediction == "v_prediction" and scheduler.get("sigma_data") == 1.0:
-        return "cosxl", "edm_v", None, (float(scheduler["sigma_min"]), float(scheduler["sigma_max"]))
-    if not name.startswith("EDM") and prediction == "epsilon":
-        start, end = float(scheduler.get("beta_start", 0.00085)), float(scheduler.get("beta_end", 0.012))
-        betas = (str(scheduler.get("beta_schedule", "scaled_linear")), start, end)
-        sigmas = vp_sigmas(*betas)
-        return "sdxl", "eps", betas, (sigmas[0], sigmas[-1])
-    raise ModelError(f"{path}: scheduler {name} with {prediction!r} prediction is not supported; supported: EDM v, VP epsilon")
+def network_config(found: Finding, facts: FamilyFacts) -> dict[str, Any]:
+    """The network's config: its own, or the one that its tensors' shapes say."""
+    if found.layout == "diffusers":
+        inside = _parts_inside(found, facts)["network"]
+        assert inside.config is not None
+        config = read_json(inside.config)
+        return config | ({} if found.size_conditions is None else {"use_additional_conditions": found.size_conditions})
+    assert found.header is not None
+    shapes = below(found.header.shapes, found.prefix or (LDM_NETWORK if found.layout == "ldm" else ""))
+    if found.layout == "ldm":
+        return ldm_unet_config(shapes, shipped_config(facts.configs, "unet"))
+    return pixart_config(shapes, shipped_config("pixart", transformer_name(facts)), facts.position_span or 32.0)
 
 
-def vp_sigmas(beta_schedule: str, beta_start: float, beta_end: float, count: int = 1000) -> tuple[float, ...]:
-    """sigma_t = sqrt((1 - abar_t) / abar_t) of a variance-preserving schedule, rising with t (SDXL: 0.0292 to 14.61)."""
+def vae_config_of(part: Part, facts: FamilyFacts) -> dict[str, Any]:
+    """The autoencoder's config: its own, the one its shapes say, or the published one where it is missing."""
+    if part.layout == "diffusers":
+        assert part.config is not None
+        return read_json(part.config)
+    base = shipped_config(facts.configs, "vae")
+    if part.layout == "ldm":
+        assert part.path is not None
+        return ldm_vae_config(below(read_header(part.path).shapes, part.prefix), base)
+    return read_json(base) | {"scaling_factor": facts.latent_scale}
+
+
+def _params(parts: Iterable[Part], found: Finding) -> int:
+    """Parameters of parts, from the headers of their files; 0 for what is missing."""
+    total = 0
+    for part in parts:
+        if part.layout == "diffusers":
+            assert part.path is not None
+            total += count_params(part.path)
+        elif part.layout != "missing":
+            assert found.header is not None
+            names = below(found.header.shapes, part.prefix)
+            total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
+    return total
+
+
+def _text_params(found: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
+    towers = zip(facts.text, ("text_encoder", "text_encoder_2"), strict=False)
+    return [_params([parts[component]], found) or PART_PARAMS[tower] for tower, component in towers]
+
+
+def vp_range(betas: tuple[str, float, float] | None, zero_snr: bool) -> tuple[float, float]:
+    """Least and largest sigma of a variance-preserving schedule."""
+    assert betas is not None, "a family has betas or a sigma range"
+    sigmas = vp_sigmas(*betas, zero_snr=zero_snr)
+    return sigmas[0], sigmas[-1]
+
+
+def vp_sigmas(
+    beta_schedule: str, beta_start: float, beta_end: float, count: int = 1000, *, zero_snr: bool = False
+) -> tuple[float, ...]:
+    """sigma_t = sqrt((1 - abar_t) / abar_t) of a variance-preserving schedule, rising with t (SDXL: 0.0292 to 14.61).
+
+    zero_snr: sqrt(abar) is shifted and scaled so that it ends at 0 and starts where it did (Lin et al., arXiv 2305.08891);
+    the last is held at LEAST_ALPHA_BAR, so that its sigma is a number.
+    """
     if beta_schedule not in ("linear", "scaled_linear"):
         raise ModelError(f"beta schedule {beta_schedule!r} is not supported; supported: linear, scaled_linear")
     power = 2 if beta_schedule == "scaled_linear" else 1
     low, high = beta_start ** (1 / power), beta_end ** (1 / power)
-    result, kept = [], 1.0
+    alphas, kept = [], 1.0
     for t in range(count):
         kept *= 1 - (low + (high - low) * t / (count - 1)) ** power
-        result.append(math.sqrt((1 - kept) / kept))
-    return tuple(result)
+        alphas.append(kept)
+    if zero_snr:
+        first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
+        roots = [(math.sqrt(alpha) - last) * first / (first - last) for alpha in alphas]
+        alphas = [max(root**2, LEAST_ALPHA_BAR) for root in roots]
+    return tuple(math.sqrt((1 - alpha) / alpha) for alpha in alphas)
 
 
 def sigma_max_for(spec: ModelSpec, size: Size) -> float:
@@ -197,7 +280,22 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
-def _unet_shape(config: Mapping[str, Any]) -> UNetShape:
+def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts) -> NetworkShape:
+    if facts.network == "unet":
+        return _unet_shape(config, facts)
+    shapes = {} if found.header is None else below(found.header.shapes, found.prefix)
+    return PixArtShape(
+        layers=int(config["num_layers"]),
+        heads=int(config["num_attention_heads"]),
+        head_dim=int(config["attention_head_dim"]),
+        patch=int(config["patch_size"]),
+        caption_width=int(config["caption_channels"]),
+        latent_channels=int(config["in_channels"]),
+        kv_compression=kv_compression(shapes),
+    )
+
+
+def _unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
     channels = tuple(config["block_out_channels"])
     layers = config.get("transformer_layers_per_block", 1)
     layers = [layers] * len(channels) if isinstance(layers, int) else layers
@@ -207,7 +305,7 @@ def _unet_shape(config: Mapping[str, Any]) -> UNetShape:
         resnets=int(config["layers_per_block"]),
         transformer_layers=tuple(n if on else 0 for n, on in zip(layers, attends, strict=True)),
         context_width=int(config["cross_attention_dim"]),
-        latent_channels=int(config["in_channels"]),
+        latent_channels=int(config["in_channels"]) - facts.image_channels,
     )
 
 
@@ -220,31 +318,15 @@ def _vae_shape(config: Mapping[str, Any]) -> VaeShape:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component that would be loaded: the fp16 variant where there is one."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16." in file.name] or files
-
-
 def count_params(folder: Path) -> int:
     """Parameters of a component, from the headers of its files. ModelError for a file that is cut short."""
-    total = 0
-    for file in weight_files(folder):
-        try:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header: dict[str, Any] = json.loads(stream.read(min(length, 2**27)))
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            raise ModelError(f"{file}: no safetensors header; the file is damaged or cut short, download it again") from None
-        total += sum(math.prod(shape) for shape in shapes)
-    return total
+    return sum(info.count for info in folder_tensors(folder).values())
 
 
-def _defaults(path: Path, family: str) -> Defaults:
+def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     own = path / "hires.json"
     if not own.is_file():
-        return FAMILIES[family].defaults
+        return facts.defaults
     try:
         defaults = Defaults(**read_json(own)["defaults"])
         defaults.check()

@@ -1,71 +1,211 @@
-"""Prompts to conditions through the two CLIP text towers of the SDXL layout: loaded, used, freed."""
+"""Prompts to conditions through a model's text towers: two CLIPs (SDXL), one (SD1.5) or T5 (PixArt). Loaded, used, freed."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.errors import ModelError
-from hires.weights import quiet_imports
+from hires.headers import read_header, weight_files
+from hires.layouts import below, clip_config
+from hires.locate import VOCABULARIES, Part, missing
+from hires.lora import LoraLayer, merged, tower_layers
+from hires.quiet import quiet_imports
+from hires.single_file import clip_state, open_clip_state
+from hires.specs import ModelSpec
+from hires.types import LoraRef
+from hires.weights import take_weights
 
 log = logging.getLogger(__name__)
-TOWERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+COMPONENTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one CLIP tower says: penultimate states (B, T, D), last states after the final norm, pooled (B, P) or None."""
+
+    penultimate: Tensor
+    last: Tensor
+    pooled: Tensor | None
 
 
 def encode_prompts(
-    folder: Path, prompts: list[str], dtype: torch.dtype, device: torch.device, cell_px: int
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()
 ) -> list[Conditioning]:
-    """One Conditioning of batch 1 per prompt: penultimate states of both towers side by side, pooled from the second.
+    """One Conditioning of batch 1 per prompt.
 
-    An empty prompt is encoded like any other, never zeroed. Longer prompts are cut at the tokenizer's length. ModelError
-    where a tower or its vocabulary is missing.
+    Two CLIPs: penultimate states of both side by side, pooled from the second. One CLIP: its last states after the final
+    norm, no pooled. T5: its states with their mask (1, T). An empty prompt is encoded like any other, never zeroed; a longer
+    one is cut at the model's length. ModelError where a tower or its vocabulary is missing.
     """
-    states: list[Tensor] = []
-    pooled: Tensor | None = None
-    for tower, vocabulary in TOWERS:
-        tokens, model = _load(folder, tower, vocabulary, dtype, device)
-        ids = tokens(
-            prompts, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt"
-        ).input_ids
-        for prompt in prompts:
-            length = len(tokens(prompt).input_ids)
-            if length > tokens.model_max_length:
-                log.warning("the prompt has %d tokens, %s reads the first %d", length, tower, tokens.model_max_length)
-        with torch.inference_mode():
-            output = model(ids.to(device), output_hidden_states=True)
-        states.append(output.hidden_states[-2].float())
-        pooled = getattr(output, "text_embeds", pooled)
-        del model, output
+    check_parts(spec)
+    if spec.facts.text == ("t5",):
+        return _encode_t5(spec, prompts, dtype, device)
+    towers = [_encode_clip(spec, prompts, names, dtype, device, loras) for names in COMPONENTS[: len(spec.facts.text)]]
+    if len(towers) == 1:
+        return [Conditioning(tokens=row[None], cell_px=spec.cell_px) for row in towers[0].last]
+    together, pooled = torch.cat([tower.penultimate for tower in towers], dim=-1), towers[-1].pooled
     assert pooled is not None, "the second tower has a projection"
-    together = torch.cat(states, dim=-1)
     return [
-        Conditioning(tokens=together[i : i + 1], pooled=pooled[i : i + 1].float(), cell_px=cell_px) for i in range(len(prompts))
+        Conditioning(tokens=together[i : i + 1], pooled=pooled[i : i + 1], cell_px=spec.cell_px) for i in range(len(prompts))
     ]
 
 
-def _load(folder: Path, tower: str, vocabulary: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def check_parts(spec: ModelSpec) -> None:
+    """ModelError for text towers and vocabularies that are nowhere, before anything is loaded."""
+    parts = [spec.parts[name] for names in COMPONENTS[: len(spec.facts.text)] for name in names]
+    absent = [part for part in parts if part.layout == "missing"]
+    if absent:
+        raise missing(absent, spec.facts)
+
+
+def _encode_clip(
+    spec: ModelSpec,
+    prompts: list[str],
+    names: tuple[str, str],
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Sequence[LoraRef],
+) -> Encoded:
+    tower, vocabulary = names
+    tokens = load_tokenizer(spec, vocabulary)
+    length = min(tokens.model_max_length, 10**4)
+    ids = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    _tell_cut(tokens, prompts, length, tower)
+    model = load_clip(spec, tower, dtype, device, loras)
+    with torch.inference_mode():
+        output = model(ids.to(device), output_hidden_states=True)
+    pooled = getattr(output, "text_embeds", None)
+    return Encoded(
+        output.hidden_states[-2].float(), output.last_hidden_state.float(), None if pooled is None else pooled.float()
+    )
+
+
+def _encode_t5(spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device) -> list[Conditioning]:
+    """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for."""
+    tokens, length = load_tokenizer(spec, "tokenizer"), spec.facts.tokens
+    encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    _tell_cut(tokens, prompts, length, "T5")
+    ids, mask = encoded.input_ids, encoded.attention_mask
+    model = load_t5(spec, torch.float32 if dtype == torch.float32 else torch.bfloat16, device)
+    with torch.inference_mode():
+        states = model(ids.to(device), attention_mask=mask.to(device))[0].float()
+    keep = mask.bool().to(device)
+    return [Conditioning(tokens=states[i : i + 1], mask=keep[i : i + 1], cell_px=spec.cell_px) for i in range(len(prompts))]
+
+
+def _tell_cut(tokens: Any, prompts: list[str], limit: int, tower: str) -> None:
+    for prompt in prompts:
+        length = len(tokens(prompt).input_ids)
+        if length > limit:
+            log.warning("the prompt has %d tokens, %s reads the first %d", length, tower, limit)
+
+
+def load_tokenizer(spec: ModelSpec, component: str) -> Any:
+    """The tokenizer of a text tower. ModelError says where it was looked for, or what else it needs."""
+    part = spec.parts[component]
+    if part.path is None:
+        raise missing([part], spec.facts)
+    if not any((part.path / name).is_file() for name in VOCABULARIES):
+        raise ModelError(
+            f"{part.path}: missing one of {', '.join(VOCABULARIES)}; give `--parts FOLDER`, a folder that has them"
+        )
     with quiet_imports():
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-    for part in (folder / tower / "config.json", folder / vocabulary / "vocab.json"):
-        if not part.is_file():
-            raise ModelError(f"{part}: missing; a model folder holds both text encoders and both tokenizers")
-    kind = CLIPTextModelWithProjection if tower == "text_encoder_2" else CLIPTextModel
-    variant = "fp16" if any((folder / tower).glob("*.fp16.safetensors")) else None
+        from transformers import AutoTokenizer, CLIPTokenizer
+    kind = AutoTokenizer if spec.facts.text == ("t5",) else CLIPTokenizer
     try:
         with quiet_imports():
-            tokens = CLIPTokenizer.from_pretrained(folder / vocabulary, local_files_only=True)
+            return kind.from_pretrained(part.path, local_files_only=True)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"{part.path}: the tokenizer cannot be loaded ({_first_line(error)}){_spiece_hint(part.path)}"
+        ) from None
+
+
+def _spiece_hint(folder: Path) -> str:
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        return "; a spiece.model needs `pip install sentencepiece protobuf`"
+    return "; download it again"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+
+
+def load_clip(
+    spec: ModelSpec, tower: str, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()
+) -> nn.Module:
+    """A CLIP text tower from its folder or the model's single file, in eval mode, its LoRAs merged in float32."""
+    part = spec.parts[tower]
+    if part.layout == "ldm":
+        return _clip_of_file(part, dtype, device, loras)
+    with quiet_imports():
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    kind = CLIPTextModelWithProjection if tower == "text_encoder_2" else CLIPTextModel
+    model = _pretrained(kind, part, torch.float32 if loras else dtype)
+    merge_into(model, tower_layers(loras, _weights(model), tower))
+    return model.to(device, dtype).eval()
+
+
+def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]) -> nn.Module:
+    with quiet_imports():
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    assert part.path is not None and part.config is not None
+    config = CLIPTextConfig(**clip_config(below(read_header(part.path).shapes, part.prefix), part.config))
+    second = part.component == "text_encoder_2"
+    with torch.device("meta"):
+        model: nn.Module = (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
+    if second:
+        state = open_clip_state(part.path, part.prefix, model)
+    else:
+        state = clip_state(part.path, part.prefix, model.state_dict().keys())
+    layers = tower_layers(loras, _weights(model), part.component)
+    return take_weights(model, state, part.path, dtype, device, layers)
+
+
+def load_t5(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The T5 encoder from its folder, in eval mode, in bf16 or float32."""
+    with quiet_imports():
+        from transformers import T5EncoderModel
+    assert dtype != torch.float16, "T5 overflows in half precision"
+    return _pretrained(T5EncoderModel, spec.parts["text_encoder"], dtype).to(device).eval()
+
+
+def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
+    """A tower that transformers saved. ModelError where a weight is missing or of another shape."""
+    if part.path is None or not (part.path / "config.json").is_file():
+        raise ModelError(f"{part.path}/config.json: missing; a model folder holds its text encoders and tokenizers")
+    variant = "fp16" if any(".fp16" in file.name for file in weight_files(part.path)) else None
+    try:
+        with quiet_imports():
             model, report = kind.from_pretrained(
-                folder / tower, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
+                part.path, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder / tower}: cannot be loaded ({error}); download the model again") from None
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{part.path}: cannot be loaded ({_first_line(error)}); download the model again") from None
     wrong = [key for kind_of in ("missing_keys", "mismatched_keys") for key in report[kind_of]]
     if wrong:
-        raise ModelError(f"{folder / tower}: the weights lack {len(wrong)} tensors, such as {wrong[0]}; download it again")
-    return tokens, model.to(device).eval()
+        raise ModelError(f"{part.path}: the weights lack {len(wrong)} tensors, such as {wrong[0]}; download it again")
+    loaded: nn.Module = model
+    return loaded
+
+
+def _weights(model: nn.Module) -> list[str]:
+    return [name for name in model.state_dict() if name.endswith(".weight")]
+
+
+def merge_into(model: nn.Module, layers: dict[str, list[LoraLayer]]) -> None:
+    """Merge LoRA layers into a loaded module's weights, in place."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, of_weight in layers.items():
+            state[name].copy_(merged(state[name], of_weight))

@@ -37,11 +37,39 @@ class DeviceSpec:
     bf16: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LoraRef:
+    """A LoRA to merge: its file, or a folder that holds one, and how strongly."""
+
+    path: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
+            raise RequestError(f"LoRA {self.path!r} at {self.scale!r}: give a path and a number")
+        if not (math.isfinite(self.scale) and abs(self.scale) <= 100):
+            raise RequestError(f"--lora {self.path}:{self.scale}: give a scale from -100 to 100")
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale:g}"
+
+
+def parse_lora(text: str) -> LoraRef:
+    """'style.safetensors:0.8', or a path alone for a scale of 1. A colon that no number follows belongs to the path."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return LoraRef(path, float(scale)) if colon and path else LoraRef(text)
+    except ValueError:
+        return LoraRef(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
     """What the user asked for. Pixel sizes; None means: the plan chooses. RequestError for values out of range.
 
     sigma_max: the noise level an EDM model starts from, 'auto' for one that goes with the size, None for its own.
+    family: what the user says the model is. parts: a folder in which parts that it lacks are looked for. clean_caption:
+    prompts go through `captions.clean`.
     """
 
     prompt: str
@@ -57,6 +85,10 @@ class RenderRequest:
     tile_px: int | None = None
     overlap_px: int | None = None
     sigma_max: float | str | None = None
+    family: str | None = None
+    parts: str | None = None
+    loras: tuple[LoraRef, ...] = ()
+    clean_caption: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -118,6 +150,7 @@ class StagePlan:
     steps: int
     sampler: str
     guidance: float
+    image_guidance: float = 1.0
     enlarger: str | None = None
     shift_cells: int = 0
 

@@ -1,69 +1,73 @@
-"""Loading: networks from a model folder, through diffusers and transformers, to a device and dtype. ModelError says why not."""
+"""Loading: networks and autoencoders of any layout, built on no memory, to a device and dtype. ModelError says why not.
+
+Files are mapped, not read: each tensor goes from the file to its place, through its LoRAs where it has any.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hires.errors import ModelError
-from hires.specs import read_json, weight_files
+from hires.folders import read_json
+from hires.headers import weight_files
+from hires.identify import Finding, identify_file
+from hires.locate import missing
+from hires.lora import LoraLayer, merged, network_layers
+from hires.quiet import quiet_imports as quiet_imports
+from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
+from hires.specs import ModelSpec, network_config, vae_config_of
+from hires.types import LoraRef
 
 
-@contextlib.contextmanager
-def quiet_imports() -> Iterator[list[str]]:
-    """Keep libraries' import-time warnings and log lines from the user; the list holds them when the block is left.
+def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:
+    """The UNet (diffusers' UNet2DConditionModel) or PixArtTransformer2DModel of a model, in eval mode.
 
-    Only while the block runs: afterwards the libraries log as they did, or as they set themselves up meanwhile.
+    `loras` are merged in float32 before the cast. PixArt's size conditions are as its keys say; its KV compression is not
+    attached: see `read_kv_compression`.
     """
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(f"{record.name}: {record.getMessage().strip()}")
-
-    keep, stderr = Keep(), io.StringIO()
-    named = [logging.getLogger(name) for name in ("xformers", "diffusers", "transformers", "torch")]
-    before = [(log, log.propagate, set(log.handlers)) for log in named]
-    for log in named:
-        log.propagate = False
-        log.addHandler(keep)
-    try:
-        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(stderr):
-            warnings.simplefilter("default")
-            yield said
-        said += [f"{w.category.__name__}: {w.message}" for w in caught]
-        said += [line for line in stderr.getvalue().splitlines() if line.strip()]
-    finally:
-        for log, propagate, handlers in before:
-            log.removeHandler(keep)
-            own = [handler for handler in log.handlers if handler not in handlers]
-            log.propagate = propagate if not own else log.propagate
-            for handler in own:
-                if isinstance(handler, logging.StreamHandler) and handler.stream is stderr:
-                    handler.setStream(sys.stderr)
-
-
-def load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """An SDXL-type UNet from `folder/unet`, in eval mode."""
     with quiet_imports():
-        from diffusers import UNet2DConditionModel
-    return _load_diffusers(UNet2DConditionModel, folder / "unet", dtype, device)
+        from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+    part = spec.parts["network"]
+    config = network_config(_found(spec), spec.facts)
+    kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
+    assert part.path is not None
+    if part.layout == "ldm":
+        state = unet_state(part.path, part.prefix, config)
+    elif part.layout == "pixart":
+        state = pixart_state(part.path, part.prefix)[0]
+    else:
+        state = read_weights(part.path)
+    module = build(kind, config)
+    layers = network_layers(loras, [name for name in state if name.endswith(".weight")], spec)
+    return take_weights(module, state, part.path, dtype, device, layers)
 
 
-def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The autoencoder of a model folder, from `folder/vae`."""
-    return load_autoencoder(folder / "vae", dtype, device)
+def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
+    """PixArt's KV-compression tensors per block that has them: 'sr.weight' (C, 1, r, r), 'sr.bias', 'norm.weight',
+    'norm.bias' (C), mapped from the file as they are. Empty for other models."""
+    part = spec.parts["network"]
+    if part.layout != "pixart" or part.path is None:
+        return {}
+    return pixart_state(part.path, part.prefix)[1]
+
+
+def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The autoencoder of a model, from its folder, its single file, or wherever its part was found."""
+    part = spec.parts["vae"]
+    if part.layout == "missing" or part.path is None:
+        raise missing([part], spec.facts)
+    if part.layout == "diffusers":
+        return load_autoencoder(part.path, dtype, device)
+    with quiet_imports():
+        from diffusers import AutoencoderKL
+    config = vae_config_of(part, spec.facts)
+    state = vae_state(part.path, part.prefix, config)
+    return take_weights(build(AutoencoderKL, config), state, part.path, dtype, device)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -71,41 +75,93 @@ def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> 
     with quiet_imports():
         from diffusers import AutoencoderKL, AutoencoderTiny
     kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    name = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name", "AutoencoderKL")
     if name not in kinds:
         raise ModelError(f"{folder}: {name} is not known; an AutoencoderKL or AutoencoderTiny is needed")
-    return _load_diffusers(kinds[name], folder, dtype, device)
+    return take_weights(build(kinds[name], config), read_weights(folder), folder, dtype, device)
 
 
-def _load_diffusers(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Build from the config on no memory, then take the weights over key by key; every key must fit."""
-    state = read_weights(folder)
-    with torch.device("meta"):
-        module: nn.Module = kind.from_config(kind.load_config(folder))
+def _found(spec: ModelSpec) -> Finding:
+    """What the network's own file or folder says, for its config."""
+    part = spec.parts["network"]
+    assert part.path is not None
+    if part.layout != "diffusers":
+        return identify_file(part.path, None if part.layout == "ldm" else spec.family)
+    conditions = spec.facts.size_conditions == "pixart" if spec.facts.network == "pixart" else None
+    return Finding(path=spec.path, kind="model", family=spec.family, layout="diffusers", why=(), size_conditions=conditions)
+
+
+def build(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    """A module of diffusers from its config, on no memory."""
+    with torch.device("meta"), quiet_imports():
+        module: nn.Module = kind.from_config(dict(config))
+    return module
+
+
+def take_weights(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    where: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    layers: Mapping[str, Sequence[LoraLayer]] | None = None,
+) -> nn.Module:
+    """Give a module on the meta device its weights, tensor by tensor; every key and shape must fit. `state` is emptied."""
     wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
+    absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if absent or extra:
         raise ModelError(
-            f"{folder}: the weights do not fit the config: {len(missing)} missing (such as {missing[:1]}), "
+            f"{where}: the weights do not fit the config: {len(absent)} missing (such as {absent[:1]}), "
             f"{len(extra)} unknown (such as {extra[:1]}); download the model again"
         )
     wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
     if wrong:
         shapes = f"{tuple(state[wrong[0]].shape)}, config says {tuple(wanted[wrong[0]].shape)}"
-        raise ModelError(f"{folder}: {wrong[0]} has shape {shapes}; download the model again")
-    module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
+        raise ModelError(f"{where}: {wrong[0]} has shape {shapes}; download the model again")
+    placed = {}
+    for key in wanted:
+        value = merged(state.pop(key), (layers or {}).get(key, ()))
+        placed[key] = value.to(device, dtype)
+    module.load_state_dict(placed, assign=True)
+    fill_buffers(module, device)
     return module.eval().requires_grad_(False)
 
 
+def fill_buffers(module: nn.Module, device: torch.device) -> None:
+    """Compute the buffers that no file holds: position ids of CLIP, the sine table of a patch embedding."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if leaf == "position_ids":
+            value = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+        elif leaf == "pos_embed":
+            value = _sine_table(module.config).to(device)
+        else:
+            raise ModelError(f"{type(module).__name__} has a buffer {name} that no file gives; this version of it is not known")
+        owner.register_buffer(leaf, value, persistent=False)
+
+
+def _sine_table(config: Any) -> Tensor:
+    """The position embedding of the size that a PixArt transformer was trained at, (1, patches, width) float32."""
+    with quiet_imports():
+        from diffusers.models.embeddings import PatchEmbed
+    side, width = config.sample_size, config.num_attention_heads * config.attention_head_dim
+    scale = config.interpolation_scale if config.interpolation_scale is not None else max(side // 64, 1)
+    table: Tensor = PatchEmbed(
+        height=side, width=side, patch_size=config.patch_size, in_channels=1, embed_dim=width, interpolation_scale=scale
+    ).pos_embed
+    return table
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a component's safetensors files, the fp16 variant where there is one."""
+    """All tensors of a component's safetensors files, the fp16 variant where there is one, mapped and not read."""
     files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder}: holds no .safetensors weights; download the model again")
     state: dict[str, Tensor] = {}
     for file in files:
-        try:
-            state |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: cannot be read ({error}); the file is damaged or cut short, download it again") from None
+        state |= read_tensors(file)
     return state

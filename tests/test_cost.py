@@ -53,10 +53,10 @@ def test_the_formula_counts_what_runs() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from hires.specs import load_spec
-    from hires.weights import load_unet
+    from hires.weights import load_network
 
     spec = load_spec("demo")
-    unet = load_unet(spec.path, torch.float32, torch.device("cpu"))
+    unet = load_network(spec, torch.float32, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         unet(
             torch.zeros(1, 4, 24, 32),

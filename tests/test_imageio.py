@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hires.errors import OutputError
-from hires.imageio import PictureSink, check_output, read_text, save_png, to_uint8
+from hires.errors import OutputError, RequestError
+from hires.imageio import PictureSink, check_output, fitted, read_picture, read_text, save_png, to_uint8
 from hires.tiling.geometry import Size
 
 

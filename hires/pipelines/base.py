@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
-from hires.denoisers import Denoiser
+from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
-from hires.specs import ModelSpec
+from hires.families import UNetShape
+from hires.kernels.dispatch import AttentionSpec, select
+from hires.specs import ModelSpec, vp_sigmas
+from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan
+from hires.types import DecodePlan, LoraRef, StagePlan
+from hires.weights import load_network, load_vae
 
 
 class Family(Protocol):
@@ -25,12 +30,12 @@ class Family(Protocol):
     device: torch.device
     vae: TiledVAE
 
-    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
-        """Conditional and unconditional conditions for a canvas of that many pixels."""
-        ...
-
     def denoiser(self) -> Denoiser:
         """The preconditioned network."""
+        ...
+
+    def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
+        """The guided denoiser of a stage's whole canvas, and the conditions that it is called with."""
         ...
 
     def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
@@ -40,6 +45,49 @@ class Family(Protocol):
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         """A picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What is loaded for one request: the conditions of prompt and negative prompt, network and autoencoder."""
+
+    texts: Sequence[Conditioning]
+    network: nn.Module
+    vae: nn.Module
+
+
+def load_parts(
+    spec: ModelSpec,
+    prompt: str,
+    negative: str,
+    device: torch.device,
+    dtype: str,
+    decode: Ladder[DecodePlan],
+    loras: Sequence[LoraRef] = (),
+) -> Parts:
+    """Everything a request needs, on the device: the text towers come and go before the rest is loaded."""
+    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device, loras)
+    network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
+    return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
+
+
+def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
+    """The denoiser of a checkpoint's network, by its parameterisation; a consistency model's keeps its boundary."""
+    if spec.parameterisation == "edm_v":
+        return edm_v(network)
+    assert spec.vp_betas is not None, f"{spec.family} has neither EDM's parameterisation nor betas"
+    table = vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
+    made = (v if spec.parameterisation == "v" else eps)(network, table)
+    return consistency(made, table) if spec.facts.few_step == "lcm" else made
+
+
+def unet_backends(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype) -> tuple[tuple[str, str], ...]:
+    """Which attention backend runs the widest self-attention of a tile (in cells) of a UNet, by the dispatch's own rule."""
+    assert isinstance(spec.network, UNetShape), f"{spec.family} has no UNet"
+    level = next((i for i, layers in enumerate(spec.network.transformer_layers) if layers), 0)
+    tokens = (tile.height >> level) * (tile.width >> level)
+    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
+    return (("attention", select(asked).name),)
 
 
 class LoadedFamily:
@@ -65,6 +113,10 @@ class LoadedFamily:
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
         return conditional, unconditional
+
+    def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
+        conditional, unconditional = self.conditions(stage.canvas)
+        return guided(on_canvas, unconditional, stage.guidance), conditional
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """A prompt's conditions with what the network is told of a canvas of that many pixels."""

@@ -1,66 +1,48 @@
-"""CosXL and SDXL in text-to-image: two CLIP towers, a UNet with size conditions, an AutoencoderKL."""
+"""CosXL, SDXL and SD1.5 in text-to-image: CLIP towers, a UNet, SDXL's size conditions where there are any."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from hires.conditioning import Conditioning, sdxl_size_ids
-from hires.denoisers import Denoiser, Network, edm_v, eps
+from hires.denoisers import Denoiser
 from hires.device import TORCH_DTYPE
-from hires.families import UNetShape
-from hires.kernels.dispatch import AttentionSpec, select
-from hires.pipelines.base import LoadedFamily, convolutions_last
+from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, load_parts, preconditioned, unet_backends
 from hires.processors import dispatch_attention
-from hires.specs import ModelSpec, vp_sigmas
-from hires.text import encode_prompts
+from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan
-from hires.weights import load_unet, load_vae
+from hires.types import DecodePlan, LoraRef
+from hires.unet import UNetNetwork
 
 
 class CosXL(LoadedFamily):
-    """A loaded CosXL or SDXL folder and the prompts of one request. Text towers are freed before the UNet is loaded."""
+    """A loaded UNet model and the prompts of one request. Text towers are freed before the UNet is loaded."""
 
     def __init__(
-        self, spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, decode: Ladder[DecodePlan]
+        self,
+        spec: ModelSpec,
+        prompt: str,
+        negative: str,
+        *,
+        device: torch.device,
+        dtype: str,
+        decode: Ladder[DecodePlan],
+        loras: Sequence[LoraRef] = (),
+        parts: Parts | None = None,
     ) -> None:
-        network_dtype, vae_dtype = TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype]
-        texts = encode_prompts(spec.path, [prompt, negative], network_dtype, device, spec.cell_px)
-        unet = dispatch_attention(load_unet(spec.path, network_dtype, device))
-        vae = load_vae(spec.path, vae_dtype, device)
-        super().__init__(spec, texts, vae, device=device, dtype=network_dtype, decode=decode)
-        self._unet = convolutions_last(unet, device)
+        parts = parts or load_parts(spec, prompt, negative, device, dtype, decode, loras)
+        super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
+        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        """Which attention backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
-        assert isinstance(self.spec.network, UNetShape)
-        level = next((i for i, layers in enumerate(self.spec.network.transformer_layers) if layers), 0)
-        tokens = (tile.height >> level) * (tile.width >> level)
-        spec = AttentionSpec(device=self.device.type, dtype=self.dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
-        return (("attention", select(spec).name),)
+        return unet_backends(self.spec, tile, self.device, self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
-        return replace(text, size_ids=sdxl_size_ids(canvas_px))
+        return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
     def denoiser(self) -> Denoiser:
-        if self.spec.vp_betas is None:
-            return edm_v(self._network())
-        return eps(self._network(), vp_sigmas(*self.spec.vp_betas))
-
-    def _network(self) -> Network:
-        def network(x: Tensor, time: float, cond: Conditioning) -> Tensor:
-            output: Tensor = self._unet(
-                self.laid_out(x.to(self.dtype)),
-                torch.full((x.shape[0],), time, device=x.device),
-                encoder_hidden_states=cond.tokens,
-                encoder_attention_mask=cond.mask,
-                added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.size_ids},
-                return_dict=False,
-            )[0]
-            return output
-
-        return network
+        return preconditioned(self.spec, self._network)

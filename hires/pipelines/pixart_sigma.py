@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import nn
 
-from hires import text, weights
 from hires.conditioning import Conditioning, pixart_resolution
-from hires.denoisers import Denoiser, eps
+from hires.denoisers import Denoiser
 from hires.device import TORCH_DTYPE
 from hires.errors import RequestError, unknown
 from hires.families import PixArtShape
 from hires.kernels.dispatch import AttentionSpec, select
-from hires.pipelines.base import LoadedFamily
+from hires.pipelines.base import LoadedFamily, Parts, load_parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork, second_half_factors
 from hires.processors import add_compression
-from hires.specs import ModelSpec, vp_sigmas
+from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan
+from hires.types import DecodePlan, LoraRef
+from hires.weights import read_kv_compression
 
 KV_COMPRESSIONS = ("checkpoint", "average")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What is loaded for one request: the conditions of prompt and negative prompt, transformer and autoencoder."""
-
-    texts: Sequence[Conditioning]
-    network: nn.Module
-    vae: nn.Module
 
 
 class PixArtSigma(LoadedFamily):
@@ -55,11 +45,12 @@ class PixArtSigma(LoadedFamily):
         decode: Ladder[DecodePlan],
         position_mode: str = "global",
         kv_compression: str = "checkpoint",
+        loras: Sequence[LoraRef] = (),
         parts: Parts | None = None,
     ) -> None:
         thin = _factors(_shape(spec), kv_compression)
         share = _share(position_mode)
-        parts = parts or load_parts(spec, prompt, negative, device=device, dtype=dtype, vae_dtype=decode.rung.dtype)
+        parts = parts or _with_compression(load_parts(spec, prompt, negative, device, dtype, decode, loras), spec)
         super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(parts.network, span=spec.facts.position_span, global_share=share, thin=thin)
@@ -78,19 +69,15 @@ class PixArtSigma(LoadedFamily):
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
 
     def denoiser(self) -> Denoiser:
-        assert self.spec.vp_betas is not None, "PixArt models are variance-preserving"
-        return eps(self._network, vp_sigmas(*self.spec.vp_betas))
+        return preconditioned(self.spec, self._network)
 
 
-def load_parts(spec: ModelSpec, prompt: str, negative: str, *, device: torch.device, dtype: str, vae_dtype: str) -> Parts:
-    """Everything a request needs, on the device: the text tower comes and goes before the rest is loaded."""
-    texts = text.encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], device)  # type: ignore[call-arg, arg-type]
-    network = weights.load_network(spec, TORCH_DTYPE[dtype], device)  # type: ignore[attr-defined]
-    shape = _shape(spec)
-    if any(factor > 1 for factor in shape.kv_compression):
-        add_compression(network, shape.kv_compression, weights.read_kv_compression(spec))  # type: ignore[attr-defined]
-    vae = weights.load_vae(spec, TORCH_DTYPE[vae_dtype], device)  # type: ignore[arg-type]
-    return Parts(texts=texts, network=network, vae=vae)
+def _with_compression(parts: Parts, spec: ModelSpec) -> Parts:
+    """The same parts, the transformer with the compression that its checkpoint was trained with."""
+    factors = _shape(spec).kv_compression
+    if any(factor > 1 for factor in factors):
+        add_compression(parts.network, factors, read_kv_compression(spec))
+    return parts
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hires.denoisers import guided
 from hires.device import peak_device_bytes, reset_peak
 from hires.pipelines.base import Family
 from hires.resolution import relay_view
@@ -75,12 +74,11 @@ def denoise_stage(
 ) -> Tensor:
     """Sample one stage from x at its starting sigma down to 0: sampler(guided(tiled(precondition(network))))."""
     sigmas = find_schedule(family.spec.defaults.schedule)(stage.steps, family.spec.sigma_min, stage.sigma_start)
-    conditional, unconditional = family.conditions(stage.canvas)
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
     on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
-    denoise = guided(on_canvas, unconditional, stage.guidance)
     with torch.inference_mode():
-        return find_sampler(stage.sampler)(denoise, x, sigmas, conditional, noise, progress.step)
+        denoise, cond = family.guided(on_canvas, stage)
+        return find_sampler(stage.sampler)(denoise, x, sigmas, cond, noise, progress.step)
 
 
 class TileProgress:

@@ -1,0 +1,86 @@
+"""What LoRAs do to a run before any is loaded: files found, families compared, LCM's defaults. No torch, headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hires.errors import ModelError
+from hires.families import FAMILIES, UNetShape
+from hires.headers import Header, read_header
+from hires.identify import Finding, identify_lora
+from hires.specs import ModelSpec
+from hires.types import LoraRef
+
+FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+
+
+def lora_file(ref: LoraRef) -> Path:
+    """The file of a LoRA; of a folder the one that diffusers or peft writes. ModelError where there is none."""
+    try:
+        path = Path(ref.path).expanduser()
+        if path.is_file():
+            return path
+        inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"--lora {ref.path[:80]}: cannot be looked at ({error}); give a .safetensors file") from None
+    if inside:
+        return inside[0]
+    raise ModelError(f"--lora {ref.path}: no such file; give a .safetensors file, and a scale after a colon if it is not 1")
+
+
+def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
+    """The facts of a model with these LoRAs: an LCM-LoRA brings its own defaults. ModelError for one of another family."""
+    for ref in loras:
+        path = lora_file(ref)
+        header = read_header(path)
+        found = identify_lora(header)
+        if found is None:
+            few = ", ".join(sorted(header.tensors)[:3])
+            raise ModelError(
+                f"--lora {path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
+            )
+        check_family(found, spec)
+        if says_lcm(path, header):
+            spec = _as_lcm(spec, path)
+        spec = replace(spec, notes=(*spec.notes, f"LoRA {path.name} merged at {ref.scale:g}: {found.why[0]}"))
+    return spec
+
+
+def check_family(found: Finding, spec: ModelSpec) -> None:
+    """ModelError where a LoRA was made for another family than the model's, both named."""
+    made_for = f"is for {found.family}" if found.family else "was made for another layout"
+    refusal = f"--lora {found.path}: {made_for} ({'; '.join(found.why)}), the model {spec.name} is {spec.family}"
+    unet, pixart = isinstance(spec.network, UNetShape), found.family == "pixart"
+    if unet == pixart:
+        raise ModelError(f"{refusal}; leave it out, or give a model of its family")
+    if isinstance(spec.network, UNetShape) and found.context not in (None, spec.network.context_width):
+        raise ModelError(
+            f"{refusal}, whose text is {spec.network.context_width} wide; leave it out, or give a model of its family"
+        )
+    if found.context is None and found.family == "sdxl" and spec.facts.configs == "sd15":
+        raise ModelError(f"{refusal}; leave it out, or give a model of its family")
+
+
+def says_lcm(path: Path, header: Header) -> bool:
+    """Whether a LoRA's name, its folder's or its metadata say that it is a latent consistency one."""
+    words = (path.name, path.parent.name if path.name in FOLDER_FILES else "", *header.metadata.values())
+    return any("lcm" in str(word).lower() for word in words)
+
+
+def _as_lcm(spec: ModelSpec, path: Path) -> ModelSpec:
+    if spec.facts.few_step == "lcm":
+        return spec
+    target = next((f for f in FAMILIES.values() if f.few_step == "lcm" and f.same_keys_as == spec.family), None)
+    if target is None or "lcm" not in spec.facts.accelerators:
+        raise ModelError(
+            f"--lora {path}: an LCM-LoRA distils SDXL's epsilon prediction, {spec.name} is {spec.family} "
+            f"({spec.parameterisation}): give an SDXL base checkpoint with --model, or leave the LoRA out"
+        )
+    run = target.defaults
+    note = (
+        f"{path.name} is an LCM-LoRA: run as {target.name}, {run.steps} steps of {run.sampler} on the {run.schedule} "
+        f"schedule, guidance {run.guidance:g}"
+    )
+    return replace(spec, facts=target, defaults=run, notes=(*spec.notes, note))

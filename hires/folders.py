@@ -1,0 +1,164 @@
+"""What a diffusers folder is, from its JSON: SDXL, CosXL, SD1.5 by UNet and scheduler, PixArt by its transformer. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hires.errors import ModelError
+from hires.families import FAMILIES
+from hires.headers import folder_tensors
+from hires.identify import Finding, named, supported
+
+TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
+JSON_NAMES = ("model_index.json", "transformer/config.json", "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a model's JSON file. ModelError where it is missing or damaged."""
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; a model folder holds unet, vae, scheduler, text encoders, tokenizers") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); download the model again") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: holds no JSON object; download the model again")
+    return document
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder is a model of diffusers, or a PixArt transformer alone."""
+    return any((path / name).is_file() for name in JSON_NAMES)
+
+
+def network_folder(path: Path) -> Path:
+    """Where the UNet or transformer of a folder is; the folder itself where it holds nothing else."""
+    for name in ("unet", "transformer"):
+        if (path / name / "config.json").is_file():
+            return path / name
+    return path
+
+
+def identify_folder(path: Path, family: str | None = None) -> Finding:
+    """A diffusers folder. `family` is what the user says it is; ModelError where its JSON says otherwise."""
+    folder = network_folder(path)
+    if (path / "model_index.json").is_file() and folder == path:
+        raise ModelError(f"{path}: holds neither unet nor transformer; download the model again ({supported()})")
+    config = read_json(folder / "config.json")
+    kind = str(config.get("_class_name", ""))
+    if kind in TRANSFORMERS:
+        return _pixart_folder(path, folder, config, family)
+    if kind.startswith("Autoencoder"):
+        return Finding(path=path, kind="vae", family="", layout="diffusers", why=(f"_class_name {kind}",))
+    if kind not in ("", "UNet2DConditionModel"):
+        raise ModelError(f"{path}: a {kind} is not supported; {supported()}")
+    return named(_unet_folder(path, config), family)
+
+
+def _unet_folder(path: Path, config: Mapping[str, Any]) -> Finding:
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    channels, latents = int(config["in_channels"]), int(read_json(path / "vae" / "config.json")["latent_channels"])
+    context, sized = config.get("cross_attention_dim"), config.get("addition_embed_type") == "text_time"
+    why = [f"UNet of {channels} input channels, text of width {context}, {'with' if sized else 'without'} size conditions"]
+    if channels not in (latents, 2 * latents) or (not sized and channels != latents):
+        kind = "an inpainting model" if channels == 2 * latents + 1 else "a UNet"
+        raise ModelError(f"{path}: {kind} of {channels} input channels is not supported; {supported()}")
+    if context == 1024 and not sized:
+        raise ModelError(f"{path}: Stable Diffusion 2 (text of width 1024) is not supported; {supported()}")
+    parameterisation, betas, sigmas, reason = _parameterisation(scheduler, path)
+    why.append(reason)
+    family = _unet_family(path, sized, channels == 2 * latents, parameterisation)
+    few = _few_step(family, scheduler)
+    return Finding(
+        path=path, kind="model", family=few or family, layout="diffusers", why=tuple(why), parameterisation=parameterisation,
+        sigma_range=sigmas, betas=betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )  # fmt: skip
+
+
+def _unet_family(path: Path, sized: bool, image: bool, parameterisation: str) -> str:
+    names = {
+        (True, False, "edm_v"): "cosxl", (True, True, "edm_v"): "cosxl-edit", (True, False, "eps"): "sdxl",
+        (True, True, "eps"): "sdxl-ip2p", (True, False, "v"): "sdxl-v", (False, False, "eps"): "sd15",
+    }  # fmt: skip
+    if (sized, image, parameterisation) not in names:
+        kind = "SDXL" if sized else "Stable Diffusion"
+        raise ModelError(f"{path}: {kind} with {parameterisation} prediction of that input is not supported; {supported()}")
+    return names[sized, image, parameterisation]
+
+
+def _few_step(family: str, scheduler: Mapping[str, Any]) -> str | None:
+    """The few-step family that the folder's own scheduler says, where the base family has the same keys."""
+    name, spacing = scheduler.get("_class_name"), scheduler.get("timestep_spacing")
+    if family == "sdxl" and name == "LCMScheduler":
+        return "sdxl-lcm"
+    if family == "sdxl" and name == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
+        return "sdxl-turbo"
+    if family == "pixart-alpha-1024" and name == "LCMScheduler":
+        return "pixart-delta"
+    return None
+
+
+def _parameterisation(
+    scheduler: Mapping[str, Any], path: Path
+) -> tuple[str, tuple[str, float, float] | None, tuple[float, float] | None, str]:
+    """Parameterisation, betas of a variance-preserving schedule or the sigma range of an EDM one, and why."""
+    name, prediction = str(scheduler.get("_class_name", "")), str(scheduler.get("prediction_type", "epsilon"))
+    why = f"{name}, {prediction}"
+    continuous = scheduler.get("timestep_type") == "continuous"
+    if prediction == "v_prediction" and (scheduler.get("sigma_data") == 1.0 if name.startswith("EDM") else continuous):
+        low, high = float(scheduler["sigma_min"]), float(scheduler["sigma_max"])
+        return "edm_v", None, (low, high), f"{why}, sigma {low:g} to {high:g}"
+    if name.startswith("EDM") or continuous or prediction not in ("epsilon", "v_prediction"):
+        data = f", sigma_data {scheduler['sigma_data']}" if "sigma_data" in scheduler else ""
+        raise ModelError(
+            f"{path}: scheduler {name} with {prediction!r} prediction{data} is not supported; supported: EDM v with "
+            f"sigma_data 1 (CosXL), VP epsilon, VP v"
+        )
+    start, end = float(scheduler.get("beta_start", 0.00085)), float(scheduler.get("beta_end", 0.012))
+    return (
+        {"epsilon": "eps"}.get(prediction, "v"),
+        (str(scheduler.get("beta_schedule", "scaled_linear")), start, end),
+        None,
+        why,
+    )
+
+
+def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: str | None) -> Finding:
+    """α or Σ by the pipeline's name, else by the VAE's scale, else by size conditions; the size by sample_size."""
+    conditions = any(".resolution_embedder." in name for name in folder_tensors(folder))
+    index = path / "model_index.json"
+    pipeline = str(read_json(index).get("_class_name", "")) if index.is_file() else ""
+    vae = path / "vae" / "config.json"
+    native = int(config.get("sample_size", 128)) * 8
+    why = [f"PixArt transformer of sample_size {native // 8}: {native} px"]
+    notes: tuple[str, ...] = ()
+    if pipeline in ("PixArtAlphaPipeline", "PixArtSigmaPipeline"):
+        alpha = pipeline == "PixArtAlphaPipeline"
+        why.append(pipeline)
+    elif vae.is_file():
+        alpha = read_json(vae).get("scaling_factor") == 0.18215
+        why.append(f"a VAE of the scale of {'α' if alpha else 'Σ'}")
+    else:
+        alpha = conditions
+        if conditions:
+            why.append("resolution_embedder: size conditions of α")
+        elif family is None and native < 2048:
+            notes = (f"nothing here tells α from Σ: taken as Σ; else --family pixart-alpha-{native}",)
+        if family in FAMILIES and FAMILIES[family].network == "pixart":
+            alpha = FAMILIES[family].tokens == 120
+    tokens = 120 if alpha else 300
+    group = [f for f in FAMILIES.values() if f.network == "pixart" and f.tokens == tokens and f.same_keys_as is None]
+    fitting = [facts for facts in group if facts.native_px == native]
+    if not fitting:
+        sizes = ", ".join(str(facts.native_px) for facts in group)
+        raise ModelError(f"{path}: PixArt-{'α' if alpha else 'Σ'} of {native} px is not known; known: {sizes}")
+    scheduler_file = path / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(scheduler_file) if scheduler_file.is_file() else {}
+    found = Finding(
+        path=path, kind="model", family=_few_step(fitting[0].name, scheduler) or fitting[0].name, layout="diffusers",
+        why=tuple(why), size_conditions=conditions, notes=notes,
+    )  # fmt: skip
+    return named(found, family)

@@ -1,0 +1,170 @@
+"""Where a model and its parts are: a folder, a file, the hub's local cache, or the hub itself. No torch, no weights opened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hires.errors import ModelError, unknown
+from hires.families import FamilyFacts
+from hires.folders import is_model_folder, network_folder
+from hires.headers import weight_files
+
+log = logging.getLogger(__name__)
+ASSETS = Path(__file__).parent / "assets"
+NAMED_MODELS = {"demo": ASSETS / "demo"}
+FILE_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>\S+\.(?:safetensors|pth|pt|ckpt|bin)))?")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+TOWER_KINDS = {"clip_l": "clip", "clip_g": "clip", "t5": "t5"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Where one component of a model is.
+
+    component: 'network', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer' or 'tokenizer_2'. layout: how its keys are
+    named ('diffusers', 'ldm' for the single file of SDXL and SD1.5, 'pixart' for the original .pth) or 'missing'. path: its
+    folder or file. prefix: of its keys in a single file. config: the JSON file that says its shape, its own or a shipped
+    one. looked_in: where a missing part was looked for, for messages.
+    """
+
+    component: str
+    layout: str
+    path: Path | None
+    prefix: str = ""
+    config: Path | None = None
+    looked_in: tuple[str, ...] = ()
+
+
+def find_model(name: str) -> Path:
+    """The folder or file of a model: a name of the table, a path, or 'org/name' on the hub. ModelError says what is wrong."""
+    if name in NAMED_MODELS:
+        return NAMED_MODELS[name]
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"--model {name[:80]!r}: cannot be looked at ({error}); give a file, a diffusers folder or 'demo'"
+        ) from None
+    if not there:
+        match = HUB_ID.fullmatch(name)
+        if (match and not name.endswith(FILE_ENDS)) or (match and match["file"]):
+            return _from_hub(name, match["repo"], match["file"])
+        looks_like_path = any(mark in name for mark in "/\\.")
+        raise ModelError(
+            f"--model {name!r}: no such folder or file; give a checkpoint, a diffusers folder, or 'demo' (ships with hires)"
+            if looks_like_path
+            else f"{unknown('model', name, NAMED_MODELS)}, or a path to a checkpoint or diffusers folder"
+        )
+    if path.is_dir() and not is_model_folder(path):
+        files = sorted(file.name for file in path.iterdir() if file.suffix in FILE_ENDS)
+        hint = f"name the file: {', '.join(files[:4])}" if files else "give a diffusers folder or a checkpoint file"
+        raise ModelError(f"--model {name!r}: not a model folder, it holds no model_index.json; {hint}")
+    return path
+
+
+def _from_hub(name: str, repo: str, file: str | None) -> Path:
+    """A repository's folder, or one file of it: the local cache first, then the network."""
+    cached = cached_snapshot(repo)
+    if cached is not None and file is not None and (cached / file).is_file():
+        return cached / file
+    if cached is not None and file is None and is_model_folder(cached) and weight_files(network_folder(cached)):
+        return cached
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    log.warning("%s is not in the local Hugging Face cache: downloading", name)
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repo, file))
+        wanted = wanted_files(HfApi().list_repo_files(repo))
+        folder = Path(snapshot_download(repo, allow_patterns=wanted))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise ModelError(
+            f"--model {name!r}: no such path, not in the local Hugging Face cache, and the hub did not give it ({reason}); "
+            f"where there is a network run `hf download {repo}`, or give the path of a checkpoint"
+        ) from error
+    if not is_model_folder(folder):
+        raise ModelError(f"--model {name!r}: holds no diffusers model; name one of its files, such as {repo}/model.safetensors")
+    return folder
+
+
+def wanted_files(names: list[str]) -> list[str]:
+    """The files of a repository that a diffusers folder needs: JSON, vocabularies, safetensors, fp16 where there is one."""
+    weights = [n for n in names if n.endswith(".safetensors") and "/" in n and ".non_ema" not in n]
+    halves = {n.rpartition("/")[0] for n in weights if ".fp16" in n}
+    chosen = [n for n in weights if ".fp16" in n or n.rpartition("/")[0] not in halves]
+    return [n for n in names if n.endswith((".json", ".txt", ".model"))] + chosen
+
+
+def cached_snapshot(repo: str) -> Path | None:
+    """The folder of a repository's main revision in the hub's local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    try:
+        folder = root / "snapshots" / (root / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def folder_part(path: Path, component: str) -> Part:
+    """A component in its own folder."""
+    return Part(component=component, layout="diffusers", path=path, config=path / "config.json")
+
+
+def find_part(component: str, facts: FamilyFacts, folders: tuple[Path, ...]) -> Part:
+    """A part in the first of `folders` that has it, else in the hub's local cache; layout 'missing' where nothing has."""
+    kind = _tower(component, facts)
+    for folder in folders:
+        for place in (folder / component, folder):
+            if _holds(place, component, kind):
+                return folder_part(place, component)
+    for repo in facts.parts_from:
+        cached = cached_snapshot(repo)
+        if cached is not None and _holds(cached / component, component, kind):
+            return folder_part(cached / component, component)
+    looked = (*(str(folder / component) for folder in folders), f"the local Hugging Face cache of {facts.parts_from[0]}")
+    return Part(component=component, layout="missing", path=None, looked_in=looked)
+
+
+def _tower(component: str, facts: FamilyFacts) -> str:
+    """Which kind of text tower or vocabulary a component is; '' for others."""
+    index = 1 if component.endswith("_2") else 0
+    return TOWER_KINDS[facts.text[index]] if component.startswith(("text_encoder", "tokenizer")) else ""
+
+
+def _holds(place: Path, component: str, kind: str) -> bool:
+    """Whether a folder holds that component, of that kind."""
+    if component.startswith("tokenizer"):
+        return any((place / name).is_file() for name in VOCABULARIES)
+    try:
+        config = json.loads((place / "config.json").read_text())
+        named = f"{config.get('model_type', '')} {config.get('_class_name', '')}".lower()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return named.startswith(kind) if kind else "autoencoder" in named
+
+
+def missing(parts: Sequence[Part], facts: FamilyFacts) -> ModelError:
+    """The error for parts that are nowhere: where they were looked for, and the next move."""
+    names, looked = [part.component for part in parts], sorted({place for part in parts for place in part.looked_in})
+    where = f" (looked in {', '.join(looked)})" if looked else ""
+    return ModelError(f"{' and '.join(names)} missing{where}: {next_move(names, facts)}")
+
+
+def next_move(components: Sequence[str], facts: FamilyFacts) -> str:
+    """What to do about parts that are nowhere."""
+    wanted = " ".join(f"--include '{component}/*'" for component in components)
+    inside = " and ".join(f"{component}/" for component in components)
+    return (
+        f"give `--parts FOLDER`, a diffusers folder that holds {inside}, or run `hf download {facts.parts_from[0]} "
+        f"--include model_index.json {wanted}` once where there is a network"
+    )

@@ -1,0 +1,143 @@
+"""`hires inspect`: what a checkpoint is and why, what it holds, what it still needs, and how to run it. Headers only."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hires.adapters import says_lcm
+from hires.errors import ModelError
+from hires.headers import TensorInfo, folder_tensors, read_header
+from hires.identify import Finding
+from hires.layouts import PIXART_TABLES, below
+from hires.locate import Part, find_model, next_move
+from hires.specs import ModelSpec, identify, parts_folder, spec_of
+
+
+def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> dict[str, Any]:
+    """Everything that is known of a checkpoint, LoRA or autoencoder without reading a tensor, as JSON values.
+
+    ModelError for a file that is damaged, of no known kind, or not what `family` says.
+    """
+    path = find_model(name)
+    try:
+        found = identify(path, family)
+        if found.kind != "model":
+            return _part_alone(found)
+        return _model(name, found, spec_of(name, found, parts_folder(parts)), family, parts)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
+
+
+def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> dict[str, Any]:
+    return {
+        "path": str(found.path),
+        "kind": "model",
+        "layout": found.layout,
+        "family": spec.family,
+        "title": spec.facts.title,
+        "why": list(found.why),
+        "notes": list(spec.notes),
+        "parameterisation": spec.parameterisation,
+        "sigma_min": spec.sigma_min,
+        "sigma_max": spec.sigma_max,
+        "sigma_from_file": found.sigma_range is not None,
+        "zero_terminal_snr": spec.zero_terminal_snr,
+        "native_px": spec.native_px,
+        "components": {part.component: contents(part) for part in spec.parts.values()},
+        "defaults": asdict(spec.defaults),
+        "missing": [
+            {"component": part.component, "looked_in": list(part.looked_in), "next": next_move([part.component], spec.facts)}
+            for part in spec.missing
+        ],
+        "next_move": next_move([part.component for part in spec.missing], spec.facts) if spec.missing else None,
+        "command": command(name, spec, family, parts),
+    }
+
+
+def _part_alone(found: Finding) -> dict[str, Any]:
+    """A LoRA or an autoencoder."""
+    tensors = found.header.tensors if found.header else folder_tensors(found.path)
+    document = {
+        "path": str(found.path), "kind": found.kind, "layout": found.layout, "family": found.family, "why": list(found.why),
+        **summary(tensors),
+    }  # fmt: skip
+    if found.kind == "lora" and found.header is not None:
+        document["lcm"] = says_lcm(found.path, found.header)
+        document["command"] = f"hires render PROMPT --size WxH --model MODEL --lora {shlex.quote(str(found.path))}:1 -o out.png"
+    return document
+
+
+def contents(part: Part) -> dict[str, Any]:
+    """Where a component is and what its tensors take; nulls for what is missing or no network."""
+    where = {"layout": part.layout, "path": None if part.path is None else str(part.path)}
+    if part.path is None or part.component.startswith("tokenizer"):
+        return where | {"parameters": None, "bytes": None, "dtypes": []}
+    if part.layout == "diffusers":
+        return where | summary(folder_tensors(part.path))
+    tensors = read_header(part.path).tensors
+    return where | summary(
+        {name: tensors[part.prefix + name] for name in below(_shapes(tensors), part.prefix) if name not in PIXART_TABLES}
+    )
+
+
+def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in tensors.items()}
+
+
+def summary(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Parameters, bytes, and dtypes with the one of most parameters first."""
+    counts: Counter[str] = Counter()
+    for info in tensors.values():
+        counts[info.dtype] += info.count
+    return {
+        "parameters": counts.total(),
+        "bytes": sum(info.nbytes for info in tensors.values()),
+        "dtypes": [name for name, _ in counts.most_common()],
+    }
+
+
+def command(name: str, spec: ModelSpec, family: str | None, parts: str | Path | None) -> str:
+    """The command line that runs the model."""
+    words = ["--model", name, *(["--family", family] if family else []), *(["--parts", str(parts)] if parts else [])]
+    rest = " ".join(shlex.quote(word) for word in words)
+    if spec.facts.image_channels:
+        return f'hires edit IN.png "make it winter" {rest} -o out.png'
+    return f'hires render "a lighthouse at dusk" --size {spec.native_px}x{spec.native_px} {rest} -o out.png'
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    if document["kind"] != "model":
+        what = "LoRA" if document["kind"] == "lora" else "autoencoder"
+        made_for = f" for {document['family']}" if document["family"] else ""
+        size = f"{document['parameters'] / 1e6:.2f} M parameters, {document['bytes']:,} bytes, {', '.join(document['dtypes'])}"
+        extra = ["an LCM-LoRA: a run with it takes few steps"] if document.get("lcm") else []
+        return [
+            f"{document['path']}: {what}{made_for}",
+            f"  why        {'; '.join(document['why'])}",
+            f"  size       {size}",
+            *extra,
+        ]
+    source = "read from the file" if document["sigma_from_file"] else "of the family"
+    run, sigmas = document["defaults"], f"{document['sigma_min']:.4g} to {document['sigma_max']:.6g}"
+    result = [
+        f"{document['path']}: {document['title']} ({document['family']})",
+        *(f"  why        {reason}" for reason in document["why"]),
+        *(f"  note       {note}" for note in document["notes"]),
+        f"  predicts   {document['parameterisation']}, sigma {sigmas} ({source})",
+        f"  native     {document['native_px']} px",
+        f"  defaults   {run['steps']} steps of {run['sampler']}, schedule {run['schedule']}, guidance {run['guidance']:g}",
+    ]
+    for component, held in document["components"].items():
+        size = ""
+        if held["parameters"]:
+            size = f"{held['parameters'] / 1e6:9.2f} M  {held['bytes']:>14,} bytes  {'+'.join(held['dtypes'])}"
+        result.append(f"  {component:<15} {held['layout']:<9} {size}")
+    result += [f"  missing    {gap['component']}, looked in {', '.join(gap['looked_in'])}" for gap in document["missing"]]
+    result += [f"  first      {document['next_move']}"] if document["missing"] else []
+    return [*result, f"  run it     {document['command']}"]
