@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hires.errors import BackendError, RequestError
+from hires.errors import BackendError
 from hires.kernels.dispatch import BackendRefused, attention
 
 
@@ -64,16 +64,13 @@ def dispatch_attention(module: nn.Module, backend: str | None = None) -> nn.Modu
 def thinned(attn: Any, tokens: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
     """R x R tokens become one, (B, h w, C) to (B, h/R w/R, C), as in PixArt-Σ's key-value compression (arXiv 2403.04692).
 
-    By the block's own depth-wise convolution `sr` and layer norm `norm` where it has them, else by their mean. RequestError
-    where the factor does not divide the grid.
+    By the block's own depth-wise convolution `sr` and layer norm `norm` where it has them, else by their mean. Where R does
+    not divide the grid, its last row or column is repeated.
     """
     rows, cols = grid
-    if rows % factor or cols % factor:
-        raise RequestError(
-            f"key-value compression by {factor} of a tile of {rows} x {cols} tokens: both must divide by {factor}; "
-            f"give tiles and sizes that are multiples of {16 * factor} px, or turn the compression off"
-        )
     maps = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, cols)
+    if rows % factor or cols % factor:
+        maps = F.pad(maps, (0, -cols % factor, 0, -rows % factor), mode="replicate")
     if not hasattr(attn, "sr"):
         return F.avg_pool2d(maps, factor).flatten(2).transpose(1, 2)
     normed: Tensor = attn.norm(attn.sr(maps).flatten(2).transpose(1, 2))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import hires
+from hires import schedules
 from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
 from hires.errors import RequestError
@@ -16,11 +19,12 @@ from hires.pipelines import progressive
 from hires.pipelines.pixart_sigma import Parts, PixArtSigma
 from hires.planner import host_device, plan
 from hires.samplers import CanvasNoise, find_sampler
-from hires.specs import ModelSpec
+from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan, Event, RenderRequest, parse_bytes
 from hires.weights import load_autoencoder
+from tests import checkpoints
 from tests.tiny_pixart import latents, prompt, spec, transformer
 
 CPU = torch.device("cpu")
@@ -122,3 +126,18 @@ def test_the_resolution_is_told_to_the_models_that_were_trained_with_it(demo: Mo
     assert told.resolution is not None and told.resolution.tolist() == [[2048, 1024]]
     assert told.canvas == Size(256, 128)
     assert family(sigma, transformer(128, 2), 300).conditions(Size(2048, 1024))[0].resolution is None
+
+
+@pytest.mark.parametrize(("name", "kv"), [("pixart-sigma-256", {1: 2}), ("pixart-alpha-256", {})])
+def test_an_original_file_is_rendered_at_the_size_asked_for(
+    name: str, kv: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .pth with the parts beside it, through the engine: T5, transformer with its own compression, tiles, decoder."""
+    monkeypatch.setitem(schedules.SCHEDULES, "linear", schedules.karras)  # which noise levels is no matter here
+    made = checkpoints.make(tmp_path, name, kv=kv)
+    given = {"size": "301x157", "model": str(made.path), "parts": str(made.parts), "steps": 1, "sampler": "euler"}
+    result = hires.render("a sun", family=name, **given)  # type: ignore[arg-type]
+    assert result.pixels.shape == (157, 301, 3)
+    assert result.plan.canvas == Size(160, 304)
+    assert result.plan.backends == (("attention", "sdpa"),)
+    assert load_spec(str(made.path), family=name, parts=str(made.parts)).network.kv_compression == ((1, 2) if kv else ())
