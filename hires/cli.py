@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `hires plan`, `hires inspect`, `hires info`, `hires vae-roundtrip`."""
+"""The command line: `hires render`, `hires plan`, `hires inspect`, `hires info`, `hires vae-roundtrip`, `hires edit`, `hires inspect`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def level(text: str) -> float | str:
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
+PictureSize = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096; default: the picture's."),
+]
+Init = Annotated[Path | None, typer.Option("--init", metavar="IMAGE", help="A picture to start from instead of noise.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The PNG to write.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 Model = Annotated[
     str, typer.Option(help="demo (ships with hires), a .safetensors or .pth file, a diffusers folder, or org/name on the hub.")
 ]
@@ -115,8 +127,10 @@ def guarded(work: Callable[[], Any]) -> Any:
 @app.command()
 def render(
     prompt: Prompt,
-    size: SizeText,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The PNG to write.", show_default=False)],
+    output: Output,
+    size: PictureSize = None,
+    init: Init = None,
+    strength: Strength = None,
     model: Model = "demo",
     negative: Negative = "",
     steps: Steps = None,
@@ -135,26 +149,74 @@ def render(
     lora: Lora = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Render PROMPT at exactly WxH pixels into a PNG."""
+    """Render PROMPT at exactly WxH pixels into a PNG; with --init from a picture instead of noise."""
     from hires import engine
 
     def work() -> Any:
         with progress_display(shown=not quiet) as on_event:
             return engine.render(
-                prompt, size=size, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
+                prompt, size=size, init=None if init is None else str(init), strength=strength, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), clean_caption=clean_caption,
             )  # fmt: skip
 
-    result = guarded(work)
+    say(guarded(work), as_json, quiet)
+
+
+def say(result: Any, as_json: bool, quiet: bool) -> None:
+    """What a finished render prints on stdout."""
     if as_json:
         print(json.dumps(result.to_json(), default=str))
     elif not quiet:
         print(f"{result.path}: {result.size}, {result.seconds:.1f} s, peak memory {gib(result.peak_rss_bytes)}")
+
+
+@app.command()
+def edit(
+    picture: Annotated[Path, typer.Argument(metavar="IN", help="The picture to change.", show_default=False)],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What to change, such as 'make it winter'.")],
+    output: Output,
+    model: Annotated[str, typer.Option(help="A model that edits, such as cosxl_edit.safetensors.", show_default=False)],
+    size: PictureSize = None,
+    negative: Negative = "",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    image_guidance: Annotated[
+        float | None, typer.Option(parser=number, metavar="X", help="How closely to keep to the picture; default: the model's.")
+    ] = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    strategy: Strategy = "auto",
+    vram: Vram = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tile: Tile = None,
+    overlap: Overlap = None,
+    sigma_max: SigmaMax = None,
+    family: Family = None,
+    parts: Parts = None,
+    lora: Lora = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a PNG."""
+    from hires import engine
+
+    def work() -> Any:
+        with progress_display(shown=not quiet) as on_event:
+            return engine.edit(
+                str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
+                seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, strategy=strategy,
+                tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
+                parts=parts, loras=lora or (), on_event=on_event,
+            )  # fmt: skip
+
+    say(guarded(work), as_json, quiet)
 
 
 @app.command()
@@ -241,8 +303,8 @@ def vae_roundtrip(
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode a picture with an autoencoder and decode it again, exactly, in the memory given."""
     from hires import roundtrip

@@ -34,20 +34,29 @@ from hires.types import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+    from PIL import Image
 
     from hires.imageio import PictureSink
     from hires.pipelines.base import Family
+    from hires.tiling.retry import Ladder
+
+    PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 SizeLike = str | tuple[int, int] | Size
 Loras = Sequence[str | LoraRef]
+STRENGTH = 0.5  # of a picture to start from, where none is given
 
 
 def render(
     prompt: str,
     *,
-    size: SizeLike,
+    size: SizeLike | None = None,
+    init: PictureLike | None = None,
+    strength: float | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     model: str = "demo",
@@ -73,7 +82,10 @@ def render(
 
     Args:
         prompt: what to draw.
-        size: "4096x4096" (WIDTHxHEIGHT), a (width, height) pair, or a Size(height, width), in pixels.
+        size: "4096x4096" (WIDTHxHEIGHT), a (width, height) pair, or a Size(height, width), in pixels; None takes `init`'s.
+        init: a picture to start from instead of noise: a path, a PIL image or (height, width, 3) uint8. It fills the size,
+            cut evenly where its shape is another.
+        strength: how much of it is drawn anew, above 0 up to 1; default 0.5. The run takes the last `strength` of its steps.
         output: a path ending in .png; None keeps the picture in memory only. It appears whole or not at all.
         overwrite: replace a file that exists.
         model: "demo", a checkpoint file, a diffusers folder, or "org/name" on the Hugging Face hub.
@@ -101,12 +113,13 @@ def render(
         RunError: memory or disk ran out on the way; no file was written.
         Cancelled: raised by `on_event`.
     """
-    from hires.device import choose_device, probe
-    from hires.imageio import check_output
-
+    picture = None if init is None else _picture(init)
+    if init is None and strength is not None:
+        raise RequestError(f"--strength {strength}: how much of a picture to draw anew; give the picture with --init")
     request = RenderRequest(
         prompt=prompt,
-        size=_size(size),
+        size=_size(size, picture),
+        strength=strength if strength is not None or init is None else STRENGTH,
         negative=negative,
         model=model,
         seed=seed,
@@ -120,18 +133,70 @@ def render(
         sigma_max=sigma_max,
         family=family,
         parts=None if parts is None else str(parts),
-        loras=tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras),
+        loras=_loras(loras),
         clean_caption=clean_caption,
     )
-    path = None if output is None else check_output(_path(output), overwrite)
-    chosen = choose_device(device)
-    spec = spec_for(request)
-    if spec.missing:
-        raise missing(spec.missing, spec.facts)
-    request = with_captions(request)
-    made = planner.plan(request, spec, probe(chosen, _budget(vram)))
-    result = run_plan(request, made, spec, chosen, on_event or (lambda event: None))
-    return result if path is None else _written(result, path, request, overwrite, on_event)
+    return _carried_out(request, text_to_image(spec_for(request), prompt), output, overwrite, device, vram, picture, on_event)
+
+
+def edit(
+    picture: PictureLike,
+    instruction: str,
+    *,
+    model: str,
+    size: SizeLike | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    negative: str = "",
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    image_guidance: float | None = None,
+    sampler: str | None = None,
+    strategy: str = "auto",
+    tile_px: int | None = None,
+    overlap_px: int | None = None,
+    sigma_max: float | str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    vram: str | int | None = None,
+    family: str | None = None,
+    parts: str | Path | None = None,
+    loras: Loras = (),
+    on_event: OnEvent | None = None,
+) -> RenderResult:
+    """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
+
+    Args:
+        picture: a path, a PIL image or (height, width, 3) uint8; it fills `size`, cut evenly where its shape is another.
+        instruction: what to change, such as "make it winter".
+        guidance: how strictly to follow the instruction; image_guidance: how closely to keep to the picture.
+        model and all others: as for `render`.
+
+    Raises:
+        RequestError, RunError, Cancelled: as `render` does; RequestError also for a model that only draws from text.
+    """
+    pixels = _picture(picture)
+    request = RenderRequest(
+        prompt=instruction,
+        size=_size(size, pixels),
+        negative=negative,
+        model=model,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        image_guidance=image_guidance,
+        sampler=sampler,
+        strategy=strategy,
+        dtype=dtype,
+        tile_px=tile_px,
+        overlap_px=overlap_px,
+        sigma_max=sigma_max,
+        family=family,
+        parts=None if parts is None else str(parts),
+        loras=_loras(loras),
+    )
+    return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
 
 
 def plan(
@@ -177,20 +242,68 @@ def plan(
         sigma_max=sigma_max,
         family=family,
         parts=None if parts is None else str(parts),
-        loras=tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras),
+        loras=_loras(loras),
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
 
 
+def _carried_out(
+    request: RenderRequest,
+    spec: ModelSpec,
+    output: str | Path | None,
+    overwrite: bool,
+    device: str,
+    vram: str | int | None,
+    picture: NDArray[np.uint8] | None,
+    on_event: OnEvent | None,
+) -> RenderResult:
+    """Check what is there, plan, run, write."""
+    from hires.device import choose_device, probe
+    from hires.imageio import check_output
+
+    path = None if output is None else check_output(_path(output), overwrite)
+    chosen = choose_device(device)
+    if spec.missing:
+        raise missing(spec.missing, spec.facts)
+    request = with_captions(request)
+    made = planner.plan(request, spec, probe(chosen, _budget(vram)))
+    result = run_plan(request, made, spec, chosen, on_event or (lambda event: None), picture)
+    return result if path is None else _written(result, path, request, overwrite, on_event)
+
+
+def _picture(source: PictureLike) -> NDArray[np.uint8]:
+    from hires.imageio import read_picture
+
+    return read_picture(source)
+
+
+def _loras(loras: Loras) -> tuple[LoraRef, ...]:
+    return tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
+
+
 def spec_for(request: RenderRequest) -> ModelSpec:
-    """The model of a request with what its LoRAs make of it. RequestError for one that a prompt alone cannot run."""
-    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
-    channels = spec.network.latent_channels + spec.facts.image_channels
+    """The model of a request with what its LoRAs make of it."""
+    return with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+
+
+def text_to_image(spec: ModelSpec, prompt: str) -> ModelSpec:
+    """The same model. RequestError for one that a prompt alone cannot run."""
     if spec.facts.image_channels:
+        channels = spec.facts.latent_channels + spec.facts.image_channels
         raise RequestError(
             f"--model {spec.name}: {spec.facts.title} has {channels} input channels "
-            f'and edits a picture: `hires edit IN.png "{request.prompt or "make it winter"}"`, or give a text-to-image model'
+            f'and edits a picture: `hires edit IN.png "{prompt or "make it winter"}"`, or give a text-to-image model'
+        )
+    return spec
+
+
+def editing(spec: ModelSpec) -> ModelSpec:
+    """The same model. RequestError for one that does not see the picture."""
+    if not spec.facts.image_channels:
+        raise RequestError(
+            f"--model {spec.name}: {spec.facts.title} draws from text and does not see the picture; give a model that edits, "
+            "such as cosxl_edit.safetensors, or start from the picture: hires render PROMPT --init IN.png --strength 0.5"
         )
     return spec
 
@@ -224,7 +337,11 @@ def _path(output: str | Path) -> Path:
         raise OutputError(f"output {output}: {error}; give a full path") from None
 
 
-def _size(size: SizeLike) -> Size:
+def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Size:
+    if size is None:
+        if picture is None:
+            raise SizeError("no size: give --size WIDTHxHEIGHT, such as 4096x4096")
+        return check_size(Size(*picture.shape[:2]))
     if isinstance(size, str):
         return parse_size(size)
     if isinstance(size, Size):
@@ -236,12 +353,22 @@ def _size(size: SizeLike) -> Size:
     return check_size(Size(height, width))
 
 
-def run_plan(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torch.device, tell: OnEvent) -> RenderResult:
-    """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large."""
+def run_plan(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    tell: OnEvent,
+    picture: NDArray[np.uint8] | None = None,
+) -> RenderResult:
+    """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
+
+    picture: (H, W, 3) that the plan starts from or edits.
+    """
     from hires.tiling.retry import is_out_of_memory
 
     try:
-        return _run(request, made, spec, device, tell)
+        return _run(request, made, spec, device, tell, picture)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -252,22 +379,27 @@ def run_plan(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: 
     )
 
 
-def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torch.device, tell: OnEvent) -> RenderResult:
+def _run(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    tell: OnEvent,
+    picture: NDArray[np.uint8] | None,
+) -> RenderResult:
     from hires.device import peak_resident_bytes
-    from hires.imageio import PictureSink
+    from hires.imageio import PictureSink, on_canvas
     from hires.pipelines import progressive
-    from hires.pipelines.cosxl import CosXL
-    from hires.pipelines.pixart_sigma import PixArtSigma
     from hires.tiling.retry import Ladder
 
     begun = time.monotonic()
     tell(Event(stage="load", done=0, total=1))
     ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
-    kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
-    family = kind(spec, request.prompt, request.negative, device=device, dtype=made.dtype, decode=ladder, loras=request.loras)
+    drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
+    family = load_family(request, made, spec, device, ladder, drawn)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
-    denoised = progressive.run(family, made, request.seed, tell)
+    denoised = progressive.run(family, made, request.seed, tell, drawn)
     sink = PictureSink(request.size)
     decoding = _decode(family, denoised.latents, sink, tell)
     if ladder.taken:
@@ -283,6 +415,31 @@ def _run(request: RenderRequest, made: MemoryPlan, spec: ModelSpec, device: torc
         peak_rss_bytes=peak_resident_bytes(),
         pixels=sink.finished(),
     )
+
+
+def load_family(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    decode: Ladder[DecodePlan],
+    picture: NDArray[np.uint8] | None,
+) -> Family:
+    """The model of a request on its device, by the pipeline of its family; picture: (H, W, 3) of the canvas."""
+    import torch
+
+    from hires.pipelines.base import load_parts
+    from hires.pipelines.cosxl import CosXL
+    from hires.pipelines.cosxl_edit import CosXLEdit
+    from hires.pipelines.pixart_sigma import PixArtSigma
+
+    text_device = torch.device("cpu") if made.text_on_host else device
+    parts = load_parts(spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device)
+    if spec.facts.image_channels:
+        assert picture is not None, "an edit is of a picture"
+        return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
+    kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
+    return kind(spec, parts, device=device, dtype=made.dtype, decode=decode)
 
 
 def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:

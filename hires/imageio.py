@@ -143,3 +143,9 @@ def fitted(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     resized, box = cover(source, size)
     large = Image.fromarray(pixels).resize((resized.width, resized.height), Image.Resampling.LANCZOS)
     return np.asarray(large.crop((box.left, box.top, box.left + box.width, box.top + box.height)))
+
+
+def on_canvas(pixels: NDArray[np.uint8], size: Size, canvas: Size) -> NDArray[np.uint8]:
+    """A picture that fills `size`, its last row and column repeated up to the canvas it is cut from in the end."""
+    filled = fitted(pixels, size)
+    return np.pad(filled, ((0, canvas.height - size.height), (0, canvas.width - size.width), (0, 0)), mode="edge")

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
-from hires.families import UNetShape
+from hires.families import PixArtShape, UNetShape
 from hires.kernels.dispatch import AttentionSpec, select
+from hires.processors import add_compression
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import DecodePlan, LoraRef, StagePlan
-from hires.weights import load_network, load_vae
+from hires.weights import load_network, load_vae, read_kv_compression
 
 
 class Family(Protocol):
@@ -29,6 +30,10 @@ class Family(Protocol):
     spec: ModelSpec
     device: torch.device
     vae: TiledVAE
+
+    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
+        """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
+        ...
 
     def denoiser(self) -> Denoiser:
         """The preconditioned network."""
@@ -72,6 +77,8 @@ def load_parts(
     """
     texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], text_device or device, loras)
     network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
+    if isinstance(spec.network, PixArtShape) and any(factor > 1 for factor in spec.network.kv_compression):
+        add_compression(network, spec.network.kv_compression, read_kv_compression(spec))
     return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
 
 
@@ -95,24 +102,23 @@ def unet_backends(spec: ModelSpec, tile: Size, device: torch.device, dtype: torc
 
 
 class LoadedFamily:
-    """A spec, the prompts of one request and an autoencoder: what does not depend on the kind of network.
+    """A spec and the loaded parts of one request: what does not depend on the kind of network.
 
-    texts: the conditions of the prompt and of the negative prompt. Convolutions run channels-last on a CPU.
+    Convolutions run channels-last on a CPU.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        texts: Sequence[Conditioning],
-        vae: nn.Module,
+        parts: Parts,
         *,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: str,
         decode: Ladder[DecodePlan],
     ) -> None:
-        self.spec, self.device, self.dtype = spec, device, dtype
-        self._texts, self._vae_dtype = texts, TORCH_DTYPE[decode.rung.dtype]
-        self.vae = TiledVAE(convolutions_last(vae, device), ladder=decode)
+        self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
+        self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
+        self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)

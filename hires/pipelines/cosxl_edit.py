@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,40 +12,35 @@ from torch import Tensor
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, edit_guided
-from hires.device import TORCH_DTYPE
 from hires.imageio import fitted
-from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, load_parts, preconditioned, unet_backends
+from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned, unet_backends
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan, LoraRef, StagePlan
+from hires.types import DecodePlan, StagePlan
 from hires.unet import UNetNetwork
 
 
 class CosXLEdit(LoadedFamily):
-    """A loaded 8-channel model, one instruction and the image (H, W, 3) uint8 that it changes.
+    """A UNet of 8 input channels and the picture (H, W, 3) uint8 that it changes.
 
-    Every stage sees the image at its own size: encoded once per canvas, the mean of the posterior, and in zeros for the
-    estimate without it. parts: already loaded, in place of the checkpoint's.
+    Every stage sees the picture at its own size: encoded once per canvas, the mean of the posterior, and zeros for the
+    estimate without it.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        prompt: str,
-        negative: str,
+        parts: Parts,
         *,
+        picture: NDArray[np.uint8],
         device: torch.device,
         dtype: str,
         decode: Ladder[DecodePlan],
-        picture: NDArray[np.uint8],
-        loras: Sequence[LoraRef] = (),
-        parts: Parts | None = None,
     ) -> None:
-        parts = parts or load_parts(spec, prompt, negative, device, dtype, decode, loras)
-        super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
         self.picture = picture
         self._image_at = lru_cache(maxsize=1)(self._encoded)

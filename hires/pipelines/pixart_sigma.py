@@ -2,56 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.denoisers import Denoiser
-from hires.device import TORCH_DTYPE
 from hires.errors import RequestError, unknown
 from hires.families import PixArtShape
 from hires.kernels.dispatch import AttentionSpec, select
-from hires.pipelines.base import LoadedFamily, Parts, load_parts, preconditioned
+from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork, second_half_factors
-from hires.processors import add_compression
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan, LoraRef
-from hires.weights import read_kv_compression
+from hires.types import DecodePlan
 
 KV_COMPRESSIONS = ("checkpoint", "average")
 
 
 class PixArtSigma(LoadedFamily):
-    """A loaded PixArt model and the prompts of one request. T5 is freed before the transformer is loaded.
+    """A PixArt transformer.
 
     position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
     half-way. kv_compression: 'checkpoint' thins keys and values where the checkpoint was trained to; 'average' is an
     experiment that pools 2 x 2 of them in the second half of the blocks, for weights that were not: 4K in two thirds of
-    the FLOPs, and another picture. parts: already loaded, in place of the checkpoint's. RequestError for unknown names.
+    the FLOPs, and another picture. RequestError for unknown names.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        prompt: str,
-        negative: str,
+        parts: Parts,
         *,
         device: torch.device,
         dtype: str,
         decode: Ladder[DecodePlan],
         position_mode: str = "global",
         kv_compression: str = "checkpoint",
-        loras: Sequence[LoraRef] = (),
-        parts: Parts | None = None,
     ) -> None:
-        thin = _factors(_shape(spec), kv_compression)
-        share = _share(position_mode)
-        parts = parts or _with_compression(load_parts(spec, prompt, negative, device, dtype, decode, loras), spec)
-        super().__init__(spec, parts.texts, parts.vae, device=device, dtype=TORCH_DTYPE[dtype], decode=decode)
+        thin, share = _factors(_shape(spec), kv_compression), _share(position_mode)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(parts.network, span=spec.facts.position_span, global_share=share, thin=thin)
 
@@ -70,14 +61,6 @@ class PixArtSigma(LoadedFamily):
 
     def denoiser(self) -> Denoiser:
         return preconditioned(self.spec, self._network)
-
-
-def _with_compression(parts: Parts, spec: ModelSpec) -> Parts:
-    """The same parts, the transformer with the compression that its checkpoint was trained with."""
-    factors = _shape(spec).kv_compression
-    if any(factor > 1 for factor in factors):
-        add_compression(parts.network, factors, read_kv_compression(spec))
-    return parts
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:

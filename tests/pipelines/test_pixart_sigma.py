@@ -35,7 +35,7 @@ def family(of: ModelSpec, network: torch.nn.Module, tokens: int, **options: Any)
     vae = load_autoencoder(of.path / "vae", TORCH_DTYPE["fp32"], CPU)
     parts = Parts(texts=[prompt(9, tokens, 1), prompt(1, tokens, 2)], network=network, vae=vae)
     ladder = Ladder([DECODE], str)
-    return PixArtSigma(of, "a sun", "", device=CPU, dtype="fp32", decode=ladder, parts=parts, **options)
+    return PixArtSigma(of, parts, device=CPU, dtype="fp32", decode=ladder, **options)
 
 
 @pytest.mark.parametrize(
