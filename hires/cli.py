@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `hires plan`, `hires inspect`, `hires info`, `hires vae-roundtrip`, `hires edit`, `hires inspect`."""
+"""The command line: `hires render`, `edit`, `plan`, `inspect`, `info`, `vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ def render(
     def work() -> Any:
         with progress_display(shown=not quiet) as on_event:
             return engine.render(
-                prompt, size=size, init=None if init is None else str(init), strength=strength, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
+                prompt, size=size, init=None if init is None else str(init), strength=strength, output=output,
+                overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), clean_caption=clean_caption,
