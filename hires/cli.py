@@ -14,7 +14,7 @@ import typer
 
 from hires import __version__
 from hires.errors import HiresError
-from hires.types import DTYPES, SAMPLERS, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
+from hires.types import DTYPES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
 app = typer.Typer(
     add_completion=False,
@@ -52,7 +52,11 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
 ]
-SamplerName = Annotated[str | None, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'."),
+]
+ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {', '.join(SCHEDULES)}.")]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
@@ -92,6 +96,7 @@ def render(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    schedule: ScheduleName = None,
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
@@ -110,8 +115,8 @@ def render(
         with progress_display(shown=not quiet) as on_event:
             return engine.render(
                 prompt, size=size, output=output, overwrite=overwrite, device=device, vram=vram, on_event=on_event,
-                model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
-                strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap,
+                model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler,
+                schedule=schedule, seed=seed, strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap,
             )  # fmt: skip
 
     result = guarded(work)
@@ -132,6 +137,7 @@ def plan(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    schedule: ScheduleName = None,
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
@@ -155,6 +161,7 @@ def plan(
             steps=steps,
             guidance=guidance,
             sampler=sampler,
+            schedule=schedule,
             seed=seed,
             strategy=strategy,
             dtype=dtype,

@@ -51,6 +51,7 @@ def render(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    schedule: str | None = None,
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
@@ -69,7 +70,8 @@ def render(
         model: "demo", or the path of a diffusers folder.
         negative: what to keep out of the picture.
         seed: same seed, same picture.
-        steps, guidance, sampler: of the base picture; None takes the model's own.
+        steps, guidance: of the base picture; None takes the model's own.
+        sampler, schedule: a name of ours, A1111's or ComfyUI's, such as "dpmpp_2m" or "DPM++ 2M Karras"; None takes the model's.
         strategy: "auto", "direct", "tiled" or "progressive".
         tile_px, overlap_px: tile side and overlap in pixels; None takes the model's training size and a quarter.
         dtype: "auto", "fp32", "bf16" or "fp16".
@@ -97,6 +99,7 @@ def render(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
+        schedule=schedule,
         strategy=strategy,
         dtype=dtype,
         tile_px=tile_px,
@@ -120,6 +123,7 @@ def plan(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    schedule: str | None = None,
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
@@ -141,6 +145,7 @@ def plan(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
+        schedule=schedule,
         strategy=strategy,
         dtype=dtype,
         tile_px=tile_px,
@@ -282,13 +287,14 @@ def _written(
 
 
 def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The PNG's text chunks: prompt, seed, sampler and the whole plan."""
+    """The PNG's text chunks: prompt, seed, sampler, schedule and the whole plan."""
     return {
         "Software": f"hires {__version__}",
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": str(request.seed),
         "sampler": made.stages[0].sampler,
+        "schedule": made.stages[0].schedule,
         "model": made.model,
         "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hires.catalogue import FEW_STEP
 from hires.errors import ModelError, unknown
 from hires.resolution import make_bins
 from hires.tiling.geometry import Size
@@ -44,7 +45,8 @@ class Defaults:
     """How a model is run unless the request says otherwise.
 
     The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
-    `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size.
+    `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size. `few_step` says what
+    a checkpoint was distilled for (lcm, turbo, dmd): its files do not.
     """
 
     sampler: str
@@ -57,6 +59,7 @@ class Defaults:
     tile_px: int
     overlap_px: int
     enlarger: str
+    few_step: str | None = None
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
@@ -64,6 +67,8 @@ class Defaults:
             raise ValueError("steps, tile or relay values out of range")
         if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
             raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+        if self.few_step is not None and self.few_step not in FEW_STEP:
+            raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hires"
 ROWS = (
-    ("errors", "types", "tiling.geometry", "specs", "resolution", "vae_cost", "cost", "planner"),
-    ("device", "schedules", "samplers", "denoisers", "conditioning"),
+    ("errors", "catalogue", "types", "tiling.geometry", "specs", "resolution", "vae_cost", "cost", "planner"),
+    (
+        "device",
+        "denoisers",
+        "conditioning",
+        "schedules",
+        "noise",
+        "steps",
+        "singlestep",
+        "multistep",
+        "adaptive",
+        "restart",
+        "samplers",
+    ),
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling",),

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
 from hires.denoisers import guided
 from hires.device import peak_device_bytes, reset_peak
 from hires.pipelines.base import Family
 from hires.resolution import relay_view
-from hires.samplers import EVALUATIONS, CanvasNoise, find_sampler
-from hires.schedules import find_schedule
+from hires.samplers import CanvasNoise, find_sampler
+from hires.schedules import make_sigmas
+from hires.specs import ModelSpec, vp_sigmas
 from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
@@ -47,13 +49,15 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoi
         reset_peak(family.device)
         cells = stage.grid.canvas
         noise = CanvasNoise(seed, index, Box(0, 0, cells.height, cells.width), family.spec.unet.latent_channels, family.device)
+        start = sigma_start(family.spec, stage)
         if index == 0:
-            x = noise(-1) * (stage.sigma_start**2 + 1) ** 0.5
+            x = noise(-1) * (start**2 + 1) ** 0.5
         else:
             enlarged = ENLARGERS[stage.enlarger or "pixel"](family, result.latents, stage, on_event)
-            x = enlarged.to(family.device) + noise(-1) * stage.sigma_start
+            x = enlarged.to(family.device) + noise(-1) * start
         progress = TileProgress(stage, on_event)
         result.latents = denoise_stage(family, stage, x, noise, batcher, progress).float().cpu()
+        progress.finish()
         result.stats.append(
             StageStats(
                 stage=stage.name,
@@ -68,11 +72,29 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent) -> Denoi
     return result
 
 
+def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
+    """The noise levels of a stage, (steps + 1,)."""
+    return make_sigmas(
+        stage.schedule,
+        stage.steps,
+        sigma_min=spec.sigma_min,
+        sigma_max=spec.sigma_max,
+        table=None if spec.vp_betas is None else vp_sigmas(*spec.vp_betas),
+        start=stage.sigma_start,
+        discard_penultimate=SAMPLERS[stage.sampler].discard_penultimate,
+    )
+
+
+def sigma_start(spec: ModelSpec, stage: StagePlan) -> float:
+    """The noise to begin with: the plan's, or the first level of a schedule on timesteps, which may lie below it."""
+    return float(stage_sigmas(spec, stage)[0]) if SCHEDULES[stage.schedule].table else stage.sigma_start
+
+
 def denoise_stage(
     family: Family, stage: StagePlan, x: Tensor, noise: CanvasNoise, batcher: Batcher, progress: TileProgress
 ) -> Tensor:
     """Sample one stage from x at its starting sigma down to 0: sampler(guided(tiled(precondition(network))))."""
-    sigmas = find_schedule(family.spec.defaults.schedule)(stage.steps, family.spec.sigma_min, stage.sigma_start)
+    sigmas = stage_sigmas(family.spec, stage)
     conditional, unconditional = family.conditions(stage.canvas)
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
     on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
@@ -86,18 +108,23 @@ class TileProgress:
 
     def __init__(self, stage: StagePlan, on_event: OnEvent) -> None:
         self.stage, self.on_event = stage, on_event
-        per_step = EVALUATIONS.get(stage.sampler, 1)
-        evaluations = stage.steps * per_step - (per_step - 1)  # the last step, to sigma 0, is one evaluation
-        self.done, self.total, self.steps_done = 0, evaluations * stage.grid.count, 0
+        self.done, self.total, self.steps_done = 0, evaluations(stage.sampler, stage.steps) * stage.grid.count, 0
         self._tell()
 
     def advance(self, tiles: int) -> None:
         self.done += tiles
+        self.total = max(self.total, self.done)
         self._tell()
 
     def step(self, index: int, denoised: Tensor) -> None:
-        self.steps_done = index + 1
+        self.steps_done = min(index + 1, self.stage.steps)
         self._tell()
+
+    def finish(self) -> None:
+        """Where the sampler's evaluations were an estimate, the count it came to."""
+        if not SAMPLERS[self.stage.sampler].known:
+            self.total, self.steps_done = self.done, self.stage.steps
+            self._tell()
 
     def _tell(self) -> None:
         stage = self.stage
