@@ -71,7 +71,7 @@ def render(
         negative: what to keep out of the picture.
         seed: same seed, same picture.
         steps, guidance: of the base picture; None takes the model's own.
-        sampler, schedule: a name of ours, A1111's or ComfyUI's, such as "dpmpp_2m" or "DPM++ 2M Karras"; None takes the model's.
+        sampler, schedule: names of ours, A1111's or ComfyUI's, such as "dpmpp_2m", "DPM++ 2M Karras"; None: the model's own.
         strategy: "auto", "direct", "tiled" or "progressive".
         tile_px, overlap_px: tile side and overlap in pixels; None takes the model's training size and a quarter.
         dtype: "auto", "fp32", "bf16" or "fp16".

@@ -125,11 +125,13 @@ def dpmpp_3m_sde(
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
+    curvature: float = 1.0,
 ) -> Tensor:
     """x' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
 
     d1 and d2 are the divided differences of the last three estimates over h, phi_2 = expm1(-k)/k + 1, phi_3 = phi_2/k -
-    1/2. Its third-order term has the sign of the Taylor expansion; diffusers' scheduler of that name has the other.
+    1/2. The last term has the sign of the Taylor expansion (diffusers' scheduler of that name has the other) and, as
+    published, half its size: without noise the order is 2, and 3 with `curvature` 2.
     """
     estimates: list[Tensor] = []  # newest first
     steps: list[float] = []
@@ -141,14 +143,14 @@ def dpmpp_3m_sde(
             h = math.log(sigma / following)
             k = h * (1 + eta)
             x = x * math.exp(-k) - x0 * math.expm1(-k)
-            x = _third_order(x, [x0, *estimates], [before / h for before in steps], k)
+            x = _third_order(x, [x0, *estimates], [before / h for before in steps], k, curvature)
             x = _diffused(x, noise, i, following, eta * h, s_noise)
             estimates, steps = [x0, *estimates][:2], [h, *steps][:2]
         report(on_step, i, x0)
     return x
 
 
-def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float], k: float) -> Tensor:
+def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float], k: float, curvature: float) -> Tensor:
     """The terms of second and third order, as far as there are estimates; ratios r_j = h_j / h of the steps before."""
     if not ratios:
         return x
@@ -156,7 +158,7 @@ def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float]
     if len(ratios) == 1:
         return x + slope * _phi_2(k)
     bend = (slope - (estimates[1] - estimates[2]) / ratios[1]) / (ratios[0] + ratios[1])
-    return x + (slope + bend * ratios[0]) * _phi_2(k) - bend * (_phi_2(k) / k - 0.5)
+    return x + (slope + bend * ratios[0]) * _phi_2(k) - bend * (curvature * (_phi_2(k) / k - 0.5))
 
 
 def _phi_2(k: float) -> float:
