@@ -14,7 +14,7 @@ import typer
 
 from hires import __version__
 from hires.errors import HiresError
-from hires.types import DTYPES, SAMPLERS, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
+from hires.types import DTYPES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
 app = typer.Typer(
     add_completion=False,
@@ -85,7 +85,11 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
 ]
-SamplerName = Annotated[str | None, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'."),
+]
+ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {', '.join(SCHEDULES)}.")]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
@@ -136,6 +140,7 @@ def render(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    schedule: ScheduleName = None,
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
@@ -160,7 +165,7 @@ def render(
             return engine.render(
                 prompt, size=size, init=None if init is None else str(init), strength=strength, output=output,
                 overwrite=overwrite, device=device, vram=vram, on_event=on_event,
-                model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, seed=seed,
+                model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), clean_caption=clean_caption,
             )  # fmt: skip
@@ -231,6 +236,7 @@ def plan(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    schedule: ScheduleName = None,
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
@@ -259,6 +265,7 @@ def plan(
             steps=steps,
             guidance=guidance,
             sampler=sampler,
+            schedule=schedule,
             seed=seed,
             strategy=strategy,
             dtype=dtype,

@@ -65,6 +65,7 @@ def render(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    schedule: str | None = None,
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
@@ -91,7 +92,8 @@ def render(
         model: "demo", a checkpoint file, a diffusers folder, or "org/name" on the Hugging Face hub.
         negative: what to keep out of the picture.
         seed: same seed, same picture.
-        steps, guidance, sampler: of the base picture; None takes the model's own.
+        steps, guidance: of the base picture; None takes the model's own.
+        sampler, schedule: names of ours, A1111's or ComfyUI's, such as "dpmpp_2m", "DPM++ 2M Karras"; None: the model's own.
         strategy: "auto", "direct", "tiled" or "progressive".
         tile_px, overlap_px: tile side and overlap in pixels; None takes the model's training size and a quarter.
         sigma_max: the noise level that an EDM model such as CosXL starts from, or "auto" for one that goes with the size;
@@ -126,6 +128,7 @@ def render(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
+        schedule=schedule,
         strategy=strategy,
         dtype=dtype,
         tile_px=tile_px,
@@ -209,6 +212,7 @@ def plan(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    schedule: str | None = None,
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
@@ -235,6 +239,7 @@ def plan(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
+        schedule=schedule,
         strategy=strategy,
         dtype=dtype,
         tile_px=tile_px,
@@ -494,13 +499,14 @@ def _written(
 
 
 def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The PNG's text chunks: prompt, seed, sampler and the whole plan."""
+    """The PNG's text chunks: prompt, seed, sampler, schedule and the whole plan."""
     return {
         "Software": f"hires {__version__}",
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": str(request.seed),
         "sampler": made.stages[0].sampler,
+        "schedule": made.stages[0].schedule,
         "model": made.model,
         "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
     }

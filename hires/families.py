@@ -212,7 +212,7 @@ _ROWS = (
         size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "dmd", 1, 1.0, 512, 1, 1.0), few_step="dmd",
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd",
         same_keys_as="pixart-alpha-512", **ALPHA,
     ),
     _pixart(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hires import cost
+from hires import catalogue, cost
 from hires.errors import BudgetError, RequestError
 from hires.resolution import check_size, relay_note, round_up, snap, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for
@@ -34,7 +34,7 @@ CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the plan
 BATCHES = (16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
-CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a sampler step holds
+CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides what its sampler keeps
 
 
 def host_device(budget_bytes: int | None = None) -> DeviceSpec:
@@ -95,6 +95,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         notes.append(
             f"text encoders run on the CPU: they take {gib(resident_text_bytes(spec, dtype))} of {gib(device.budget_bytes)}"
         )
+    notes += sampler_notes(request, stages, spec)
     batch, why = choose_batch(stages, spec, device, dtype)
     notes.append(f"tile batch {batch}: {why}")
     decode, why = choose_decode(stages, spec, device, dtype)
@@ -172,14 +173,46 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
     return tile, overlap_px // spec.cell_px
 
 
+def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, str]:
+    """Sampler, schedule and why that schedule. What the request says; else, for a model with timesteps, the schedule the
+    sampler asked for is usually run on; else the model's own."""
+    sampler, schedule = catalogue.resolve(request.sampler, request.schedule)
+    if schedule is not None:
+        return sampler or spec.defaults.sampler, schedule, "as asked for"
+    usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None else None
+    if sampler is not None and usual is not None and spec.vp_betas is not None and spec.facts.few_step is None:
+        return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
+    return sampler or spec.defaults.sampler, spec.defaults.schedule, "the model's own"
+
+
+def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
+    """What was chosen and why; RequestError for a sampler and a schedule that do not fit the model or each other."""
+    sampler, schedule, why = choose_sampler(request, spec)
+    catalogue.check_combination(
+        sampler,
+        schedule,
+        spec.parameterisation,
+        moving_tiles=any(stage.shift_cells for stage in stages),
+        few_step=spec.facts.few_step,
+        steps=stages[0].steps,
+    )
+    chosen = "as asked for" if request.sampler else "the model's own"
+    yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"
+    if not catalogue.SAMPLERS[sampler].known:
+        yield (
+            f"{sampler} takes as many evaluations as its tolerance asks for, whatever --steps says: "
+            f"{catalogue.ADAPTIVE_EVALUATIONS} per stage are an estimate"
+        )
+
+
 def make_stages(
     request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, tile: int, overlap: int
 ) -> tuple[StagePlan, ...]:
     defaults = spec.defaults
     steps = request.steps or defaults.steps
     guidance = defaults.guidance if request.guidance is None else request.guidance
-    sampler = request.sampler or defaults.sampler
     image_guidance = defaults.image_guidance if request.image_guidance is None else request.image_guidance
+    sampler, schedule, _ = choose_sampler(request, spec)
     relay_steps = max(1, round(defaults.relay_steps * steps / defaults.steps))
     strength = 1.0 if request.strength is None else float(request.strength)
     if int(steps * strength) < 1:
@@ -201,6 +234,7 @@ def make_stages(
                 sigma_start=choose_sigma_max(request, spec, size) if first else min(defaults.relay_sigma, spec.sigma_max),
                 steps=steps if first else relay_steps,
                 sampler=sampler,
+                schedule=schedule,
                 guidance=guidance if first else min(guidance, defaults.relay_guidance),
                 image_guidance=image_guidance,
                 strength=strength if first else 1.0,
@@ -279,9 +313,10 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     estimates = estimates_per_step(stage, spec)
     pictures = estimates * min(batch, stage.grid.count)
     live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu, spec.facts.tokens)
-    canvas = CANVAS_BUFFERS * 4 * spec.network.latent_channels * stage.grid.canvas.area
+    buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept
+    canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
-    evaluations = stage.taken_steps * (2 if stage.sampler == "heun" else 1) * estimates
+    evaluations = catalogue.evaluations(stage.sampler, stage.taken_steps) * estimates
     flops = evaluations * stage.grid.count * cost.network_flops(spec.network, tile.height, tile.width, spec.facts.tokens)
     return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -243,6 +244,7 @@ def vp_range(betas: tuple[str, float, float] | None, zero_snr: bool) -> tuple[fl
     return sigmas[0], sigmas[-1]
 
 
+@functools.lru_cache(maxsize=16)
 def vp_sigmas(
     beta_schedule: str, beta_start: float, beta_end: float, count: int = 1000, *, zero_snr: bool = False
 ) -> tuple[float, ...]:
@@ -266,6 +268,11 @@ def vp_sigmas(
     return tuple(math.sqrt((1 - alpha) / alpha) for alpha in alphas)
 
 
+def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:
+    """The rising sigmas of a variance-preserving model's timesteps, None for an EDM model."""
+    return None if spec.vp_betas is None else vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
+
+
 def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     """min(sigma_max, 14.6 x longest side / 1024): the noise that hides the largest shapes of a picture of that size.
 
@@ -274,7 +281,7 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     """
     if spec.vp_betas is not None:
         raise RequestError(
-            f"--sigma-max: {spec.name} is variance-preserving, its {len(vp_sigmas(*spec.vp_betas))} noise levels end at "
+            f"--sigma-max: {spec.name} is variance-preserving, its {len(sigma_table(spec) or ())} noise levels end at "
             f"{spec.sigma_max:.2f} and its network knows no others; leave the option out"
         )
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)

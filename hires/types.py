@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hires import catalogue
 from hires.errors import RequestError, unknown
 from hires.tiling.geometry import Size, TileGrid
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-SCHEDULES = ("karras", "exponential")
+SCHEDULES = tuple(catalogue.SCHEDULES)
 ENLARGERS = ("pixel", "latent")
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
-SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
+SAMPLERS = tuple(catalogue.SAMPLERS)
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -81,6 +82,7 @@ class RenderRequest:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
+    schedule: str | None = None
     strategy: str = "auto"
     dtype: str = "auto"
     tile_px: int | None = None
@@ -105,8 +107,10 @@ class RenderRequest:
                 raise RequestError(f"prompt {text!r}: give valid text")
         _known("strategy", self.strategy, STRATEGIES)
         _known("dtype", self.dtype, DTYPES)
-        if self.sampler is not None:
-            _known("sampler", self.sampler, SAMPLERS)
+        for name in ("sampler", "schedule"):
+            if not isinstance(getattr(self, name), str | None):
+                raise RequestError(f"{name}={getattr(self, name)!r}: give a name, such as euler or karras")
+        catalogue.resolve(self.sampler, self.schedule)
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestError(f"--steps {self.steps}: give a number of steps from 1 to 1000")
         if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):
@@ -164,6 +168,7 @@ class StagePlan:
     sigma_start: float
     steps: int
     sampler: str
+    schedule: str
     guidance: float
     image_guidance: float = 1.0
     strength: float = 1.0
@@ -254,7 +259,7 @@ class MemoryPlan:
             tiles = stage.grid.count
             lines.append(
                 f"  {stage.name:<10} {stage.canvas!s:>11}  {tiles:>4} tile{'s' if tiles > 1 else ' '} of {stage.grid.tile}"
-                f" cells, {stage.taken_steps} steps of {stage.sampler} from sigma {stage.sigma_start:g}"
+                f" cells, {stage.taken_steps} steps of {stage.sampler} on {stage.schedule} from sigma {stage.sigma_start:g}"
                 f"{f' at strength {stage.strength:g}' if stage.strength < 1 else ''}"
                 f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
             )

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hires"
 ROWS = (
     (
         "errors",
+        "catalogue",
         "types",
         "tiling.geometry",
         "families",
@@ -31,7 +32,19 @@ ROWS = (
         "cost",
         "planner",
     ),
-    ("device", "schedules", "samplers", "denoisers", "conditioning"),
+    (
+        "device",
+        "denoisers",
+        "conditioning",
+        "schedules",
+        "noise",
+        "steps",
+        "singlestep",
+        "multistep",
+        "adaptive",
+        "restart",
+        "samplers",
+    ),
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling",),

@@ -38,6 +38,8 @@ def spawn(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
         (["--size", "64x64", "--guidance", "nan"], "--guidance nan"),
         (["--size", "64x64", "--model", "demmo"], "did you mean 'demo'"),
         (["--size", "64x64", "--sampler", "eular"], "did you mean 'euler'"),
+        (["--size", "64x64", "--schedule", "karas"], "did you mean 'karras'"),
+        (["--size", "64x64", "--schedule", "sgm_uniform"], "take exponential"),
         (["--size", "64x64", "--strategy", "tilled"], "did you mean 'tiled'"),
         (["--size", "64x64", "--model", "."], "no model_index.json"),
         (["--size", "64x64", "--dtype", "fp8"], "unknown dtype 'fp8'"),
@@ -166,8 +168,9 @@ def test_help_lists_every_option_of_the_interface() -> None:
     env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
     done = spawn("render", "--help", env=env)
     for option in (
-        "--size", "--output", "--model", "--negative", "--steps", "--guidance", "--sampler", "--seed", "--strategy", "--vram",
-        "--device", "--dtype", "--tile", "--overlap", "--sigma-max", "--json", "--quiet", "--overwrite",
+        "--size", "--output", "--model", "--negative", "--steps", "--guidance", "--sampler", "--schedule", "--seed",
+        "--strategy", "--vram", "--device", "--dtype", "--tile", "--overlap", "--sigma-max", "--init", "--strength",
+        "--family", "--parts", "--lora", "--json", "--quiet", "--overwrite",
     ):  # fmt: skip
         assert option in done.stdout
 

@@ -11,12 +11,17 @@ import torch
 from PIL import Image
 
 import hires
+from hires.catalogue import evaluations
 from hires.errors import Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.imageio import read_text
+from hires.pipelines.progressive import sigma_start, stage_sigmas
 from hires.samplers import CanvasNoise
+from hires.schedules import make_sigmas
+from hires.specs import load_spec, vp_sigmas
 from hires.tiling import retry
 from hires.types import Event, MemoryPlan, RenderResult
 
+SDXL = ("scaled_linear", 0.00085, 0.012)
 PROMPT = "a moon on the left over purple mountains and a lake at night"
 
 
@@ -47,6 +52,7 @@ def test_the_file_tells_how_it_was_made(small: RenderResult) -> None:
     assert text["prompt"] == PROMPT
     assert text["seed"] == "3"
     assert text["sampler"] == small.plan.stages[0].sampler
+    assert text["schedule"] == small.plan.stages[0].schedule == "karras"
     assert json.loads(text["hires:plan"])["strategy"] == "progressive"
     json.dumps(small.to_json(), default=str)
     assert [s.stage for s in small.stats] == ["base", "refine 1", "decode"]
@@ -80,8 +86,8 @@ def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: 
     made: list[MemoryPlan] = []
     real = CanvasNoise.__call__
 
-    def recording(self: CanvasNoise, step: int) -> torch.Tensor:
-        value = real(self, step)
+    def recording(self: CanvasNoise, step: int, part: int = 0) -> torch.Tensor:
+        value = real(self, step, part)
         drawn[-1].append(value)
         return value
 
@@ -148,6 +154,30 @@ def test_progress_counts_every_tile_and_step() -> None:
     assert max(e.step for e in events if e.stage == "base") == 4
 
 
+@pytest.mark.parametrize("sampler", ["heun", "restart", "dpm_fast", "dpm_adaptive"])
+def test_progress_ends_where_the_evaluations_do(sampler: str) -> None:
+    events: list[Event] = []
+    result = hires.render(PROMPT, size="256x256", steps=3, sampler=sampler, on_event=events.append)
+    base = [event for event in events if event.stage == "base"]
+    assert (base[-1].done, base[-1].step) == (base[-1].total, 3)
+    assert base[-1].done == result.stats[0].tiles
+    assert max(event.done for event in base) == base[-1].done
+    if sampler != "dpm_adaptive":
+        assert {event.total for event in base} == {evaluations(sampler, 3)}
+
+
+def test_names_of_other_programs_reach_the_plan_and_the_sigmas() -> None:
+    asked = {"size": "256x256", "sampler": "DPM++ 3M SDE Exponential"}
+    stage = hires.plan(**asked, steps=5).stages[0]  # type: ignore[arg-type]
+    assert (stage.sampler, stage.schedule) == ("dpmpp_3m_sde", "exponential")
+    spec = load_spec("demo")
+    assert stage_sigmas(spec, stage).equal(
+        make_sigmas("exponential", 5, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, discard_penultimate=True)
+    )
+    again = hires.plan(size="256x256", sampler="dpmpp_3m_sde", schedule="exponential", steps=5).stages[0]
+    assert again == stage
+
+
 def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event.stage == "base" and event.step >= 1:
@@ -162,6 +192,11 @@ def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:
     result = hires.render(PROMPT, size="256x256", model=str(eps_folder), steps=2)
     assert result.plan.stages[0].sigma_start == pytest.approx(14.615, abs=1e-3)
     assert result.pixels.shape == (256, 256, 3)
+    below = hires.render(PROMPT, size="256x256", model=str(eps_folder), steps=2, sampler="ddim", schedule="ddim_uniform")
+    assert below.plan.stages[0].schedule == "ddim_uniform"
+    spec = load_spec(str(eps_folder))
+    assert sigma_start(spec, below.plan.stages[0]) == pytest.approx(vp_sigmas(*SDXL)[501], rel=1e-5)
+    assert sigma_start(spec, result.plan.stages[0]) == result.plan.stages[0].sigma_start
 
 
 def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.planner import described_card, host_device, plan
@@ -87,6 +88,45 @@ def test_strategies_are_what_was_asked_for(demo: ModelSpec) -> None:
     assert plan(request(Size(256, 256), strategy="progressive"), demo, device).strategy == "direct"
 
 
+def test_sampler_and_schedule_are_named_with_their_reason(demo: ModelSpec) -> None:
+    device, size = host_device(parse_bytes("2GiB")), Size(512, 512)
+    own = plan(request(size), demo, device)
+    assert {(stage.sampler, stage.schedule) for stage in own.stages} == {("euler_ancestral", "karras")}
+    assert "sampler euler_ancestral: the model's own; schedule karras: the model's own" in own.notes
+    asked = plan(request(size, sampler="DPM++ 2M", schedule="exp"), demo, device)
+    assert {(stage.sampler, stage.schedule) for stage in asked.stages} == {("dpmpp_2m", "exponential")}
+    assert "sampler dpmpp_2m: as asked for; schedule exponential: as asked for" in asked.notes
+    assert "steps of dpmpp_2m on exponential from sigma" in asked.explain()
+    assert plan(request(size, sampler="DPM++ 3M SDE"), demo, device).stages[0].schedule == "karras"
+    vp = replace(demo, parameterisation="eps")
+    made = plan(request(size, sampler="DPM++ 3M SDE"), vp, device)
+    assert made.stages[0].schedule == "exponential"
+    assert any("what DPM++ 3M SDE is usually run on" in note for note in made.notes)
+
+
+def test_the_plan_counts_evaluations_and_flags_an_estimate(demo: ModelSpec) -> None:
+    device, size = host_device(parse_bytes("2GiB")), Size(256, 256)
+    flops = {
+        name: plan(request(size, sampler=name, steps=12), demo, device).costs[0].flops for name in SAMPLERS if name != "lcm"
+    }
+    for name, cost in flops.items():
+        assert cost / flops["euler"] == pytest.approx(evaluations(name, 12) / 12)
+    assert not any("estimate" in note for note in plan(request(size, sampler="heun"), demo, device).notes)
+    assert any("are an estimate" in note for note in plan(request(size, sampler="dpm_adaptive"), demo, device).notes)
+
+
+def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -> None:
+    device, size = host_device(parse_bytes("2GiB")), Size(256, 256)
+    with pytest.raises(RequestError, match=r"--schedule beta is made of .*take exponential"):
+        plan(request(size, schedule="beta"), demo, device)
+    with pytest.raises(RequestError, match="--sampler lcm is for checkpoints distilled by LCM"):
+        plan(request(size, sampler="LCM"), demo, device)
+    turbo = replace(demo, parameterisation="eps", defaults=replace(demo.defaults, few_step="turbo"))
+    with pytest.raises(RequestError, match="take trailing"):
+        plan(request(size), turbo, device)
+    assert plan(request(size, schedule="trailing", steps=1), turbo, device).stages[0].schedule == "trailing"
+
+
 def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:
     device = host_device(parse_bytes("2GiB"))
     made = plan(request(Size(1024, 1024), tile_px=384, overlap_px=128), demo, device)
@@ -103,6 +143,9 @@ def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:
         ({"guidance": float("nan")}, "--guidance nan"),
         ({"guidance": -1.0}, "--guidance -1.0"),
         ({"sampler": "ddpm"}, "unknown sampler 'ddpm'"),
+        ({"sampler": 3}, "sampler=3: give a name"),
+        ({"schedule": "karas"}, "unknown schedule 'karas': did you mean 'karras'"),
+        ({"sampler": "Euler a Karras", "schedule": "exponential"}, "says karras and --schedule says exponential"),
         ({"strategy": "tile"}, "unknown strategy 'tile': did you mean 'tiled'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"seed": -1}, "--seed -1"),

@@ -15,7 +15,7 @@ from hires.device import TORCH_DTYPE
 from hires.families import PixArtShape, UNetShape
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.processors import add_compression
-from hires.specs import ModelSpec, vp_sigmas
+from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
@@ -86,8 +86,8 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     """The denoiser of a checkpoint's network, by its parameterisation; a consistency model's keeps its boundary."""
     if spec.parameterisation == "edm_v":
         return edm_v(network)
-    assert spec.vp_betas is not None, f"{spec.family} has neither EDM's parameterisation nor betas"
-    table = vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
+    table = sigma_table(spec)
+    assert table is not None, f"{spec.family} has neither EDM's parameterisation nor timesteps"
     made = (v if spec.parameterisation == "v" else eps)(network, table)
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
 

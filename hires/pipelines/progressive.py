@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
 from hires.device import peak_device_bytes, reset_peak
 from hires.imageio import fitted
 from hires.pipelines.base import Family
 from hires.resolution import relay_view
-from hires.samplers import EVALUATIONS, CanvasNoise, find_sampler
-from hires.schedules import find_schedule
-from hires.specs import ModelSpec
+from hires.samplers import CanvasNoise, find_sampler
+from hires.schedules import make_sigmas
+from hires.specs import ModelSpec, sigma_table
 from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged, Padded
@@ -54,9 +55,10 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
         whole = Box(0, 0, cells.height, cells.width)
         noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
-        x = noisy(family, stage, result.latents, picture, float(sigmas[0]), noise(-1), on_event)
+        x = noisy(family, stage, result.latents, picture, first_sigma(stage, sigmas), noise(-1), on_event)
         progress = TileProgress(stage, on_event)
         result.latents = denoise_stage(family, stage, x, sigmas, noise, batcher, progress).float().cpu()
+        progress.finish()
         result.stats.append(
             StageStats(
                 stage=stage.name,
@@ -73,8 +75,21 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
 
 def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
     """The noise levels that a stage goes down, ending with 0."""
-    sigmas = find_schedule(spec.defaults.schedule)(stage.steps, spec.sigma_min, stage.sigma_start)
+    sigmas = make_sigmas(
+        stage.schedule,
+        stage.steps,
+        sigma_min=spec.sigma_min,
+        sigma_max=spec.sigma_max,
+        table=sigma_table(spec),
+        start=stage.sigma_start,
+        discard_penultimate=SAMPLERS[stage.sampler].discard_penultimate,
+    )
     return sigmas[stage.steps - stage.taken_steps :]
+
+
+def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
+    """The noise to begin with: the plan's own number, but the schedule's where it begins below."""
+    return float(sigmas[0]) if SCHEDULES[stage.schedule].table or stage.strength < 1 else stage.sigma_start
 
 
 def noisy(
@@ -123,18 +138,23 @@ class TileProgress:
 
     def __init__(self, stage: StagePlan, on_event: OnEvent) -> None:
         self.stage, self.on_event = stage, on_event
-        per_step = EVALUATIONS.get(stage.sampler, 1)
-        evaluations = stage.taken_steps * per_step - (per_step - 1)  # the last step, to sigma 0, is one evaluation
-        self.done, self.total, self.steps_done = 0, evaluations * stage.grid.count, 0
+        self.done, self.total, self.steps_done = 0, evaluations(stage.sampler, stage.taken_steps) * stage.grid.count, 0
         self._tell()
 
     def advance(self, tiles: int) -> None:
         self.done += tiles
+        self.total = max(self.total, self.done)
         self._tell()
 
     def step(self, index: int, denoised: Tensor) -> None:
-        self.steps_done = index + 1
+        self.steps_done = min(index + 1, self.stage.taken_steps)
         self._tell()
+
+    def finish(self) -> None:
+        """Where the sampler's evaluations were an estimate, the count it came to."""
+        if not SAMPLERS[self.stage.sampler].known:
+            self.total, self.steps_done = self.done, self.stage.taken_steps
+            self._tell()
 
     def _tell(self) -> None:
         stage = self.stage

@@ -1,0 +1,238 @@
+"""DPM-Solver in its own steps: a fixed number of evaluations (fast), or steps as large as the error allows (adaptive).
+
+Both walk t = -ln sigma from the first of `sigmas` to the last positive one and leave the levels between alone; what noise
+is left at that level stays, as published. Lu et al. 2022 (arXiv 2206.00927). The structure follows k-diffusion
+(Copyright (c) 2022 Katherine Crowson, MIT licence).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from hires.denoisers import Denoiser
+from hires.errors import RunError
+from hires.noise import Noise, drawn
+from hires.steps import OnStep, ancestral, report
+
+MOST_ATTEMPTS = 1000
+
+
+@dataclass
+class _Slopes:
+    """eps(x, t) = (x - denoise(x, sigma)) / sigma at sigma = e^-t; keeps the estimate, tells `on_step` of each."""
+
+    denoise: Denoiser
+    cond: Any
+    on_step: OnStep | None = None
+    count: int = 0
+    denoised: Tensor | None = None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        self.denoised = self.denoise(x, math.exp(-t), self.cond)
+        report(self.on_step, self.count, self.denoised)
+        self.count += 1
+        return (x - self.denoised) / math.exp(-t)
+
+
+def _first(x: Tensor, eps: Tensor, t: float, target: float) -> Tensor:
+    """x - sigma' expm1(h) eps, h = t' - t."""
+    return x - eps * (math.exp(-target) * math.expm1(target - t))
+
+
+def _second(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, r: float = 0.5) -> tuple[Tensor, Tensor]:
+    """`_first` - sigma' / 2r expm1(h) (eps_r - eps), and eps_r, the slope at t + r h."""
+    h = target - t
+    eps_r = slopes(_first(x, eps, t, t + r * h), t + r * h)
+    return _first(x, eps, t, target) - (eps_r - eps) * (math.exp(-target) * math.expm1(h) / (2 * r)), eps_r
+
+
+def _third(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, eps_r: Tensor | None = None) -> Tensor:
+    """`_first` - sigma' / r2 (expm1(h) / h - 1) (eps_2 - eps), eps_2 at t + 2h/3 found through eps_r at t + h/3."""
+    h = target - t
+    near, far = t + h / 3, t + 2 * h / 3
+    if eps_r is None:
+        eps_r = slopes(_first(x, eps, t, near), near)
+    share = math.expm1(far - t) / (far - t) - 1
+    x_far = _first(x, eps, t, far) - (eps_r - eps) * (math.exp(-far) * 2 * share)
+    eps_far = slopes(x_far, far)
+    return _first(x, eps, t, target) - (eps_far - eps) * (math.exp(-target) * 1.5 * (math.expm1(h) / h - 1))
+
+
+def _ends(sigmas: Tensor) -> tuple[float, float]:
+    """t of the first and of the last positive noise level."""
+    levels = [sigma for sigma in sigmas.double().tolist() if sigma > 0]
+    return -math.log(levels[0]), -math.log(levels[-1])
+
+
+def _target(t: float, following: float, end: float, eta: float) -> tuple[float, float]:
+    """Where to step to from t so that noise of standard deviation `up` brings the level to that of `following`."""
+    if eta == 0:
+        return following, 0.0
+    down, _ = ancestral(math.exp(-t), math.exp(-following), eta)
+    target = end if down == 0 else min(end, -math.log(down))
+    return target, math.sqrt(max(math.exp(-2 * following) - math.exp(-2 * target), 0.0))
+
+
+def _only_one(denoise: Denoiser, x: Tensor, t: float, cond: Any, on_step: OnStep | None) -> Tensor:
+    """A schedule with a single noise level: its estimate."""
+    x0 = denoise(x, math.exp(-t), cond)
+    report(on_step, 0, x0)
+    return x0.to(x.dtype)
+
+
+def dpm_fast(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """n evaluations in steps of order 3 of equal length in t, the last ones of the order that is left over.
+
+    `on_step` is called for each evaluation, n times.
+    """
+    start, end = _ends(sigmas)
+    if start == end:
+        return _only_one(denoise, x, start, cond, on_step)
+    slopes = _Slopes(denoise, cond, on_step)
+    orders = fast_orders(len(sigmas) - 1)
+    times = np.linspace(start, end, len(orders) + 1).tolist()
+    for i, order in enumerate(orders):
+        t = times[i]
+        target, up = _target(t, times[i + 1], end, eta)
+        eps = slopes(x, t)
+        if order == 1:
+            x = _first(x, eps, t, target)
+        elif order == 2:
+            x, _ = _second(slopes, x, eps, t, target)
+        else:
+            x = _third(slopes, x, eps, t, target)
+        if up > 0:
+            x = x + drawn(noise, x, i) * (up * s_noise)
+    return x
+
+
+def fast_orders(count: int) -> list[int]:
+    """The orders of DPM-Solver-fast's steps, `count` evaluations in all (section 3.4 of the paper)."""
+    threes, rest = divmod(count, 3)
+    return [3] * (threes - 1) + [2, 1] if rest == 0 else [3] * threes + [rest]
+
+
+@dataclass
+class StepControl:
+    """A PID controller of the step h: h <- h limit(E0^b1 E1^b2 E2^b3), E the inverse errors of this step and the last two.
+
+    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1); a step is accepted where
+    that factor is at least `safety`.
+    """
+
+    h: float
+    order: float
+    p: float = 0.0
+    i: float = 1.0
+    d: float = 0.0
+    safety: float = 0.81
+    inverse: list[float] = field(default_factory=list)
+
+    def accepts(self, error: float) -> bool:
+        """Whether a step with that error is taken; sets the next h either way."""
+        now = 1 / (error + 1e-8)
+        _, last, older = self.inverse or [now, now, now]
+        powers = ((self.p + self.i + self.d) / self.order, -(self.p + 2 * self.d) / self.order, self.d / self.order)
+        factor = 1 + math.atan(now ** powers[0] * last ** powers[1] * older ** powers[2] - 1)
+        accepted = factor >= self.safety
+        self.inverse = [now, now, last] if accepted else [now, last, older]
+        self.h *= factor
+        return accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """When a step of dpm_adaptive is good enough: |low - high| against max(atol, rtol max(|low|, |x before|)); its first
+    step and the controller's coefficients, with k-diffusion's names and defaults."""
+
+    rtol: float = 0.05
+    atol: float = 0.0078
+    h_init: float = 0.05
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    accept_safety: float = 0.81
+
+
+USUAL = Tolerance()
+
+
+def dpm_adaptive(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    order: int = 3,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    tolerance: Tolerance = USUAL,
+) -> Tensor:
+    """Steps of two orders from the same evaluations; their difference over the whole canvas sets the next step.
+
+    How many evaluations it takes is not known beforehand, and `on_step` is called for each accepted step. RunError where
+    the error is not finite or no step is small enough.
+    """
+    start, end = _ends(sigmas)
+    if start == end:
+        return _only_one(denoise, x, start, cond, on_step)
+    slopes = _Slopes(denoise, cond)
+    control = StepControl(
+        tolerance.h_init, 1.5 if eta else order, tolerance.pcoeff, tolerance.icoeff, tolerance.dcoeff, tolerance.accept_safety
+    )
+    t, before, accepted = start, x, 0
+    for _ in range(MOST_ATTEMPTS):
+        if t >= end - 1e-5:
+            return x
+        following = min(end, t + control.h)
+        target, up = _target(t, following, end, eta)
+        eps = slopes(x, t)
+        denoised = slopes.denoised
+        low, high = _two_orders(slopes, x, eps, (t, target), order)
+        if not control.accepts(_error(low, high, before, tolerance, math.exp(-t))):
+            continue
+        before, x, t = low, high, following
+        if up > 0:
+            x = x + drawn(noise, x, accepted) * (up * s_noise)
+        assert denoised is not None
+        report(on_step, accepted, denoised)
+        accepted += 1
+    raise RunError(
+        f"dpm_adaptive took {MOST_ATTEMPTS} steps and is at sigma {math.exp(-t):.3g} only: take dpmpp_2m or another sampler"
+    )
+
+
+def _two_orders(slopes: _Slopes, x: Tensor, eps: Tensor, interval: tuple[float, float], order: int) -> tuple[Tensor, Tensor]:
+    """The step by order - 1 and by order, from the same evaluations."""
+    t, target = interval
+    if order == 2:
+        return _first(x, eps, t, target), _second(slopes, x, eps, t, target)[0]
+    low, eps_r = _second(slopes, x, eps, t, target, 1 / 3)
+    return low, _third(slopes, x, eps, t, target, eps_r)
+
+
+def _error(low: Tensor, high: Tensor, before: Tensor, tolerance: Tolerance, sigma: float) -> float:
+    """The root mean square over the canvas of |low - high| / max(atol, rtol max(|low|, |before|))."""
+    allowed = (tolerance.rtol * low.abs().maximum(before.abs())).clamp(min=tolerance.atol)
+    error = float(vector_norm((low - high) / allowed)) / math.sqrt(low.numel())
+    if not math.isfinite(error):
+        raise RunError(f"dpm_adaptive: the denoised estimate at sigma {sigma:.3g} is not finite; try --dtype bf16 or fp32")
+    return error

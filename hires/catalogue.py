@@ -1,0 +1,231 @@
+"""What there is to choose from: samplers and schedules by name, what each costs, and which combinations make sense.
+
+Facts only, no torch. The functions themselves are in `samplers.py` and `schedules.py` under the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hires.errors import RequestError, unknown
+
+PARAMETERISATIONS = ("edm_v", "eps", "v")
+FEW_STEP = ("lcm", "turbo", "dmd")
+VP = ("eps", "v")
+ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive: 21 to 42 measured on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerFacts:
+    """One sampler. `label` is its name in A1111, `aliases` those of ComfyUI and of the A1111 API.
+
+    A step takes `evaluations` of the denoiser, the last one, to sigma 0, only `last`. `multistep`: it reuses estimates
+    of steps before. `schedule`: the one its authors or A1111 run it with. `kept`: canvas latents it holds beside x and
+    the estimate. `known`: whether the number of evaluations is known before it runs.
+    """
+
+    name: str
+    label: str
+    aliases: tuple[str, ...] = ()
+    evaluations: int = 1
+    last: int = 1
+    multistep: bool = False
+    stochastic: bool = False
+    discard_penultimate: bool = False
+    schedule: str | None = None
+    kept: int = 0
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleFacts:
+    """One schedule. `table`: it is made of a checkpoint's discrete timesteps; `fits` names the parameterisations that can
+    take it."""
+
+    name: str
+    label: str
+    aliases: tuple[str, ...] = ()
+    fits: tuple[str, ...] = PARAMETERISATIONS
+    table: bool = False
+
+
+SAMPLERS: Mapping[str, SamplerFacts] = {
+    facts.name: facts
+    for facts in (
+        SamplerFacts(name="euler", label="Euler", aliases=("k_euler",)),
+        SamplerFacts(name="euler_ancestral", label="Euler a", aliases=("k_euler_a", "k_euler_ancestral"), stochastic=True),
+        SamplerFacts(name="heun", label="Heun", aliases=("k_heun",), evaluations=2, kept=2),
+        SamplerFacts(
+            name="dpm_2", label="DPM2", aliases=("k_dpm_2",), evaluations=2, discard_penultimate=True, schedule="karras", kept=1
+        ),
+        SamplerFacts(
+            name="dpm_2_ancestral", label="DPM2 a", aliases=("k_dpm_2_a", "k_dpm_2_ancestral"), evaluations=2, stochastic=True,
+            discard_penultimate=True, schedule="karras", kept=1,
+        ),
+        SamplerFacts(name="lms", label="LMS", aliases=("k_lms",), multistep=True, kept=4),
+        SamplerFacts(
+            name="dpmpp_2s_ancestral", label="DPM++ 2S a", aliases=("k_dpmpp_2s_a",), evaluations=2, stochastic=True,
+            schedule="karras", kept=1,
+        ),
+        SamplerFacts(name="dpmpp_2m", label="DPM++ 2M", aliases=("k_dpmpp_2m",), multistep=True, schedule="karras", kept=1),
+        SamplerFacts(
+            name="dpmpp_sde", label="DPM++ SDE", aliases=("k_dpmpp_sde", "dpmpp_sde_gpu"), evaluations=2, stochastic=True,
+            schedule="karras", kept=3,
+        ),
+        SamplerFacts(
+            name="dpmpp_2m_sde", label="DPM++ 2M SDE", aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"), multistep=True,
+            stochastic=True, schedule="exponential", kept=1,
+        ),
+        SamplerFacts(
+            name="dpmpp_2m_sde_heun", label="DPM++ 2M SDE Heun", aliases=("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
+            multistep=True, stochastic=True, schedule="exponential", kept=1,
+        ),
+        SamplerFacts(
+            name="dpmpp_3m_sde", label="DPM++ 3M SDE", aliases=("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), multistep=True,
+            stochastic=True, discard_penultimate=True, schedule="exponential", kept=4,
+        ),
+        SamplerFacts(name="dpm_fast", label="DPM fast", aliases=("k_dpm_fast",), kept=3),
+        SamplerFacts(name="dpm_adaptive", label="DPM adaptive", aliases=("k_dpm_ad",), kept=6, known=False),
+        SamplerFacts(
+            name="restart", label="Restart", aliases=("restart_sampler",), evaluations=2, stochastic=True, schedule="karras",
+            kept=2,
+        ),
+        SamplerFacts(name="unipc", label="UniPC", aliases=("uni_pc", "uni_pc_bh2"), multistep=True, kept=3),
+        SamplerFacts(name="ddim", label="DDIM"),
+        SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
+    )
+}  # fmt: skip
+
+SCHEDULES: Mapping[str, ScheduleFacts] = {
+    facts.name: facts
+    for facts in (
+        ScheduleFacts(name="karras", label="Karras", aliases=("ka",)),
+        ScheduleFacts(name="exponential", label="Exponential", aliases=("exp",)),
+        ScheduleFacts(name="polyexponential", label="Polyexponential"),
+        ScheduleFacts(name="cosine", label="Cosine"),
+        ScheduleFacts(name="linear", label="Normal", aliases=("normal", "uniform", "linspace"), fits=VP, table=True),
+        ScheduleFacts(name="simple", label="Simple", fits=VP, table=True),
+        ScheduleFacts(name="sgm_uniform", label="SGM Uniform", fits=VP, table=True),
+        ScheduleFacts(name="trailing", label="Trailing", aliases=("turbo", "sd_turbo"), fits=VP, table=True),
+        ScheduleFacts(name="ddim_uniform", label="DDIM", aliases=("leading", "ddim"), fits=VP, table=True),
+        ScheduleFacts(name="beta", label="Beta", fits=VP, table=True),
+        ScheduleFacts(name="lcm", label="LCM", fits=VP, table=True),
+    )
+}
+
+
+def _plain(text: str) -> str:
+    """Letters and digits only, lower case, '++' as 'pp': 'DPM++ 2M' and 'dpmpp_2m' are one name."""
+    return re.sub(r"[^a-z0-9]", "", text.lower().replace("++", "pp"))
+
+
+def _index(table: Mapping[str, SamplerFacts] | Mapping[str, ScheduleFacts]) -> dict[str, str]:
+    return {_plain(text): facts.name for facts in table.values() for text in (facts.name, facts.label, *facts.aliases)}
+
+
+_SAMPLER_INDEX = _index(SAMPLERS)
+_SCHEDULE_INDEX = _index(SCHEDULES)
+
+
+def find_sampler_name(text: str) -> tuple[str, str | None]:
+    """The sampler that a name of ours, of A1111 or of ComfyUI means, and the schedule that such a name may end with.
+
+    'DPM++ 2M Karras' is ('dpmpp_2m', 'karras'), 'Euler a' is ('euler_ancestral', None). RequestError lists the known.
+    """
+    if _plain(text) in _SAMPLER_INDEX:
+        return _SAMPLER_INDEX[_plain(text)], None
+    words = re.split(r"[\s_]+", text.strip())
+    for cut in range(len(words) - 1, 0, -1):
+        sampler = _SAMPLER_INDEX.get(_plain("".join(words[:cut])))
+        schedule = _SCHEDULE_INDEX.get(_plain("".join(words[cut:])))
+        if sampler and schedule:
+            return sampler, schedule
+    raise RequestError(unknown("sampler", text, SAMPLERS))
+
+
+def find_schedule_name(text: str) -> str:
+    """The schedule that a name of ours, of A1111 or of ComfyUI means. RequestError lists the known."""
+    if _plain(text) not in _SCHEDULE_INDEX:
+        raise RequestError(unknown("schedule", text, SCHEDULES))
+    return _SCHEDULE_INDEX[_plain(text)]
+
+
+def resolve(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
+    """Our names for what was asked for; a schedule at the end of a sampler's name counts. RequestError where they differ."""
+    name, within = (None, None) if sampler is None else find_sampler_name(sampler)
+    wanted = within if schedule is None else find_schedule_name(schedule)
+    if within is not None and wanted != within:
+        raise RequestError(f"--sampler {sampler!r} says {within} and --schedule says {wanted}: give the schedule once")
+    return name, wanted
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """How often a run of `steps` steps evaluates the denoiser.
+
+    Exact for every sampler whose `known` is true; dpm_adaptive takes what its tolerances ask for, whatever the steps, and
+    gets an estimate. One step is one evaluation, of the estimate itself.
+    """
+    facts = SAMPLERS[sampler]
+    if steps == 1:
+        return 1
+    return facts.evaluations * (steps - 1) + facts.last if facts.known else ADAPTIVE_EVALUATIONS
+
+
+def check_combination(
+    sampler: str,
+    schedule: str,
+    parameterisation: str,
+    *,
+    moving_tiles: bool = False,
+    few_step: str | None = None,
+    steps: int | None = None,
+    force: bool = False,
+) -> None:
+    """RequestError, with the name that would do, for a combination known to make wrong pictures. `force` skips it all.
+
+    `few_step` is what a checkpoint was distilled for: lcm, turbo, dmd, or None.
+    """
+    if force:
+        return
+    _check_parameterisation(schedule, parameterisation)
+    _check_few_step(sampler, schedule, few_step, steps)
+    if moving_tiles and SAMPLERS[sampler].multistep:
+        single = ", ".join(name for name in ("euler", "heun", "dpm_2", "dpmpp_2s_ancestral") if name != sampler)
+        raise RequestError(
+            f"--sampler {sampler} reuses estimates of steps before, which amplifies the jitter of a tile grid that moves "
+            f"every step: take a single-step sampler ({single}), or keep the grid still"
+        )
+
+
+def _check_parameterisation(schedule: str, parameterisation: str) -> None:
+    facts = SCHEDULES[schedule]
+    if parameterisation not in PARAMETERISATIONS:
+        raise RequestError(unknown("parameterisation", parameterisation, PARAMETERISATIONS))
+    if parameterisation not in facts.fits:
+        others = ", ".join(other.name for other in SCHEDULES.values() if not other.table and other.name != "exponential")
+        raise RequestError(
+            f"--schedule {schedule} is made of a {' or '.join(facts.fits)} checkpoint's 1000 timesteps; this one is "
+            f"{parameterisation}, trained on a range of sigma without timesteps: take exponential ({others} work too)"
+        )
+
+
+def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: int | None) -> None:
+    if few_step is not None and few_step not in FEW_STEP:
+        raise RequestError(unknown("few-step kind", few_step, FEW_STEP))
+    if schedule == "lcm" and few_step != "lcm":
+        raise RequestError(
+            "--schedule lcm is for checkpoints distilled by LCM, and this one is not: take karras or exponential"
+        )
+    if sampler == "lcm" and few_step != "lcm":
+        raise RequestError("--sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
+    if few_step == "lcm" and (sampler, schedule) != ("lcm", "lcm"):
+        raise RequestError(
+            f"--sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "
+            f"after every step: take --sampler lcm --schedule lcm"
+        )
+    if few_step == "turbo" and schedule != "trailing":
+        raise RequestError(f"--schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
+    if few_step == "dmd" and steps is not None and steps != 1:
+        raise RequestError(f"--steps {steps}: a DMD checkpoint makes its picture in one step: take --steps 1")

@@ -1,0 +1,77 @@
+"""Noise that belongs to the canvas: a pure function of (seed, stage, step, part, cell), and the Brownian convention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hires.tiling.geometry import Box
+
+
+class Noise(Protocol):
+    """Unit Gaussian noise of the canvas for one sampler step; `part` counts independent draws within the step."""
+
+    def __call__(self, step: int, part: int = 0) -> Tensor: ...
+
+
+class CanvasNoise:
+    """Unit Gaussian noise that is a pure function of (seed, stage, step, part, channel, row, column).
+
+    The value at a cell does not depend on the canvas size, on tiles, batches, threads or the device: integers are hashed
+    (the splitmix64 finaliser, Steele et al. 2014) and turned into normals by Box-Muller in float64 on the CPU.
+    """
+
+    def __init__(self, seed: int, stage: int, box: Box, channels: int, device: torch.device | str = "cpu") -> None:
+        self.seed, self.stage, self.box, self.channels, self.device = seed, stage, box, channels, device
+
+    def __call__(self, step: int, part: int = 0) -> Tensor:
+        """Noise of a step, (1, C, h, w) float32; step -1 is the start."""
+        values = canvas_noise(self.seed, self.stage, step, self.box, self.channels, part)
+        return torch.from_numpy(values)[None].to(self.device)
+
+
+def canvas_noise(seed: int, stage: int, step: int, box: Box, channels: int, part: int = 0) -> NDArray[np.float32]:
+    """The noise of `CanvasNoise` for a box of the canvas, (channels, height, width) float32."""
+    key = _mix(_mix(_mix(np.uint64(seed & (2**64 - 1))) ^ np.uint64(stage)) ^ np.uint64(step + 1))
+    if part:  # part 0 is the noise of a step that draws once, as it was before steps could draw more
+        key = _mix(key ^ np.uint64(part))
+    rows = np.arange(box.top, box.bottom, dtype=np.uint64)[None, :, None]
+    cols = np.arange(box.left, box.right, dtype=np.uint64)[None, None, :]
+    planes = np.arange(channels, dtype=np.uint64)[:, None, None]
+    bits = _mix(_mix((rows << np.uint64(32)) ^ cols ^ key) ^ (planes << np.uint64(56)))
+    u1 = ((bits >> np.uint64(40)) + np.uint64(1)) * 2.0**-24  # (0, 1]
+    u2 = (bits & np.uint64(0xFFFFFFFF)) * 2.0**-32
+    normal: NDArray[np.float64] = np.sqrt(-2 * np.log(u1)) * np.cos(2 * np.pi * u2)
+    return normal.astype(np.float32)
+
+
+def _mix(z: Any) -> Any:
+    """The splitmix64 finaliser on uint64 values; wrapping is wanted."""
+    with np.errstate(over="ignore"):
+        z = z + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def drawn(noise: Noise, x: Tensor, step: int, part: int = 0) -> Tensor:
+    """Unit noise with the dtype and device of x."""
+    value: Tensor = noise(step, part).to(x)
+    return value
+
+
+def joined(first: Tensor, second: Tensor, lengths: tuple[float, float]) -> Tensor:
+    """n = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from those of its two halves.
+
+    The Brownian convention. A stochastic sampler that needs noise of a step and of a sub-interval of it draws
+    independent parts, one per sub-interval in the order of falling sigma, part 0 first, each over a length of sigma;
+    increments add up, so the noise of the step is that of one path W(sigma), seen at its ends (as with k-diffusion's
+    Brownian tree, whose time is sigma as well).
+    """
+    a, b = lengths
+    return first * math.sqrt(a / (a + b)) + second * math.sqrt(b / (a + b))

@@ -1,0 +1,199 @@
+"""Samplers that look at one step only: safe with tile grids that move. Formulas in sigma space, x0 = denoise(x, sigma).
+
+After k-diffusion (Katherine Crowson, MIT licence) and the papers named; a step that draws noise draws it on the canvas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hires.denoisers import Denoiser
+from hires.noise import Noise, drawn, joined
+from hires.steps import CALM, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
+
+
+def euler(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+) -> Tensor:
+    """x' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
+    walk = pairs(sigmas)
+    for i, (sigma, following) in enumerate(walk):
+        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x0 = denoise(x, raised, cond)
+        x = toward(x, x0, raised, following)
+        report(on_step, i, x0)
+    return x
+
+
+def euler_ancestral(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Euler down to sigma_down, then noise up by sigma_up, where sigma_up^2 + sigma_down^2 = sigma'^2."""
+    for i, (sigma, following) in enumerate(pairs(sigmas)):
+        x0 = denoise(x, sigma, cond)
+        down, up = ancestral(sigma, following, eta)
+        x = toward(x, x0, sigma, down)
+        if up > 0:
+            x = x + drawn(noise, x, i) * (up * s_noise)
+        report(on_step, i, x0)
+    return x
+
+
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """x' = x0 + sqrt(sigma'^2 - u^2) (x - x0) / sigma + u n, u^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2.
+
+    Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16, divided by sqrt(abar'): the ancestral Euler step, Euler for eta 0.
+    """
+    return euler_ancestral(denoise, x, sigmas, cond, noise, on_step, eta=eta, s_noise=s_noise)
+
+
+def heun(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+) -> Tensor:
+    """Euler, then the mean of the slopes at both ends (Karras et al. 2022, algorithm 2); to sigma 0 Euler."""
+    walk = pairs(sigmas)
+    for i, (sigma, following) in enumerate(walk):
+        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x, x0 = heun_step(denoise, x, raised, following, cond)
+        report(on_step, i, x0)
+    return x
+
+
+def dpm_2(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+) -> Tensor:
+    """The slope at sqrt(sigma sigma') over the whole step (Lu et al. 2022, DPM-Solver-2); to sigma 0 Euler."""
+    walk = pairs(sigmas)
+    for i, (sigma, following) in enumerate(walk):
+        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x0 = denoise(x, raised, cond)
+        x = midpoint_step(denoise, x, x0, (raised, following), cond)
+        report(on_step, i, x0)
+    return x
+
+
+def dpm_2_ancestral(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver-2 down to sigma_down, then noise up by sigma_up."""
+    for i, (sigma, following) in enumerate(pairs(sigmas)):
+        x0 = denoise(x, sigma, cond)
+        down, up = ancestral(sigma, following, eta)
+        x = midpoint_step(denoise, x, x0, (sigma, down), cond)
+        if down > 0 and up > 0:
+            x = x + drawn(noise, x, i) * (up * s_noise)
+        report(on_step, i, x0)
+    return x
+
+
+def dpmpp_2s_ancestral(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """u = (s / sigma) x - expm1(-h/2) x0 at s = sqrt(sigma sigma_down); x' = (sigma_down / sigma) x - expm1(-h) D(u, s).
+
+    h = ln(sigma / sigma_down), then noise up by sigma_up (Lu et al. 2022, arXiv 2211.01095, the 2S solver with r = 1/2).
+    """
+    for i, (sigma, following) in enumerate(pairs(sigmas)):
+        x0 = denoise(x, sigma, cond)
+        down, up = ancestral(sigma, following, eta)
+        middle = (sigma * down) ** 0.5
+        estimate = x0 if down == 0 else denoise(toward(x, x0, sigma, middle), middle, cond)
+        x = toward(x, estimate, sigma, down)
+        if up > 0:
+            x = x + drawn(noise, x, i) * (up * s_noise)
+        report(on_step, i, x0)
+    return x
+
+
+def dpmpp_sde(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+) -> Tensor:
+    """An ancestral step to s = sigma^(1-r) sigma'^r, then one over the whole step with (1 - 1/2r) x0 + (1/2r) D(u, s).
+
+    The two steps follow one Brownian path: parts 0 and 1 of the noise are the increments from sigma to s and from s to
+    sigma', and their sum is the noise of the whole step (see `noise.joined`).
+    """
+    for i, (sigma, following) in enumerate(pairs(sigmas)):
+        x0 = denoise(x, sigma, cond)
+        if following == 0:
+            x = toward(x, x0, sigma, 0.0)
+            report(on_step, i, x0)
+            continue
+        middle = sigma ** (1 - r) * following**r
+        down, up = ancestral(sigma, middle, eta)
+        ahead = toward(x, x0, sigma, down)
+        if up > 0:
+            ahead = ahead + drawn(noise, x, i) * (up * s_noise)
+        estimate = x0 + (denoise(ahead, middle, cond) - x0) * (1 / (2 * r))
+        down, up = ancestral(sigma, following, eta)
+        x = toward(x, estimate, sigma, down)
+        if up > 0:
+            path = joined(drawn(noise, x, i), drawn(noise, x, i, 1), (sigma - middle, middle - following))
+            x = x + path * (up * s_noise)
+        report(on_step, i, x0)
+    return x
+
+
+def lcm(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Any,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """x' = x0 + sigma' n: the estimate, noised again; the last one as it is (Luo et al. 2023, arXiv 2310.04378)."""
+    for i, (sigma, following) in enumerate(pairs(sigmas)):
+        x0 = denoise(x, sigma, cond)
+        x = x0.to(x.dtype)
+        if following > 0:
+            x = x + drawn(noise, x, i) * (following * s_noise)
+        report(on_step, i, x0)
+    return x
