@@ -74,7 +74,9 @@ def make(
         }
         state = {key: value.to(dtype) for key, value in state.items()}
         torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, path)
-        save_parts(parts, texts, vae, facts.tokens)
+        save_texts(parts, texts)
+        t5_tokenizer(parts / "tokenizer", facts.tokens)
+        save_vae(parts / "vae", vae, facts.latent_scale)
         return Checkpoint(path=path, parts=parts, family=family, network=network, vae=vae, texts=texts, kv=extra)
     path = folder / (name or f"{family}.safetensors")
     state = ldm_state(network, vae, texts) | marks(family, sigmas)
@@ -299,10 +301,7 @@ def write_folder(made: Checkpoint, dtype: torch.dtype, sigmas: tuple[float, floa
     if dtype != torch.float32:
         weights = place / "diffusion_pytorch_model.safetensors"
         save_file({key: value.to(dtype) for key, value in made.network.state_dict().items()}, weights)
-    vae = folder / "vae"
-    made.vae.save_pretrained(vae)
-    config = json.loads((vae / "config.json").read_text()) | {"scaling_factor": facts.latent_scale}
-    (vae / "config.json").write_text(json.dumps(config))
+    save_vae(folder / "vae", made.vae, facts.latent_scale)
     save_texts(folder, made.texts)
     if pixart_kind:
         t5_tokenizer(folder / "tokenizer", facts.tokens)
@@ -340,11 +339,10 @@ def pipeline_name(family: str) -> str:
     return "StableDiffusionXLInstructPix2PixPipeline" if facts.image_channels else "StableDiffusionXLPipeline"
 
 
-def save_parts(folder: Path, texts: tuple[nn.Module, ...], vae: nn.Module, tokens: int) -> None:
-    """What PixArt's .pth lacks: T5, its tokenizer, the VAE."""
-    save_texts(folder, texts)
-    t5_tokenizer(folder / "tokenizer", tokens)
-    vae.save_pretrained(folder / "vae")
+def save_vae(folder: Path, vae: nn.Module, scale: float) -> None:
+    vae.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"scaling_factor": scale})
 
 
 def save_texts(folder: Path, texts: tuple[nn.Module, ...]) -> None:
