@@ -19,7 +19,9 @@ from hires.headers import read_header
 def test_scalars_are_read_in_every_dtype(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         path = tmp_path / f"{dtype}.safetensors".replace("torch.", "")
-        save_file({"big": torch.zeros(3, 5, dtype=dtype), "a": torch.tensor(120.0, dtype=dtype), "b": torch.tensor([0.5])}, path)
+        save_file(
+            {"big": torch.zeros(3, 5, dtype=dtype), "a": torch.tensor(120.0, dtype=dtype), "b": torch.tensor([0.5])}, path
+        )
         header = read_header(path)
         assert header.scalars == {"a": 120.0, "b": 0.5}
         assert header.shapes["big"] == (3, 5)

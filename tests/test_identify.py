@@ -42,7 +42,9 @@ def test_every_family_is_found_in_every_layout(family: str, layout: str, checkpo
     assert not spec.missing
     wanted = sum(p.numel() for p in made.network.parameters())
     assert spec.network_params == wanted
-    assert spec.text_params == sum(p.numel() for tower in made.texts for p in tower.parameters()) + _leftovers(spec.family, layout)
+    assert spec.text_params == sum(p.numel() for tower in made.texts for p in tower.parameters()) + _leftovers(
+        spec.family, layout
+    )
     assert spec.network.latent_channels == 4
     if layout == "file" and facts.network == "pixart":
         assert spec.native_px == facts.native_px
@@ -86,7 +88,13 @@ def test_what_shares_its_keys_is_what_the_user_says(family: str, checkpoint: Get
 
 @pytest.mark.parametrize(
     ("family", "claimed"),
-    [("cosxl", "sdxl"), ("sdxl", "cosxl"), ("sd15", "sdxl-turbo"), ("pixart-sigma-256", "pixart-alpha-256"), ("sdxl", "pixart-dmd")],
+    [
+        ("cosxl", "sdxl"),
+        ("sdxl", "cosxl"),
+        ("sd15", "sdxl-turbo"),
+        ("pixart-sigma-256", "pixart-alpha-256"),
+        ("sdxl", "pixart-dmd"),
+    ],
 )
 def test_a_claim_against_the_keys_is_refused_and_the_right_one_named(family: str, claimed: str, checkpoint: Get) -> None:
     for layout in ("file", "folder"):

@@ -109,7 +109,9 @@ def test_a_missing_tokenizer_says_where_it_was_looked_for_and_what_to_do(checkpo
     for family, names in (("cosxl", "tokenizer and tokenizer_2"), ("pixart-sigma-256", "text_encoder and tokenizer")):
         made = checkpoint(family)
         spec = load_spec(str(made.path))
-        with pytest.raises(ModelError, match=rf"{names} missing \(looked in .*tokenizer.*--parts FOLDER.*hf download") as caught:
+        with pytest.raises(
+            ModelError, match=rf"{names} missing \(looked in .*tokenizer.*--parts FOLDER.*hf download"
+        ) as caught:
             encode_prompts(spec, ["a"], torch.float32, CPU)
         assert str(made.path.parent / "tokenizer") in str(caught.value)
         assert FAMILIES[family].parts_from[0] in str(caught.value)
@@ -138,7 +140,10 @@ def test_damaged_towers_and_vocabularies_say_so(tmp_path: Path, checkpoint: Get)
 def test_cleaning_deletes_what_captions_never_had() -> None:
     from hires.captions import clean
 
-    assert clean("A Red &amp; Blue House, see https://x.org/a <b>now</b> @someone …") == "a red & blue house, see now …"
+    assert (
+        clean("A Red &amp; Blue House by the wide Sea, https://x.org/a <b>now</b> …")
+        == "a red & blue house by the wide sea, now …"
+    )
     assert clean("") == ""
     assert clean("a house 房子") == "a house"
 

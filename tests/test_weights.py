@@ -36,9 +36,7 @@ def output(network: nn.Module, family: str, side: int = 16) -> Tensor:
         sizes = {"resolution": torch.full((2, 2), 512.0), "aspect_ratio": torch.ones(2, 1)}
         added = sizes if facts.size_conditions else {"resolution": None, "aspect_ratio": None}
         mask = torch.arange(9)[None] < torch.tensor([[4], [9]])
-        out = network(
-            x, tokens, timestep=time.abs(), added_cond_kwargs=added, encoder_attention_mask=mask, return_dict=False
-        )
+        out = network(x, tokens, timestep=time.abs(), added_cond_kwargs=added, encoder_attention_mask=mask, return_dict=False)
     else:
         ids = torch.tensor([[512.0, 512, 0, 0, 512, 512]] * 2)
         added = {"text_embeds": torch.randn(2, 64, generator=draw), "time_ids": ids}
