@@ -423,6 +423,8 @@ def lora(
     draw = torch.Generator().manual_seed(11)
     tensors: dict[str, Tensor] = {}
     deltas: dict[str, dict[str, Tensor]] = {}
+    sdxl_names = style == "kohya" and len(made.texts) == 2
+    names = ldm_unet_names(unet_modules(made.network), made.network.config.layers_per_block) if sdxl_names else {}
     towers = zip(("text_encoder", "text_encoder_2"), made.texts if texts else (), strict=False)
     for component, module in (("network", made.network), *towers):
         deltas[component] = {}
@@ -435,7 +437,7 @@ def lora(
             factor = 1.0 if alpha is None else alpha / rank
             product = torch.tensordot(up.flatten(1), down, dims=1)
             deltas[component][name] = factor * product
-            key, ends = _lora_key(made, component, bare, style)
+            key, ends = _lora_key(made, component, names.get(bare, bare) if component == "network" else bare, style)
             tensors |= {f"{key}{ends[0]}": down, f"{key}{ends[1]}": up}
             if alpha is not None:
                 tensors[f"{key.removesuffix('_lora')}.alpha"] = torch.tensor(alpha)
@@ -457,8 +459,6 @@ def _lora_key(made: Checkpoint, component: str, name: str, style: str) -> tuple[
         start = {"network": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component]
         if len(made.texts) == 1 and component == "text_encoder":
             start = "lora_te_"
-        if component == "network" and style == "kohya" and len(made.texts) == 2:
-            name = ldm_unet_names([*unet_modules(made.network)], made.network.config.layers_per_block)[name]
         return start + name.replace(".", "_"), (".lora_down.weight", ".lora_up.weight")
     start = ("transformer." if pixart_kind else "unet.") if component == "network" else f"{component}."
     if style == "peft":
