@@ -166,7 +166,8 @@ def test_help_lists_every_option_of_the_interface() -> None:
     done = spawn("render", "--help", env=env)
     for option in (
         "--size", "--output", "--model", "--negative", "--steps", "--guidance", "--sampler", "--seed", "--strategy", "--vram",
-        "--device", "--dtype", "--tile", "--overlap", "--json", "--quiet", "--overwrite",
+        "--device", "--dtype", "--tile", "--overlap", "--json", "--quiet", "--overwrite", "--family", "--parts", "--lora",
+        "--clean-caption",
     ):  # fmt: skip
         assert option in done.stdout
 

@@ -57,7 +57,7 @@ def test_merged_weights_are_w_plus_scaled_ba(family: str, layout: str, style: st
             assert key not in deltas or (value - before[key]).abs().max() > 1e-3
 
 
-def test_the_forward_is_that_of_the_merged_weights_and_of_peft(tmp_path: Path, checkpoint: Get) -> None:
+def test_the_forward_is_that_of_the_merged_weights(tmp_path: Path, checkpoint: Get) -> None:
     made = checkpoint("sdxl")
     tiny = lora(tmp_path / "a.safetensors", made, "kohya", texts=False)
     refs = [LoraRef(str(tiny.path), 0.3)]
@@ -70,9 +70,15 @@ def test_the_forward_is_that_of_the_merged_weights_and_of_peft(tmp_path: Path, c
         network.load_state_dict(state)
         assert (output(network, "sdxl") - got).abs().max() <= 1e-5 * got.abs().max()
     assert (got - plain).abs().max() > 1e-2
+
+
+def test_the_forward_is_that_of_peft(tmp_path: Path, checkpoint: Get) -> None:
+    """As diffusers' own adapters, which run beside the weights."""
     pytest.importorskip("peft")
     from diffusers import UNet2DConditionModel
 
+    made = checkpoint("sdxl")
+    spec = load_spec(str(made.path), parts=made.parts)
     peft = lora(tmp_path / "b.safetensors", made, "peft", alpha=None, texts=False)
     reference = UNet2DConditionModel.from_config(made.network.config)
     reference.load_state_dict(made.network.state_dict())
