@@ -114,7 +114,8 @@ class FamilyFacts:
     image_scaled whether they are multiplied by latent_scale. bins: the aspect-ratio table's size class in px, None for the
     engine's own. text: the text towers; tokens: their length. position_span: over how many units PixArt's position
     embedding runs per axis, whatever the size. size_conditions: 'sdxl' (six numbers), 'pixart' (resolution, aspect ratio)
-    or None. few_step: 'lcm', 'turbo' or 'dmd'. same_keys_as: the family whose files look alike, so that the user must say
+    or None. few_step: 'lcm', 'turbo' or 'dmd'. start_timestep: where a model
+    starts that knows no more noise than that. same_keys_as: the family whose files look alike, so that the user must say
     which; accelerators: LoRA kinds that were distilled for it. configs: folder under assets/configs with the JSON that a
     single file lacks. parts_from: repositories on the Hugging Face hub whose folders hold the parts that a file lacks.
     """
@@ -140,6 +141,7 @@ class FamilyFacts:
     position_span: float | None = None
     size_conditions: str | None = None
     few_step: str | None = None
+    start_timestep: int | None = None
     same_keys_as: str | None = None
     accelerators: tuple[str, ...] = field(default=())
     parts_from: tuple[str, ...] = field(default=())
@@ -212,7 +214,7 @@ _ROWS = (
         size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd",
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd", start_timestep=400,
         same_keys_as="pixart-alpha-512", **ALPHA,
     ),
     _pixart(

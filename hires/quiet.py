@@ -24,10 +24,9 @@ def quiet_imports() -> Iterator[list[str]]:
 
     keep, stderr = Keep(), io.StringIO()
     named = [logging.getLogger(name) for name in ("xformers", "diffusers", "transformers", "torch")]
-    before = [(log, log.propagate, set(log.handlers)) for log in named]
+    before = [(log, log.propagate, list(log.handlers)) for log in named]
     for log in named:
-        log.propagate = False
-        log.addHandler(keep)
+        log.propagate, log.handlers = False, [keep]
     try:
         with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(stderr):
             warnings.simplefilter("default")
@@ -36,8 +35,8 @@ def quiet_imports() -> Iterator[list[str]]:
         said += [line for line in stderr.getvalue().splitlines() if line.strip()]
     finally:
         for log, propagate, handlers in before:
-            log.removeHandler(keep)
-            own = [handler for handler in log.handlers if handler not in handlers]
+            own = [handler for handler in log.handlers if handler is not keep]
+            log.handlers = [*handlers, *(handler for handler in own if handler not in handlers)]
             log.propagate = propagate if not own else log.propagate
             for handler in own:
                 if isinstance(handler, logging.StreamHandler) and handler.stream is stderr:

@@ -132,8 +132,8 @@ def pixart_state(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[int, 
             compression.setdefault(int(match[1]), {})[match[2]] = value
         elif key not in PIXART_TABLES:
             names = pixart_names(key)
-            state |= dict(zip(names, value.chunk(len(names)) if len(names) > 1 else [value], strict=True))
             unknown += [] if names else [key]
+            state |= dict(zip(names, value.chunk(max(len(names), 1)), strict=False))
     if unknown:
         raise ModelError(
             f"{path}: {len(unknown)} tensors are none of PixArt's, such as {unknown[0]}; not a model of this layout"

@@ -124,7 +124,7 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
         facts=facts,
         parameterisation=found.parameterisation or facts.parameterisation,
         sigma_min=sigmas[0],
-        sigma_max=sigmas[1],
+        sigma_max=sigmas[1] if facts.start_timestep is None or betas is None else vp_sigmas(*betas)[facts.start_timestep],
         vp_betas=betas,
         zero_terminal_snr=found.zero_terminal_snr,
         latent_scale=vae_config.get("scaling_factor", facts.latent_scale),

@@ -125,10 +125,9 @@ def load_tokenizer(spec: ModelSpec, component: str) -> Any:
     try:
         with quiet_imports():
             return kind.from_pretrained(part.path, local_files_only=True)
-    except LOADING_ERRORS as error:
-        raise ModelError(
-            f"{part.path}: the tokenizer cannot be loaded ({_first_line(error)}){_spiece_hint(part.path)}"
-        ) from None
+    except Exception as error:  # a damaged vocabulary is a bare Exception of the tokenizers library
+        what = f"the tokenizer cannot be loaded ({_first_line(error)})"
+        raise ModelError(f"{part.path}: {what}{_spiece_hint(part.path)}") from error
 
 
 def _spiece_hint(folder: Path) -> str:

@@ -74,7 +74,9 @@ def make(
         }
         state = {key: value.to(dtype) for key, value in state.items()}
         torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, path)
-        save_parts(parts, texts, vae, facts.tokens)
+        save_texts(parts, texts)
+        t5_tokenizer(parts / "tokenizer", facts.tokens)
+        save_vae(parts / "vae", vae, facts.latent_scale)
         return Checkpoint(path=path, parts=parts, family=family, network=network, vae=vae, texts=texts, kv=extra)
     path = folder / (name or f"{family}.safetensors")
     state = ldm_state(network, vae, texts) | marks(family, sigmas)
@@ -299,10 +301,7 @@ def write_folder(made: Checkpoint, dtype: torch.dtype, sigmas: tuple[float, floa
     if dtype != torch.float32:
         weights = place / "diffusion_pytorch_model.safetensors"
         save_file({key: value.to(dtype) for key, value in made.network.state_dict().items()}, weights)
-    vae = folder / "vae"
-    made.vae.save_pretrained(vae)
-    config = json.loads((vae / "config.json").read_text()) | {"scaling_factor": facts.latent_scale}
-    (vae / "config.json").write_text(json.dumps(config))
+    save_vae(folder / "vae", made.vae, facts.latent_scale)
     save_texts(folder, made.texts)
     if pixart_kind:
         t5_tokenizer(folder / "tokenizer", facts.tokens)
@@ -340,11 +339,10 @@ def pipeline_name(family: str) -> str:
     return "StableDiffusionXLInstructPix2PixPipeline" if facts.image_channels else "StableDiffusionXLPipeline"
 
 
-def save_parts(folder: Path, texts: tuple[nn.Module, ...], vae: nn.Module, tokens: int) -> None:
-    """What PixArt's .pth lacks: T5, its tokenizer, the VAE."""
-    save_texts(folder, texts)
-    t5_tokenizer(folder / "tokenizer", tokens)
-    vae.save_pretrained(folder / "vae")
+def save_vae(folder: Path, vae: nn.Module, scale: float) -> None:
+    vae.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"scaling_factor": scale})
 
 
 def save_texts(folder: Path, texts: tuple[nn.Module, ...]) -> None:
@@ -425,6 +423,8 @@ def lora(
     draw = torch.Generator().manual_seed(11)
     tensors: dict[str, Tensor] = {}
     deltas: dict[str, dict[str, Tensor]] = {}
+    sdxl_names = style == "kohya" and len(made.texts) == 2
+    names = ldm_unet_names(unet_modules(made.network), made.network.config.layers_per_block) if sdxl_names else {}
     towers = zip(("text_encoder", "text_encoder_2"), made.texts if texts else (), strict=False)
     for component, module in (("network", made.network), *towers):
         deltas[component] = {}
@@ -437,7 +437,7 @@ def lora(
             factor = 1.0 if alpha is None else alpha / rank
             product = torch.tensordot(up.flatten(1), down, dims=1)
             deltas[component][name] = factor * product
-            key, ends = _lora_key(made, component, bare, style)
+            key, ends = _lora_key(made, component, names.get(bare, bare) if component == "network" else bare, style)
             tensors |= {f"{key}{ends[0]}": down, f"{key}{ends[1]}": up}
             if alpha is not None:
                 tensors[f"{key.removesuffix('_lora')}.alpha"] = torch.tensor(alpha)
@@ -459,8 +459,6 @@ def _lora_key(made: Checkpoint, component: str, name: str, style: str) -> tuple[
         start = {"network": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component]
         if len(made.texts) == 1 and component == "text_encoder":
             start = "lora_te_"
-        if component == "network" and style == "kohya" and len(made.texts) == 2:
-            name = ldm_unet_names([*unet_modules(made.network)], made.network.config.layers_per_block)[name]
         return start + name.replace(".", "_"), (".lora_down.weight", ".lora_up.weight")
     start = ("transformer." if pixart_kind else "unet.") if component == "network" else f"{component}."
     if style == "peft":

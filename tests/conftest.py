@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,9 @@ if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from hires.specs import ModelSpec, load_spec
+
+if TYPE_CHECKING:
+    from tests.checkpoints import Checkpoint
 
 # The same examples on every run: a change fails or passes for what it changed. HIRES_TEST_RANDOM=1 draws new ones.
 settings.register_profile("hires", derandomize=not os.environ.get("HIRES_TEST_RANDOM"))
@@ -39,3 +44,18 @@ def eps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Checkpoint]:
+    """`checkpoint(family, layout)`: a tiny one in the layout 'file' or 'folder', written once and to be left as it is."""
+    from tests.checkpoints import make
+
+    root, kept = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def get(family: str, layout: str = "file") -> Checkpoint:
+        if (family, layout) not in kept:
+            kept[family, layout] = make(root / family / layout, family, layout)
+        return kept[family, layout]
+
+    return get

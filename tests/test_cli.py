@@ -170,7 +170,7 @@ def test_help_lists_every_option_of_the_interface() -> None:
     for option in (
         "--size", "--output", "--model", "--negative", "--steps", "--guidance", "--sampler", "--schedule", "--seed",
         "--strategy", "--vram", "--device", "--dtype", "--tile", "--overlap", "--sigma-max", "--init", "--strength",
-        "--family", "--parts", "--lora", "--json", "--quiet", "--overwrite",
+        "--family", "--parts", "--lora", "--clean-caption", "--json", "--quiet", "--overwrite",
     ):  # fmt: skip
         assert option in done.stdout
 

@@ -1,0 +1,156 @@
+"""Prompts to conditions: the towers of files and folders say what the modules they were made from say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hires import text
+from hires.errors import ModelError, RequestError
+from hires.families import FAMILIES
+from hires.specs import load_spec
+from hires.text import encode_prompts, load_tokenizer
+from tests.checkpoints import Checkpoint
+
+Get = Callable[..., Checkpoint]
+CPU = torch.device("cpu")
+PROMPTS = ["a red house by the sea", ""]
+
+
+def expected(made: Checkpoint, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tokens and pooled straight from transformers' modules."""
+    with torch.inference_mode():
+        if FAMILIES[made.family].text == ("t5",):
+            return made.texts[0](ids, attention_mask=mask).last_hidden_state, None
+        outputs = [tower(ids, output_hidden_states=True) for tower in made.texts]
+    if len(outputs) == 1:
+        return outputs[0].last_hidden_state, None
+    return torch.cat([o.hidden_states[-2] for o in outputs], dim=-1), outputs[1].text_embeds
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+@pytest.mark.parametrize("family", ["cosxl", "sd15", "pixart-sigma-256", "pixart-alpha-256"])
+def test_conditions_are_those_of_the_towers(family: str, layout: str, checkpoint: Get) -> None:
+    made = checkpoint(family, layout)
+    spec = load_spec(str(made.path), parts=made.parts)
+    length = FAMILIES[family].tokens
+    batch = load_tokenizer(spec, "tokenizer")(PROMPTS, padding="max_length", max_length=length, return_tensors="pt")
+    tokens, pooled = expected(made, batch.input_ids, batch.attention_mask)
+    for i, cond in enumerate(encode_prompts(spec, PROMPTS, torch.float32, CPU)):
+        assert cond.tokens.shape == (1, length, tokens.shape[-1])
+        assert cond.tokens.dtype == torch.float32
+        assert torch.equal(cond.tokens[0], tokens[i])
+        assert cond.tokens.abs().mean() > 0.01  # an empty prompt is encoded, never zeroed
+        assert (cond.pooled is None) == (pooled is None)
+        if pooled is not None and cond.pooled is not None:
+            assert torch.equal(cond.pooled[0], pooled[i])
+        if family.startswith("pixart"):
+            assert cond.mask is not None
+            assert cond.mask.dtype == torch.bool
+            assert torch.equal(cond.mask, batch.attention_mask[i : i + 1].bool())
+            assert cond.mask.sum() == (1 if i else len(PROMPTS[0].replace(" ", "_")) + 2)
+        else:
+            assert cond.mask is None
+
+
+def test_t5_never_runs_in_half_precision(checkpoint: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = text.load_t5
+
+    def watched(spec: object, dtype: torch.dtype, device: torch.device) -> object:
+        seen.append(dtype)
+        return real(spec, dtype, device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(text, "load_t5", watched)
+    made = checkpoint("pixart-sigma-256")
+    spec = load_spec(str(made.path), parts=made.parts)
+    for asked in (torch.float16, torch.bfloat16, torch.float32):
+        cond = encode_prompts(spec, ["a"], asked, CPU)[0]
+        assert cond.tokens.isfinite().all()
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_towers_are_loaded_one_after_the_other_and_freed(checkpoint: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    alive: list[weakref.ref[object]] = []
+    real = text.load_clip
+
+    def watched(*args: object) -> object:
+        gc.collect()
+        assert not [ref for ref in alive if ref() is not None]
+        model = real(*args)  # type: ignore[arg-type]
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(text, "load_clip", watched)
+    made = checkpoint("cosxl")
+    encode_prompts(load_spec(str(made.path), parts=made.parts), ["a"], torch.float32, CPU)
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_a_long_prompt_is_cut_and_says_so(checkpoint: Get, caplog: pytest.LogCaptureFixture) -> None:
+    for family, length in (("cosxl", 77), ("pixart-alpha-256", 120)):
+        made = checkpoint(family)
+        cond = encode_prompts(load_spec(str(made.path), parts=made.parts), ["word " * 200], torch.float32, CPU)[0]
+        assert cond.tokens.shape[1] == length
+        assert f"reads the first {length}" in caplog.text
+
+
+def test_a_missing_tokenizer_says_where_it_was_looked_for_and_what_to_do(checkpoint: Get) -> None:
+    for family, names in (("cosxl", "tokenizer and tokenizer_2"), ("pixart-sigma-256", "text_encoder and tokenizer")):
+        made = checkpoint(family)
+        spec = load_spec(str(made.path))
+        with pytest.raises(
+            ModelError, match=rf"{names} missing \(looked in .*tokenizer.*--parts FOLDER.*hf download"
+        ) as caught:
+            encode_prompts(spec, ["a"], torch.float32, CPU)
+        assert str(made.path.parent / "tokenizer") in str(caught.value)
+        assert FAMILIES[family].parts_from[0] in str(caught.value)
+    with pytest.raises(ModelError, match="no such folder"):
+        load_spec(str(made.path), parts="/no/such/folder")
+
+
+def test_damaged_towers_and_vocabularies_say_so(tmp_path: Path, checkpoint: Get) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("cosxl", "folder").path, folder)
+    weights = next((folder / "text_encoder").glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    with pytest.raises(ModelError, match="damaged or cut short"):
+        load_spec(str(folder))
+    weights.write_bytes(whole)
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match="the weights lack"):
+        encode_prompts(load_spec(str(folder)), ["a"], torch.float32, CPU)
+    (folder / "tokenizer" / "vocab.json").write_text("{")
+    with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        encode_prompts(load_spec(str(folder)), ["a"], torch.float32, CPU)
+
+
+def test_cleaning_deletes_what_captions_never_had() -> None:
+    from hires.captions import clean
+
+    assert (
+        clean("A Red &amp; Blue House by the wide Sea, https://x.org/a <b>now</b> …")
+        == "a red & blue house by the wide sea, now …"
+    )
+    assert clean("") == ""
+    assert clean("a house 房子") == "a house"
+
+
+def test_cleaning_that_would_lose_the_prompt_is_refused() -> None:
+    import hires
+
+    with pytest.raises(RequestError, match=r"would delete 12 of the prompt's 12 letters.*leave --clean-caption out"):
+        hires.plan("夕阳下的红房子和蓝色大海", size="256x256", clean_caption=True)
+    assert hires.plan("夕阳下的红房子和蓝色大海", size="256x256").strategy
