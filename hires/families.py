@@ -214,8 +214,8 @@ _ROWS = (
         size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd", start_timestep=400,
-        same_keys_as="pixart-alpha-512", **ALPHA,
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd",
+        start_timestep=400, same_keys_as="pixart-alpha-512", **ALPHA,
     ),
     _pixart(
         "yoso-pixart-512", "YOSO PixArt-α 512", 512, _run("lcm", "lcm", 2, 1.5, 512, 1, 1.0), few_step="lcm",
