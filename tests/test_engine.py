@@ -14,7 +14,7 @@ import hires
 from hires.catalogue import evaluations
 from hires.errors import Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.imageio import read_text
-from hires.pipelines.progressive import sigma_start, stage_sigmas
+from hires.pipelines.progressive import first_sigma, stage_sigmas
 from hires.samplers import CanvasNoise
 from hires.schedules import make_sigmas
 from hires.specs import load_spec, vp_sigmas
@@ -195,8 +195,10 @@ def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:
     below = hires.render(PROMPT, size="256x256", model=str(eps_folder), steps=2, sampler="ddim", schedule="ddim_uniform")
     assert below.plan.stages[0].schedule == "ddim_uniform"
     spec = load_spec(str(eps_folder))
-    assert sigma_start(spec, below.plan.stages[0]) == pytest.approx(vp_sigmas(*SDXL)[501], rel=1e-5)
-    assert sigma_start(spec, result.plan.stages[0]) == result.plan.stages[0].sigma_start
+    assert first_sigma(below.plan.stages[0], stage_sigmas(spec, below.plan.stages[0])) == pytest.approx(
+        vp_sigmas(*SDXL)[501], rel=1e-5
+    )
+    assert first_sigma(result.plan.stages[0], stage_sigmas(spec, result.plan.stages[0])) == result.plan.stages[0].sigma_start
 
 
 def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
