@@ -158,13 +158,14 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
 
 
 def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, str]:
-    """Sampler, schedule and why that schedule. What the request says; else, for a model with timesteps, the schedule the
-    sampler asked for is usually run on; else the model's own."""
+    """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
+    for certain ones, what the sampler asked for is usually run on; else the model's own."""
     sampler, schedule = catalogue.resolve(request.sampler, request.schedule)
     if schedule is not None:
         return sampler or spec.defaults.sampler, schedule, "as asked for"
     usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None else None
-    if sampler is not None and usual is not None and spec.parameterisation in catalogue.VP:
+    free = spec.parameterisation in catalogue.VP and spec.defaults.few_step is None
+    if sampler is not None and usual is not None and free:
         return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
     return sampler or spec.defaults.sampler, spec.defaults.schedule, "the model's own"
 
@@ -178,7 +179,7 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
         spec.parameterisation,
         moving_tiles=any(stage.shift_cells for stage in stages),
         few_step=spec.defaults.few_step,
-        steps=stages[0].steps,
+        steps=max(stage.steps for stage in stages),
     )
     chosen = "as asked for" if request.sampler else "the model's own"
     yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"

@@ -125,6 +125,12 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
     with pytest.raises(RequestError, match="take trailing"):
         plan(request(size), turbo, device)
     assert plan(request(size, schedule="trailing", steps=1), turbo, device).stages[0].schedule == "trailing"
+    trailing = replace(turbo, defaults=replace(turbo.defaults, schedule="trailing"))
+    assert plan(request(size, sampler="DPM++ 2M"), trailing, device).stages[0].schedule == "trailing"
+    dmd = replace(turbo, defaults=replace(demo.defaults, few_step="dmd", steps=1, relay_steps=4))
+    assert plan(request(size), dmd, device).stages[0].steps == 1
+    with pytest.raises(RequestError, match="--steps 4: a DMD checkpoint"):
+        plan(request(Size(512, 512)), dmd, device)
 
 
 def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:
