@@ -14,6 +14,7 @@ from hires.errors import RequestError, unknown
 PARAMETERISATIONS = ("edm_v", "eps", "v")
 FEW_STEP = ("lcm", "turbo", "dmd")
 VP = ("eps", "v")
+LCM_TIMESTEPS = 50  # an LCM is distilled at that many of its 1000
 ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive: 21 to 42 measured on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
 
 
@@ -225,6 +226,8 @@ def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: in
             f"--sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "
             f"after every step: take --sampler lcm --schedule lcm"
         )
+    if schedule == "lcm" and steps is not None and steps > LCM_TIMESTEPS:
+        raise RequestError(f"--steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give at most so many, 2 to 8 are usual")
     if few_step == "turbo" and schedule != "trailing":
         raise RequestError(f"--schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
     if few_step == "dmd" and steps is not None and steps != 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hires.catalogue import FEW_STEP
 from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
 
 SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)
@@ -64,6 +65,7 @@ class Defaults:
 
     The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
     `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size.
+    `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd).
     """
 
     sampler: str
@@ -77,6 +79,7 @@ class Defaults:
     overlap_px: int
     enlarger: str
     image_guidance: float = 1.5
+    few_step: str | None = None
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
@@ -84,6 +87,8 @@ class Defaults:
             raise ValueError("steps, tile or relay values out of range")
         if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
             raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+        if self.few_step is not None and self.few_step not in FEW_STEP:
+            raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 
 
 def _run(

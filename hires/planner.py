@@ -174,8 +174,8 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
 
 
 def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, str]:
-    """Sampler, schedule and why that schedule. What the request says; else, for a model with timesteps, the schedule the
-    sampler asked for is usually run on; else the model's own."""
+    """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
+    for certain ones, what the sampler asked for is usually run on; else the model's own."""
     sampler, schedule = catalogue.resolve(request.sampler, request.schedule)
     if schedule is not None:
         return sampler or spec.defaults.sampler, schedule, "as asked for"
@@ -194,7 +194,7 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
         spec.parameterisation,
         moving_tiles=any(stage.shift_cells for stage in stages),
         few_step=spec.facts.few_step,
-        steps=stages[0].steps,
+        steps=max(stage.steps for stage in stages),
     )
     chosen = "as asked for" if request.sampler else "the model's own"
     yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hires.catalogue import find_schedule_name
+from hires.catalogue import LCM_TIMESTEPS, find_schedule_name
 from hires.errors import RequestError
 
 Table = Sequence[float]
@@ -139,7 +139,7 @@ def beta(
     return _at([top * quantile for quantile in quantiles], table, sigma_max)
 
 
-def lcm(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, original: int = 50) -> Tensor:
+def lcm(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, original: int = LCM_TIMESTEPS) -> Tensor:
     """Evenly chosen among the `original` timesteps 19, 39, ..., 999 an LCM was distilled at: 4 steps [999, 759, 499, 259]."""
     top = _top(table, sigma_max)
     spacing = len(table or ()) // original

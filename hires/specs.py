@@ -110,6 +110,8 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
     facts = FAMILIES[found.family]
     if facts.network == "pixart" and found.size_conditions is not None:
         facts = replace(facts, size_conditions="pixart" if found.size_conditions else None)
+    defaults = _defaults(found.path, facts)
+    facts = replace(facts, few_step=defaults.few_step or facts.few_step)
     parts = find_parts(found, facts, extra)
     unet_config, vae_config = network_config(found, facts), vae_config_of(parts["vae"], facts)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
@@ -137,7 +139,7 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
         network_params=_params([parts["network"]], found),
         text_params=sum(_text_params(found, facts, parts)),
         vae_params=_params([parts["vae"]], found) or PART_PARAMS["vae"],
-        defaults=_defaults(found.path, facts),
+        defaults=defaults,
         parts=parts,
         notes=found.notes,
     )

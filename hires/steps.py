@@ -19,7 +19,8 @@ OnStep = Callable[[int, Tensor], None]
 class Sampler(Protocol):
     """From x (B, C, h, w) at noise level sigmas[0] to the latents at sigmas[-1]; dtype and device of x are kept.
 
-    `sigmas` (n + 1,) fall; scalar coefficients are float64. `on_step(i, denoised)` is called once for each of n steps.
+    `sigmas` (n + 1,) fall; scalar coefficients are float64. `on_step(i, denoised)` is called once for each of n steps
+    (dpm_adaptive: for each step it accepts).
     """
 
     def __call__(

@@ -164,6 +164,7 @@ def test_everything_else_is_allowed(parameterisation: str) -> None:
         (("lcm", "lcm", "eps"), {"few_step": "turbo"}, "--schedule lcm is for checkpoints distilled by LCM"),
         (("euler", "karras", "eps"), {"few_step": "lcm"}, "--sampler euler on karras.*take --sampler lcm --schedule lcm"),
         (("lcm", "lcm", "edm_v"), {"few_step": "lcm"}, "take exponential"),
+        (("lcm", "lcm", "eps"), {"few_step": "lcm", "steps": 51}, "--steps 51: an LCM knows 50 timesteps"),
         (("euler_ancestral", "linear", "eps"), {"few_step": "turbo"}, "--schedule linear: a Turbo checkpoint .*take trailing"),
         (("euler", "trailing", "eps"), {"few_step": "dmd", "steps": 4}, "--steps 4: a DMD .*take --steps 1"),
         (("euler", "karras", "flow"), {}, "unknown parameterisation 'flow'"),

@@ -201,6 +201,27 @@ def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:
     assert first_sigma(result.plan.stages[0], stage_sigmas(spec, result.plan.stages[0])) == result.plan.stages[0].sigma_start
 
 
+def test_a_folder_says_what_its_checkpoint_was_distilled_for(eps_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "distilled"
+    shutil.copytree(eps_folder, folder)
+    document = json.loads((folder / "hires.json").read_text())
+
+    def declare(**values: object) -> None:
+        document["defaults"] |= values
+        (folder / "hires.json").write_text(json.dumps(document))
+
+    declare(few_step="lcm", sampler="lcm", schedule="lcm", steps=4)
+    result = hires.render(PROMPT, size="256x256", model=str(folder))
+    assert result.stats[0].tiles == 4
+    with pytest.raises(RequestError, match="take --sampler lcm --schedule lcm"):
+        hires.plan(size="256x256", model=str(folder), sampler="euler")
+    declare(few_step="yoso")
+    with pytest.raises(ModelError, match="few_step 'yoso' is none of lcm, turbo, dmd"):
+        hires.plan(size="256x256", model=str(folder))
+
+
 def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -121,10 +121,17 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
         plan(request(size, schedule="beta"), demo, device)
     with pytest.raises(RequestError, match="--sampler lcm is for checkpoints distilled by LCM"):
         plan(request(size, sampler="LCM"), demo, device)
-    turbo = replace(demo, parameterisation="eps", defaults=replace(demo.defaults, few_step="turbo"))
+    turbo = replace(demo, parameterisation="eps", facts=replace(demo.facts, few_step="turbo"))
     with pytest.raises(RequestError, match="take trailing"):
         plan(request(size), turbo, device)
     assert plan(request(size, schedule="trailing", steps=1), turbo, device).stages[0].schedule == "trailing"
+    trailing = replace(turbo, defaults=replace(turbo.defaults, schedule="trailing"))
+    assert plan(request(size, sampler="DPM++ 2M"), trailing, device).stages[0].schedule == "trailing"
+    one = replace(demo.defaults, steps=1, relay_steps=4)
+    dmd = replace(turbo, facts=replace(demo.facts, few_step="dmd"), defaults=one)
+    assert plan(request(size), dmd, device).stages[0].steps == 1
+    with pytest.raises(RequestError, match="--steps 4: a DMD checkpoint"):
+        plan(request(Size(512, 512)), dmd, device)
 
 
 def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:

@@ -79,11 +79,27 @@ def test_below_20_steps_it_is_heun_and_above_it_draws_noise_once_per_pass() -> N
     assert len(drawn) == len(set(drawn)) == 2
 
 
+def test_it_is_heun_down_noise_up_and_heun_again() -> None:
+    """42 steps by hand: the shortened schedule to its level near 0.1, two passes from the level near 2, the rest."""
+    noise = CanvasNoise(1, 0, Box(0, 0, 4, 6), 2)
+    start, sigmas = noise(-1).double() * 15, karras(42, 0.03, 15.0)
+    base = torch.tensor(shortened(sigmas.tolist(), 22), dtype=torch.float64)
+    bottom, top = int((base[:-1] - 0.1).abs().argmin()), int((base[:-1] - 2.0).abs().argmin())
+    low, high = base[bottom].item(), base[top].item()
+    x = heun(mixture, start, base[: bottom + 1], None, noise)
+    for step in (bottom, bottom + 10):
+        x = x + noise(step).double() * math.sqrt(high**2 - low**2)
+        x = heun(mixture, x, torch.tensor(spread(11, low, high), dtype=torch.float64), None, noise)
+    x = heun(mixture, x, base[bottom:], None, noise)
+    torch.testing.assert_close(restart(mixture, start, sigmas, None, noise), x, rtol=0, atol=1e-12)
+
+
 def test_noise_brings_the_level_back_up() -> None:
-    """A denoiser that returns x leaves x alone, so what is added has variance t_max^2 - t_min^2."""
-    noise = CanvasNoise(1, 0, Box(0, 0, 80, 90), 4)
+    """A denoiser that returns x leaves x alone, so what is added is all there is: sqrt(t_max^2 - t_min^2) n."""
+    noise = CanvasNoise(1, 0, Box(0, 0, 8, 9), 4)
     sigmas = karras(20, 0.03, 15.0)
-    result = restart(lambda x, sigma, cond: x, torch.zeros(1, 4, 80, 90), sigmas, None, noise)
     plan = restart_plan(20, sigmas.tolist())
     jump = next(i for i in range(1, 20) if plan[i][0] > plan[i - 1][1])
-    assert result.std().item() == pytest.approx(math.sqrt(plan[jump][0] ** 2 - plan[jump - 1][1] ** 2), rel=0.01)
+    result = restart(lambda x, sigma, cond: x, torch.zeros(1, 4, 8, 9), sigmas, None, noise)
+    added = noise(jump) * math.sqrt(plan[jump][0] ** 2 - plan[jump - 1][1] ** 2)
+    torch.testing.assert_close(result, added, rtol=1e-6, atol=1e-6)
