@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from hires.imageio import read_text
 from hires.samplers import CanvasNoise
 from hires.tiling import retry
 from hires.types import Event, MemoryPlan, RenderResult
+
+if TYPE_CHECKING:
+    from tests.checkpoints import Checkpoint
 
 PROMPT = "a moon on the left over purple mountains and a lake at night"
 
@@ -162,6 +167,24 @@ def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:
     result = hires.render(PROMPT, size="256x256", model=str(eps_folder), steps=2)
     assert result.plan.stages[0].sigma_start == pytest.approx(14.615, abs=1e-3)
     assert result.pixels.shape == (256, 256, 3)
+
+
+def test_a_single_file_renders_the_picture_of_its_folder(tmp_path: Path, checkpoint: Callable[..., Checkpoint]) -> None:
+    """And a LoRA changes it, the more the stronger it is."""
+    from tests.checkpoints import lora
+
+    file, folder = checkpoint("cosxl"), checkpoint("cosxl", "folder")
+    options = {"size": "64x64", "steps": 2, "strategy": "direct", "sampler": "euler"}
+    wanted = hires.render(PROMPT, model=str(folder.path), **options).pixels  # type: ignore[arg-type]
+    result = hires.render(PROMPT, model=str(file.path), parts=file.parts, **options)  # type: ignore[arg-type]
+    assert wanted.std() > 5
+    assert np.array_equal(result.pixels, wanted)
+    style = lora(tmp_path / "style.safetensors", file, "kohya").path
+    changes = []
+    for scale in (0, 0.02, 0.2):
+        made = hires.render(PROMPT, model=str(folder.path), loras=[f"{style}:{scale}"], **options)  # type: ignore[arg-type]
+        changes.append(np.abs(made.pixels.astype(int) - wanted).mean())
+    assert changes[0] == 0 < changes[1] < changes[2]
 
 
 def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:
