@@ -3,7 +3,7 @@
 HiresError
 ├── RequestError          the request cannot be carried out as given; exit code 2
 │   ├── SizeError         a size that is no size, or that no plan reaches
-│   ├── ModelError        no such model, or a folder that is none
+│   ├── ModelError        no such model, or a file or folder that is none
 │   ├── OutputError       the output cannot be written where it was asked for
 │   ├── BackendError      a named backend cannot run this
 │   └── BudgetError       no plan fits the budget

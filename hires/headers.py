@@ -12,6 +12,7 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,11 @@ STORAGES = {
     "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
     "Float8_e4m3fnStorage": "F8_E4M3", "Float8_e5m2Storage": "F8_E5M2",
 }  # fmt: skip
+
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError,
+    ArithmeticError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +97,11 @@ def _safetensors(path: Path) -> Header:
         try:
             document = json.loads(stream.read(length))
             metadata = document.pop("__metadata__", {})
-            tensors = {n: TensorInfo(shape=tuple(e["shape"]), dtype=e["dtype"]) for n, e in document.items()}
-            offsets = {name: tuple(map(int, entry["data_offsets"])) for name, entry in document.items()}
-        except (ValueError, AttributeError, KeyError, TypeError):
+            tensors = {n: TensorInfo(shape=_shape(e["shape"]), dtype=str(e["dtype"])) for n, e in document.items()}
+            offsets = {name: _shape(entry["data_offsets"]) for name, entry in document.items()}
+            expected = 8 + length + max((end for _, end in offsets.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise ModelError(broken) from None
-        expected = 8 + length + max((end for _, end in offsets.values()), default=0)
         if size != expected:
             raise ModelError(
                 f"{path}: the header promises {expected:,} bytes, the file has {size:,}; damaged or cut short, "
@@ -107,6 +113,13 @@ def _safetensors(path: Path) -> Header:
                 stream.seek(8 + length + offsets[name][0])
                 scalars[name] = _scalar(stream.read(info.nbytes), info.dtype)
     return Header(path=path, tensors=tensors, metadata=metadata, scalars=scalars)
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    """A list of whole numbers from 0 on; ValueError for anything else."""
+    if not isinstance(value, list) or not all(type(side) is int and side >= 0 for side in value):
+        raise ValueError(f"{value!r} is no shape")
+    return tuple(value)
 
 
 def _scalar(raw: bytes, dtype: str) -> float:
@@ -194,16 +207,7 @@ def _torch_zip(path: Path) -> Header:
                 raise ModelError(f"{path}: {name} needs {need:,} bytes, the file has {have:,} of it; download it again")
     except StopIteration:
         raise ModelError(f"{path}: a zip without data.pkl, no file of torch.save; give a .safetensors or .pth file") from None
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except DAMAGED as error:
         raise ModelError(f"{path}: no whole file of torch.save ({error}); damaged or cut short, download it again") from None
     return Header(path=path, tensors=tensors)
 

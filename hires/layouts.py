@@ -83,9 +83,10 @@ def ldm_vae_config(shapes: Shapes, base: Path) -> dict[str, Any]:
 
 
 def clip_config(shapes: Shapes, base: Path) -> dict[str, Any]:
-    """The transformers config of a CLIP text tower, in the naming of transformers ('text_model.…') or of OpenCLIP."""
+    """The transformers config of a CLIP text tower, in the naming of transformers (of any version) or of OpenCLIP."""
     config: dict[str, Any] = json.loads(base.read_text())
     openclip = "positional_embedding" in shapes
+    shapes = shapes if openclip else {f"text_model.{name.removeprefix('text_model.')}": s for name, s in shapes.items()}
     position = "positional_embedding" if openclip else "text_model.embeddings.position_embedding.weight"
     tokens = "token_embedding.weight" if openclip else "text_model.embeddings.token_embedding.weight"
     layer = "transformer.resblocks." if openclip else "text_model.encoder.layers."

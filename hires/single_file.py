@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hires.errors import ModelError
-from hires.headers import read_header
+from hires.headers import DAMAGED, read_header
 from hires.layouts import PIXART_TABLES
 from hires.quiet import quiet_imports
 
@@ -32,7 +32,11 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: cannot be read ({error}); the file is damaged or cut short, download it again") from None
     read_header(path)
-    document = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        document = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except DAMAGED as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise ModelError(f"{path}: torch cannot load it ({reason}); damaged or cut short, download it again") from None
     return {name: value for name, value in _flat(document, "").items() if name.startswith(prefix)}
 
 

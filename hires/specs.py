@@ -141,8 +141,14 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
         vae_params=_params([parts["vae"]], found) or PART_PARAMS["vae"],
         defaults=defaults,
         parts=parts,
-        notes=found.notes,
+        notes=(*found.notes, *_missing_note(parts)),
     )
+
+
+def _missing_note(parts: Mapping[str, Part]) -> tuple[str, ...]:
+    absent = [part.component for part in parts.values() if part.layout == "missing"]
+    counted = "its parts are counted at their published size until then"
+    return (f"to be run it needs {', '.join(absent)}, see `hires inspect`; {counted}",) if absent else ()
 
 
 def _no_model(found: Finding) -> ModelError:

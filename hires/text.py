@@ -78,7 +78,7 @@ def _encode_clip(
 ) -> Encoded:
     tower, vocabulary = names
     tokens = load_tokenizer(spec, vocabulary)
-    length = min(tokens.model_max_length, 10**4)
+    length = min(tokens.model_max_length, spec.facts.tokens)
     ids = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
     _tell_cut(tokens, prompts, length, tower)
     model = load_clip(spec, tower, dtype, device, loras)
@@ -96,6 +96,7 @@ def _encode_t5(spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: 
     encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     _tell_cut(tokens, prompts, length, "T5")
     ids, mask = encoded.input_ids, encoded.attention_mask
+    _tell_unknown(ids == tokens.unk_token_id, mask)
     model = load_t5(spec, torch.float32 if dtype == torch.float32 else torch.bfloat16, device)
     with torch.inference_mode():
         states = model(ids.to(device), attention_mask=mask.to(device))[0].float()
@@ -108,6 +109,13 @@ def _tell_cut(tokens: Any, prompts: list[str], limit: int, tower: str) -> None:
         length = len(tokens(prompt).input_ids)
         if length > limit:
             log.warning("the prompt has %d tokens, %s reads the first %d", length, tower, limit)
+
+
+def _tell_unknown(unknown: Tensor, mask: Tensor) -> None:
+    """Warn of prompts that T5 v1.1 has no words for, such as Chinese ones."""
+    for lost, kept in zip(unknown.sum(dim=1).tolist(), mask.sum(dim=1).tolist(), strict=True):
+        if lost and 2 * lost >= kept - 1:  # the end mark is always known, and so is the space before a word
+            log.warning("T5 has no words for %d of the prompt's %d tokens; write it in English", lost, kept)
 
 
 def load_tokenizer(spec: ModelSpec, component: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from hires.schedules import make_sigmas
 from hires.specs import load_spec, vp_sigmas
 from hires.tiling import retry
 from hires.types import Event, MemoryPlan, RenderResult
+
+if TYPE_CHECKING:
+    from tests.checkpoints import Checkpoint
 
 SDXL = ("scaled_linear", 0.00085, 0.012)
 PROMPT = "a moon on the left over purple mountains and a lake at night"
@@ -220,6 +225,24 @@ def test_a_folder_says_what_its_checkpoint_was_distilled_for(eps_folder: Path, t
     declare(few_step="yoso")
     with pytest.raises(ModelError, match="few_step 'yoso' is none of lcm, turbo, dmd"):
         hires.plan(size="256x256", model=str(folder))
+
+
+def test_a_single_file_renders_the_picture_of_its_folder(tmp_path: Path, checkpoint: Callable[..., Checkpoint]) -> None:
+    """And a LoRA changes it, the more the stronger it is."""
+    from tests.checkpoints import lora
+
+    file, folder = checkpoint("cosxl"), checkpoint("cosxl", "folder")
+    options = {"size": "64x64", "steps": 2, "strategy": "direct", "sampler": "euler"}
+    wanted = hires.render(PROMPT, model=str(folder.path), **options).pixels  # type: ignore[arg-type]
+    result = hires.render(PROMPT, model=str(file.path), parts=file.parts, **options)  # type: ignore[arg-type]
+    assert wanted.std() > 5
+    assert np.array_equal(result.pixels, wanted)
+    style = lora(tmp_path / "style.safetensors", file, "kohya").path
+    changes = []
+    for scale in (0, 0.02, 0.2):
+        made = hires.render(PROMPT, model=str(folder.path), loras=[f"{style}:{scale}"], **options)  # type: ignore[arg-type]
+        changes.append(np.abs(made.pixels.astype(int) - wanted).mean())
+    assert changes[0] == 0 < changes[1] < changes[2]
 
 
 def test_damaged_models_say_so(eps_folder: Path, tmp_path: Path) -> None:

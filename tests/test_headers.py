@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,35 @@ def test_pickles_without_a_zip_and_other_files_are_refused_with_the_next_move(tm
     other.write_bytes(other.read_bytes()[:-200])
     with pytest.raises(ModelError, match="damaged or cut short"):
         read_header(other)
+
+
+def test_no_damage_gets_past_the_error_tree(tmp_path: Path) -> None:
+    """Bytes of a .pth changed at random, and JSON of a safetensors header that says odd things: a header or a ModelError."""
+    draw, refused = random.Random(5), 0
+    torch.save({"state_dict": {"w": torch.zeros(2, 2), "h": torch.zeros(3).half()}, "epoch": [1, 2]}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    for _ in range(150):
+        path = tmp_path / "a.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                changed = bytearray(content)
+                for _ in range(draw.randint(1, 3) if name.endswith("data.pkl") else 0):
+                    changed[draw.randrange(len(changed))] = draw.randrange(256)
+                archive.writestr(name, bytes(changed))
+        refused += _refused(path)
+    good = {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}
+    odd: list[object] = [None, 3, [], [1, "x"], [-1, 12], [0.5], [2**70, 1], "F7", {}]
+    for field, value in ((field, value) for field in good for value in odd):
+        text = json.dumps({"w": good | {field: value}}).encode()
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
+        refused += _refused(tmp_path / "a.safetensors")
+    assert refused > 80
+
+
+def _refused(path: Path) -> bool:
+    try:
+        read_header(path)
+    except ModelError:
+        return True
+    return False

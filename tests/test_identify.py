@@ -18,8 +18,10 @@ from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
 from hires.headers import read_header
 from hires.identify import identify_file
+from hires.locate import wanted_files
 from hires.specs import load_spec
-from tests.checkpoints import Checkpoint, autoencoder, make, marks, pixart, pixart_to_pth, unet, unet_to_ldm, vae_to_ldm
+from tests.checkpoints import Checkpoint, autoencoder, make, marks, pixart, unet
+from tests.original_names import pixart_to_pth, unet_to_ldm, vae_to_ldm
 
 Get = Callable[..., Checkpoint]
 
@@ -218,6 +220,17 @@ def test_an_unknown_repository_without_a_network_says_what_to_do(monkeypatch: py
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refused)
     with pytest.raises(ModelError, match=r"no route to host.*hf download nobody/nothing"):
         load_spec("nobody/nothing")
+
+
+def test_of_a_repository_only_what_runs_is_fetched() -> None:
+    names = [
+        "model_index.json", "sd_xl_base_1.0.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors", "unet/model.onnx", "tokenizer/merges.txt", "tokenizer/spiece.model",
+        "text_encoder/model-00001-of-00002.safetensors", "text_encoder/pytorch_model.bin",
+        "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.non_ema.safetensors",
+    ]  # fmt: skip
+    left = {names[i] for i in (1, 4, 5, 9, 11)}
+    assert set(wanted_files(names)) == set(names) - left
 
 
 def test_a_repository_in_the_local_cache_needs_no_network(

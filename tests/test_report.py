@@ -126,6 +126,7 @@ def test_options_of_a_model_reach_the_plan(tmp_path: Path, checkpoint: Get) -> N
     code, stdout, stderr = run(*args)
     assert code == 0, stderr
     assert "LoRA style.safetensors merged at 0.5" in stdout
+    assert "to be run it needs tokenizer, tokenizer_2" in stdout
     code, _, stderr = run(*args, "--lora", "none.safetensors")
     assert (code, "no such file" in stderr) == (2, True)
     code, _, stderr = run("render", "x", "-o", tmp_path / "a.png", "--size", "64x64", "--model", made.path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hires import text
@@ -103,6 +104,25 @@ def test_a_long_prompt_is_cut_and_says_so(checkpoint: Get, caplog: pytest.LogCap
         cond = encode_prompts(load_spec(str(made.path), parts=made.parts), ["word " * 200], torch.float32, CPU)[0]
         assert cond.tokens.shape[1] == length
         assert f"reads the first {length}" in caplog.text
+
+
+def test_a_prompt_that_t5_has_no_words_for_is_told(checkpoint: Get, caplog: pytest.LogCaptureFixture) -> None:
+    made = checkpoint("pixart-sigma-256")
+    spec = load_spec(str(made.path), parts=made.parts)
+    encode_prompts(spec, ["a house", ""], torch.float32, CPU)
+    assert "no words for" not in caplog.text
+    encode_prompts(spec, ["夕 阳 下 的 红 房 子"], torch.float32, CPU)
+    assert "T5 has no words for" in caplog.text
+
+
+def test_towers_of_files_without_the_outer_name_load_as_well(tmp_path: Path, checkpoint: Get) -> None:
+    """Some SD1.5 merges were saved without text_model."""
+    made = checkpoint("sd15")
+    state = {key.replace("transformer.text_model.", "transformer."): value for key, value in load_file(made.path).items()}
+    save_file(state, tmp_path / "a.safetensors")
+    spec = load_spec(str(tmp_path / "a.safetensors"), parts=made.parts)
+    wanted = encode_prompts(load_spec(str(made.path), parts=made.parts), ["a house"], torch.float32, CPU)[0]
+    assert torch.equal(encode_prompts(spec, ["a house"], torch.float32, CPU)[0].tokens, wanted.tokens)
 
 
 def test_a_missing_tokenizer_says_where_it_was_looked_for_and_what_to_do(checkpoint: Get) -> None:

@@ -18,7 +18,8 @@ from hires.families import FAMILIES
 from hires.layouts import CONFIGS, clip_config, ldm_unet_config, ldm_vae_config, pixart_config, shipped_config
 from hires.specs import load_spec
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
-from tests.checkpoints import Checkpoint, clip_to_ldm, clip_to_openclip, make, pixart_to_pth, shipped, unet_to_ldm, vae_to_ldm
+from tests.checkpoints import Checkpoint, make, shipped
+from tests.original_names import clip_to_ldm, clip_to_openclip, pixart_to_pth, unet_to_ldm, vae_to_ldm
 
 Get = Callable[..., Checkpoint]
 CPU = torch.device("cpu")
