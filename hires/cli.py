@@ -14,7 +14,7 @@ import typer
 
 from hires import __version__
 from hires.errors import HiresError
-from hires.types import DTYPES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
+from hires.types import DTYPES, POSITION_MODES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
 app = typer.Typer(
     add_completion=False,
@@ -73,6 +73,13 @@ Parts = Annotated[
 ]
 Lora = Annotated[
     list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA to merge; may be given several times.")
+]
+Positions = Annotated[
+    str, typer.Option("--positions", help=f"Where a PixArt tile is told that it lies: {', '.join(POSITION_MODES)}.")
+]
+KvCompression = Annotated[
+    str,
+    typer.Option("--kv-compression", help="PixArt: checkpoint, or average (an experiment: keys and values thinned 2 x 2)."),
 ]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
@@ -152,6 +159,8 @@ def render(
     family: Family = None,
     parts: Parts = None,
     lora: Lora = None,
+    positions: Positions = "global",
+    kv_compression: KvCompression = "checkpoint",
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -167,7 +176,8 @@ def render(
                 overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
-                parts=parts, loras=lora or (), clean_caption=clean_caption,
+                parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
+                clean_caption=clean_caption,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -195,6 +205,7 @@ def edit(
         float | None, typer.Option(parser=number, metavar="X", help="How closely to keep to the picture; default: the model's.")
     ] = None,
     sampler: SamplerName = None,
+    schedule: ScheduleName = None,
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
@@ -217,7 +228,8 @@ def edit(
         with progress_display(shown=not quiet) as on_event:
             return engine.edit(
                 str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
-                seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, strategy=strategy,
+                seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
+                strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
                 parts=parts, loras=lora or (), on_event=on_event,
             )  # fmt: skip
@@ -248,6 +260,8 @@ def plan(
     family: Family = None,
     parts: Parts = None,
     lora: Lora = None,
+    positions: Positions = "global",
+    kv_compression: KvCompression = "checkpoint",
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,6 +289,8 @@ def plan(
             family=family,
             parts=parts,
             loras=lora or (),
+            position_mode=positions,
+            kv_compression=kv_compression,
             clean_caption=clean_caption,
         )
     )

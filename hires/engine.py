@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hires import __version__, captions, planner
 from hires.adapters import with_loras
 from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
+from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
 from hires.resolution import check_size, parse_size
 from hires.specs import ModelSpec, load_spec
@@ -76,6 +77,8 @@ def render(
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
+    position_mode: str = "global",
+    kv_compression: str = "checkpoint",
     clean_caption: bool = False,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -104,6 +107,8 @@ def render(
         family: what the model is, for files whose keys are those of several families, such as "sdxl-turbo".
         parts: a diffusers folder in which parts that the model lacks are looked for (tokenizers, text encoders, VAE).
         loras: LoRA files to merge: "style.safetensors", "style.safetensors:0.8" or LoraRef(path, scale) each.
+        position_mode: where a PixArt tile is told that it lies: "global" (on the canvas), "local" (a whole picture), "blend".
+        kv_compression: of PixArt: "checkpoint", or "average", an experiment that thins keys and values.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -137,6 +142,8 @@ def render(
         family=family,
         parts=None if parts is None else str(parts),
         loras=_loras(loras),
+        position_mode=position_mode,
+        kv_compression=kv_compression,
         clean_caption=clean_caption,
     )
     return _carried_out(request, text_to_image(spec_for(request), prompt), output, overwrite, device, vram, picture, on_event)
@@ -156,6 +163,7 @@ def edit(
     guidance: float | None = None,
     image_guidance: float | None = None,
     sampler: str | None = None,
+    schedule: str | None = None,
     strategy: str = "auto",
     tile_px: int | None = None,
     overlap_px: int | None = None,
@@ -190,6 +198,7 @@ def edit(
         guidance=guidance,
         image_guidance=image_guidance,
         sampler=sampler,
+        schedule=schedule,
         strategy=strategy,
         dtype=dtype,
         tile_px=tile_px,
@@ -223,6 +232,8 @@ def plan(
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
+    position_mode: str = "global",
+    kv_compression: str = "checkpoint",
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -248,6 +259,8 @@ def plan(
         family=family,
         parts=None if parts is None else str(parts),
         loras=_loras(loras),
+        position_mode=position_mode,
+        kv_compression=kv_compression,
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
@@ -288,8 +301,30 @@ def _loras(loras: Loras) -> tuple[LoraRef, ...]:
 
 
 def spec_for(request: RenderRequest) -> ModelSpec:
-    """The model of a request with what its LoRAs make of it."""
-    return with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+    """The model of a request with what its LoRAs and its options make of it."""
+    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+    for option, value, default in (
+        ("--positions", request.position_mode, "global"),
+        ("--kv-compression", request.kv_compression, "checkpoint"),
+    ):
+        if value != default and not isinstance(spec.network, PixArtShape):
+            raise RequestError(f"{option} {value}: is of PixArt models, {spec.name} is {spec.facts.title}; leave it out")
+    return pooled_keys(spec) if request.kv_compression == "average" else spec
+
+
+def pooled_keys(spec: ModelSpec) -> ModelSpec:
+    """The same model with 2 x 2 keys and values averaged in the second half of its blocks: an experiment.
+
+    Two thirds of the FLOPs at 4K, and another picture than these weights were trained for. RequestError where they were
+    trained with compression of their own.
+    """
+    shape = spec.network
+    assert isinstance(shape, PixArtShape), "checked before"
+    if any(factor > 1 for factor in shape.kv_compression):
+        raise RequestError(f"--kv-compression average: {spec.name} has compression of its own; leave the option out")
+    note = "approximation: keys and values averaged 2 x 2 in the second half of the blocks, as asked for"
+    thinned = replace(shape, kv_compression=second_half_factors(shape.layers), kv_pooled=True)
+    return replace(spec, network=thinned, notes=(*spec.notes, note))
 
 
 def text_to_image(spec: ModelSpec, prompt: str) -> ModelSpec:
@@ -443,8 +478,9 @@ def load_family(
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
         return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
-    kind = PixArtSigma if spec.facts.network == "pixart" else CosXL
-    return kind(spec, parts, device=device, dtype=made.dtype, decode=decode)
+    if spec.facts.network == "pixart":
+        return PixArtSigma(spec, parts, device=device, dtype=made.dtype, decode=decode, position_mode=request.position_mode)
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode)
 
 
 def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:

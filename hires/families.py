@@ -30,7 +30,8 @@ class UNetShape:
 class PixArtShape:
     """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells.
 
-    `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not.
+    `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not;
+    `kv_pooled`: by their mean, in a checkpoint that was not trained to (an experiment).
     """
 
     layers: int
@@ -40,6 +41,7 @@ class PixArtShape:
     caption_width: int
     latent_channels: int
     kv_compression: tuple[int, ...] = ()
+    kv_pooled: bool = False
 
     @property
     def width(self) -> int:
@@ -47,6 +49,11 @@ class PixArtShape:
 
 
 NetworkShape = UNetShape | PixArtShape
+
+
+def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:
+    """Factors of key-value compression as the Σ paper places them: dense in the first half of the blocks (0..13 of 28)."""
+    return (1,) * (layers - layers // 2) + (factor,) * (layers // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +218,9 @@ _ROWS = (
     _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),
     _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _run(*PIXART_RUN, 1024)),
     _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _run(*PIXART_RUN, 2048)),
+    _pixart(
+        "pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _run(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"
+    ),
     _pixart("pixart-alpha-256", "PixArt-α 256", 256, _run(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
     _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
     _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),

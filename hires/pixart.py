@@ -150,8 +150,3 @@ def padded_text(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | N
     keep = mask.bool()
     bias = torch.zeros(keep.shape, dtype=tokens.dtype, device=tokens.device).masked_fill(~keep, DISCARD)
     return tokens, bias[:, None]
-
-
-def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:
-    """Factors of key-value compression as the Σ paper places them: dense in the first half of the blocks (0..13 of 28)."""
-    return (1,) * (layers - layers // 2) + (factor,) * (layers // 2)

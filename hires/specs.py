@@ -116,7 +116,7 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
     unet_config, vae_config = network_config(found, facts), vae_config_of(parts["vae"], facts)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
     shape = _network_shape(unet_config, found, facts)
-    native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" else facts.native_px
+    native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" and not facts.same_keys_as else facts.native_px
     align_px = cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
     betas = None if facts.sigma_range else found.betas or facts.betas
     sigmas = found.sigma_range or facts.sigma_range or vp_range(betas, found.zero_terminal_snr)

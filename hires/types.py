@@ -18,6 +18,8 @@ STRATEGIES = ("auto", "direct", "tiled", "progressive")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULES = tuple(catalogue.SCHEDULES)
 ENLARGERS = ("pixel", "latent")
+POSITION_MODES = ("global", "local", "blend")
+KV_COMPRESSIONS = ("checkpoint", "average")
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 SAMPLERS = tuple(catalogue.SAMPLERS)
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -71,7 +73,8 @@ class RenderRequest:
     sigma_max: the noise level an EDM model starts from, 'auto' for one that goes with the size, None for its own.
     family: what the user says the model is. parts: a folder in which parts that it lacks are looked for. clean_caption:
     prompts go through `captions.clean`. strength: how much of the schedule a given picture goes through, None where the
-    render starts from noise; image_guidance: how closely an edit keeps to its picture.
+    render starts from noise; image_guidance: how closely an edit keeps to its picture. position_mode, kv_compression:
+    of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`.
     """
 
     prompt: str
@@ -94,6 +97,8 @@ class RenderRequest:
     clean_caption: bool = False
     strength: float | None = None
     image_guidance: float | None = None
+    position_mode: str = "global"
+    kv_compression: str = "checkpoint"
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -107,6 +112,8 @@ class RenderRequest:
                 raise RequestError(f"prompt {text!r}: give valid text")
         _known("strategy", self.strategy, STRATEGIES)
         _known("dtype", self.dtype, DTYPES)
+        _known("position mode", self.position_mode, POSITION_MODES)
+        _known("key-value compression", self.kv_compression, KV_COMPRESSIONS)
         for name in ("sampler", "schedule"):
             if not isinstance(getattr(self, name), str | None):
                 raise RequestError(f"{name}={getattr(self, name)!r}: give a name, such as euler or karras")

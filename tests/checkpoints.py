@@ -146,7 +146,7 @@ def pixart(family: str) -> nn.Module:
 
 
 def size_name(native_px: int) -> str:
-    return "2k" if native_px == 2048 else str(native_px)
+    return "2k" if native_px >= 2048 else str(native_px)
 
 
 def text_towers(family: str) -> tuple[nn.Module, ...]:

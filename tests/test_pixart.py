@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hires.conditioning import Conditioning, concatenate, pixart_resolution
-from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions, second_half_factors
+from hires.families import second_half_factors
+from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
 from hires.processors import add_compression
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid

@@ -77,8 +77,9 @@ def load_parts(
     """
     texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], text_device or device, loras)
     network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
-    if isinstance(spec.network, PixArtShape) and any(factor > 1 for factor in spec.network.kv_compression):
-        add_compression(network, spec.network.kv_compression, read_kv_compression(spec))
+    shape = spec.network
+    if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
+        add_compression(network, shape.kv_compression, read_kv_compression(spec))
     return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
 
 

@@ -8,26 +8,21 @@ import torch
 
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.denoisers import Denoiser
-from hires.errors import RequestError, unknown
 from hires.families import PixArtShape
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
-from hires.pixart import POSITION_MODES, PixArtNetwork, second_half_factors
+from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan
-
-KV_COMPRESSIONS = ("checkpoint", "average")
 
 
 class PixArtSigma(LoadedFamily):
     """A PixArt transformer.
 
     position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
-    half-way. kv_compression: 'checkpoint' thins keys and values where the checkpoint was trained to; 'average' is an
-    experiment that pools 2 x 2 of them in the second half of the blocks, for weights that were not: 4K in two thirds of
-    the FLOPs, and another picture. RequestError for unknown names.
+    half-way.
     """
 
     def __init__(
@@ -39,12 +34,13 @@ class PixArtSigma(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         position_mode: str = "global",
-        kv_compression: str = "checkpoint",
     ) -> None:
-        thin, share = _factors(_shape(spec), kv_compression), _share(position_mode)
+        share = POSITION_MODES[position_mode]
         super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
-        self._network = PixArtNetwork(parts.network, span=spec.facts.position_span, global_share=share, thin=thin)
+        self._network = PixArtNetwork(
+            parts.network, span=spec.facts.position_span, global_share=share, thin=_shape(spec).kv_compression
+        )
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         """Which attention backend runs the self-attention of a tile (in cells), by the dispatch's own rule."""
@@ -66,15 +62,3 @@ class PixArtSigma(LoadedFamily):
 def _shape(spec: ModelSpec) -> PixArtShape:
     assert isinstance(spec.network, PixArtShape), f"{spec.family} is no PixArt model"
     return spec.network
-
-
-def _share(position_mode: str) -> float:
-    if position_mode not in POSITION_MODES:
-        raise RequestError(unknown("position mode", position_mode, POSITION_MODES))
-    return POSITION_MODES[position_mode]
-
-
-def _factors(shape: PixArtShape, kv_compression: str) -> tuple[int, ...]:
-    if kv_compression not in KV_COMPRESSIONS:
-        raise RequestError(unknown("key-value compression", kv_compression, KV_COMPRESSIONS))
-    return shape.kv_compression if kv_compression == "checkpoint" else second_half_factors(shape.layers)

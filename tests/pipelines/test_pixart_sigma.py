@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import hires
-from hires import schedules
 from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
+from hires.engine import pooled_keys
 from hires.errors import RequestError
 from hires.pipelines import progressive
 from hires.pipelines.pixart_sigma import Parts, PixArtSigma
@@ -107,17 +107,23 @@ def test_a_plan_is_carried_out_in_tiles_to_the_size_asked_for(demo: ModelSpec) -
 def test_modes_are_named_and_change_what_a_tile_knows(demo: ModelSpec) -> None:
     of, x = spec(demo, "pixart-sigma-256"), latents(32, 32)
     found = {}
-    for options in ({}, {"position_mode": "local"}, {"position_mode": "blend"}, {"kv_compression": "average"}):
-        ours = family(of, transformer(32, 0.5), 300, **options)
+    pooled = pooled_keys(of)
+    assert "approximation: keys and values averaged" in pooled.notes[-1]
+    for model, options in ((of, {}), (of, {"position_mode": "local"}), (of, {"position_mode": "blend"}), (pooled, {})):
+        ours = family(model, transformer(32, 0.5), 300, **options)
         conditional, _ = ours.conditions(Size(512, 512))
         with torch.inference_mode():
-            found[str(options)] = ours.denoiser()(x, 1.0, conditional.crop(Box(32, 16, 32, 32)))
+            found[len(found)] = ours.denoiser()(x, 1.0, conditional.crop(Box(32, 16, 32, 32)))
     values = list(found.values())
     assert all((a - b).abs().max() > 1e-5 for i, a in enumerate(values) for b in values[:i])
-    with pytest.raises(RequestError, match="unknown position mode 'globl': did you mean 'global'"):
-        family(of, transformer(32, 0.5), 300, position_mode="globl")
-    with pytest.raises(RequestError, match="unknown key-value compression"):
-        family(of, transformer(32, 0.5), 300, kv_compression="conv3")
+    for wrong, message in (
+        ({"position_mode": "globl"}, "unknown position mode 'globl': did you mean 'global'"),
+        ({"kv_compression": "conv3"}, "unknown key-value compression"),
+        ({"position_mode": "local"}, "--positions local: is of PixArt models, demo is CosXL"),
+        ({"kv_compression": "average"}, "--kv-compression average: is of PixArt models"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            hires.plan(size="256x256", **wrong)
 
 
 def test_the_resolution_is_told_to_the_models_that_were_trained_with_it(demo: ModelSpec) -> None:
@@ -129,11 +135,8 @@ def test_the_resolution_is_told_to_the_models_that_were_trained_with_it(demo: Mo
 
 
 @pytest.mark.parametrize(("name", "kv"), [("pixart-sigma-256", {1: 2}), ("pixart-alpha-256", {})])
-def test_an_original_file_is_rendered_at_the_size_asked_for(
-    name: str, kv: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_original_file_is_rendered_at_the_size_asked_for(name: str, kv: dict[int, int], tmp_path: Path) -> None:
     """A .pth with the parts beside it, through the engine: T5, transformer with its own compression, tiles, decoder."""
-    monkeypatch.setitem(schedules.SCHEDULES, "linear", schedules.karras)  # which noise levels is no matter here
     made = checkpoints.make(tmp_path, name, kv=kv)
     given = {"size": "301x157", "model": str(made.path), "parts": str(made.parts), "steps": 1, "sampler": "euler"}
     result = hires.render("a sun", family=name, **given)  # type: ignore[arg-type]
