@@ -13,6 +13,7 @@ from hires.identify import Finding, identify_lora
 from hires.specs import ModelSpec
 from hires.types import LoraRef
 
+TOWERS = (("lora_te1_", "lora_te_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
@@ -59,8 +60,16 @@ def check_family(found: Finding, spec: ModelSpec) -> None:
         raise ModelError(
             f"{refusal}, whose text is {spec.network.context_width} wide; leave it out, or give a model of its family"
         )
-    if found.context is None and found.family == "sdxl" and spec.facts.configs == "sd15":
-        raise ModelError(f"{refusal}; leave it out, or give a model of its family")
+    assert found.header is not None
+    towers = sum(name.startswith(tower_prefixes(spec)) for name in found.header.tensors)
+    if towers:
+        raise ModelError(f"{refusal}: {towers} of its keys are for a text tower that takes none here; leave it out")
+
+
+def tower_prefixes(spec: ModelSpec) -> tuple[str, ...]:
+    """What the keys of text layers start with that this model has no place for: T5 takes none, SD1.5 has one tower."""
+    taking = 0 if spec.facts.text == ("t5",) else len(spec.facts.text)
+    return tuple(prefix for prefixes in TOWERS[taking:] for prefix in prefixes)
 
 
 def says_lcm(path: Path, header: Header) -> bool:

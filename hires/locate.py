@@ -124,7 +124,7 @@ def find_part(component: str, facts: FamilyFacts, folders: tuple[Path, ...]) -> 
     """A part in the first of `folders` that has it, else in the hub's local cache; layout 'missing' where nothing has."""
     kind = _tower(component, facts)
     for folder in folders:
-        for place in (folder / component, folder):
+        for place in (folder / component, *([folder] if component.startswith("tokenizer") else [])):
             if _holds(place, component, kind):
                 return folder_part(place, component)
     for repo in facts.parts_from:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hires.adapters import lora_file
+from hires.adapters import TOWERS, lora_file
 from hires.errors import ModelError
 from hires.families import UNetShape
 from hires.headers import read_header
@@ -30,10 +30,7 @@ ENDS = {
     "_lora.up.weight": "up", ".alpha": "alpha",
 }  # fmt: skip
 NETWORK = ("lora_unet_", "unet.", "transformer.", "base_model.model.", "lora_transformer_")
-TOWERS = {
-    "text_encoder": ("lora_te1_", "lora_te_", "text_encoder."),
-    "text_encoder_2": ("lora_te2_", "text_encoder_2."),
-}
+COMPONENTS = dict(zip(("text_encoder", "text_encoder_2"), TOWERS, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +77,7 @@ def tower_layers(loras: Sequence[LoraRef], weights: Iterable[str], component: st
         bare = name.removeprefix("text_model.")
         for other in (bare, f"text_model.{bare}"):
             aliases |= {other: name, other.replace(".", "_"): name}
-    return _layers(loras, TOWERS[component], aliases)
+    return _layers(loras, COMPONENTS[component], aliases)
 
 
 def _layers(loras: Sequence[LoraRef], prefixes: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, list[LoraLayer]]:
@@ -116,7 +113,7 @@ def _lost(path: Path, names: Sequence[str]) -> ModelError:
 def grouped(path: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of a LoRA file by layer and role ('up', 'down', 'alpha'). ModelError for keys of another kind."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    known = (*NETWORK, *(prefix for prefixes in TOWERS.values() for prefix in prefixes))
+    known = (*NETWORK, *(prefix for prefixes in TOWERS for prefix in prefixes))
     lost = []
     for key, value in read_tensors(path).items():
         end = next((end for end in ENDS if key.endswith(end)), None)

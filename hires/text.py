@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.errors import ModelError
+from hires.families import UNetShape
 from hires.headers import read_header, weight_files
 from hires.layouts import below, clip_config
 from hires.locate import VOCABULARIES, Part, missing
@@ -48,8 +49,27 @@ def encode_prompts(
     one is cut at the model's length. ModelError where a tower or its vocabulary is missing.
     """
     check_parts(spec)
-    if spec.facts.text == ("t5",):
-        return _encode_t5(spec, prompts, dtype, device)
+    encode = _encode_t5 if spec.facts.text == ("t5",) else _encode_clips
+    conditions = encode(spec, prompts, dtype, device, loras)
+    check_width(conditions[0].tokens, spec)
+    return conditions
+
+
+def check_width(tokens: Tensor, spec: ModelSpec) -> None:
+    """ModelError where towers give text (1, T, D) of another width than the network reads: parts of another model."""
+    network = spec.network
+    wanted = network.context_width if isinstance(network, UNetShape) else network.caption_width
+    if tokens.shape[-1] != wanted:
+        towers = ", ".join(str(spec.parts[name].path) for name, _ in COMPONENTS[: len(spec.facts.text)])
+        raise ModelError(
+            f"the text towers give states of width {tokens.shape[-1]}, the network reads {wanted}: {towers} belong to another "
+            f"model; give `--parts FOLDER` of this family"
+        )
+
+
+def _encode_clips(
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
+) -> list[Conditioning]:
     towers = [_encode_clip(spec, prompts, names, dtype, device, loras) for names in COMPONENTS[: len(spec.facts.text)]]
     if len(towers) == 1:
         return [Conditioning(tokens=row[None], cell_px=spec.cell_px) for row in towers[0].last]
@@ -90,8 +110,10 @@ def _encode_clip(
     )
 
 
-def _encode_t5(spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device) -> list[Conditioning]:
-    """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for."""
+def _encode_t5(
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
+) -> list[Conditioning]:
+    """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for. No LoRA is made for it."""
     tokens, length = load_tokenizer(spec, "tokenizer"), spec.facts.tokens
     encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     _tell_cut(tokens, prompts, length, "T5")

@@ -160,6 +160,17 @@ def test_a_lora_of_another_family_is_refused_with_both_named(tmp_path: Path, che
             with_loras(spec, [LoraRef(str(files[source].path))])
 
 
+def test_layers_of_a_text_tower_that_takes_none_are_refused(tmp_path: Path, checkpoint: Get) -> None:
+    """None may be left out unseen: T5 takes no LoRA, SD1.5 has no second tower."""
+    extra = {f"text_encoder{second}.encoder.x.lora_{end}.weight": torch.ones(2, 2) for second in ("", "_2") for end in "AB"}
+    for family, count in (("pixart-sigma-256", 4), ("sd15", 2)):
+        made = checkpoint(family)
+        state = load_file(lora(tmp_path / "a.safetensors", made, "peft", texts=False).path)
+        save_file(state | extra, tmp_path / "b.safetensors")
+        with pytest.raises(ModelError, match=f"{count} of its keys are for a text tower that takes none here"):
+            with_loras(load_spec(str(made.path), parts=made.parts), [LoraRef(str(tmp_path / "b.safetensors"))])
+
+
 @pytest.mark.parametrize(
     ("width", "family"), [(2048, "sdxl"), (768, "sd15"), (1024, "Stable Diffusion 2"), (72, "text width of 72")]
 )

@@ -125,6 +125,19 @@ def test_towers_of_files_without_the_outer_name_load_as_well(tmp_path: Path, che
     assert torch.equal(encode_prompts(spec, ["a house"], torch.float32, CPU)[0].tokens, wanted.tokens)
 
 
+def test_towers_of_another_model_are_refused(tmp_path: Path, checkpoint: Get) -> None:
+    """A T5 of another width among the parts."""
+    from transformers import T5Config, T5EncoderModel
+
+    made = checkpoint("pixart-sigma-256")
+    assert made.parts is not None
+    shutil.copytree(made.parts, tmp_path / "parts")
+    config = T5Config(**json.loads((made.parts / "text_encoder" / "config.json").read_text()) | {"d_model": 48})
+    T5EncoderModel(config).save_pretrained(tmp_path / "parts" / "text_encoder")
+    with pytest.raises(ModelError, match="width 48, the network reads 32"):
+        encode_prompts(load_spec(str(made.path), parts=tmp_path / "parts"), ["a"], torch.float32, CPU)
+
+
 def test_a_missing_tokenizer_says_where_it_was_looked_for_and_what_to_do(checkpoint: Get) -> None:
     for family, names in (("cosxl", "tokenizer and tokenizer_2"), ("pixart-sigma-256", "text_encoder and tokenizer")):
         made = checkpoint(family)
