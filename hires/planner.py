@@ -180,7 +180,7 @@ def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, s
     if schedule is not None:
         return sampler or spec.defaults.sampler, schedule, "as asked for"
     usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None else None
-    if sampler is not None and usual is not None and spec.vp_betas is not None and spec.facts.few_step is None:
+    if sampler is not None and usual is not None and spec.parameterisation in catalogue.VP and spec.facts.few_step is None:
         return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
     return sampler or spec.defaults.sampler, spec.defaults.schedule, "the model's own"
 
