@@ -187,3 +187,34 @@ def test_cleaning_that_would_lose_the_prompt_is_refused() -> None:
     with pytest.raises(RequestError, match=r"would delete 12 of the prompt's 12 letters.*leave --clean-caption out"):
         hires.plan("夕阳下的红房子和蓝色大海", size="256x256", clean_caption=True)
     assert hires.plan("夕阳下的红房子和蓝色大海", size="256x256").strategy
+
+
+def test_the_spiece_model_that_pixart_is_published_with(tmp_path: Path, checkpoint: Get) -> None:
+    """A vocabulary of sentencepiece in the folder's layout, read to the same ids as sentencepiece itself gives."""
+    import sentencepiece
+
+    made = checkpoint("pixart-sigma-256")
+    assert made.parts is not None
+    parts = tmp_path / "parts"
+    shutil.copytree(made.parts, parts)
+    shutil.rmtree(parts / "tokenizer")
+    (parts / "tokenizer").mkdir()
+    words = tmp_path / "words.txt"
+    words.write_text(
+        "\n".join(
+            f"a red sun over the {place} and the {other}" for place in ["lake", "sea", "hill"] for other in ["x", "y", "z"]
+        )
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(words), model_prefix=str(parts / "tokenizer" / "spiece"), vocab_size=22, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (parts / "tokenizer" / "spiece.vocab").unlink()
+    (parts / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, "legacy": True})
+    )
+    spec = load_spec(str(made.path), family=made.family, parts=str(parts))
+    tokens = load_tokenizer(spec, "tokenizer")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(parts / "tokenizer" / "spiece.model"))
+    for prompt in ("a red sun over the lake", "the hill and the sea", ""):
+        assert tokens(prompt).input_ids == [*reference.encode(prompt), 1]
