@@ -81,6 +81,13 @@ KvCompression = Annotated[
     str,
     typer.Option("--kv-compression", help="PixArt: checkpoint, or average (an experiment: keys and values thinned 2 x 2)."),
 ]
+TinyVae = Annotated[
+    str | None,
+    typer.Option("--tiny-vae", metavar="FOLDER", help="A small autoencoder (TAESDXL): for previews and as the last resort."),
+]
+Preview = Annotated[
+    Path | None, typer.Option("--preview", metavar="FILE", help="A PNG that shows each step, drawn by --tiny-vae; overwritten.")
+]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
 ]
@@ -161,6 +168,8 @@ def render(
     lora: Lora = None,
     positions: Positions = "global",
     kv_compression: KvCompression = "checkpoint",
+    tiny_vae: TinyVae = None,
+    preview: Preview = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -170,17 +179,29 @@ def render(
     from hires import engine
 
     def work() -> Any:
-        with progress_display(shown=not quiet) as on_event:
+        with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.render(
                 prompt, size=size, init=None if init is None else str(init), strength=strength, output=output,
                 overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
-                clean_caption=clean_caption,
+                clean_caption=clean_caption, tiny_vae=tiny_vae,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
+
+
+def preview_file(path: Path | None, tiny_vae: str | None) -> Path | None:
+    """The file for previews, if it can be written and there is what draws them."""
+    from hires.errors import RequestError
+    from hires.imageio import check_output
+
+    if path is None:
+        return None
+    if tiny_vae is None:
+        raise RequestError(f"--preview {path}: a small autoencoder draws previews; give --tiny-vae FOLDER, such as taesdxl")
+    return check_output(path, overwrite=True)
 
 
 def say(result: Any, as_json: bool, quiet: bool) -> None:
@@ -217,6 +238,8 @@ def edit(
     family: Family = None,
     parts: Parts = None,
     lora: Lora = None,
+    tiny_vae: TinyVae = None,
+    preview: Preview = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     overwrite: Overwrite = False,
@@ -225,13 +248,13 @@ def edit(
     from hires import engine
 
     def work() -> Any:
-        with progress_display(shown=not quiet) as on_event:
+        with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.edit(
                 str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
-                parts=parts, loras=lora or (), on_event=on_event,
+                parts=parts, loras=lora or (), tiny_vae=tiny_vae, on_event=on_event,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -262,6 +285,7 @@ def plan(
     lora: Lora = None,
     positions: Positions = "global",
     kv_compression: KvCompression = "checkpoint",
+    tiny_vae: TinyVae = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
 ) -> None:
@@ -291,6 +315,7 @@ def plan(
             loras=lora or (),
             position_mode=positions,
             kv_compression=kv_compression,
+            tiny_vae=tiny_vae,
             clean_caption=clean_caption,
         )
     )
@@ -402,15 +427,15 @@ def _describe(spec: Any) -> str:
 class progress_display:
     """A live line on stderr: stage, step, tile, time left, memory. Plain lines where stderr is no terminal."""
 
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
+    def __init__(self, shown: bool, preview: Path | None = None) -> None:
+        self.shown, self.preview = shown, preview
         self._bar: Any = None
         self._task: Any = None
         self._stage, self._begun = "", 0.0
 
     def __enter__(self) -> OnEvent | None:
         if not self.shown:
-            return None
+            return None if self.preview is None else self._draw
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -429,8 +454,17 @@ class progress_display:
         if self._bar is not None:
             self._bar.stop()
 
+    def _draw(self, event: Event) -> None:
+        from hires.imageio import save_png
+
+        if self.preview is not None and event.preview is not None:
+            step = f"{event.stage}, step {event.step} of {event.steps}"
+            save_png(self.preview, event.preview, {"Software": f"hires {__version__}", "Comment": step}, overwrite=True)
+
     def _on_event(self, event: Event) -> None:
         from hires.device import peak_bytes_so_far
+
+        self._draw(event)
 
         fresh = event.stage != self._stage
         if fresh:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hires.errors import BudgetError
 from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.tiling.geometry import Size
-from hires.types import VAE_POLICIES, gib
+from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
 from hires.vae_cost import Walk
 
 UNET_LIVE_MAPS = 15.7  # of the first level's channels: 157 B/px in bf16 at 320 channels and 64 px per cell
@@ -291,3 +291,13 @@ def halo_policy(
     peak = live * tall * width * cell_px**2
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
     return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
+
+
+TAESD_CHANNELS = 64
+
+
+def preview_bytes(element: int, cpu: bool) -> int:
+    """What a small autoencoder holds while it draws a preview of `PREVIEW_CELLS` cells a side."""
+    side, channels = PREVIEW_CELLS, TAESD_CHANNELS
+    sizes = {"rows": side, "height": side, "width": side, "reach": 0, "cell_px": 8, "channels": channels}
+    return halo_policy(**sizes, macs_per_cell=0, element=element, cpu=cpu).peak_bytes

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import operator
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires import __version__, captions, planner
 from hires.adapters import with_loras
-from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
+from hires.errors import OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
 from hires.resolution import check_size, parse_size
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Size
 from hires.types import (
-    DecodePlan,
     DeviceSpec,
     Event,
     LoraRef,
@@ -28,21 +26,14 @@ from hires.types import (
     OnEvent,
     RenderRequest,
     RenderResult,
-    StageStats,
-    gib,
     parse_bytes,
     parse_lora,
 )
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
     from PIL import Image
-
-    from hires.imageio import PictureSink
-    from hires.pipelines.base import Family
-    from hires.tiling.retry import Ladder
 
     PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -79,6 +70,7 @@ def render(
     loras: Loras = (),
     position_mode: str = "global",
     kv_compression: str = "checkpoint",
+    tiny_vae: str | Path | None = None,
     clean_caption: bool = False,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -109,6 +101,8 @@ def render(
         loras: LoRA files to merge: "style.safetensors", "style.safetensors:0.8" or LoraRef(path, scale) each.
         position_mode: where a PixArt tile is told that it lies: "global" (on the canvas), "local" (a whole picture), "blend".
         kv_compression: of PixArt: "checkpoint", or "average", an experiment that thins keys and values.
+        tiny_vae: the folder of a small autoencoder (TAESD, TAESDXL): every step's event carries a preview, and it decodes,
+            as a named approximation, where every exact way ran out of memory.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -144,6 +138,7 @@ def render(
         loras=_loras(loras),
         position_mode=position_mode,
         kv_compression=kv_compression,
+        tiny_vae=None if tiny_vae is None else str(tiny_vae),
         clean_caption=clean_caption,
     )
     return _carried_out(request, text_to_image(spec_for(request), prompt), output, overwrite, device, vram, picture, on_event)
@@ -174,6 +169,7 @@ def edit(
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
+    tiny_vae: str | Path | None = None,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
@@ -207,6 +203,7 @@ def edit(
         family=family,
         parts=None if parts is None else str(parts),
         loras=_loras(loras),
+        tiny_vae=None if tiny_vae is None else str(tiny_vae),
     )
     return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
 
@@ -234,6 +231,7 @@ def plan(
     loras: Loras = (),
     position_mode: str = "global",
     kv_compression: str = "checkpoint",
+    tiny_vae: str | Path | None = None,
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -261,6 +259,7 @@ def plan(
         loras=_loras(loras),
         position_mode=position_mode,
         kv_compression=kv_compression,
+        tiny_vae=None if tiny_vae is None else str(tiny_vae),
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
@@ -278,6 +277,7 @@ def _carried_out(
 ) -> RenderResult:
     """Check what is there, plan, run, write."""
     from hires.device import choose_device, probe
+    from hires.execute import run_plan
     from hires.imageio import check_output
 
     path = None if output is None else check_output(_path(output), overwrite)
@@ -391,134 +391,6 @@ def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Si
     except (TypeError, ValueError):
         raise SizeError(f"size {size!r}: give 'WIDTHxHEIGHT' or a pair of whole numbers (width, height)") from None
     return check_size(Size(height, width))
-
-
-def run_plan(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    tell: OnEvent,
-    picture: NDArray[np.uint8] | None = None,
-) -> RenderResult:
-    """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
-
-    picture: (H, W, 3) that the plan starts from or edits.
-    """
-    from hires.tiling.retry import is_out_of_memory
-
-    try:
-        return _run(request, made, spec, device, tell, picture)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = str(error).strip().split("\n")[0][:200]
-    raise MemoryLadderError(
-        f"out of memory outside the ladder ({reason}); planned peak {gib(made.peak_bytes)} of {gib(made.budget_bytes)}: "
-        f"close other programs or give a smaller --size"
-    )
-
-
-def _run(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    tell: OnEvent,
-    picture: NDArray[np.uint8] | None,
-) -> RenderResult:
-    from hires.device import peak_resident_bytes
-    from hires.imageio import PictureSink, on_canvas
-    from hires.pipelines import progressive
-    from hires.tiling.retry import Ladder
-
-    begun = time.monotonic()
-    tell(Event(stage="load", done=0, total=1))
-    ladder = Ladder([made.decode, *(rung.decode for rung in made.ladder if rung.stage == "decode")], _describe(made))
-    drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
-    family = load_family(request, made, spec, device, ladder, drawn)
-    made = replace(made, backends=family.backends(made.latent_grid.tile))
-    tell(Event(stage="load", done=1, total=1))
-    denoised = progressive.run(family, made, request.seed, tell, drawn)
-    sink = PictureSink(request.size)
-    decoding = _decode(family, denoised.latents, sink, tell)
-    if ladder.taken:
-        note = f"ran out of memory: decoded {ladder.rung} instead of {made.decode}"
-        made = replace(made, decode=ladder.rung, notes=(*made.notes, note))
-    return RenderResult(
-        path=None,
-        size=request.size,
-        seed=request.seed,
-        plan=made,
-        stats=(*denoised.stats, decoding),
-        seconds=time.monotonic() - begun,
-        peak_rss_bytes=peak_resident_bytes(),
-        pixels=sink.finished(),
-    )
-
-
-def load_family(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    decode: Ladder[DecodePlan],
-    picture: NDArray[np.uint8] | None,
-) -> Family:
-    """The model of a request on its device, by the pipeline of its family; picture: (H, W, 3) of the canvas."""
-    import torch
-
-    from hires.pipelines.base import load_parts
-    from hires.pipelines.cosxl import CosXL
-    from hires.pipelines.cosxl_edit import CosXLEdit
-    from hires.pipelines.pixart_sigma import PixArtSigma
-
-    text_device = torch.device("cpu") if made.text_on_host else device
-    parts = load_parts(spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device)
-    if spec.facts.image_channels:
-        assert picture is not None, "an edit is of a picture"
-        return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
-    if spec.facts.network == "pixart":
-        return PixArtSigma(spec, parts, device=device, dtype=made.dtype, decode=decode, position_mode=request.position_mode)
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode)
-
-
-def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
-    """A rung of the decode ladder in words, with its predicted peak."""
-    peaks = {rung.decode: rung.peak_bytes for rung in made.ladder if rung.stage == "decode"}
-    peaks[made.decode] = next(cost.peak_bytes for cost in made.costs if cost.stage == "decode")
-
-    def describe(decode: DecodePlan) -> str:
-        return f"decode {decode}, predicted peak {gib(peaks[decode] or 0)}"
-
-    return describe
-
-
-def _decode(family: Family, latents: torch.Tensor, sink: PictureSink, tell: OnEvent) -> StageStats:
-    """Decode into the sink, band by band."""
-    import torch
-
-    from hires.device import peak_device_bytes, reset_peak
-
-    begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
-    reset_peak(family.device)
-
-    def on_band(done: int, total: int) -> None:
-        nonlocal tiles
-        tiles = total
-        tell(Event(stage="decode", done=done, total=total))
-
-    with torch.inference_mode():
-        for band in family.decode_bands(latents, on_band):
-            sink.write(band[0].permute(1, 2, 0).numpy())
-    return StageStats(
-        stage="decode",
-        seconds=round(time.monotonic() - begun, 3),
-        peak_bytes=peak_device_bytes(family.device),
-        tiles=tiles,
-        retries=family.vae.retries - retries,
-        recomputed=family.vae.recomputed - recomputed,
-    )
 
 
 def _written(

@@ -103,6 +103,10 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     if decode.dtype != dtype:
         notes.append(f"decode in {decode.dtype}: an SDXL-type VAE overflows in fp16, and bf16 is enough for 8 bits")
     costs = [stage_cost(stage, spec, device, batch, dtype) for stage in stages]
+    if request.tiny_vae is not None:
+        extra = cost.preview_bytes(4 if device.kind == "cpu" else 2, device.kind == "cpu")
+        costs = [replace(made, peak_bytes=made.peak_bytes + extra) for made in costs]
+        notes.append(f"previews by {request.tiny_vae}: up to {gib(extra)} after each step")
     for index in range(1, len(stages)):
         flops = costs[index].flops + enlarge_flops(stages[index - 1].canvas, stages[index], spec)
         peak = max(costs[index].peak_bytes, decode_cost(stages[index].canvas, decode, spec, device, dtype).peak_bytes)
@@ -122,7 +126,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         offload="none" if device.kind == "cpu" else "text encoders freed after use",
         backends=(),
         costs=tuple(costs),
-        ladder=tuple(make_ladder(canvas, batch, decode, spec, device, dtype)),
+        ladder=(*make_ladder(canvas, batch, decode, spec, device, dtype), *tiny_rung(request, decode)),
         notes=tuple(notes),
         text_on_host=text_on_host,
     )
@@ -393,3 +397,11 @@ def make_ladder(
     for less in plans[plans.index(decode) + 1 :]:
         peak = decode_cost(canvas, less, spec, device, dtype).peak_bytes
         yield Rung(stage="decode", batch=1, decode=less, exact=True, peak_bytes=peak, reason=f"decode {less}")
+
+
+def tiny_rung(request: RenderRequest, decode: DecodePlan) -> Iterator[Rung]:
+    """The last resort, only where it was asked for: another autoencoder, so another picture."""
+    if request.tiny_vae is not None:
+        less = replace(decode, policy="tiny", band_rows=0)
+        reason = f"approximation: decode with {request.tiny_vae}, as asked for"
+        yield Rung(stage="decode", batch=1, decode=less, exact=False, peak_bytes=None, reason=reason)

@@ -20,6 +20,7 @@ SCHEDULES = tuple(catalogue.SCHEDULES)
 ENLARGERS = ("pixel", "latent")
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
+PREVIEW_CELLS = 64  # the longest side of a preview's latents
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 SAMPLERS = tuple(catalogue.SAMPLERS)
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -74,7 +75,8 @@ class RenderRequest:
     family: what the user says the model is. parts: a folder in which parts that it lacks are looked for. clean_caption:
     prompts go through `captions.clean`. strength: how much of the schedule a given picture goes through, None where the
     render starts from noise; image_guidance: how closely an edit keeps to its picture. position_mode, kv_compression:
-    of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`.
+    of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
+    TAESDXL) that draws previews and decodes where every exact way ran out of memory.
     """
 
     prompt: str
@@ -99,6 +101,7 @@ class RenderRequest:
     image_guidance: float | None = None
     position_mode: str = "global"
     kv_compression: str = "checkpoint"
+    tiny_vae: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -199,7 +202,9 @@ class DecodePlan:
     dtype: str
 
     def __str__(self) -> str:
-        return "whole" if self.policy == "whole" else f"in bands of {self.band_rows} rows ({self.policy})"
+        if self.policy in ("whole", "tiny"):
+            return "whole" if self.policy == "whole" else "with the tiny autoencoder, an approximation"
+        return f"in bands of {self.band_rows} rows ({self.policy})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,13 +286,17 @@ def gib(count: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them."""
+    """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them.
+
+    preview: after a step, where a small autoencoder was given: the estimate as (h, w, 3) uint8 pixels, 512 px at most.
+    """
 
     stage: str
     done: int
     total: int
     step: int = 0
     steps: int = 0
+    preview: Any = None
 
 
 OnEvent = Callable[[Event], None]

@@ -50,7 +50,7 @@ ROWS = (
     ("tiling",),
     ("quiet", "weights", "single_file", "lora", "text", "processors", "pixart", "unet"),
     ("pipelines",),
-    ("engine", "roundtrip"),
+    ("execute", "engine", "roundtrip"),
     ("cli",),
 )
 

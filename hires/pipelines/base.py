@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
+from hires.errors import ModelError
 from hires.families import PixArtShape, UNetShape
+from hires.imageio import to_uint8
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder
+from hires.tiling.halo import HaloVAE, tiled_autoencoder
+from hires.tiling.retry import Ladder, attempt
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan, LoraRef, StagePlan
-from hires.weights import load_network, load_vae, read_kv_compression
+from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
+from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
+
+log = logging.getLogger(__name__)
 
 
 class Family(Protocol):
@@ -30,6 +40,7 @@ class Family(Protocol):
     spec: ModelSpec
     device: torch.device
     vae: TiledVAE
+    tiny: HaloVAE | None
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
@@ -51,6 +62,14 @@ class Family(Protocol):
         """A picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
         ...
 
+    def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+        """`decode_bands` by the small autoencoder `tiny`: an approximation."""
+        ...
+
+    def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
+        """Latents (1, C, h, w) as a small picture (h', w', 3), at most `PREVIEW_CELLS` cells a side; None without `tiny`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -59,6 +78,7 @@ class Parts:
     texts: Sequence[Conditioning]
     network: nn.Module
     vae: nn.Module
+    tiny: HaloVAE | None = None
 
 
 def load_parts(
@@ -81,6 +101,22 @@ def load_parts(
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
     return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
+
+
+def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
+    """The small autoencoder in a folder. ModelError for another kind, or one of other latents."""
+    module = load_autoencoder(Path(folder), TORCH_DTYPE[dtype], device)
+    tiny = tiled_autoencoder(module)
+    if not isinstance(tiny, HaloVAE):
+        raise ModelError(f"--tiny-vae {folder}: an {type(module).__name__}; give an AutoencoderTiny such as taesdxl")
+    config: Any = module.config
+    channels = int(config.latent_channels)
+    if (channels, tiny.cell_px) != (spec.facts.latent_channels, spec.cell_px):
+        raise ModelError(
+            f"--tiny-vae {folder}: of {channels} channels and {tiny.cell_px} px a cell; "
+            f"{spec.name} has {spec.facts.latent_channels} and {spec.cell_px}"
+        )
+    return tiny
 
 
 def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
@@ -120,6 +156,7 @@ class LoadedFamily:
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
+        self.tiny = parts.tiny
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
@@ -140,6 +177,22 @@ class LoadedFamily:
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
+
+    def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+        assert self.tiny is not None, "a small autoencoder was loaded"
+        for rows in self.tiny.decode_bands(latents, on_band):
+            yield rows.float().cpu()
+
+    def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
+        if self.tiny is None:
+            return None
+        factor = -(-max(latents.shape[-2:]) // PREVIEW_CELLS)
+        small = F.avg_pool2d(latents[:1].float(), factor, ceil_mode=True) if factor > 1 else latents[:1]
+        pixels, message = attempt(self.tiny.decode, small)
+        if pixels is None:
+            log.warning("no preview: %s", message)
+            return None
+        return to_uint8(pixels[0].permute(1, 2, 0).float().cpu().numpy())
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) in the memory format that convolutions run in."""

@@ -56,7 +56,7 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         whole = Box(0, 0, cells.height, cells.width)
         noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
         x = noisy(family, stage, result.latents, picture, first_sigma(stage, sigmas), noise(-1), on_event)
-        progress = TileProgress(stage, on_event)
+        progress = TileProgress(stage, on_event, family.preview)
         result.latents = denoise_stage(family, stage, x, sigmas, noise, batcher, progress).float().cpu()
         progress.finish()
         result.stats.append(
@@ -136,8 +136,8 @@ def denoise_stage(
 class TileProgress:
     """Turns tile batches and sampler steps into events."""
 
-    def __init__(self, stage: StagePlan, on_event: OnEvent) -> None:
-        self.stage, self.on_event = stage, on_event
+    def __init__(self, stage: StagePlan, on_event: OnEvent, preview: Callable[[Tensor], NDArray[np.uint8] | None]) -> None:
+        self.stage, self.on_event, self.preview = stage, on_event, preview
         self.done, self.total, self.steps_done = 0, evaluations(stage.sampler, stage.taken_steps) * stage.grid.count, 0
         self._tell()
 
@@ -148,7 +148,7 @@ class TileProgress:
 
     def step(self, index: int, denoised: Tensor) -> None:
         self.steps_done = min(index + 1, self.stage.taken_steps)
-        self._tell()
+        self._tell(self.preview(denoised))
 
     def finish(self) -> None:
         """Where the sampler's evaluations were an estimate, the count it came to."""
@@ -156,9 +156,10 @@ class TileProgress:
             self.total, self.steps_done = self.done, self.stage.taken_steps
             self._tell()
 
-    def _tell(self) -> None:
-        stage = self.stage
-        self.on_event(Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=stage.taken_steps))
+    def _tell(self, preview: NDArray[np.uint8] | None = None) -> None:
+        stage, steps = self.stage, self.stage.taken_steps
+        event = Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=steps, preview=preview)
+        self.on_event(event)
 
 
 def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:

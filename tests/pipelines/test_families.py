@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import engine, planner
+from hires import engine, execute, planner
 from hires.families import FAMILIES
 from hires.imageio import on_canvas
 from hires.pipelines import progressive
@@ -46,7 +46,7 @@ class Run:
         self.plan: MemoryPlan = planner.plan(request, self.spec, planner.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         ladder = Ladder([self.plan.decode], str)
-        self.family: Family = engine.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
+        self.family: Family = execute.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
         self.latents = progressive.run(self.family, self.plan, 0, lambda event: None, drawn).latents
         self.words = encode_prompts(self.spec, [PROMPT, ""], torch.float32, CPU)
 

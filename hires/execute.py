@@ -1,0 +1,159 @@
+"""Carrying a plan out in memory: load, denoise, decode. `engine` makes the plan and writes the file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hires.device import peak_device_bytes, peak_resident_bytes, reset_peak
+from hires.errors import MemoryLadderError
+from hires.imageio import PictureSink, on_canvas
+from hires.pipelines import progressive
+from hires.pipelines.base import Family, load_parts, load_tiny
+from hires.pipelines.cosxl import CosXL
+from hires.pipelines.cosxl_edit import CosXLEdit
+from hires.pipelines.pixart_sigma import PixArtSigma
+from hires.specs import ModelSpec
+from hires.tiling.geometry import Size
+from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
+from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
+
+log = logging.getLogger(__name__)
+
+
+def run_plan(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    tell: OnEvent,
+    picture: NDArray[np.uint8] | None = None,
+) -> RenderResult:
+    """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
+
+    picture: (H, W, 3) that the plan starts from or edits.
+    """
+    try:
+        return _run(request, made, spec, device, tell, picture)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0][:200]
+    raise MemoryLadderError(
+        f"out of memory outside the ladder ({reason}); planned peak {gib(made.peak_bytes)} of {gib(made.budget_bytes)}: "
+        f"close other programs or give a smaller --size"
+    )
+
+
+def _run(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    tell: OnEvent,
+    picture: NDArray[np.uint8] | None,
+) -> RenderResult:
+    begun = time.monotonic()
+    tell(Event(stage="load", done=0, total=1))
+    exact = [rung.decode for rung in made.ladder if rung.stage == "decode" and rung.exact]
+    ladder = Ladder([made.decode, *exact], _describe(made))
+    drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
+    family = load_family(request, made, spec, device, ladder, drawn)
+    made = replace(made, backends=family.backends(made.latent_grid.tile))
+    tell(Event(stage="load", done=1, total=1))
+    denoised = progressive.run(family, made, request.seed, tell, drawn)
+    sink, decoding = decode(family, denoised.latents, request.size, tell)
+    if family.tiny is not None and decoding.stage == "decode (tiny)":
+        ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
+        made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
+    elif ladder.taken:
+        note = f"ran out of memory: decoded {ladder.rung} instead of {made.decode}"
+        made = replace(made, decode=ladder.rung, notes=(*made.notes, note))
+    return RenderResult(
+        path=None,
+        size=request.size,
+        seed=request.seed,
+        plan=made,
+        stats=(*denoised.stats, decoding),
+        seconds=time.monotonic() - begun,
+        peak_rss_bytes=peak_resident_bytes(),
+        pixels=sink.finished(),
+    )
+
+
+def load_family(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    decode: Ladder[DecodePlan],
+    picture: NDArray[np.uint8] | None,
+) -> Family:
+    """The model of a request on its device, by the pipeline of its family; picture: (H, W, 3) of the canvas."""
+    text_device = torch.device("cpu") if made.text_on_host else device
+    parts = load_parts(spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device)
+    if request.tiny_vae is not None:
+        parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
+    if spec.facts.image_channels:
+        assert picture is not None, "an edit is of a picture"
+        return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
+    if spec.facts.network == "pixart":
+        return PixArtSigma(spec, parts, device=device, dtype=made.dtype, decode=decode, position_mode=request.position_mode)
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode)
+
+
+def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
+    """A rung of the decode ladder in words, with its predicted peak."""
+    peaks = {rung.decode: rung.peak_bytes for rung in made.ladder if rung.stage == "decode"}
+    peaks[made.decode] = next(cost.peak_bytes for cost in made.costs if cost.stage == "decode")
+
+    def describe(decode: DecodePlan) -> str:
+        return f"decode {decode}, predicted peak {gib(peaks[decode] or 0)}"
+
+    return describe
+
+
+def decode(family: Family, latents: torch.Tensor, size: Size, tell: OnEvent) -> tuple[PictureSink, StageStats]:
+    """The picture and what it took. Where no exact way has room the small autoencoder starts over, if there is one."""
+    if family.tiny is None:
+        return _decoded(family, family.decode_bands, latents, size, tell)
+    try:
+        return _decoded(family, family.decode_bands, latents, size, tell)
+    except MemoryLadderError as error:
+        message = str(error)
+    free_memory()
+    log.warning("%s; decoding with the tiny autoencoder, an approximation", message)
+    sink, stats = _decoded(family, family.decode_tiny, latents, size, tell)
+    return sink, replace(stats, stage="decode (tiny)")
+
+
+def _decoded(
+    family: Family, way: Callable[..., Iterator[torch.Tensor]], latents: torch.Tensor, size: Size, tell: OnEvent
+) -> tuple[PictureSink, StageStats]:
+    """Decode band by band."""
+    begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
+    sink = PictureSink(size)
+    reset_peak(family.device)
+
+    def on_band(done: int, total: int) -> None:
+        nonlocal tiles
+        tiles = total
+        tell(Event(stage="decode", done=done, total=total))
+
+    with torch.inference_mode():
+        for band in way(latents, on_band):
+            sink.write(band[0].permute(1, 2, 0).numpy())
+    return sink, StageStats(
+        stage="decode",
+        seconds=round(time.monotonic() - begun, 3),
+        peak_bytes=peak_device_bytes(family.device),
+        tiles=tiles,
+        retries=family.vae.retries - retries,
+        recomputed=family.vae.recomputed - recomputed,
+    )
