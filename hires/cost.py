@@ -81,7 +81,7 @@ def _unet_macs(shape: UNetShape, h: int, w: int) -> Iterator[int]:
             yield 9 * c * c * cells[i + 1]
             skips.append(c)
     yield 2 * _resnet(c, c) * cells[-1]
-    yield _transformer(c, shape.transformer_layers[-1], cells[-1], shape)
+    yield _transformer(c, shape.transformer_layers[-1] if shape.mid_layers is None else shape.mid_layers, cells[-1], shape)
     for i in reversed(range(levels)):
         for _ in range(shape.resnets + 1):
             yield _resnet(c + skips.pop(), channels[i]) * cells[i]

@@ -17,13 +17,19 @@ PIXART_BETAS = ("linear", 0.0001, 0.02)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetShape:
-    """What decides the cost of an SDXL-type UNet: channels, resnets and transformer layers per level."""
+    """What decides the cost of a UNet: channels, resnets and transformer layers per level.
+
+    mid_layers: of the block below the last level, None for as many as the last level has (SD1.5's has none, its mid block
+    one). head_dims: width of an attention head per level.
+    """
 
     channels: tuple[int, ...]
     resnets: int
     transformer_layers: tuple[int, ...]
     context_width: int
     latent_channels: int
+    mid_layers: int | None = None
+    head_dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

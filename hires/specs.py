@@ -297,7 +297,7 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
 
 def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts) -> NetworkShape:
     if facts.network == "unet":
-        return _unet_shape(config, facts)
+        return unet_shape(config, facts)
     shapes = {} if found.header is None else below(found.header.shapes, found.prefix)
     return PixArtShape(
         layers=int(config["num_layers"]),
@@ -310,17 +310,22 @@ def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts
     )
 
 
-def _unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
+def unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
+    """The shape of a diffusers UNet2DConditionModel from its config."""
     channels = tuple(config["block_out_channels"])
     layers = config.get("transformer_layers_per_block", 1)
     layers = [layers] * len(channels) if isinstance(layers, int) else layers
     attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]  # diffusers' name for their number
+    heads = [heads] * len(channels) if isinstance(heads, int) else heads
     return UNetShape(
         channels=channels,
         resnets=int(config["layers_per_block"]),
         transformer_layers=tuple(n if on else 0 for n, on in zip(layers, attends, strict=True)),
         context_width=int(config["cross_attention_dim"]),
         latent_channels=int(config["in_channels"]) - facts.image_channels,
+        mid_layers=int(layers[-1]) if "CrossAttn" in (config.get("mid_block_type") or "CrossAttn") else 0,
+        head_dims=tuple(width // count for width, count in zip(channels, heads, strict=True)),
     )
 
 

@@ -145,3 +145,29 @@ def test_live_bytes_of_the_full_transformer_are_enough_and_not_many_more(side: i
         evaluate(network, side, batch, tokens, dtype)
     predicted = network_live_bytes(PIXART, (side // 8) ** 2, batch, dtype.itemsize, cpu=False, tokens=tokens)
     assert found.peak <= predicted <= 1.10 * found.peak
+
+
+def test_the_formula_counts_the_full_sd15_network() -> None:
+    """Its mid block attends where its last level does not, and its heads are as wide as a level is."""
+    import json
+
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hires.families import FAMILIES
+    from hires.layouts import shipped_config
+    from hires.quiet import quiet_imports
+    from hires.specs import unet_shape
+
+    with quiet_imports():
+        from diffusers import UNet2DConditionModel
+    config = json.loads(shipped_config("sd15", "unet").read_text())
+    shape = unet_shape(config, FAMILIES["sd15"])
+    assert shape.head_dims == (40, 80, 160, 160)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config).eval()
+        x, words, time = torch.empty(1, 4, 64, 48), torch.empty(1, 77, 768), torch.ones(1)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+            unet(x, time, encoder_hidden_states=words)
+    assert unet_flops(shape, 64, 48) == pytest.approx(counter.get_total_flops(), rel=0.01)

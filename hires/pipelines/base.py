@@ -134,7 +134,8 @@ def unet_backends(spec: ModelSpec, tile: Size, device: torch.device, dtype: torc
     assert isinstance(spec.network, UNetShape), f"{spec.family} has no UNet"
     level = next((i for i, layers in enumerate(spec.network.transformer_layers) if layers), 0)
     tokens = (tile.height >> level) * (tile.width >> level)
-    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
+    width = spec.network.head_dims[level] if spec.network.head_dims else 64
+    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
     return (("attention", select(asked).name),)
 
 
