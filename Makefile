@@ -10,8 +10,9 @@ SIZE ?= 2048x2048
 demo: $(READY)
 	$(BIN)/hires render "a sun on the right over green mountains and a lake at dusk" --size $(SIZE) -o demo.png --overwrite
 
+# Two tests at a time, each on one thread; a file's tests stay together, they share what they load.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest

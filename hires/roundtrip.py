@@ -84,8 +84,10 @@ def vae_roundtrip(
         raise RequestError(f"--vram {vram} and --policy {policy}: a budget chooses the policy; give one of the two")
     module = load_autoencoder(vae_folder(vae), torch.float32, chosen)
     budget = parse_bytes(vram) if isinstance(vram, str) else vram
-    if chosen.type == "cuda" and policy is None:  # a budget on a card holds the weights as well
-        budget = probe(chosen, budget).budget_bytes - sum(p.numel() * p.element_size() for p in module.parameters())
+    if policy is None:
+        budget = probe(chosen, budget).budget_bytes  # what is free where none is given
+        if chosen.type == "cuda":  # a budget on a card holds the weights as well
+            budget -= sum(p.numel() * p.element_size() for p in module.parameters())
     tiled = tiled_autoencoder(
         module,
         budget_bytes=budget,
