@@ -9,7 +9,7 @@ from pathlib import Path
 from hires.errors import ModelError
 from hires.families import FAMILIES, UNetShape
 from hires.headers import Header, read_header
-from hires.identify import Finding, identify_lora
+from hires.identify import Finding, identify_lora, says
 from hires.specs import ModelSpec
 from hires.types import LoraRef
 
@@ -73,9 +73,11 @@ def tower_prefixes(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def says_lcm(path: Path, header: Header) -> bool:
-    """Whether a LoRA's name, its folder's or its metadata say that it is a latent consistency one."""
-    words = (path.name, path.parent.name if path.name in FOLDER_FILES else "", *header.metadata.values())
-    return any("lcm" in str(word).lower() for word in words)
+    """Whether a LoRA's name, its folder's or repository's in the hub cache, or its metadata say 'lcm' as a word."""
+    folders = [part for part in path.parent.parts if part.startswith("models--")]
+    if path.name in FOLDER_FILES:
+        folders.append(path.parent.name)
+    return any(says("lcm", str(word)) for word in (path.name, *folders, *header.metadata.values()))
 
 
 def _as_lcm(spec: ModelSpec, path: Path) -> ModelSpec:
@@ -84,8 +86,8 @@ def _as_lcm(spec: ModelSpec, path: Path) -> ModelSpec:
     target = next((f for f in FAMILIES.values() if f.few_step == "lcm" and f.same_keys_as == spec.family), None)
     if target is None or "lcm" not in spec.facts.accelerators:
         raise ModelError(
-            f"--lora {path}: an LCM-LoRA distils SDXL's epsilon prediction, {spec.name} is {spec.family} "
-            f"({spec.parameterisation}): give an SDXL base checkpoint with --model, or leave the LoRA out"
+            f"--lora {path}: an LCM-LoRA runs on the SDXL base checkpoint it distils (epsilon prediction), {spec.name} is "
+            f"{spec.family} ({spec.parameterisation}): give that checkpoint with --model, or leave the LoRA out"
         )
     run = target.defaults
     note = (

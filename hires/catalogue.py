@@ -6,12 +6,13 @@ Facts only, no torch. The functions themselves are in `samplers.py` and `schedul
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hires.errors import RequestError, unknown
 
 PARAMETERISATIONS = ("edm_v", "eps", "v")
+LCM_TIMESTEPS = 50  # of the 1000 that an LCM was distilled at
 FEW_STEP = ("lcm", "turbo", "dmd")
 VP = ("eps", "v")
 LCM_TIMESTEPS = 50  # an LCM is distilled at that many of its 1000
@@ -106,7 +107,8 @@ SCHEDULES: Mapping[str, ScheduleFacts] = {
         ScheduleFacts(name="exponential", label="Exponential", aliases=("exp",)),
         ScheduleFacts(name="polyexponential", label="Polyexponential"),
         ScheduleFacts(name="cosine", label="Cosine"),
-        ScheduleFacts(name="linear", label="Normal", aliases=("normal", "uniform", "linspace"), fits=VP, table=True),
+        ScheduleFacts(name="linear", label="Normal", aliases=("normal", "uniform"), fits=VP, table=True),
+        ScheduleFacts(name="linspace", label="Linspace", fits=VP, table=True),
         ScheduleFacts(name="simple", label="Simple", fits=VP, table=True),
         ScheduleFacts(name="sgm_uniform", label="SGM Uniform", fits=VP, table=True),
         ScheduleFacts(name="trailing", label="Trailing", aliases=("turbo", "sd_turbo"), fits=VP, table=True),
@@ -174,6 +176,14 @@ def evaluations(sampler: str, steps: int) -> int:
     return facts.evaluations * (steps - 1) + facts.last if facts.known else ADAPTIVE_EVALUATIONS
 
 
+def most_steps(schedule: str, table: Sequence[float], sigma: float) -> int | None:
+    """How many steps a schedule of whole timesteps has room for below `sigma`; None where it takes any number."""
+    below = sum(level <= sigma * (1 + 1e-9) for level in table)
+    if schedule == "lcm":
+        return below * LCM_TIMESTEPS // len(table)
+    return below if schedule in ("simple", "trailing", "linspace", "ddim_uniform") else None
+
+
 def check_combination(
     sampler: str,
     schedule: str,
@@ -215,12 +225,12 @@ def _check_parameterisation(schedule: str, parameterisation: str) -> None:
 def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: int | None) -> None:
     if few_step is not None and few_step not in FEW_STEP:
         raise RequestError(unknown("few-step kind", few_step, FEW_STEP))
+    if sampler == "lcm" and few_step != "lcm":
+        raise RequestError("--sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
     if schedule == "lcm" and few_step != "lcm":
         raise RequestError(
             "--schedule lcm is for checkpoints distilled by LCM, and this one is not: take karras or exponential"
         )
-    if sampler == "lcm" and few_step != "lcm":
-        raise RequestError("--sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
     if few_step == "lcm" and (sampler, schedule) != ("lcm", "lcm"):
         raise RequestError(
             f"--sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "

@@ -97,7 +97,9 @@ def load_family(
 ) -> Family:
     """The model of a request on its device, by the pipeline of its family; picture: (H, W, 3) of the canvas."""
     text_device = torch.device("cpu") if made.text_on_host else device
-    parts = load_parts(spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device)
+    parts = load_parts(
+        spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device, made.text_dtype
+    )
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:

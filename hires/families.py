@@ -12,6 +12,8 @@ from hires.catalogue import FEW_STEP
 from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
 
 SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)
+TURBO_RELAY = 1.6129  # of timestep 499: the relay takes 499 and 249
+DMD_SIGMA = 2.0411  # of timestep 400, the only one that DMD knows
 PIXART_BETAS = ("linear", 0.0001, 0.02)
 
 
@@ -105,15 +107,22 @@ class Defaults:
 
 
 def _run(
-    sampler: str, schedule: str, steps: int, guidance: float, tile_px: int, relay_steps: int = 8, relay_guidance: float = 4.0
+    sampler: str,
+    schedule: str,
+    steps: int,
+    guidance: float,
+    tile_px: int,
+    relay_steps: int = 8,
+    relay_guidance: float = 4.0,
+    relay_sigma: float = 1.0,
 ) -> Defaults:
-    """Defaults with the relay values of the methods' reference; few-step models have their own."""
+    """Defaults with the relay values of the methods' reference; few-step models relay from a timestep they know."""
     return Defaults(
         sampler=sampler,
         schedule=schedule,
         steps=steps,
         guidance=guidance,
-        relay_sigma=1.0,
+        relay_sigma=relay_sigma,
         relay_steps=relay_steps,
         relay_guidance=relay_guidance,
         tile_px=tile_px,
@@ -194,7 +203,7 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
 
 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
-PIXART_RUN = ("dpmpp_2m", "linear", 20, 4.5)
+PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
 
 _ROWS = (
     _sdxl("cosxl", "CosXL", "edm_v", _run("euler", "exponential", 30, 7.0, 1024), betas=None, sigma_range=(0.002, 120.0)),
@@ -209,7 +218,7 @@ _ROWS = (
         image_channels=4, image_scaled=False,
     ),
     _sdxl(
-        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, 2, 1.0),
+        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, 2, 1.0, TURBO_RELAY),
         native_px=512, bins=512, few_step="turbo", same_keys_as="sdxl",
     ),
     _sdxl(
@@ -235,7 +244,7 @@ _ROWS = (
         size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0), few_step="dmd",
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0, DMD_SIGMA), few_step="dmd",
         start_timestep=400, same_keys_as="pixart-alpha-512", **ALPHA,
     ),
     _pixart(

@@ -135,20 +135,25 @@ def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: 
     native = int(config.get("sample_size", 128)) * 8
     why = [f"PixArt transformer of sample_size {native // 8}: {native} px"]
     notes: tuple[str, ...] = ()
-    if pipeline in ("PixArtAlphaPipeline", "PixArtSigmaPipeline"):
-        alpha = pipeline == "PixArtAlphaPipeline"
-        why.append(pipeline)
+    named_alpha = {"PixArtAlphaPipeline": True, "PixArtSigmaPipeline": False}.get(pipeline)
+    if conditions:
+        alpha = True
+        why.append("resolution_embedder: size conditions of α")
     elif vae.is_file():
         alpha = read_json(vae).get("scaling_factor") == 0.18215
         why.append(f"a VAE of the scale of {'α' if alpha else 'Σ'}")
+        if named_alpha not in (None, alpha):
+            notes = (f"{pipeline} is what model_index.json says, but the VAE is that of {'α' if alpha else 'Σ'}: taken as it",)
+    elif family in FAMILIES and FAMILIES[family].network == "pixart":
+        alpha = FAMILIES[family].tokens == 120
+        why.append(f"{'α' if alpha else 'Σ'} as --family says")
+    elif named_alpha is not None:
+        alpha = named_alpha
+        why.append(pipeline)
     else:
-        alpha = conditions
-        if conditions:
-            why.append("resolution_embedder: size conditions of α")
-        elif family is None and native < 2048:
+        alpha = False
+        if native < 2048:
             notes = (f"nothing here tells α from Σ: taken as Σ; else --family pixart-alpha-{native}",)
-        if family in FAMILIES and FAMILIES[family].network == "pixart":
-            alpha = FAMILIES[family].tokens == 120
     tokens = 120 if alpha else 300
     group = [f for f in FAMILIES.values() if f.network == "pixart" and f.tokens == tokens and f.same_keys_as is None]
     fitting = [facts for facts in group if facts.native_px == native]

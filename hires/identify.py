@@ -7,6 +7,7 @@ hint, and the finding says that it was used.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,10 +94,16 @@ def named(found: Finding, family: str | None) -> Finding:
         return found
     for word, families in HINTS.items():
         hinted = [name for name in families if name in alike]
-        if hinted and word in found.path.name.lower():
+        if hinted and says(word, found.path.name):
             note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {base}; else --family {base}"
             return replace(found, family=hinted[0], notes=(*found.notes, note))
     return found
+
+
+def says(word: str, name: str) -> bool:
+    """Whether a name holds a word: sd_xl_turbo, dreamLCM and lcm-lora do, calcmatic does not."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    return re.search(rf"(?<![a-z]){word}(?![a-z])", apart) is not None
 
 
 def identify_lora(header: Header) -> Finding | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hires import catalogue, cost
 from hires.errors import BudgetError, RequestError
 from hires.resolution import check_size, relay_note, round_up, snap, stage_canvases
-from hires.specs import ModelSpec, sigma_max_for
+from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.tiling.geometry import Size, make_grid
 from hires.types import (
     BYTES_PER_ELEMENT,
@@ -31,6 +31,7 @@ from hires.types import (
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
 CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core
 CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
+LARGE_TOWER = 10**9  # parameters above which text towers are weighed against host memory
 BATCHES = (16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
@@ -56,7 +57,7 @@ def available_host_bytes() -> int:
 def described_card(budget_bytes: int) -> DeviceSpec:
     """A card that is not here: `--vram` alone on a machine without one asks for its plan."""
     name = f"a card with {gib(budget_bytes)}"
-    return DeviceSpec(name=name, kind="cuda", budget_bytes=budget_bytes, flops=CARD_FLOPS, bf16=True)
+    return DeviceSpec(name=name, kind="cuda", budget_bytes=budget_bytes, flops=CARD_FLOPS, bf16=True, elsewhere=True)
 
 
 def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
@@ -90,12 +91,11 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         if any(stage.grid.count > 1 for stage in stages)
         else "no latent tiling: one tile covers the canvas"
     )
-    text, text_on_host = choose_text(spec, device, dtype)
-    if text_on_host:
-        notes.append(
-            f"text encoders run on the CPU: they take {gib(resident_text_bytes(spec, dtype))} of {gib(device.budget_bytes)}"
-        )
+    text = choose_text(spec, device, dtype)
+    notes += text.notes
     notes += sampler_notes(request, stages, spec)
+    notes += guidance_notes(request, spec)
+    check_steps(stages, spec)
     batch, why = choose_batch(stages, spec, device, dtype)
     notes.append(f"tile batch {batch}: {why}")
     decode, why = choose_decode(stages, spec, device, dtype)
@@ -111,7 +111,7 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         flops = costs[index].flops + enlarge_flops(stages[index - 1].canvas, stages[index], spec)
         peak = max(costs[index].peak_bytes, decode_cost(stages[index].canvas, decode, spec, device, dtype).peak_bytes)
         costs[index] = replace(costs[index], flops=flops, seconds=flops / device.flops, peak_bytes=peak)
-    costs += [decode_cost(canvas, decode, spec, device, dtype), text]
+    costs += [decode_cost(canvas, decode, spec, device, dtype), text.cost]
     return MemoryPlan(
         model=spec.name,
         output=request.size,
@@ -128,7 +128,8 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         costs=tuple(costs),
         ladder=(*make_ladder(canvas, batch, decode, spec, device, dtype), *tiny_rung(request, decode)),
         notes=tuple(notes),
-        text_on_host=text_on_host,
+        text_on_host=text.on_host,
+        text_dtype=text.dtype,
     )
 
 
@@ -141,9 +142,9 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tu
         if several:
             return (
                 "progressive",
-                f"{canvas} is beyond the {spec.native_px} px the model was trained at; a base picture keeps it one",
+                f"{canvas} is beyond the model's native {spec.native_px} px; a base picture keeps it one",
             )
-        return "direct", f"{canvas} is within the {spec.native_px} px the model was trained at"
+        return "direct", f"{canvas} is within the model's native {spec.native_px} px"
     if asked == "direct" and several:
         return asked, "as asked for; beyond the trained size expect repeated objects and attention over the whole canvas"
     if asked == "tiled":
@@ -183,10 +184,40 @@ def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, s
     sampler, schedule = catalogue.resolve(request.sampler, request.schedule)
     if schedule is not None:
         return sampler or spec.defaults.sampler, schedule, "as asked for"
-    usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None else None
+    own = sampler == spec.defaults.sampler
+    usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None and not own else None
     if sampler is not None and usual is not None and spec.parameterisation in catalogue.VP and spec.facts.few_step is None:
         return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
     return sampler or spec.defaults.sampler, spec.defaults.schedule, "the model's own"
+
+
+def choose_guidance(request: RenderRequest, spec: ModelSpec) -> float:
+    """The model's own unless asked for. The cards of few-step models write 0 for none, which is 1 here."""
+    if request.guidance is None:
+        return spec.defaults.guidance
+    return 1.0 if spec.facts.few_step and request.guidance == 0 else float(request.guidance)
+
+
+def guidance_notes(request: RenderRequest, spec: ModelSpec) -> Iterator[str]:
+    guidance = choose_guidance(request, spec)
+    if request.guidance is not None and guidance != request.guidance:
+        yield f"guidance {request.guidance:g} taken as 1: none, as this few-step model's card means it"
+    elif guidance < 1:
+        yield f"guidance {guidance:g}: below 1 the picture leans to the negative prompt"
+    if guidance == 1.0 and request.negative:
+        yield "the negative prompt has no say at guidance 1"
+
+
+def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
+    """RequestError for more steps than a schedule has timesteps, in any stage."""
+    table = sigma_table(spec)
+    for stage in stages:
+        most = None if table is None else catalogue.most_steps(stage.schedule, table, stage.sigma_start)
+        if most is not None and stage.steps > most:
+            raise RequestError(
+                f"{stage.name} would take {stage.steps} steps of --schedule {stage.schedule}, which has {most} timesteps below "
+                f"sigma {stage.sigma_start:g}: give fewer --steps, or --schedule exponential"
+            )
 
 
 def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
@@ -214,12 +245,13 @@ def make_stages(
 ) -> tuple[StagePlan, ...]:
     defaults = spec.defaults
     steps = request.steps or defaults.steps
-    guidance = defaults.guidance if request.guidance is None else request.guidance
+    guidance = choose_guidance(request, spec)
     image_guidance = defaults.image_guidance if request.image_guidance is None else request.image_guidance
     sampler, schedule, _ = choose_sampler(request, spec)
-    relay_steps = max(1, round(defaults.relay_steps * steps / defaults.steps))
-    strength = 1.0 if request.strength is None else float(request.strength)
-    if int(steps * strength) < 1:
+    share = 1.0 if spec.facts.few_step else steps / defaults.steps  # a few-step model relays as it was distilled
+    relay_steps = max(1, round(defaults.relay_steps * share))
+    strength = request.strength
+    if strength is not None and int(steps * strength) < 1:
         raise RequestError(
             f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
         )
@@ -241,7 +273,7 @@ def make_stages(
                 schedule=schedule,
                 guidance=guidance if first else min(guidance, defaults.relay_guidance),
                 image_guidance=image_guidance,
-                strength=strength if first else 1.0,
+                strength=strength if first else None,
                 enlarger=None if first else defaults.enlarger,
             )
         )
@@ -263,33 +295,57 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
     return request.sigma_max
 
 
-def resident_text_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Weights of all text towers. T5 is kept out of fp16, which it overflows."""
-    wide = "fp32" if dtype == "fp32" else "bf16"
-    return spec.text_params * BYTES_PER_ELEMENT[wide if "t5" in spec.facts.text else dtype]
+TEXT_WORK_BYTES = 2**27  # T5-XXL at two prompts of 300 tokens in bf16: 54 MB of maps, 46 MB of scores
 
 
-def text_cost(spec: ModelSpec, device: DeviceSpec, dtype: str) -> StageCost:
-    """All towers at once, used for the prompt and the negative prompt, then freed."""
-    peak = 0 if device.kind == "cpu" else resident_text_bytes(spec, dtype)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPlan:
+    """Where the text towers run and in which type: they are loaded, used for both prompts, and freed."""
+
+    cost: StageCost
+    on_host: bool
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+
+def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> TextPlan:
+    """On the device where the towers fit its budget, else on the CPU; T5 never in fp16, which it overflows.
+
+    BudgetError where this machine's memory does not hold them either.
+    """
+    t5 = "t5" in spec.facts.text
+    wanted = "bf16" if t5 and dtype == "fp16" else dtype
     flops = 2.0 * spec.text_params * 2 * spec.facts.tokens
-    return StageCost(stage="text", peak_bytes=peak, flops=flops, seconds=flops / device.flops)
-
-
-def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[StageCost, bool]:
-    """Where the text towers run: on the device, or on the CPU where they alone are above the budget."""
-    made = text_cost(spec, device, dtype)
-    if made.peak_bytes <= device.budget_bytes:
-        return made, False
-    host = (os.cpu_count() or 1) * CPU_CORE_FLOPS
-    return replace(made, peak_bytes=0, seconds=made.flops / host), True
+    weights = spec.text_params * BYTES_PER_ELEMENT[wanted]
+    on_device = StageCost(stage="text", peak_bytes=weights + TEXT_WORK_BYTES, flops=flops, seconds=flops / device.flops)
+    if device.kind != "cpu" and on_device.peak_bytes <= device.budget_bytes:
+        return TextPlan(cost=on_device, on_host=False, dtype=wanted)
+    seconds = flops / ((os.cpu_count() or 1) * CPU_CORE_FLOPS)
+    on_host = replace(on_device, peak_bytes=0, seconds=seconds)
+    notes = (
+        ()
+        if device.kind == "cpu"
+        else (f"text encoders run on the CPU: they need {gib(weights)} of {gib(device.budget_bytes)}",)
+    )
+    if spec.text_params < LARGE_TOWER:
+        return TextPlan(cost=on_host, on_host=device.kind != "cpu", dtype="fp32", notes=notes)
+    free = available_host_bytes()
+    fitting = next((kind for kind in ("fp32", "bf16") if spec.text_params * BYTES_PER_ELEMENT[kind] <= 0.8 * free), None)
+    if fitting is None and not device.elsewhere:
+        raise BudgetError(
+            f"text encoders need {gib(spec.text_params * 2)} of host memory in bf16, {gib(free)} are free: close other programs"
+        )
+    chosen = fitting or "bf16"
+    size = gib(spec.text_params * BYTES_PER_ELEMENT[chosen])
+    notes = (*notes, f"text encoders in {chosen}: {size} of host memory while the prompts are encoded, then freed")
+    return TextPlan(cost=on_host, on_host=device.kind != "cpu", dtype=chosen, notes=notes)
 
 
 def choose_batch(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[int, str]:
     """The largest tile batch that fits. BudgetError names the bytes one tile needs."""
     most = max(stage.grid.count for stage in stages)
     candidates = [b for b in (CPU_BATCHES if device.kind == "cpu" else BATCHES) if b <= max(1, most)]
-    text = choose_text(spec, device, dtype)[0].peak_bytes
+    text = choose_text(spec, device, dtype).cost.peak_bytes
     for batch in candidates:
         peak = max(text, *(stage_cost(stage, spec, device, batch, dtype).peak_bytes for stage in stages))
         if peak <= device.budget_bytes:

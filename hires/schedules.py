@@ -96,6 +96,12 @@ def linear(steps: int, sigma_min: float, sigma_max: float, table: Table | None =
     return _at([top * (1 - i / max(steps - 1, 1)) for i in range(steps)], table, sigma_max)
 
 
+def linspace(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
+    """t_i = round(t_max (1 - i/n)): 20 steps [999, 949, ..., 100, 50], as diffusers' DPM-Solver spaces them for PixArt."""
+    top = _top(table, sigma_max)
+    return _at([top, *(round(top * (1 - i / steps)) for i in range(1, steps))], table, sigma_max)
+
+
 def sgm_uniform(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
     """t_i = t_max (1 - i/n): `linear` of n + 1 steps without its last level."""
     top = _top(table, sigma_max)
@@ -223,6 +229,7 @@ SCHEDULES: dict[str, Schedule] = {
     "polyexponential": polyexponential,
     "cosine": cosine,
     "linear": linear,
+    "linspace": linspace,
     "simple": simple,
     "sgm_uniform": sgm_uniform,
     "trailing": trailing,

@@ -114,6 +114,7 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
     facts = replace(facts, few_step=defaults.few_step or facts.few_step)
     parts = find_parts(found, facts, extra)
     unet_config, vae_config = network_config(found, facts), vae_config_of(parts["vae"], facts)
+    check_vae(parts["vae"], vae_config, facts, found)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
     shape = _network_shape(unet_config, found, facts)
     native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" and not facts.same_keys_as else facts.native_px
@@ -149,6 +150,17 @@ def _missing_note(parts: Mapping[str, Part]) -> tuple[str, ...]:
     absent = [part.component for part in parts.values() if part.layout == "missing"]
     counted = "its parts are counted at their published size until then"
     return (f"to be run it needs {', '.join(absent)}, see `hires inspect`; {counted}",) if absent else ()
+
+
+def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, found: Finding) -> None:
+    """ModelError for a VAE of another scale that was found outside the model, and for any such of a PixArt model."""
+    scale = config.get("scaling_factor", facts.latent_scale)
+    inside = part.path is not None and part.path.is_relative_to(found.path) and part.layout != "missing"
+    if scale != facts.latent_scale and (facts.network == "pixart" or not inside):
+        raise ModelError(
+            f"{part.path}: a VAE of latent scale {scale:g}, {facts.title} needs one of {facts.latent_scale:g}; "
+            f"give --parts with the right one, or say what the model is with --family"
+        )
 
 
 def _no_model(found: Finding) -> ModelError:

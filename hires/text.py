@@ -114,6 +114,7 @@ def _encode_t5(
     spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
 ) -> list[Conditioning]:
     """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for. No LoRA is made for it."""
+    prompts = [prompt.lower().strip() for prompt in prompts]  # as every caption PixArt was trained on
     tokens, length = load_tokenizer(spec, "tokenizer"), spec.facts.tokens
     encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     _tell_cut(tokens, prompts, length, "T5")

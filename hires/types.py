@@ -31,7 +31,7 @@ class DeviceSpec:
     """A device to plan for: probed, or described by the user for a machine that is elsewhere.
 
     `budget_bytes` is all that the process may hold on the device; on a CPU, what it may work with beyond libraries
-    and weights. `flops` is the sustained rate that plans assume, in FLOP/s.
+    and weights. `flops` is the sustained rate that plans assume, in FLOP/s; `elsewhere`: only described, not in this machine.
     """
 
     name: str
@@ -39,6 +39,7 @@ class DeviceSpec:
     budget_bytes: int
     flops: float
     bf16: bool
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,8 @@ class StageCost:
 class StagePlan:
     """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
 
-    `steps` divide the schedule from `sigma_start` down; with a `strength` below 1 a given picture takes the last
-    `taken_steps` of them.
+    `steps` divide the schedule from `sigma_start` down; with a `strength` the stage starts from a given picture and takes
+    the last `taken_steps` of them.
     """
 
     name: str
@@ -181,13 +182,13 @@ class StagePlan:
     schedule: str
     guidance: float
     image_guidance: float = 1.0
-    strength: float = 1.0
+    strength: float | None = None
     enlarger: str | None = None
     shift_cells: int = 0
 
     @property
     def taken_steps(self) -> int:
-        return int(self.steps * self.strength)
+        return self.steps if self.strength is None else int(self.steps * self.strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +243,7 @@ class MemoryPlan:
     ladder: tuple[Rung, ...]
     notes: tuple[str, ...]
     text_on_host: bool = False
+    text_dtype: str = "fp32"
 
     @property
     def latent_grid(self) -> TileGrid:
@@ -272,7 +274,7 @@ class MemoryPlan:
             lines.append(
                 f"  {stage.name:<10} {stage.canvas!s:>11}  {tiles:>4} tile{'s' if tiles > 1 else ' '} of {stage.grid.tile}"
                 f" cells, {stage.taken_steps} steps of {stage.sampler} on {stage.schedule} from sigma {stage.sigma_start:g}"
-                f"{f' at strength {stage.strength:g}' if stage.strength < 1 else ''}"
+                f"{f' at strength {stage.strength:g}' if stage.strength is not None else ''}"
                 f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
             )
         for cost in self.costs[len(self.stages) :]:

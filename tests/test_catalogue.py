@@ -161,7 +161,7 @@ def test_everything_else_is_allowed(parameterisation: str) -> None:
     [
         (("lcm", "karras", "eps"), {}, "--sampler lcm is for checkpoints distilled by LCM.*take euler_ancestral"),
         (("euler", "lcm", "eps"), {}, "--schedule lcm is for checkpoints distilled by LCM.*take karras"),
-        (("lcm", "lcm", "eps"), {"few_step": "turbo"}, "--schedule lcm is for checkpoints distilled by LCM"),
+        (("lcm", "lcm", "eps"), {"few_step": "turbo"}, "--sampler lcm is for checkpoints distilled by LCM"),
         (("euler", "karras", "eps"), {"few_step": "lcm"}, "--sampler euler on karras.*take --sampler lcm --schedule lcm"),
         (("lcm", "lcm", "edm_v"), {"few_step": "lcm"}, "take exponential"),
         (("lcm", "lcm", "eps"), {"few_step": "lcm", "steps": 51}, "--steps 51: an LCM knows 50 timesteps"),

@@ -189,14 +189,19 @@ def test_an_lcm_lora_brings_its_defaults_and_is_refused_where_it_was_not_distill
     plain = lora(tmp_path / "y.safetensors", sdxl, "kohya", texts=False)
     base = load_spec(str(sdxl.path), parts=sdxl.parts)
     assert with_loras(base, [LoraRef(str(plain.path))]).family == "sdxl"
-    for path in (named.path, named.path.parent, told.path):
+    hub = tmp_path / "hub" / "models--latent-consistency--lcm-lora-sdxl" / "snapshots" / "a1b2c3"
+    cached = lora(hub / "pytorch_lora_weights.safetensors", sdxl, "kohya", texts=False)
+    for path in (named.path, named.path.parent, told.path, cached.path):
         spec = with_loras(base, [LoraRef(str(path))])
         assert (spec.family, spec.defaults) == ("sdxl-lcm", FAMILIES["sdxl-lcm"].defaults)
         assert any("is an LCM-LoRA: run as sdxl-lcm" in note for note in spec.notes)
     asked = load_spec(str(sdxl.path), family="sdxl-lcm", parts=sdxl.parts)
     assert with_loras(asked, [LoraRef(str(plain.path))]).family == "sdxl-lcm"
-    with pytest.raises(ModelError, match=r"LCM-LoRA distils SDXL's epsilon.*is cosxl \(edm_v\): give an SDXL base"):
-        with_loras(load_spec(str(cosxl.path), parts=cosxl.parts), [LoraRef(str(named.path))])
+    for refused in (named, cached):
+        with pytest.raises(ModelError, match=r"LCM-LoRA runs on the SDXL base.*is cosxl \(edm_v\): give that checkpoint"):
+            with_loras(load_spec(str(cosxl.path), parts=cosxl.parts), [LoraRef(str(refused.path))])
+    other = lora(tmp_path / "calcmatic-style.safetensors", sdxl, "kohya", texts=False)
+    assert with_loras(base, [LoraRef(str(other.path))]).family == "sdxl"
 
 
 def test_keys_that_fit_nothing_are_counted_and_named(tmp_path: Path, checkpoint: Get) -> None:

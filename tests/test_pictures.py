@@ -45,6 +45,12 @@ def test_the_stronger_the_more_is_drawn_anew() -> None:
     assert "at strength 0.4" in made[1].plan.explain()
 
 
+def test_at_full_strength_the_picture_is_still_where_it_starts() -> None:
+    dark, bright = (np.full((64, 64, 3), value, dtype=np.uint8) for value in (20, 235))
+    made = [hires.render(PROMPT, init=picture, strength=1.0, steps=6, seed=2).pixels for picture in (dark, bright)]
+    assert not np.array_equal(*made)
+
+
 def test_a_picture_of_another_shape_fills_the_size_and_odd_sizes_come_back() -> None:
     result = hires.render(PROMPT, init=drawn(200, 333), strength=0.1, steps=10, size="301x211")
     assert result.pixels.shape == (211, 301, 3)
@@ -59,7 +65,7 @@ def test_a_large_picture_is_refined_on_its_canvas_or_drawn_anew_from_a_base(tmp_
     assert [stage.canvas.height for stage in result.plan.stages] == [512]
     anew = hires.render(PROMPT, init=drawn(512, 512), strength=0.8, steps=5)
     assert [stage.canvas.height for stage in anew.plan.stages] == [256, 512]
-    assert [stage.strength for stage in anew.plan.stages] == [0.8, 1.0]
+    assert [stage.strength for stage in anew.plan.stages] == [0.8, None]
     assert anew.pixels.shape == (512, 512, 3)
 
 

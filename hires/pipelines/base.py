@@ -26,7 +26,7 @@ from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
-from hires.tiling.retry import Ladder, attempt
+from hires.tiling.retry import Ladder, attempt, free_memory
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
@@ -90,12 +90,14 @@ def load_parts(
     decode: Ladder[DecodePlan],
     loras: Sequence[LoraRef] = (),
     text_device: torch.device | None = None,
+    text_dtype: str | None = None,
 ) -> Parts:
     """Everything a request needs, on the device: the text towers come and go before the rest is loaded.
 
-    They run on `text_device` where the plan puts them elsewhere.
+    They run on `text_device` in `text_dtype` where the plan has others for them.
     """
-    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[dtype], text_device or device, loras)
+    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+    free_memory()
     network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):

@@ -89,7 +89,7 @@ def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
 
 def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
     """The noise to begin with: the plan's own number, but the schedule's where it begins below."""
-    return float(sigmas[0]) if SCHEDULES[stage.schedule].table or stage.strength < 1 else stage.sigma_start
+    return float(sigmas[0]) if SCHEDULES[stage.schedule].table or stage.strength is not None else stage.sigma_start
 
 
 def noisy(
@@ -104,7 +104,7 @@ def noisy(
     """What a stage starts from, (1, C, h, w) at noise level sigma: the stage before, a picture, or noise alone."""
     if stage.enlarger is not None:
         return ENLARGERS[stage.enlarger](family, before, stage, on_event).to(family.device) + noise * sigma
-    if stage.strength < 1:
+    if stage.strength is not None:
         assert picture is not None, "a strength is of a picture"
         with torch.inference_mode():
             source = Padded(fitted(picture, stage.canvas), stage.canvas)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires import engine, execute, planner
+from hires.denoisers import timestep_of
+from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
 from hires.imageio import on_canvas
 from hires.pipelines import progressive
@@ -272,3 +274,80 @@ def test_every_family_renders_from_its_checkpoint(tmp_path: Path, name: str) -> 
     assert torch.isfinite(run.latents).all()
     pixels = torch.cat(list(run.family.decode_bands(run.latents, lambda done, total: None)), dim=2)
     assert pixels.shape == (1, 3, 192, 256)
+
+
+PIXARTS = [name for name, facts in FAMILIES.items() if facts.network == "pixart" and facts.same_keys_as is None]
+
+
+@pytest.mark.parametrize("name", PIXARTS)
+def test_pixart_by_its_own_defaults(tmp_path: Path, name: str) -> None:
+    """Loader, T5, mask, schedule, guidance and solver as the plan has them, against the pipeline as its card has it."""
+    made = checkpoints.make(tmp_path, name)
+    run = Run(made, family=name)
+    scheduler = diffusers.DPMSolverMultistepScheduler(**PIXART_BETAS, algorithm_type="dpmsolver++", solver_order=2)
+    kind = diffusers.PixArtAlphaPipeline if "alpha" in name else diffusers.PixArtSigmaPipeline
+    pipe = kind(tokenizer=None, text_encoder=None, vae=made.vae, transformer=made.network, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(**alpha_words(run), latents=run.noise, num_inference_steps=20, guidance_scale=4.5).images
+    same(run.latents, theirs)
+
+
+def test_sdxl_on_karras(tmp_path: Path) -> None:
+    """All 30 steps of its defaults but for the solver: upstream's 2M cuts the timesteps of karras sigmas to whole ones."""
+    made = checkpoints.make(tmp_path, "sdxl")
+    run = Run(made, sampler="euler", schedule="karras")
+    stage = run.plan.stages[0]
+    assert (run.spec.defaults.sampler, stage.schedule, stage.steps) == ("dpmpp_2m", "karras", 30)
+    scheduler = diffusers.EulerDiscreteScheduler(**SDXL_BETAS, use_karras_sigmas=True, timestep_spacing="leading")
+    theirs = xl(made, scheduler)(
+        **run.embeds, latents=run.noise, num_inference_steps=30, guidance_scale=stage.guidance, height=192, width=256,
+        output_type="latent",
+    ).images  # fmt: skip
+    same(run.latents, theirs)
+
+
+def test_pixart_reads_prompts_as_its_captions_were(tmp_path: Path) -> None:
+    made = checkpoints.make(tmp_path, "pixart-sigma-256")
+    run = Run(made, family="pixart-sigma-256", steps=1)
+    shouted = encode_prompts(run.spec, [" A RED Sun "], torch.float32, CPU)[0]
+    assert torch.equal(shouted.tokens, run.words[0].tokens)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("sdxl-turbo", [499, 249]), ("pixart-dmd", [400]), ("sdxl-lcm", [339, 179])])
+def test_few_step_models_relay_at_timesteps_they_know(tmp_path: Path, name: str, levels: list[int]) -> None:
+    made = checkpoints.make(tmp_path, name)
+    spec = engine.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
+    big = Size(4 * spec.native_px, 4 * spec.native_px)
+    plan = planner.plan(RenderRequest(prompt="", size=big), spec, planner.described_card(parse_bytes("24GB")))
+    assert len(plan.stages) > 1
+    time = timestep_of(vp_sigmas(*(spec.vp_betas or ())))
+    for stage in plan.stages[1:]:
+        taken = [time(float(sigma)) for sigma in progressive.stage_sigmas(spec, stage)[:-1]]
+        assert taken == pytest.approx(levels, abs=0.05)
+
+
+def test_guidance_0_is_none_for_a_few_step_model(tmp_path: Path) -> None:
+    made = checkpoints.make(tmp_path, "sdxl-turbo")
+    none, one = (Run(made, family="sdxl-turbo", steps=1, guidance=value) for value in (0.0, 1.0))
+    assert torch.equal(none.latents, one.latents)
+    assert any("guidance 0 taken as 1" in note for note in none.plan.notes)
+    plain = Run(checkpoints.make(tmp_path, "sdxl"), steps=1, guidance=0.0)
+    assert any("leans to the negative prompt" in note for note in plain.plan.notes)
+
+
+def test_more_steps_than_timesteps_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    made = checkpoints.make(tmp_path, "pixart-delta", name="pixart_lcm.pth")
+    given = {"model": str(made.path), "parts": made.parts, "vram": "24GB"}
+    with pytest.raises(RequestError, match="--steps 51: an LCM knows 50 timesteps"):
+        engine.plan(size="1024x1024", steps=51, **given)
+    assert [stage.steps for stage in engine.plan(size="4096x4096", steps=28, **given).stages] == [28, 2, 2]
+    sigma = checkpoints.make(tmp_path, "pixart-sigma-256")
+    given |= {"model": str(sigma.path), "parts": sigma.parts}
+    with pytest.raises(RequestError, match=r"refine 1 would take 400 steps of --schedule linspace, which has 259 timesteps"):
+        engine.plan(size="1024x1024", steps=1000, **given)
+
+
+def test_a_vae_of_another_scale_is_refused(tmp_path: Path) -> None:
+    sigma, alpha = checkpoints.make(tmp_path / "a", "pixart-sigma-256"), checkpoints.make(tmp_path / "b", "pixart-alpha-256")
+    with pytest.raises(ModelError, match=r"latent scale 0.18215, PixArt-Σ 256 needs one of 0.13025"):
+        engine.plan(size="256x256", model=str(sigma.path), parts=alpha.parts, vram="24GB")
