@@ -298,9 +298,11 @@ def test_sdxl_on_karras(tmp_path: Path) -> None:
     run = Run(made, sampler="euler", schedule="karras")
     stage = run.plan.stages[0]
     assert (run.spec.defaults.sampler, stage.schedule, stage.steps) == ("dpmpp_2m", "karras", 30)
-    scheduler = diffusers.EulerDiscreteScheduler(**SDXL_BETAS, use_karras_sigmas=True, timestep_spacing="leading")
+    scheduler = diffusers.EulerDiscreteScheduler(**SDXL_BETAS, use_karras_sigmas=True, timestep_spacing="linspace")
+    scheduler.set_timesteps(30)
+    start = run.noise * (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5 / float(scheduler.init_noise_sigma)
     theirs = xl(made, scheduler)(
-        **run.embeds, latents=run.noise, num_inference_steps=30, guidance_scale=stage.guidance, height=192, width=256,
+        **run.embeds, latents=start, num_inference_steps=30, guidance_scale=stage.guidance, height=192, width=256,
         output_type="latent",
     ).images  # fmt: skip
     same(run.latents, theirs)
