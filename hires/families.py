@@ -163,7 +163,6 @@ class FamilyFacts:
     latent_channels: int = 4
     image_channels: int = 0
     image_scaled: bool = True
-    align_px: int = 64
     bins: int | None = None
     position_span: float | None = None
     size_conditions: str | None = None
@@ -196,7 +195,7 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
     """A member of the PixArt layout; Σ unless said otherwise."""
     given: dict[str, object] = {
         "network": "pixart", "parameterisation": "eps", "latent_scale": 0.13025, "text": ("t5",), "tokens": 300,
-        "configs": "pixart", "betas": PIXART_BETAS, "align_px": 16, "bins": native_px, "position_span": 32.0,
+        "configs": "pixart", "betas": PIXART_BETAS, "bins": native_px, "position_span": 32.0,
         "parts_from": SIGMA_PARTS,
     }  # fmt: skip
     return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(given | facts))  # type: ignore[arg-type]

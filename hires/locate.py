@@ -79,6 +79,7 @@ def _from_hub(name: str, repo: str, file: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     log.warning("%s is not in the local Hugging Face cache: downloading", name)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what it gives up for is in the message below
     try:
         if file is not None:
             return Path(hf_hub_download(repo, file))

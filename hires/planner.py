@@ -41,8 +41,12 @@ CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides
 def host_device(budget_bytes: int | None = None) -> DeviceSpec:
     """The CPU of this machine, described without torch."""
     cores = os.cpu_count() or 1
-    budget = budget_bytes or min(CPU_BUDGET_BYTES, available_host_bytes() // 2)
-    return DeviceSpec(name=f"CPU, {cores} cores", kind="cpu", budget_bytes=budget, flops=cores * CPU_CORE_FLOPS, bf16=False)
+    free = available_host_bytes()
+    budget = budget_bytes or min(CPU_BUDGET_BYTES, free // 2)
+    most = 0 if budget_bytes else 4 * free // 5
+    return DeviceSpec(
+        name=f"CPU, {cores} cores", kind="cpu", budget_bytes=budget, flops=cores * CPU_CORE_FLOPS, bf16=False, most_bytes=most
+    )
 
 
 def available_host_bytes() -> int:
@@ -63,9 +67,22 @@ def described_card(budget_bytes: int) -> DeviceSpec:
 def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
     """Choose canvas, strategy, stages, tiles, batch, dtype and decode tiles for the device's budget.
 
-    RequestError for values that contradict each other; BudgetError, with the smallest budget that would do, where
-    nothing fits.
+    A CPU's budget that nobody gave grows where nothing fits it. RequestError for values that contradict each other;
+    BudgetError, with the smallest budget that would do, where nothing fits.
     """
+    try:
+        return _plan(request, spec, device)
+    except BudgetError:
+        weights = resident_bytes(spec, "fp32", "fp32")
+        if device.most_bytes - weights <= device.budget_bytes:
+            raise
+    larger = replace(device, budget_bytes=device.most_bytes - weights, most_bytes=0)
+    made = _plan(request, spec, larger)
+    note = f"budget {gib(larger.budget_bytes)}, of free memory less the weights: {gib(device.budget_bytes)} is too small"
+    return replace(made, notes=(*made.notes, note))
+
+
+def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
     check_size(request.size)
     canvas = snap(request.size, spec.align_px)
     notes: list[str] = list(spec.notes)

@@ -118,7 +118,7 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
     shape = _network_shape(unet_config, found, facts)
     native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" and not facts.same_keys_as else facts.native_px
-    align_px = cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
+    align_px = align_of(shape, cell_px)
     betas = None if facts.sigma_range else found.betas or facts.betas
     sigmas = found.sigma_range or facts.sigma_range or vp_range(betas, found.zero_terminal_snr)
     return ModelSpec(
@@ -150,6 +150,11 @@ def _missing_note(parts: Mapping[str, Part]) -> tuple[str, ...]:
     absent = [part.component for part in parts.values() if part.layout == "missing"]
     counted = "its parts are counted at their published size until then"
     return (f"to be run it needs {', '.join(absent)}, see `hires inspect`; {counted}",) if absent else ()
+
+
+def align_of(shape: NetworkShape, cell_px: int) -> int:
+    """What a canvas's sides must divide by, in pixels: every level of a UNet halves them, PixArt cuts them into patches."""
+    return cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
 
 
 def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, found: Finding) -> None:

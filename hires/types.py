@@ -31,7 +31,8 @@ class DeviceSpec:
     """A device to plan for: probed, or described by the user for a machine that is elsewhere.
 
     `budget_bytes` is all that the process may hold on the device; on a CPU, what it may work with beyond libraries
-    and weights. `flops` is the sustained rate that plans assume, in FLOP/s; `elsewhere`: only described, not in this machine.
+    and weights. `flops` is the sustained rate that plans assume, in FLOP/s; `elsewhere`: only described, not in this machine;
+    `most_bytes`: what a budget that nobody gave may grow to, 0 for a given one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DeviceSpec:
     flops: float
     bf16: bool
     elsewhere: bool = False
+    most_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
-from hires.planner import described_card, host_device, plan
+from hires.planner import TEXT_WORK_BYTES, choose_text, described_card, host_device, plan
 from hires.specs import ModelSpec, sigma_max_for
 from hires.tiling.geometry import Size
 from hires.types import RenderRequest, parse_bytes
@@ -231,3 +231,39 @@ def test_a_variance_preserving_model_has_no_other_sigma_max(cosxl: ModelSpec) ->
 def test_a_plan_says_which_picture_is_rendered_and_how_far_it_is_enlarged(cosxl: ModelSpec) -> None:
     text = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("24GB"))).explain()
     assert "base picture 1024x1024 (bin 1.00), enlarged 4.00x to the canvas 4096x4096, refined in 2 stages" in text
+
+
+def test_a_cpu_budget_that_nobody_gave_grows_where_nothing_fits(cosxl: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 30 * 2**30)
+    made = plan(request(Size(2048, 2048)), cosxl, host_device())
+    weights = 4 * (cosxl.network_params + cosxl.vae_params)
+    assert 2 * 2**30 < made.peak_bytes <= made.budget_bytes == 24 * 2**30 - weights
+    assert "2.00 GiB is too small" in made.notes[-1]
+    with pytest.raises(BudgetError, match="would do"):
+        plan(request(Size(2048, 2048)), cosxl, host_device(2 * 2**30))
+    monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 3 * 2**30)
+    with pytest.raises(BudgetError, match="would do"):
+        plan(request(Size(4096, 4096)), cosxl, host_device())
+
+
+def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hires.families import FAMILIES
+
+    sigma = replace(demo, facts=replace(FAMILIES["pixart-sigma-1024"], network="unet"), text_params=4_762_000_000)
+    monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 30 * 2**30)
+    size, small, large = Size(256, 256), parse_bytes("8GB"), parse_bytes("24GB")
+    on_card = choose_text(sigma, described_card(large), "bf16")
+    assert not on_card.on_host
+    assert on_card.cost.peak_bytes == 2 * 4_762_000_000 + TEXT_WORK_BYTES
+    assert not choose_text(sigma, described_card(on_card.cost.peak_bytes), "bf16").on_host
+    assert choose_text(sigma, described_card(on_card.cost.peak_bytes - 1), "bf16").on_host
+    assert choose_text(sigma, described_card(large), "fp16").dtype == "bf16"
+    assert choose_text(sigma, host_device(small), "fp32").dtype == "fp32"
+    monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 16 * 2**30)
+    assert choose_text(sigma, host_device(small), "fp32").dtype == "bf16"
+    assert any(
+        "text encoders in bf16" in note for note in plan(request(size, schedule="linspace"), sigma, host_device(small)).notes
+    )
+    monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 8 * 2**30)
+    with pytest.raises(BudgetError, match=r"text encoders need 8\.87 GiB of host memory in bf16, 8\.00 GiB are free"):
+        plan(request(size), sigma, host_device(small))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from hires.families import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -44,3 +46,14 @@ def test_set_up_pins_do_not_contradict_the_ranges() -> None:
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert pins["torch"] == "2.13.0"
     assert "triton" not in pins
+
+
+def test_the_table_of_models_names_every_family() -> None:
+    """By its title, and where its keys are those of another by the option that says so."""
+    table = README.split("## Models")[1].split("## Measured")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    commands = "\n".join(rows)
+    for facts in FAMILIES.values():
+        assert facts.title.split(",")[0].split()[0] in commands, facts.title
+        said = "--lora lcm-lora-sdxl" if facts.name == "sdxl-lcm" else f"--family {facts.name}"
+        assert facts.same_keys_as is None or said in commands, facts.name

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hires import planner
 from hires.errors import SizeError
-from hires.families import FAMILIES
+from hires.families import FAMILIES, FamilyFacts
+from hires.layouts import shipped_config
+from hires.planner import described_card
 from hires.resolution import (
     SIZE_CLASSES,
     aspect_bins,
@@ -27,7 +32,10 @@ from hires.resolution import (
     snap,
     stage_canvases,
 )
+from hires.specs import align_of, load_spec, unet_shape
 from hires.tiling.geometry import Size
+from hires.types import RenderRequest
+from tests.checkpoints import Checkpoint
 
 
 @pytest.mark.parametrize(
@@ -173,11 +181,20 @@ def test_families_without_a_table_keep_their_bins() -> None:
         if facts.network == "unet":
             assert bins_for(facts, facts.native_px, 32) == make_bins(facts.native_px, 64)
         else:
-            assert bins_for(facts, facts.native_px, facts.align_px) == aspect_bins(facts.native_px)
+            assert bins_for(facts, facts.native_px, 16) == aspect_bins(facts.native_px)
     assert bins_for(FAMILIES["cosxl"], 256, 32) == make_bins(256, 32)
 
 
-CANVASES = sorted({(facts.network, facts.native_px, facts.align_px) for facts in FAMILIES.values()})
+def canvas_of(facts: FamilyFacts) -> tuple[int, int, tuple[Size, ...]]:
+    """Native size, alignment and bins of a family at full size, from the configs that ship."""
+    if facts.network == "pixart":
+        return facts.native_px, 16, bins_for(facts, facts.native_px, 16)
+    config = json.loads(shipped_config(facts.configs, "unet").read_text())
+    align_px = align_of(unet_shape(config, facts), 8)
+    return facts.native_px, align_px, bins_for(facts, facts.native_px, align_px)
+
+
+CANVASES = {canvas_of(facts): facts.name for facts in FAMILIES.values()}  # families that share a canvas are swept once
 EXTREMES = [
     (16, 16),
     (16, 800),
@@ -192,29 +209,35 @@ EXTREMES = [
 ]
 
 
-def sweep(network: str, native_px: int, align_px: int, count: int) -> None:
-    """Every size goes through snapping, bins, stages and relays and is delivered to the pixel."""
-    facts = next(f for f in FAMILIES.values() if (f.network, f.native_px, f.align_px) == (network, native_px, align_px))
-    bins, rng = bins_for(facts, native_px, align_px), random.Random(native_px)
-    sizes = EXTREMES + [(rng.randint(16, 9000), rng.randint(16, 9000)) for _ in range(count - len(EXTREMES))]
+@pytest.mark.parametrize("canvas", CANVASES, ids=CANVASES.values())
+def test_law_6_twenty_thousand_sizes_come_out_of_every_familys_bins(canvas: tuple[int, int, tuple[Size, ...]]) -> None:
+    """Every size goes through snapping, bins, stages and relays, and its own canvas holds it with less than a step to cut."""
+    native_px, align_px, bins = canvas
+    rng = random.Random(native_px)
+    sizes = EXTREMES + [(rng.randint(16, 9000), rng.randint(16, 9000)) for _ in range(20_000 - len(EXTREMES))]
     for h, w in sizes:
-        size, canvas = Size(h, w), snap(Size(h, w), align_px)
-        stages = stage_canvases(canvas, bins, align_px)
-        assert stages[-1] == canvas
-        assert stages[0] in (canvas, base_canvas(canvas, bins, align_px))
+        whole = snap(Size(h, w), align_px)
+        stages = stage_canvases(whole, bins, align_px)
+        assert stages[-1] == whole
+        assert 0 <= whole.height - h < align_px
+        assert 0 <= whole.width - w < align_px
+        assert stages[0] in (whole, base_canvas(whole, bins, align_px))
         for before, after in itertools.pairwise(stages):
             resized, kept = relay_view(before, after)
-            assert (kept.height, kept.width) == (after.height, after.width)
             assert kept.top >= 0 and kept.left >= 0 and kept.bottom <= resized.height and kept.right <= resized.width
         assert all(s.height % align_px == 0 and s.width % align_px == 0 for s in stages)
-        resized, kept = cover(stages[0], size)  # a base picture that is enlarged without refining is cut to the pixel too
-        assert (kept.height, kept.width) == (h, w)
-        assert kept.bottom <= resized.height and kept.right <= resized.width
 
 
-@pytest.mark.parametrize(("network", "native_px", "align_px"), CANVASES)
-def test_law_6_twenty_thousand_sizes_come_out_of_every_familys_bins(network: str, native_px: int, align_px: int) -> None:
-    sweep(network, native_px, align_px, 20_000)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_6_plans_of_every_family_deliver_the_size_asked_for(family: str, checkpoint: Callable[..., Checkpoint]) -> None:
+    made, rng = checkpoint(family), random.Random(1)
+    spec, card = load_spec(str(made.path), family=family, parts=made.parts), described_card(24 * 10**9)
+    for h, w in EXTREMES[:8] + [(rng.randint(16, 5000), rng.randint(16, 5000)) for _ in range(12)]:
+        plan = planner.plan(RenderRequest(prompt="", size=Size(h, w)), spec, card)
+        assert plan.output == Size(h, w)
+        assert plan.canvas == plan.stages[-1].canvas == plan.latent_grid.canvas.times(spec.cell_px)
+        assert plan.canvas.height >= h and plan.canvas.width >= w
+        assert any("base picture" in note for note in plan.notes)
 
 
 def test_a_relay_says_what_is_rendered_and_how_far_it_is_enlarged() -> None:
