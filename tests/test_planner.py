@@ -247,9 +247,7 @@ def test_a_cpu_budget_that_nobody_gave_grows_where_nothing_fits(cosxl: ModelSpec
 
 
 def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hires.families import FAMILIES
-
-    sigma = replace(demo, facts=replace(FAMILIES["pixart-sigma-1024"], network="unet"), text_params=4_762_000_000)
+    sigma = replace(demo, facts=replace(demo.facts, text=("t5",), tokens=300), text_params=4_762_000_000)
     monkeypatch.setattr("hires.planner.available_host_bytes", lambda: 30 * 2**30)
     size, small, large = Size(256, 256), parse_bytes("8GB"), parse_bytes("24GB")
     on_card = choose_text(sigma, described_card(large), "bf16")

@@ -56,7 +56,7 @@ def spec(demo: ModelSpec, family: str) -> ModelSpec:
         vp_betas=facts.betas,
         native_px=facts.native_px,
         align_px=16,
-        bins=bins_for(facts, facts.native_px, facts.align_px),
+        bins=bins_for(facts, facts.native_px, 16),
         network=PixArtShape(layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, patch=2, caption_width=CAPTION, latent_channels=4),
         network_params=50_000,
         defaults=facts.defaults,
