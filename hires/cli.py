@@ -57,6 +57,9 @@ Strength = Annotated[
     float | None,
     typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
 ]
+Control = Annotated[
+    Path | None, typer.Option("--control", metavar="EDGES", help="White edges on black that a PixArt ControlNet follows.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The PNG to write.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
@@ -149,6 +152,7 @@ def render(
     size: PictureSize = None,
     init: Init = None,
     strength: Strength = None,
+    control: Control = None,
     model: Model = "demo",
     negative: Negative = "",
     steps: Steps = None,
@@ -181,7 +185,8 @@ def render(
     def work() -> Any:
         with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.render(
-                prompt, size=size, init=None if init is None else str(init), strength=strength, output=output,
+                prompt, size=size, init=None if init is None else str(init), strength=strength,
+                control=None if control is None else str(control), output=output,
                 overwrite=overwrite, device=device, vram=vram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,

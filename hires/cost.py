@@ -48,8 +48,9 @@ def network_flops(shape: NetworkShape, height_cells: int, width_cells: int, toke
 def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens: int) -> float:
     """One evaluation of a PixArt transformer; keys and values are thinned where the shape says so."""
     c, positions = shape.width, (height_cells // shape.patch) * (width_cells // shape.patch)
-    factors = shape.kv_compression or (1,) * shape.layers
-    macs = 2 * c * c * tokens * shape.layers + (shape.caption_width + c) * c * tokens
+    dense = shape.kv_compression or (1,) * shape.layers
+    factors = (*dense, *(1,) * shape.control_blocks)
+    macs = 2 * c * c * tokens * len(factors) + (shape.caption_width + c) * c * tokens
     for factor in factors:
         keys = positions // factor**2
         macs += positions * (4 * c * c + 2 * c * keys)  # self-attention: projections, then scores and values
@@ -57,6 +58,8 @@ def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens
         macs += positions * 8 * c * c  # feed-forward
     patch = shape.patch**2 * shape.latent_channels
     macs += positions * c * patch * 3  # patches in, and twice as many channels out
+    if shape.control_blocks:
+        macs += positions * c * (patch + c * (shape.control_blocks + 1))  # the edges' patches, and the copies' projections
     return 2.0 * macs
 
 
@@ -136,6 +139,7 @@ def network_live_bytes(
     return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
 
 
+PIXART_CONTROL_MAPS = 3  # the copy's own map through the base block, the base's through the copy, and their sum
 PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
 PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
 PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
@@ -152,6 +156,7 @@ def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes:
     """
     patches, words = cells // shape.patch**2, -(-tokens // 8) * 8
     rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words) + PIXART_TIME_ROWS
+    rows += PIXART_CONTROL_MAPS * patches if shape.control_blocks else 0
     captions = (tokens + (words if words > tokens else 0)) * shape.caption_width
     held = (rows * shape.width + captions + words) * element_bytes + words + 4 * (2 * shape.latent_channels + 2) * cells
     held += 4 * 4  # time, resolution, aspect ratio

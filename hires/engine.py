@@ -49,6 +49,7 @@ def render(
     size: SizeLike | None = None,
     init: PictureLike | None = None,
     strength: float | None = None,
+    control: PictureLike | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     model: str = "demo",
@@ -82,6 +83,7 @@ def render(
         init: a picture to start from instead of noise: a path, a PIL image or (height, width, 3) uint8. It fills the size,
             cut evenly where its shape is another.
         strength: how much of it is drawn anew, above 0 up to 1; default 0.5. The run takes the last `strength` of its steps.
+        control: white edges on black (HED) that a PixArt ControlNet checkpoint follows; it fills the size as `init` does.
         output: a path ending in .png; None keeps the picture in memory only. It appears whole or not at all.
         overwrite: replace a file that exists.
         model: "demo", a checkpoint file, a diffusers folder, or "org/name" on the Hugging Face hub.
@@ -141,7 +143,23 @@ def render(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         clean_caption=clean_caption,
     )
-    return _carried_out(request, text_to_image(spec_for(request), prompt), output, overwrite, device, vram, picture, on_event)
+    spec = text_to_image(spec_for(request), prompt)
+    edges = _edges(control, spec)
+    return _carried_out(request, spec, output, overwrite, device, vram, picture, on_event, edges)
+
+
+def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
+    """The picture that a ControlNet follows. RequestError where one of the two is missing."""
+    follows = isinstance(spec.network, PixArtShape) and spec.network.control_blocks > 0
+    if control is None:
+        if follows:
+            raise RequestError(f"--model {spec.name}: a ControlNet; give the edges that it follows with --control EDGES.png")
+        return None
+    if not follows:
+        raise RequestError(
+            f"--control: {spec.name} has no ControlNet; give one with --model, such as PixArt-XL-2-1024-ControlNet.pth"
+        )
+    return _picture(control)
 
 
 def edit(
@@ -274,6 +292,7 @@ def _carried_out(
     vram: str | int | None,
     picture: NDArray[np.uint8] | None,
     on_event: OnEvent | None,
+    edges: NDArray[np.uint8] | None = None,
 ) -> RenderResult:
     """Check what is there, plan, run, write."""
     from hires.device import choose_device, probe
@@ -286,7 +305,7 @@ def _carried_out(
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
     made = planner.plan(request, spec, probe(chosen, _budget(vram)))
-    result = run_plan(request, made, spec, chosen, on_event or (lambda event: None), picture)
+    result = run_plan(request, made, spec, chosen, on_event or (lambda event: None), picture, edges)
     return result if path is None else _written(result, path, request, overwrite, on_event)
 
 

@@ -34,13 +34,14 @@ def run_plan(
     device: torch.device,
     tell: OnEvent,
     picture: NDArray[np.uint8] | None = None,
+    edges: NDArray[np.uint8] | None = None,
 ) -> RenderResult:
     """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
 
-    picture: (H, W, 3) that the plan starts from or edits.
+    picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows.
     """
     try:
-        return _run(request, made, spec, device, tell, picture)
+        return _run(request, made, spec, device, tell, picture, edges)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -58,13 +59,15 @@ def _run(
     device: torch.device,
     tell: OnEvent,
     picture: NDArray[np.uint8] | None,
+    edges: NDArray[np.uint8] | None,
 ) -> RenderResult:
     begun = time.monotonic()
     tell(Event(stage="load", done=0, total=1))
     exact = [rung.decode for rung in made.ladder if rung.stage == "decode" and rung.exact]
     ladder = Ladder([made.decode, *exact], _describe(made))
     drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
-    family = load_family(request, made, spec, device, ladder, drawn)
+    seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
+    family = load_family(request, made, spec, device, ladder, seen)
     made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell, drawn)
@@ -95,7 +98,10 @@ def load_family(
     decode: Ladder[DecodePlan],
     picture: NDArray[np.uint8] | None,
 ) -> Family:
-    """The model of a request on its device, by the pipeline of its family; picture: (H, W, 3) of the canvas."""
+    """The model of a request on its device, by the pipeline of its family.
+
+    picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
+    """
     text_device = torch.device("cpu") if made.text_on_host else device
     parts = load_parts(
         spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device, made.text_dtype
@@ -106,7 +112,15 @@ def load_family(
         assert picture is not None, "an edit is of a picture"
         return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
     if spec.facts.network == "pixart":
-        return PixArtSigma(spec, parts, device=device, dtype=made.dtype, decode=decode, position_mode=request.position_mode)
+        return PixArtSigma(
+            spec,
+            parts,
+            device=device,
+            dtype=made.dtype,
+            decode=decode,
+            position_mode=request.position_mode,
+            picture=picture if parts.control else None,
+        )
     return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode)
 
 

@@ -40,6 +40,7 @@ class PixArtShape:
 
     `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not;
     `kv_pooled`: by their mean, in a checkpoint that was not trained to (an experiment).
+    `control_blocks`: copied blocks of a ControlNet that run beside blocks 1, 2, ....
     """
 
     layers: int
@@ -50,6 +51,7 @@ class PixArtShape:
     latent_channels: int
     kv_compression: tuple[int, ...] = ()
     kv_pooled: bool = False
+    control_blocks: int = 0
 
     @property
     def width(self) -> int:

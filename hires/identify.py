@@ -38,7 +38,8 @@ class Finding:
     kind: 'model', 'lora' or 'vae'. family: a name of FAMILIES; of a LoRA what it was made for, in words where no family
     fits, or '' where its keys do not say. layout: 'ldm', 'pixart' or 'diffusers'. why: the keys and values that decided.
     prefix: what the names of a wrapped .pth start with. sigma_range and betas: read from the file, None where it has none.
-    context: width of the text that a LoRA's cross-attention reads, None where it has none.
+    context: width of the text that a LoRA's cross-attention reads, None where it has none. control: copied blocks of a
+    PixArt ControlNet.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Finding:
     size_conditions: bool | None = None
     native_px: int | None = None
     context: int | None = None
+    control: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -201,8 +203,6 @@ def _refuse_other_networks(path: Path, shapes: Iterable[str], unet: Iterable[str
 def _pixart(header: Header, family: str | None) -> Finding:
     """An original PixArt .pth: tokens of y_embedding, trained grid of pos_embed, size conditions, KV compression."""
     path = header.path
-    if any(".copied_block." in name or name.startswith("controlnet.") for name in header.tensors):
-        raise _refuse(path, "a PixArt ControlNet", "controlnet keys beside base_model")
     names = [name.removesuffix("t_block.1.weight") for name in header.tensors if name.endswith("t_block.1.weight")]
     prefix = min(names, key=lambda name: (name != "state_dict.", name))
     shapes = below(header.shapes, prefix)
@@ -216,6 +216,9 @@ def _pixart(header: Header, family: str | None) -> Finding:
     compressed = sum(name.endswith(".attn.sr.weight") for name in shapes)
     if compressed:
         why.append(f"attn.sr in {compressed} blocks: KV compression")
+    control = control_blocks(header, prefix)
+    if control:
+        why.append(f"controlnet of {control} copied blocks beside base_model")
     group = [f for f in FAMILIES.values() if f.network == "pixart" and f.tokens == tokens]
     if "pos_embed" in shapes:
         grid = math.isqrt(shapes["pos_embed"][-2])
@@ -229,8 +232,14 @@ def _pixart(header: Header, family: str | None) -> Finding:
     base = fitting[0].same_keys_as or fitting[0].name
     return Finding(
         path=path, kind="model", family=base, layout="pixart", why=tuple(why), header=header, prefix=prefix,
-        size_conditions=conditions,
+        size_conditions=conditions, control=control,
     )  # fmt: skip
+
+
+def control_blocks(header: Header, prefix: str) -> int:
+    """How many copied blocks a PixArt ControlNet has beside the base model that is under `prefix`."""
+    beside = prefix.removesuffix("base_model.") + "controlnet."
+    return len({name.removeprefix(beside).split(".")[0] for name in header.tensors if name.startswith(beside)})
 
 
 def _other(header: Header) -> Finding:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
+from hires.control import ControlBlock, attach
 from hires.processors import DispatchedAttention
 from hires.tiling.geometry import Box, Size
 
@@ -28,7 +29,8 @@ class PixArtNetwork:
     transformer: a PixArtTransformer2DModel; its `pos_embed` and attention processors are replaced. span: over how many
     units the position embedding runs per axis, whatever the size (32; 16 for PixArt-α 256). global_share: 1 places a tile
     where it lies on the canvas, 0 tells it that it is a whole picture, between the two blends the positions. thin: the
-    factor per axis by which each block thins keys and values of self-attention, empty for dense attention. The
+    factor per axis by which each block thins keys and values of self-attention, empty for dense attention. control: the
+    copies of a ControlNet, which then need `image_latents`, the edges' own. The
     conditions need `canvas`, and `resolution` where the transformer takes it. h and w are multiples of the patch.
     """
 
@@ -39,6 +41,7 @@ class PixArtNetwork:
         span: float,
         global_share: float = 1.0,
         thin: Sequence[int] = (),
+        control: Sequence[ControlBlock] = (),
         backend: str | None = None,
     ) -> None:
         assert 0 <= global_share <= 1, global_share
@@ -47,12 +50,20 @@ class PixArtNetwork:
         self._thins = any(factor > 1 for factor in thin)
         transformer.pos_embed = PlacedPatches(transformer.pos_embed.proj)
         transformer.set_attn_processor(_processors(transformer, thin, backend))
+        modules: list[Any] = [module for block in control for module in block.modules() if hasattr(module, "set_processor")]
+        for attn in modules:
+            attn.set_processor(DispatchedAttention(backend))
+        self._carrier = attach(transformer, control) if control else None
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
         assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
         tokens, bias = padded_text(cond.tokens, cond.mask)
+        places = self._positions(x, cond)
+        if self._carrier is not None:
+            assert cond.image_latents is not None, "a ControlNet follows edges"
+            self._carrier.c = self.transformer.pos_embed(torch.cat([cond.image_latents.float(), places], dim=1))
         output: Tensor = self.transformer(
-            torch.cat([x.float(), self._positions(x, cond)], dim=1),
+            torch.cat([x.float(), places], dim=1),
             encoder_hidden_states=tokens,
             timestep=torch.full((x.shape[0],), time, device=x.device),
             added_cond_kwargs=self._sizes(cond),

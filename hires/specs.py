@@ -254,6 +254,9 @@ def _params(parts: Iterable[Part], found: Finding) -> int:
             assert found.header is not None
             names = below(found.header.shapes, part.prefix)
             total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
+            if part.component == "network" and found.control:
+                beside = below(found.header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
+                total += sum(math.prod(shape) for shape in beside.values())
     return total
 
 
@@ -324,6 +327,7 @@ def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts
         caption_width=int(config["caption_channels"]),
         latent_channels=int(config["in_channels"]),
         kv_compression=kv_compression(shapes),
+        control_blocks=found.control,
     )
 
 

@@ -48,7 +48,7 @@ ROWS = (
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling",),
-    ("quiet", "weights", "single_file", "lora", "text", "processors", "pixart", "unet"),
+    ("quiet", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
     ("execute", "engine", "roundtrip"),
     ("cli",),

@@ -121,14 +121,12 @@ def test_models_that_are_not_supported_are_refused_by_name(tmp_path: Path) -> No
         "refiner": ldm_file(tmp_path / "c.safetensors", conditioner__embedders__0__model__ln_final=one),
         "CustomNet": ldm_file(tmp_path / "d.safetensors", cc_projection__weight=one),
         "Flux": tmp_path / "e.safetensors",
-        "ControlNet": tmp_path / "f.pth",
         "in diffusers' naming": tmp_path / "g.safetensors",
         "no known kind": tmp_path / "h.safetensors",
         "150 text tokens": tmp_path / "i.pth",
         "PixArt of a size that is not known": tmp_path / "j.pth",
     }
     save_file({"model.diffusion_model.double_blocks.0.x": one}, cases["Flux"])
-    torch.save({"base_model.t_block.1.weight": one, "controlnet.0.copied_block.x": one}, cases["ControlNet"])
     save_file({"down_blocks.0.resnets.0.conv1.weight": one}, cases["in diffusers' naming"])
     save_file({"something": one}, cases["no known kind"])
     state = pixart_to_pth(pixart("pixart-sigma-256"), "pixart-sigma-256")

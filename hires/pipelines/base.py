@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
+from hires.control import ControlBlock, load_control
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
 from hires.errors import ModelError
 from hires.families import PixArtShape, UNetShape
-from hires.imageio import to_uint8
+from hires.imageio import fitted, to_uint8
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
+from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder, attempt, free_memory
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
@@ -79,6 +82,7 @@ class Parts:
     network: nn.Module
     vae: nn.Module
     tiny: HaloVAE | None = None
+    control: tuple[ControlBlock, ...] = ()
 
 
 def load_parts(
@@ -102,7 +106,8 @@ def load_parts(
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    return Parts(texts=texts, network=network, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
+    control = load_control(spec, network, TORCH_DTYPE[dtype], device)
+    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
@@ -147,7 +152,8 @@ def unet_backends(spec: ModelSpec, tile: Size, device: torch.device, dtype: torc
 class LoadedFamily:
     """A spec and the loaded parts of one request: what does not depend on the kind of network.
 
-    Convolutions run channels-last on a CPU.
+    Convolutions run channels-last on a CPU. picture: (H, W, 3) uint8 that the network sees beside the noisy latents, encoded
+    once per canvas by `picture_at(canvas)`.
     """
 
     def __init__(
@@ -158,11 +164,13 @@ class LoadedFamily:
         device: torch.device,
         dtype: str,
         decode: Ladder[DecodePlan],
+        picture: NDArray[np.uint8] | None = None,
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
-        self.tiny = parts.tiny
+        self.tiny, self.picture = parts.tiny, picture
+        self.picture_at = lru_cache(maxsize=1)(self._encoded)
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
@@ -183,6 +191,13 @@ class LoadedFamily:
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
+
+    def _encoded(self, canvas: Size) -> Tensor:
+        """The latents of the picture that the network sees beside the noisy ones, at a canvas; the posterior's mean, scaled."""
+        assert self.picture is not None, "this network sees a picture"
+        with torch.inference_mode():
+            latents = self.encode(Padded(fitted(self.picture, canvas), canvas), lambda done, total: None)
+        return latents.to(self.device, self.dtype)
 
     def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
         assert self.tiny is not None, "a small autoencoder was loaded"

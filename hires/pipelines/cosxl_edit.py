@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, edit_guided
-from hires.imageio import fitted
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned, unet_backends
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan, StagePlan
 from hires.unet import UNetNetwork
@@ -40,10 +36,8 @@ class CosXLEdit(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
-        self.picture = picture
-        self._image_at = lru_cache(maxsize=1)(self._encoded)
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         return unet_backends(self.spec, tile, self.device, self.dtype)
@@ -57,15 +51,10 @@ class CosXLEdit(LoadedFamily):
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """Guidance by text and by image on the canvas: three estimates (Brooks et al. 2023)."""
         conditional, unconditional = self.conditions(stage.canvas)
-        image = self._image_at(stage.canvas)
+        image = self.picture_at(stage.canvas)
+        if not self.spec.facts.image_scaled:  # InstructPix2Pix sees it as the autoencoder gives it
+            image = image / self.spec.latent_scale
         with_image = replace(unconditional, image_latents=image)
         without = replace(unconditional, image_latents=torch.zeros_like(image))
         guide = edit_guided(on_canvas, with_image, without, stage.guidance, stage.image_guidance)
         return guide, replace(conditional, image_latents=image)
-
-    def _encoded(self, canvas: Size) -> Tensor:
-        """The image's latents at a canvas; CosXL-Edit's are scaled like those it denoises, InstructPix2Pix's are not."""
-        with torch.inference_mode():
-            latents = self.encode(Padded(fitted(self.picture, canvas), canvas), lambda done, total: None)
-        scale = 1.0 if self.spec.facts.image_scaled else 1 / self.spec.latent_scale
-        return (latents * scale).to(self.device, self.dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.denoisers import Denoiser
@@ -19,7 +21,7 @@ from hires.types import DecodePlan
 
 
 class PixArtSigma(LoadedFamily):
-    """A PixArt transformer.
+    """A PixArt transformer, steered by the edges of `picture` where its checkpoint has a ControlNet.
 
     position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
     half-way.
@@ -34,12 +36,17 @@ class PixArtSigma(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         position_mode: str = "global",
+        picture: NDArray[np.uint8] | None = None,
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(
-            parts.network, span=spec.facts.position_span, global_share=share, thin=_shape(spec).kv_compression
+            parts.network,
+            span=spec.facts.position_span,
+            global_share=share,
+            thin=_shape(spec).kv_compression,
+            control=parts.control,
         )
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
@@ -54,6 +61,14 @@ class PixArtSigma(LoadedFamily):
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
+
+    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
+        """With the edges' latents where a ControlNet follows them, for both estimates."""
+        found = super().conditions(canvas_px)
+        if self.picture is None:
+            return found
+        edges = self.picture_at(canvas_px)
+        return replace(found[0], image_latents=edges), replace(found[1], image_latents=edges)
 
     def denoiser(self) -> Denoiser:
         return preconditioned(self.spec, self._network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -260,6 +261,17 @@ def test_pixart_dmd_is_its_closed_form(tmp_path: Path) -> None:
     )[0][:, :4]
     abar = 1 / (sigma**2 + 1)
     same(run.latents, (z - (1 - abar) ** 0.5 * eps) / abar**0.5)
+
+
+def test_a_scheduler_that_clips_does_not_clip_dmd(tmp_path: Path) -> None:
+    """diffusers' DDPMScheduler clips x0 to [-1, 1] unless told not to; a folder that says so changes nothing here."""
+    made = checkpoints.make(tmp_path, "pixart-dmd", "folder")
+    plain = Run(made, family="pixart-dmd").latents
+    assert plain.abs().max() > 1
+    file = made.path / "scheduler" / "scheduler_config.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"_class_name": "DDPMScheduler", "clip_sample": True}))
+    assert torch.equal(Run(made, family="pixart-dmd").latents, plain)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
