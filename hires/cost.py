@@ -139,7 +139,7 @@ def network_live_bytes(
     return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
 
 
-PIXART_CONTROL_MAPS = 3  # the copy's own map through the base block, the base's through the copy, and their sum
+PIXART_CONTROL_MAPS = 4  # the carried map, the base's beside it, their sum, and the edges' own channels: 3.1 to 3.6 tracked
 PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
 PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
 PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
