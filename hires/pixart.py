@@ -58,12 +58,11 @@ class PixArtNetwork:
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
         assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
         tokens, bias = padded_text(cond.tokens, cond.mask)
-        places = self._positions(x, cond)
         if self._carrier is not None:
             assert cond.image_latents is not None, "a ControlNet follows edges"
-            self._carrier.c = self.transformer.pos_embed(torch.cat([cond.image_latents.float(), places], dim=1))
+            self._carrier.c = self.transformer.pos_embed(self._placed(cond.image_latents, cond))
         output: Tensor = self.transformer(
-            torch.cat([x.float(), places], dim=1),
+            self._placed(x, cond),
             encoder_hidden_states=tokens,
             timestep=torch.full((x.shape[0],), time, device=x.device),
             added_cond_kwargs=self._sizes(cond),
@@ -72,6 +71,10 @@ class PixArtNetwork:
             return_dict=False,
         )[0]
         return output[:, : self._channels]  # the rest is a learned variance, which no sampler here uses
+
+    def _placed(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """Latents with the two channels that say where they lie, float32."""
+        return torch.cat([x.float(), self._positions(x, cond)], dim=1)
 
     def _positions(self, x: Tensor, cond: Conditioning) -> Tensor:
         assert cond.canvas is not None and cond.batch == x.shape[0], "conditions and latents disagree"
