@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hires.families import VaeShape
@@ -242,10 +243,10 @@ class Walk:
 
     def norm(self, x: Map) -> Normed:
         """Its statistics are taken now, band by band, in float32."""
-        for top, bottom in bands(x.height, self.band_rows):
-            read = x.read(bottom - top, aligned=True)
-            cast = x.bytes(bottom - top) // self.element * 4 if self.element < 4 else 0
-            self.macs += read.macs
+        for rows, count in self.heights(x).items():  # nothing is stored or freed meanwhile
+            read = x.read(rows, aligned=True)
+            cast = x.bytes(rows) // self.element * 4 if self.element < 4 else 0
+            self.macs += count * read.macs
             self.moment(max(read.peak, read.held + cast))
         return Normed(x.channels, x.height, x.width, self.element, source=x)
 
@@ -286,13 +287,14 @@ class Walk:
         """Store a map band by band, freeing what its sources no longer need; after that they are gone."""
         out = self.stored(x)
         self.live.append(out)
-        reads = {rows: x.read(rows, aligned=True) for rows in {b - t for t, b in bands(x.height, self.band_rows)}}
+        reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
         for top, bottom in bands(x.height, self.band_rows):
             read = reads[bottom - top]
             self.macs += read.macs
-            self.moment(max(read.peak, read.held))
+            self.moment(max(read.peak, read.held))  # the band itself is in it, so on the device storing it adds nothing
             out.made = bottom
-            self.moment(0)
+            if self.on_host:
+                self.moment(0)
             if release:
                 x.release(bottom)
         if release:
@@ -301,11 +303,16 @@ class Walk:
 
     def last(self, x: Map) -> None:
         """The rows that leave."""
+        reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
         for top, bottom in bands(x.height, self.band_rows):
-            read = x.read(bottom - top, aligned=True)
+            read = reads[bottom - top]
             self.macs += read.macs
             self.moment(max(read.peak, read.held))
             x.release(bottom)
+
+    def heights(self, x: Map) -> Counter[int]:
+        """How many bands there are of each height."""
+        return Counter(bottom - top for top, bottom in bands(x.height, self.band_rows))
 
     def moment(self, working: int) -> None:
         """The stored maps and, beside them, what is being computed."""
