@@ -85,7 +85,7 @@ def attention_kernel(  # type: ignore[no-untyped-def]
         k_at = K + batch * kb + head * kh + keys[None, :] * kn
         scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for d in tl.static_range(0, D, BLOCK_D):
-            part = (dims + d < D)
+            part = dims + d < D
             if d > 0:
                 q_part = tl.load(q_at + (dims + d)[None, :] * qd, mask=inside[:, None] & part[None, :], other=0.0)
             else:

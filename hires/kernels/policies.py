@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -11,6 +12,12 @@ class Global:
     sqrt(ln N / ln trained) (proportional attention, Jin et al. 2023, arXiv 2306.08645); None leaves them."""
 
     trained: int | None = None
+
+    def stretch(self, tokens: int) -> float:
+        """The factor on the scale of the scores of so many tokens; 1 up to the trained length."""
+        if self.trained is None or tokens <= self.trained:
+            return 1.0
+        return math.sqrt(math.log(tokens) / math.log(self.trained))
 
 
 @dataclass(frozen=True, slots=True)

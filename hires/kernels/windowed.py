@@ -30,7 +30,9 @@ def attend_windows(
     for a in range(rows.count):
         lines = _lines(rows, a).to(q.device)
         window = _key_lines(rows, a).to(q.device)
-        queries, keys, values = (_blocks(x, at, r) for x, at, r in ((q, lines, reads[0]), (k, window, reads[1]), (v, window, reads[1])))
+        queries, keys, values = (
+            _blocks(x, at, r) for x, at, r in ((q, lines, reads[0]), (k, window, reads[1]), (v, window, reads[1]))
+        )
         part = None if mask is None else _blocks(mask, window, reads[1]).transpose(-1, -2)
         mixed = attend(queries, keys, values, part)
         mixed = mixed.unflatten(0, (q.shape[0], cols.count)).unflatten(3, (len(lines), cols.block))
