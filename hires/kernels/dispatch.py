@@ -28,7 +28,10 @@ class BackendRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """The facts of a call that decide which backends can run it. `row_mask`: the mask differs by query."""
+    """The facts of a call that decide which backends can run it.
+
+    row_mask: the mask differs by query. unit_stride: elements of a head lie side by side in queries, keys and values.
+    """
 
     device: str
     dtype: torch.dtype
@@ -37,6 +40,7 @@ class AttentionSpec:
     keys: int
     masked: bool
     row_mask: bool = False
+    unit_stride: bool = True
 
 
 class Run(Protocol):
@@ -133,7 +137,7 @@ BACKENDS: tuple[Backend, ...] = (
 )
 
 
-def spec_of(q: Tensor, k: Tensor, mask: Tensor | None) -> AttentionSpec:
+def spec_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> AttentionSpec:
     """The facts of a call."""
     return AttentionSpec(
         device=q.device.type,
@@ -143,6 +147,7 @@ def spec_of(q: Tensor, k: Tensor, mask: Tensor | None) -> AttentionSpec:
         keys=k.shape[-2],
         masked=mask is not None,
         row_mask=mask is not None and mask.shape[-2] > 1,
+        unit_stride=all(x.stride(-1) == 1 for x in (q, k, v)),
     )
 
 
@@ -166,11 +171,11 @@ def attention(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if isinstance(policy, Global):
-        return select(spec_of(q, k, mask), backend).run(q, k, v, mask, factor * policy.stretch(q.shape[-2]))
+        return select(spec_of(q, k, v, mask), backend).run(q, k, v, mask, factor * policy.stretch(q.shape[-2]))
     canvas = _checked(q, k, mask, canvas, policy)
     if isinstance(policy, KVPool):
         return attention(q, pooled(k, canvas, policy.r), pooled(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
-    if select(spec_of(q, k, mask), backend).name == "triton":
+    if select(spec_of(q, k, v, mask), backend).name == "triton":
         return _triton_windows(q, k, v, mask, factor, canvas, policy)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, part: Tensor | None) -> Tensor:

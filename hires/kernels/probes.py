@@ -10,6 +10,7 @@ import torch
 
 ROW_MASKS = 2**31  # scores that are held at once, at most
 TRITON_HEAD = 512
+TRITON_SINGLE_HEAD = 256
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -30,6 +31,8 @@ class Facts(Protocol):
     def masked(self) -> bool: ...
     @property
     def row_mask(self) -> bool: ...
+    @property
+    def unit_stride(self) -> bool: ...
 
 
 def floating(dtype: torch.dtype) -> str | None:
@@ -42,6 +45,8 @@ def fused_why_not(kind: str, spec: Facts) -> str | None:
         return floating(spec.dtype)
     if spec.device == "cpu" and kind != "FLASH_ATTENTION":
         return "runs on CUDA, not on cpu"
+    if not spec.unit_stride:
+        return "elements of a head do not lie side by side"
     if spec.masked and spec.queries * spec.keys > ROW_MASKS:
         return f"a masked call of {spec.queries} x {spec.keys} would hold all scores"
     return _probe(kind, spec.device, spec.dtype, spec.head_dim, spec.masked)
@@ -70,6 +75,8 @@ def triton_why_not(spec: Facts) -> str | None:
         return f"takes float16, bfloat16 and float32, not {spec.dtype}"
     if spec.head_dim > TRITON_HEAD:
         return f"heads of {spec.head_dim} are above {TRITON_HEAD}"
+    if spec.dtype == torch.float32 and spec.head_dim > TRITON_SINGLE_HEAD:
+        return f"float32 heads of {spec.head_dim}: every configuration above {TRITON_SINGLE_HEAD} spills registers"
     return "masks by query are not taken, only by key" if spec.row_mask else None
 
 

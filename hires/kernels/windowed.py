@@ -22,29 +22,34 @@ def attend_windows(
     """
     h, w = canvas
     rows, cols = axis(policy, h, 0), axis(policy, w, 1)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format).unflatten(2, canvas)
-    q, k, v = (x.unflatten(2, canvas) for x in (q, k, v))
-    mask = None if mask is None else mask.unflatten(3, canvas).movedim(2, -1)  # (B, 1 or heads, h, w, 1)
+    out = _split(torch.empty_like(q, memory_format=torch.contiguous_format), 2, canvas)
+    q, k, v = (_split(x, 2, canvas) for x in (q, k, v))
+    mask = None if mask is None else _split(mask, 3, canvas).movedim(2, -1)  # (B, 1 or heads, h, w, 1)
     back = _back(cols).to(q.device)
     reads = _queries(cols).to(q.device), _keys(cols).to(q.device)
     for a in range(rows.count):
         lines = _lines(rows, a).to(q.device)
         window = _key_lines(rows, a).to(q.device)
-        queries, keys, values = (
-            _blocks(x, at, r) for x, at, r in ((q, lines, reads[0]), (k, window, reads[1]), (v, window, reads[1]))
-        )
+        queries = _blocks(q, lines, reads[0])
+        keys, values = _blocks(k, window, reads[1]), _blocks(v, window, reads[1])
         part = None if mask is None else _blocks(mask, window, reads[1]).transpose(-1, -2)
         mixed = attend(queries, keys, values, part)
-        mixed = mixed.unflatten(0, (q.shape[0], cols.count)).unflatten(3, (len(lines), cols.block))
+        mixed = _split(_split(mixed, 0, (q.shape[0], cols.count)), 3, (len(lines), cols.block))
         mixed = mixed.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # (B, heads, lines, count block, d)
         out[:, :, lines] = mixed.index_select(3, back)
     return out.flatten(2, 3)
 
 
+def _split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
+    """One dimension as several (a typed unflatten)."""
+    parts: Tensor = x.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
+    return parts
+
+
 def _blocks(x: Tensor, lines: Tensor, columns: Tensor) -> Tensor:
     """(B, heads, h, w, d) to (B count, heads, lines columns, d)."""
     picked = x.index_select(2, lines).index_select(3, columns.flatten())
-    picked = picked.unflatten(3, tuple(columns.shape)).permute(0, 3, 1, 2, 4, 5)
+    picked = _split(picked, 3, tuple(columns.shape)).permute(0, 3, 1, 2, 4, 5)
     return picked.flatten(3, 4).flatten(0, 1)
 
 
@@ -66,7 +71,7 @@ def _queries(along: Axis) -> Tensor:
     places = torch.arange(along.count * along.block)
     places = places.clamp(max=along.length - 1) - along.shift if along.circular else places - along.shift
     places = places % along.length if along.circular else places.clamp(0, along.length - 1)
-    return places.unflatten(0, (along.count, along.block))
+    return places.reshape(along.count, along.block)
 
 
 def _keys(along: Axis) -> Tensor:
@@ -86,7 +91,7 @@ def pooled(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
     maps = x.transpose(2, 3).reshape(-1, x.shape[-1], h, w)
     if h % r or w % r:
         maps = F.pad(maps, (0, -w % r, 0, -h % r), mode="replicate")
-    return F.avg_pool2d(maps, r).flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
+    return _split(F.avg_pool2d(maps, r).flatten(2).transpose(1, 2).contiguous(), 0, x.shape[:2])
 
 
 def policy_mask(policy: NPA | Windows, canvas: tuple[int, int]) -> Tensor:
