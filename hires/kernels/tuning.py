@@ -23,14 +23,15 @@ class Config:
 
 @functools.cache
 def table() -> dict[str, dict[str, dict[str, int]]]:
-    """Rows by architecture ('sm_90'), 'float32' or 'default', then by the largest head size they serve."""
+    """Rows by 'default' or 'float32', ' sm_80' and so on where an architecture differs, then by the head size they reach."""
     loaded: dict[str, dict[str, dict[str, int]]] = json.loads(TABLE.read_text())
     return loaded
 
 
 def config(head_dim: int, architecture: int, single: bool = False) -> Config:
     """The configuration for a head size on an architecture (89 for sm_89); `single`: for float32."""
-    rows = table()["float32"] if single else table().get(f"sm_{architecture}", table()["default"])
+    kind = "float32" if single else "default"
+    rows = table()[kind] | table().get(f"{kind} sm_{architecture}", {})
     size = next((key for key in sorted(rows, key=int) if int(key) >= head_dim), None)
     if size is None:
         raise ValueError(f"no configuration for head size {head_dim}; the largest is {max(map(int, rows))}")

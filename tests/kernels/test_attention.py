@@ -94,7 +94,8 @@ def compiled(architecture: int, d: int, windowed: bool, masked: bool, kind: str)
 SAMPLE = [(89, 72, True, False, "fp16"), (90, 64, False, True, "bf16")]
 EVERYTHING = [
     pytest.param(a, d, windowed, not windowed, kind, marks=pytest.mark.slow)
-    for a in SHARED_KIB for d in HEADS for windowed in (False, True) for kind in ("fp16", "bf16", "fp32") if kind != "fp32" or d <= 256
+    for a in SHARED_KIB for d in HEADS for windowed in (False, True)
+    for kind in ("fp16", "bf16", "fp32") if kind != "fp32" or d <= 256
 ]  # fmt: skip
 
 
