@@ -91,6 +91,9 @@ TinyVae = Annotated[
 Preview = Annotated[
     Path | None, typer.Option("--preview", metavar="FILE", help="A PNG that shows each step, drawn by --tiny-vae; overwritten.")
 ]
+AttentionName = Annotated[
+    str | None, typer.Option("--attention", metavar="NAME", help="Force an attention backend; `hires info` lists them.")
+]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
 ]
@@ -173,6 +176,7 @@ def render(
     positions: Positions = "global",
     kv_compression: KvCompression = "checkpoint",
     tiny_vae: TinyVae = None,
+    attention: AttentionName = None,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
@@ -191,7 +195,7 @@ def render(
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
-                clean_caption=clean_caption, tiny_vae=tiny_vae,
+                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -244,6 +248,7 @@ def edit(
     parts: Parts = None,
     lora: Lora = None,
     tiny_vae: TinyVae = None,
+    attention: AttentionName = None,
     preview: Preview = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -259,7 +264,7 @@ def edit(
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
-                parts=parts, loras=lora or (), tiny_vae=tiny_vae, on_event=on_event,
+                parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention, on_event=on_event,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -291,6 +296,7 @@ def plan(
     positions: Positions = "global",
     kv_compression: KvCompression = "checkpoint",
     tiny_vae: TinyVae = None,
+    attention: AttentionName = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
 ) -> None:
@@ -321,6 +327,7 @@ def plan(
             position_mode=positions,
             kv_compression=kv_compression,
             tiny_vae=tiny_vae,
+            attention=attention,
             clean_caption=clean_caption,
         )
     )

@@ -72,6 +72,7 @@ def render(
     position_mode: str = "global",
     kv_compression: str = "checkpoint",
     tiny_vae: str | Path | None = None,
+    attention: str | None = None,
     clean_caption: bool = False,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -105,6 +106,7 @@ def render(
         kv_compression: of PixArt: "checkpoint", or "average", an experiment that thins keys and values.
         tiny_vae: the folder of a small autoencoder (TAESD, TAESDXL): every step's event carries a preview, and it decodes,
             as a named approximation, where every exact way ran out of memory.
+        attention: run the network's attention on this backend (`hires info` lists them) or fail with its reason.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -141,6 +143,7 @@ def render(
         position_mode=position_mode,
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
+        attention=attention,
         clean_caption=clean_caption,
     )
     spec = text_to_image(spec_for(request), prompt)
@@ -188,6 +191,7 @@ def edit(
     parts: str | Path | None = None,
     loras: Loras = (),
     tiny_vae: str | Path | None = None,
+    attention: str | None = None,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
@@ -222,6 +226,7 @@ def edit(
         parts=None if parts is None else str(parts),
         loras=_loras(loras),
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
+        attention=attention,
     )
     return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
 
@@ -250,6 +255,7 @@ def plan(
     position_mode: str = "global",
     kv_compression: str = "checkpoint",
     tiny_vae: str | Path | None = None,
+    attention: str | None = None,
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -278,6 +284,7 @@ def plan(
         position_mode=position_mode,
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
+        attention=attention,
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hires.device import peak_device_bytes, peak_resident_bytes, reset_peak
+from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
 from hires.imageio import PictureSink, on_canvas
 from hires.pipelines import progressive
-from hires.pipelines.base import Family, load_parts, load_tiny
+from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
@@ -62,13 +62,14 @@ def _run(
     edges: NDArray[np.uint8] | None,
 ) -> RenderResult:
     begun = time.monotonic()
+    name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
+    made = replace(made, backends=(("attention", name),))
     tell(Event(stage="load", done=0, total=1))
     exact = [rung.decode for rung in made.ladder if rung.stage == "decode" and rung.exact]
     ladder = Ladder([made.decode, *exact], _describe(made))
     drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
     seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
     family = load_family(request, made, spec, device, ladder, seen)
-    made = replace(made, backends=family.backends(made.latent_grid.tile))
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell, drawn)
     sink, decoding = decode(family, denoised.latents, request.size, tell)
@@ -110,7 +111,9 @@ def load_family(
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
-        return CosXLEdit(spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode)
+        return CosXLEdit(
+            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention
+        )
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
@@ -120,8 +123,9 @@ def load_family(
             decode=decode,
             position_mode=request.position_mode,
             picture=picture if parts.control else None,
+            backend=request.attention,
         )
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode)
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention)
 
 
 def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:

@@ -79,7 +79,8 @@ class RenderRequest:
     prompts go through `captions.clean`. strength: how much of the schedule a given picture goes through, None where the
     render starts from noise; image_guidance: how closely an edit keeps to its picture. position_mode, kv_compression:
     of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
-    TAESDXL) that draws previews and decodes where every exact way ran out of memory.
+    TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
+    that the network's attention is to run on.
     """
 
     prompt: str
@@ -105,6 +106,7 @@ class RenderRequest:
     position_mode: str = "global"
     kv_compression: str = "checkpoint"
     tiny_vae: str | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import hires
 from hires.catalogue import evaluations
-from hires.errors import Cancelled, MemoryLadderError, ModelError, RequestError
+from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.imageio import read_text
 from hires.pipelines.progressive import first_sigma, stage_sigmas
 from hires.samplers import CanvasNoise
@@ -276,3 +276,16 @@ def test_python_options_are_checked() -> None:
         with pytest.raises(RequestError, match=next(iter(option))):
             hires.plan(size="256x256", **option)  # type: ignore[arg-type]
     assert hires.plan(size=(640, 480)).output.height == 480
+
+
+def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"size": "64x64", "steps": 2, "seed": 1}
+    default, named = hires.render(PROMPT, **options), hires.render(PROMPT, attention="chunked", **options)  # type: ignore[arg-type]
+    assert default.plan.backends == (("attention", "sdpa"),)
+    assert named.plan.backends == (("attention", "chunked"),)
+    assert np.abs(default.pixels.astype(int) - named.pixels.astype(int)).max() <= 1
+    monkeypatch.setattr("hires.execute.load_parts", lambda *a: pytest.fail("it was loaded"))
+    with pytest.raises(BackendError, match=r"--attention triton: .*triton: "):
+        hires.render(PROMPT, attention="triton", **options)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="no attention backend 'fast'; known: sdpa, xformers, triton"):
+        hires.render(PROMPT, attention="fast", **options)  # type: ignore[arg-type]

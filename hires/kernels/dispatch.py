@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows
+from hires.kernels.probes import (
+    ROW_MASKS,
+    floating,
+    fused_why_not,
+    triton_why_not,
+    xformers_why_not,
+)
 from hires.kernels.reference import attention_chunked
+from hires.kernels.windowed import attend_windows, pooled
 
 
 class BackendRefused(Exception):
@@ -18,7 +28,10 @@ class BackendRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """The facts of a call that decide which backends can run it."""
+    """The facts of a call that decide which backends can run it.
+
+    row_mask: the mask differs by query. unit_stride: elements of a head lie side by side in queries, keys and values.
+    """
 
     device: str
     dtype: torch.dtype
@@ -26,6 +39,15 @@ class AttentionSpec:
     queries: int
     keys: int
     masked: bool
+    row_mask: bool = False
+    unit_stride: bool = True
+
+
+class Run(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, /) -> Tensor: ...
+
+
+Reason = Callable[[AttentionSpec], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,48 +55,145 @@ class Backend:
     """A way to compute attention. `why_not(spec)` is None where it runs, else the reason."""
 
     name: str
-    why_not: Callable[[AttentionSpec], str | None]
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+    why_not: Reason
+    run: Run
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
+def _forced(kind: str) -> Run:
+    """PyTorch's own attention, held to one of its kernels."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(getattr(SDPBackend, kind)):
+            return _sdpa(q, k, v, mask, scale)
+
+    return run
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return _triton_windows(q, k, v, mask, scale, None, None)
+
+
+def _triton_windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    canvas: tuple[int, int] | None,
+    policy: NPA | Windows | None,
+) -> Tensor:
+    from hires.kernels.attention import attention_triton
+    from hires.kernels.tuning import config
+
+    major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (8, 0)
+    chosen = config(q.shape[-1], 10 * major + minor, q.dtype == torch.float32)
+    return attention_triton(q, k, v, mask, scale, chosen, canvas, policy)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    parts = (x.transpose(1, 2) for x in (q, k, v))  # (B, N, heads, d)
+    return memory_efficient_attention(*parts, scale=scale).transpose(1, 2)  # type: ignore[no-any-return]
+
+
 def _sdpa_why_not(spec: AttentionSpec) -> str | None:
     if not spec.dtype.is_floating_point:
-        return f"takes floating-point tensors, not {spec.dtype}"
+        return floating(spec.dtype)
     if spec.masked and spec.queries * spec.keys > 2**31:
         return f"a masked call of {spec.queries} x {spec.keys} would hold all scores"
     return None
 
 
+def _math_why_not(spec: AttentionSpec) -> str | None:
+    if spec.queries * spec.keys > ROW_MASKS:
+        return f"{spec.queries} x {spec.keys} scores would all be held"
+    return floating(spec.dtype)
+
+
 def _chunked_why_not(spec: AttentionSpec) -> str | None:
-    return None if spec.dtype.is_floating_point else f"takes floating-point tensors, not {spec.dtype}"
+    return floating(spec.dtype)
+
+
+def _fused(kind: str) -> Reason:
+    return lambda spec: fused_why_not(kind, spec)
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend(name="sdpa", why_not=_sdpa_why_not, run=_sdpa),
+    Backend(name="sdpa", why_not=_sdpa_why_not, run=_sdpa),  # PyTorch's own choice; first until a card has run the next two
+    Backend(name="xformers", why_not=xformers_why_not, run=_xformers),
+    Backend(name="triton", why_not=triton_why_not, run=_triton),
+    Backend(name="flash", why_not=_fused("FLASH_ATTENTION"), run=_forced("FLASH_ATTENTION")),
+    Backend(name="efficient", why_not=_fused("EFFICIENT_ATTENTION"), run=_forced("EFFICIENT_ATTENTION")),
+    Backend(name="cudnn", why_not=_fused("CUDNN_ATTENTION"), run=_forced("CUDNN_ATTENTION")),
+    Backend(name="math", why_not=_math_why_not, run=_forced("MATH")),
     Backend(name="chunked", why_not=_chunked_why_not, run=attention_chunked),
 )
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None, backend: str | None = None
-) -> Tensor:
-    """softmax(q k^T scale + mask) v; q (B, heads, N, d), k and v (B, heads, M, d), scale 1/sqrt(d) unless given.
-
-    BackendRefused with the reason where the named backend, or every backend, cannot run the call.
-    """
-    spec = AttentionSpec(
+def spec_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> AttentionSpec:
+    """The facts of a call."""
+    return AttentionSpec(
         device=q.device.type,
         dtype=q.dtype,
         head_dim=q.shape[-1],
         queries=q.shape[-2],
         keys=k.shape[-2],
         masked=mask is not None,
+        row_mask=mask is not None and mask.shape[-2] > 1,
+        unit_stride=all(x.stride(-1) == 1 for x in (q, k, v)),
     )
-    return select(spec, backend).run(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    canvas: tuple[int, int] | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    policy: Policy = Global(),  # noqa: B008 - a frozen value
+    backend: str | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + mask) v; q (B, heads, N, d), k and v (B, heads, M, d), scale 1/sqrt(d) unless given.
+
+    policy: which keys a query attends to; all but `Global` need `canvas`, the rows and columns of N = M = h w tokens, and
+    take masks by key only (`KVPool` none). mask: (B, 1 or heads, 1 or N, M), boolean (True attends) or additive.
+    BackendRefused with the reason where the named backend, or every backend, cannot run the call; ValueError where the
+    policy cannot.
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(policy, Global):
+        return select(spec_of(q, k, v, mask), backend).run(q, k, v, mask, factor * policy.stretch(q.shape[-2]))
+    canvas = _checked(q, k, mask, canvas, policy)
+    if isinstance(policy, KVPool):
+        return attention(q, pooled(k, canvas, policy.r), pooled(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
+    if select(spec_of(q, k, v, mask), backend).name == "triton":
+        return _triton_windows(q, k, v, mask, factor, canvas, policy)
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, part: Tensor | None) -> Tensor:
+        return attention(queries, keys, values, mask=part, scale=factor, backend=backend)
+
+    return attend_windows(q, k, v, mask, canvas, policy, attend)
+
+
+def _checked(
+    q: Tensor, k: Tensor, mask: Tensor | None, canvas: tuple[int, int] | None, policy: NPA | Windows | KVPool
+) -> tuple[int, int]:
+    if canvas is None:
+        raise ValueError(f"{policy} needs the canvas: the rows and columns of its {q.shape[-2]} tokens")
+    if canvas[0] * canvas[1] != q.shape[-2] or k.shape[-2] != q.shape[-2]:
+        raise ValueError(f"{policy}: a canvas of {canvas} is not {q.shape[-2]} queries and {k.shape[-2]} keys")
+    if mask is not None and (isinstance(policy, KVPool) or mask.shape[-2] > 1):
+        raise ValueError(f"{policy} takes no mask of shape {tuple(mask.shape)}")
+    return canvas
 
 
 def select(spec: AttentionSpec, name: str | None = None) -> Backend:

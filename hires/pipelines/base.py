@@ -19,10 +19,10 @@ from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
 from hires.device import TORCH_DTYPE
-from hires.errors import ModelError
+from hires.errors import BackendError, ModelError
 from hires.families import PixArtShape, UNetShape
 from hires.imageio import fitted, to_uint8
-from hires.kernels.dispatch import AttentionSpec, select
+from hires.kernels.dispatch import AttentionSpec, BackendRefused, select
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
@@ -139,21 +139,30 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
 
 
-def unet_backends(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype) -> tuple[tuple[str, str], ...]:
-    """Which attention backend runs the widest self-attention of a tile (in cells) of a UNet, by the dispatch's own rule."""
-    assert isinstance(spec.network, UNetShape), f"{spec.family} has no UNet"
-    level = next((i for i, layers in enumerate(spec.network.transformer_layers) if layers), 0)
-    tokens = (tile.height >> level) * (tile.width >> level)
-    width = spec.network.head_dims[level] if spec.network.head_dims else 64
+def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype, name: str | None = None) -> str:
+    """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule or as named.
+
+    BackendError with its reason where the named one cannot.
+    """
+    shape = spec.network
+    if isinstance(shape, UNetShape):
+        level = next((i for i, layers in enumerate(shape.transformer_layers) if layers), 0)
+        tokens = (tile.height >> level) * (tile.width >> level)
+        width = shape.head_dims[level] if shape.head_dims else 64
+    else:
+        tokens, width = tile.area // shape.patch**2, shape.head_dim
     asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
-    return (("attention", select(asked).name),)
+    try:
+        return select(asked, name).name
+    except BackendRefused as refusal:
+        raise BackendError(f"--attention {name}: {refusal}" if name else str(refusal)) from None
 
 
 class LoadedFamily:
     """A spec and the loaded parts of one request: what does not depend on the kind of network.
 
     Convolutions run channels-last on a CPU. picture: (H, W, 3) uint8 that the network sees beside the noisy latents, encoded
-    once per canvas by `picture_at(canvas)`.
+    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named.
     """
 
     def __init__(
@@ -165,7 +174,9 @@ class LoadedFamily:
         dtype: str,
         decode: Ladder[DecodePlan],
         picture: NDArray[np.uint8] | None = None,
+        backend: str | None = None,
     ) -> None:
+        self.backend = backend
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
@@ -175,6 +186,10 @@ class LoadedFamily:
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
         return conditional, unconditional
+
+    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
+        """Which backend runs the network's attention, for the plan."""
+        return (("attention", attention_backend(self.spec, tile, self.device, self.dtype, self.backend)),)
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         conditional, unconditional = self.conditions(stage.canvas)

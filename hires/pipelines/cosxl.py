@@ -8,7 +8,7 @@ import torch
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser
-from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned, unet_backends
+from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
@@ -20,12 +20,18 @@ from hires.unet import UNetNetwork
 class CosXL(LoadedFamily):
     """A UNet that draws from text."""
 
-    def __init__(self, spec: ModelSpec, parts: Parts, *, device: torch.device, dtype: str, decode: Ladder[DecodePlan]) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode)
-        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
-
-    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        return unet_backends(self.spec, tile, self.device, self.dtype)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parts: Parts,
+        *,
+        device: torch.device,
+        dtype: str,
+        decode: Ladder[DecodePlan],
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend)
+        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, edit_guided
-from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned, unet_backends
+from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
@@ -35,12 +35,10 @@ class CosXLEdit(LoadedFamily):
         device: torch.device,
         dtype: str,
         decode: Ladder[DecodePlan],
+        backend: str | None = None,
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture)
-        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network), device), self.dtype)
-
-    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        return unet_backends(self.spec, tile, self.device, self.dtype)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
+        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px))

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.denoisers import Denoiser
 from hires.families import PixArtShape
-from hires.kernels.dispatch import AttentionSpec, select
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.specs import ModelSpec
@@ -37,9 +36,10 @@ class PixArtSigma(LoadedFamily):
         decode: Ladder[DecodePlan],
         position_mode: str = "global",
         picture: NDArray[np.uint8] | None = None,
+        backend: str | None = None,
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(
             parts.network,
@@ -47,16 +47,8 @@ class PixArtSigma(LoadedFamily):
             global_share=share,
             thin=_shape(spec).kv_compression,
             control=parts.control,
+            backend=backend,
         )
-
-    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        """Which attention backend runs the self-attention of a tile (in cells), by the dispatch's own rule."""
-        shape = _shape(self.spec)
-        tokens = tile.area // shape.patch**2
-        spec = AttentionSpec(
-            device=self.device.type, dtype=self.dtype, head_dim=shape.head_dim, queries=tokens, keys=tokens, masked=False
-        )
-        return (("attention", select(spec).name),)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
-from hires.kernels.dispatch import BACKENDS, AttentionSpec, BackendRefused, attention, select, table
+from hires.kernels.dispatch import BACKENDS, AttentionSpec, BackendRefused, attention, select, spec_of, table
 from hires.kernels.reference import attention_chunked
 
 
@@ -33,6 +35,11 @@ def test_every_backend_gives_the_reference_result(backend: str, n: int, m: int, 
         keep[..., 0] = True
         mask = keep if masked == "bool" else torch.zeros(keep.shape).masked_fill(~keep, -1e4)
     expected = plain(q, k, v, mask, d**-0.5)
+    reason = dict(table(spec_of(q, k, v, mask)))[backend]
+    if reason is not None:
+        with pytest.raises(BackendRefused, match=re.escape(reason)):
+            attention(q, k, v, mask=mask, backend=backend)
+        return
     assert (attention(q, k, v, mask=mask, backend=backend) - expected).abs().max() <= 5e-6
 
 
@@ -57,7 +64,7 @@ def test_why_not_agrees_with_what_runs() -> None:
             if reason is None:
                 assert attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name).dtype == dtype
             else:
-                with pytest.raises(BackendRefused, match="floating-point"):
+                with pytest.raises(BackendRefused, match=re.escape(reason)):
                     attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name)
 
 
@@ -66,5 +73,14 @@ def test_the_first_that_runs_is_taken_and_a_named_one_is_never_replaced() -> Non
     assert select(spec).name == "chunked"
     with pytest.raises(BackendRefused, match="sdpa: a masked call of 1000000 x 1000000 would hold all scores"):
         select(spec, "sdpa")
-    with pytest.raises(BackendRefused, match="known: sdpa, chunked"):
+    with pytest.raises(BackendRefused, match="known: xformers, triton, sdpa"):
         select(spec, "flash9")
+
+
+def test_strided_heads_are_refused_by_the_fused_kernels_and_run_by_the_rest() -> None:
+    q, k, v = (x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in case(6, 9, 8, torch.float32))
+    for name, reason in table(spec_of(q, k, v, None)):
+        if reason is None:
+            assert (attention(q, k, v, backend=name) - plain(q, k, v, None, 8**-0.5)).abs().max() <= 5e-6
+    with pytest.raises(BackendRefused, match="side by side"):
+        attention(q, k, v, backend="flash")

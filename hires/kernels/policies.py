@@ -1,0 +1,106 @@
+"""Which keys a query attends to, as values: the whole canvas, a neighbourhood, a window, or pooled keys. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """Every query attends to every key. `trained`: tokens of the training canvas, beyond which scores are scaled by
+    sqrt(ln N / ln trained) (proportional attention, Jin et al. 2023, arXiv 2306.08645); None leaves them."""
+
+    trained: int | None = None
+
+    def stretch(self, tokens: int) -> float:
+        """The factor on the scale of the scores of so many tokens; 1 up to the trained length."""
+        if self.trained is None or tokens <= self.trained:
+            return 1.0
+        return math.sqrt(math.log(tokens) / math.log(self.trained))
+
+
+@dataclass(frozen=True, slots=True)
+class NPA:
+    """Neighbourhood patch attention (ScaleDiff, arXiv 2510.25818): blocks of (window / 2)^2 queries attend to the
+    window^2 keys around them, clamped at the borders. An approximation of `Global`, which it equals on canvases no larger
+    than the window.
+
+    shift: (rows, columns) by which the block grid moves up and left. circular: whether rows, columns wrap around.
+    """
+
+    window: int
+    shift: tuple[int, int] = (0, 0)
+    circular: tuple[bool, bool] = (False, False)
+
+    def __post_init__(self) -> None:
+        if self.window < 4 or self.window % 4:
+            raise ValueError(f"NPA: a window is a positive multiple of 4, not {self.window}")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Blocks of window^2 queries attend to themselves (shifted windows, arXiv 2103.14030); at the borders the window of
+    keys is clamped, so that every query has as many. An approximation of `Global`."""
+
+    window: int
+    shift: tuple[int, int] = (0, 0)
+    circular: tuple[bool, bool] = (False, False)
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"Windows: a window is at least 1, not {self.window}")
+
+
+@dataclass(frozen=True, slots=True)
+class KVPool:
+    """Keys and values are means over r x r tokens (PixArt-Σ's compression without its weights, arXiv 2403.04692)."""
+
+    r: int
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"KVPool: r is at least 1, not {self.r}")
+
+
+Policy = Global | NPA | Windows | KVPool
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Blocks of queries along one axis of n tokens: block a holds [a block - shift, (a + 1) block - shift) within the
+    axis, and attends to `keys` tokens from `key_start(a)`."""
+
+    length: int
+    block: int
+    keys: int
+    margin: int
+    shift: int
+    circular: bool
+
+    @property
+    def count(self) -> int:
+        return -(-(self.length + (0 if self.circular else self.shift)) // self.block)
+
+    def key_start(self, index: int) -> int:
+        start = index * self.block - self.shift - self.margin
+        return start if self.circular else min(max(start, 0), self.length - self.keys)
+
+
+def axis(policy: NPA | Windows, length: int, which: int) -> Axis:
+    """The blocks of a policy along rows (0) or columns (1)."""
+    if policy.window >= length:
+        return Axis(length, length, length, 0, 0, False)
+    block, margin = (policy.window // 2, policy.window // 4) if isinstance(policy, NPA) else (policy.window, 0)
+    return Axis(length, block, policy.window, margin, policy.shift[which] % block, policy.circular[which])
+
+
+def attended(policy: Policy, canvas: tuple[int, int]) -> int:
+    """Query-key pairs that a policy computes over a canvas of (h, w) tokens."""
+    h, w = canvas
+    if isinstance(policy, Global):
+        return (h * w) ** 2
+    if isinstance(policy, KVPool):
+        return h * w * -(-h // policy.r) * -(-w // policy.r)
+    rows, cols = axis(policy, h, 0), axis(policy, w, 1)
+    return h * w * rows.keys * cols.keys

@@ -1,0 +1,119 @@
+"""The policies in PyTorch: keys gathered per row of blocks and attended in batches, keys pooled, and a masked reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hires.kernels.policies import NPA, Axis, Global, KVPool, Policy, Windows, axis
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attend_windows(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, canvas: tuple[int, int], policy: NPA | Windows, attend: Attend
+) -> Tensor:
+    """Each block of queries over its window of keys; q, k, v (B, heads, h w, d), mask (B, 1 or heads, 1, h w) or None.
+
+    A row of blocks at a time: columns of blocks are a batch, so gathered keys hold (w / block) keys^2 tokens.
+    """
+    h, w = canvas
+    rows, cols = axis(policy, h, 0), axis(policy, w, 1)
+    out = _split(torch.empty_like(q, memory_format=torch.contiguous_format), 2, canvas)
+    q, k, v = (_split(x, 2, canvas) for x in (q, k, v))
+    mask = None if mask is None else _split(mask, 3, canvas).movedim(2, -1)  # (B, 1 or heads, h, w, 1)
+    back = _back(cols).to(q.device)
+    reads = _queries(cols).to(q.device), _keys(cols).to(q.device)
+    for a in range(rows.count):
+        lines = _lines(rows, a).to(q.device)
+        window = _key_lines(rows, a).to(q.device)
+        queries = _blocks(q, lines, reads[0])
+        keys, values = _blocks(k, window, reads[1]), _blocks(v, window, reads[1])
+        part = None if mask is None else _blocks(mask, window, reads[1]).transpose(-1, -2)
+        mixed = attend(queries, keys, values, part)
+        mixed = _split(_split(mixed, 0, (q.shape[0], cols.count)), 3, (len(lines), cols.block))
+        mixed = mixed.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # (B, heads, lines, count block, d)
+        out[:, :, lines] = mixed.index_select(3, back)
+    return out.flatten(2, 3)
+
+
+def _split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
+    """One dimension as several (a typed unflatten)."""
+    parts: Tensor = x.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
+    return parts
+
+
+def _blocks(x: Tensor, lines: Tensor, columns: Tensor) -> Tensor:
+    """(B, heads, h, w, d) to (B count, heads, lines columns, d)."""
+    picked = x.index_select(2, lines).index_select(3, columns.flatten())
+    picked = _split(picked, 3, tuple(columns.shape)).permute(0, 3, 1, 2, 4, 5)
+    return picked.flatten(3, 4).flatten(0, 1)
+
+
+def _lines(along: Axis, index: int) -> Tensor:
+    """The tokens of a block of queries, without what lies outside the axis."""
+    start = index * along.block - along.shift
+    if along.circular:
+        return torch.arange(start, min(start + along.block, along.length - along.shift)) % along.length
+    return torch.arange(max(0, start), min(start + along.block, along.length))
+
+
+def _key_lines(along: Axis, index: int) -> Tensor:
+    start = along.key_start(index)
+    return torch.arange(start, start + along.keys) % along.length
+
+
+def _queries(along: Axis) -> Tensor:
+    """(count, block): the tokens of every block, clamped to the axis where a block hangs over."""
+    places = torch.arange(along.count * along.block)
+    places = places.clamp(max=along.length - 1) - along.shift if along.circular else places - along.shift
+    places = places % along.length if along.circular else places.clamp(0, along.length - 1)
+    return places.reshape(along.count, along.block)
+
+
+def _keys(along: Axis) -> Tensor:
+    """(count, keys)."""
+    return torch.stack([_key_lines(along, index) for index in range(along.count)])
+
+
+def _back(along: Axis) -> Tensor:
+    """Where each token of the axis lies among the flattened blocks."""
+    places = torch.arange(along.length) + along.shift
+    return places % along.length if along.circular else places
+
+
+def pooled(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
+    """Means over r x r tokens, the last row or column repeated where r does not divide: (B, heads, h w, d) to h/r w/r."""
+    h, w = canvas
+    maps = x.transpose(2, 3).reshape(-1, x.shape[-1], h, w)
+    if h % r or w % r:
+        maps = F.pad(maps, (0, -w % r, 0, -h % r), mode="replicate")
+    return _split(F.avg_pool2d(maps, r).flatten(2).transpose(1, 2).contiguous(), 0, x.shape[:2])
+
+
+def policy_mask(policy: NPA | Windows, canvas: tuple[int, int]) -> Tensor:
+    """Which of h w keys each of h w queries attends to, bool: the plain definition, for tests on small canvases."""
+    rows, cols = (_axis_mask(axis(policy, n, i)) for i, n in enumerate(canvas))
+    return (rows[:, None, :, None] & cols[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def _axis_mask(along: Axis) -> Tensor:
+    keep = torch.zeros(along.length, along.length, dtype=torch.bool)
+    for i in range(along.length):
+        place = (i + along.shift) % along.length if along.circular else i + along.shift
+        keep[i, _key_lines(along, place // along.block)] = True
+    return keep
+
+
+def attention_masked(q: Tensor, k: Tensor, v: Tensor, canvas: tuple[int, int], policy: Policy, scale: float) -> Tensor:
+    """The reference of every policy: float64, all scores at once."""
+    q, k, v = q.double(), k.double(), v.double()
+    if isinstance(policy, KVPool):
+        k, v = pooled(k, canvas, policy.r), pooled(v, canvas, policy.r)
+    scores = q @ k.transpose(-1, -2) * scale
+    if not isinstance(policy, Global | KVPool):
+        scores = scores.masked_fill(~policy_mask(policy, canvas), float("-inf"))
+    return scores.softmax(-1) @ v
