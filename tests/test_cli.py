@@ -161,7 +161,7 @@ def test_info_names_device_backends_and_models() -> None:
     code, stdout, _ = run("info", "--json")
     assert code == 0
     facts = json.loads(stdout)
-    assert list(facts["attention backends"]) == ["xformers", "triton", "sdpa", "flash", "efficient", "cudnn", "math", "chunked"]
+    assert list(facts["attention backends"]) == ["sdpa", "xformers", "triton", "flash", "efficient", "cudnn", "math", "chunked"]
     assert "cosxl, 256 px native" in facts["models"]["demo"]
     assert facts["libraries"]["torch"]
 
