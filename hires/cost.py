@@ -202,12 +202,12 @@ class VaePolicy:
     peak_bytes: int
     host_bytes: int
     flops: float
-    window: int | None = None
+    attention: Policy = EVERYWHERE
 
     def __str__(self) -> str:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
-        window = "" if self.window is None else f", approximation: attention over {self.window} rows of latents"
-        return f"policy {self.policy}{rows}{window}, predicted peak {gib(self.peak_bytes)}"
+        kind = "" if self.attention == EVERYWHERE else f", approximation: attention {self.attention} in cells of latents"
+        return f"policy {self.policy}{rows}{kind}, predicted peak {gib(self.peak_bytes)}"
 
 
 def vae_ladder(
@@ -220,7 +220,7 @@ def vae_ladder(
     band_rows: int | None = None,
     cpu: bool = False,
     encode: bool = False,
-    window: int | None = None,
+    attention: Policy = EVERYWHERE,
     batch: int = 1,
 ) -> tuple[VaePolicy, ...]:
     """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
@@ -229,7 +229,7 @@ def vae_ladder(
     """
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
     ways = [(name, rows_to_try[0]) for name in names] + [(names[-1], rows) for rows in rows_to_try[1:]]
-    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, window=window) for way in ways]
+    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, attention=attention) for way in ways]
     if batch > 1:
         scaled = ((batch * w.peak_bytes, batch * w.host_bytes, batch * w.flops) for w in found)
         found = [replace(w, peak_bytes=p, host_bytes=h, flops=f) for w, (p, h, f) in zip(found, scaled, strict=True)]
@@ -260,19 +260,20 @@ def vae_policy(
     *,
     cpu: bool = False,
     encode: bool = False,
-    window: int | None = None,
+    attention: Policy = EVERYWHERE,
 ) -> VaePolicy:
-    """Bytes and FLOPs of one policy at latents of that many cells; `window`: rows that the mid block attends to."""
+    """Bytes and FLOPs of one policy at latents of that many cells; `attention`: whom the mid block
+    attends to."""
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
     if name == "whole":
         flops = (vae_encode_flops if encode else vae_decode_flops)(shape, cells.height, cells.width)
-        if shape.mid_attention and window is not None:
-            flops -= 4.0 * shape.channels[-1] * cells.area * max(0, cells.height - window) * cells.width
+        if shape.mid_attention:
+            flops -= 4.0 * shape.channels[-1] * (cells.area**2 - attended(attention, (cells.height, cells.width)))
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
-        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, window=window)
-    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, window)
+        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
+    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
     (walk.encode if encode else walk.decode)(cells)
     return VaePolicy(
         policy=name,
@@ -280,7 +281,7 @@ def vae_policy(
         peak_bytes=walk.device,
         host_bytes=walk.host,
         flops=2.0 * walk.macs,
-        window=window,
+        attention=attention,
     )
 
 
