@@ -30,7 +30,9 @@ class RoundTrip:
     peak_rss_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path), "size": str(self.size)}
+        document = asdict(self) | {"path": str(self.path), "size": str(self.size)}
+        document["encode"]["attention"], document["decode"]["attention"] = str(self.encode.attention), str(self.decode.attention)
+        return document
 
 
 def vae_folder(name: str) -> Path:
