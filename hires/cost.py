@@ -1,8 +1,8 @@
 """FLOPs and peak bytes of every stage as functions of shapes. No torch.
 
 One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do; the live-activation constants
-say in maps of the widest level what an eager run holds at its peak (an SDXL UNet at 1024 px in bf16 holds 0.15 GiB, its
-VAE 1.5 GiB for decoding and 1.25 GiB for encoding).
+say in maps of the widest level what an eager run holds at its peak (an SDXL VAE at 1024 px in bf16 holds 1.5 GiB for decoding
+and 1.25 GiB for encoding).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.kernels.policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
 from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
+from hires.unet_cost import gathered, unet_bytes
 from hires.vae_cost import Walk
 
-UNET_LIVE_MAPS = 15.7  # of the first level's channels: 157 B/px in bf16 at 320 channels and 64 px per cell
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
 ENCODE_LIVE_MAPS = 5.0  # of the first level's channels at full resolution: 1280 B/px in bf16 at 128
 CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
@@ -143,22 +143,38 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
 
 
 def network_live_bytes(
-    shape: NetworkShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int = TEXT_TOKENS
+    shape: NetworkShape,
+    cells: Size,
+    batch: int,
+    element_bytes: int,
+    cpu: bool,
+    tokens: int = TEXT_TOKENS,
+    policy: Policy = EVERYWHERE,
 ) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions and `tokens` of text."""
+    """Activations that live at once in one evaluation of `batch` pictures of `cells` and `tokens` of text."""
     if isinstance(shape, PixArtShape):
-        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens)
-    return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
+        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens, policy)
+    held = unet_bytes(shape, cells.height, cells.width, element_bytes, tokens, policy)
+    return int(held * batch * (CPU_SCRATCH if cpu else 1.0))
 
 
 PIXART_CONTROL_MAPS = 4  # the carried map, the base's beside it, their sum, and the edges' own channels: 3.1 to 3.6 tracked
 PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
 PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
+PIXART_SELF_MAPS = 6  # in self-attention: the block's input, the norm, queries, keys, values, the result
 PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
 PIXART_TIME_ROWS = 13  # the timestep's embedding, its six shifts, scales and gates, and the same with a block's own table
 
 
-def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int) -> int:
+def pixart_live_bytes(
+    shape: PixArtShape,
+    size: Size,
+    batch: int,
+    element_bytes: int,
+    cpu: bool,
+    tokens: int,
+    policy: Policy = EVERYWHERE,
+) -> int:
     """What an eager forward of the transformer holds at its peak, weights apart, conditions and latents included.
 
     Derived by walking a block; a row is `width` elements, a map one row per patch. Most is alive in the feed-forward, beside
@@ -166,19 +182,16 @@ def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes:
     Through both live the words as they came and as padded to a multiple of 8, with mask and bias, and in float32 the latents
     as they came and once more with the two channels that place them.
     """
-    patches, words = cells // shape.patch**2, -(-tokens // 8) * 8
-    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words) + PIXART_TIME_ROWS
+    cells, words = size.area, -(-tokens // 8) * 8
+    grid = size.height // shape.patch, size.width // shape.patch
+    patches, extra = grid[0] * grid[1], gathered(policy.per(shape.patch), grid)
+    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words)
+    rows = max(rows, PIXART_SELF_MAPS * patches + extra + words) + PIXART_TIME_ROWS
     rows += PIXART_CONTROL_MAPS * patches if shape.control_blocks else 0
     captions = (tokens + (words if words > tokens else 0)) * shape.caption_width
     held = (rows * shape.width + captions + words) * element_bytes + words + 4 * (2 * shape.latent_channels + 2) * cells
     held += 4 * 4  # time, resolution, aspect ratio
     return int(held * batch * (PIXART_CPU_SCRATCH if cpu else 1.0))
-
-
-def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions."""
-    scratch = CPU_SCRATCH if cpu else 1.0
-    return int(UNET_LIVE_MAPS * shape.channels[0] * cells * batch * element_bytes * scratch)
 
 
 def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, *, encode: bool = False) -> int:

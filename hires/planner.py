@@ -435,7 +435,7 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
     estimates = estimates_per_step(stage, spec)
     pictures = estimates * min(batch, stage.grid.count)
-    live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu, spec.facts.tokens)
+    live = cost.network_live_bytes(spec.network, tile, pictures, element, cpu, spec.facts.tokens, stage.attention)
     buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))

@@ -31,7 +31,10 @@ class RoundTrip:
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self) | {"path": str(self.path), "size": str(self.size)}
-        document["encode"]["attention"], document["decode"]["attention"] = str(self.encode.attention), str(self.decode.attention)
+        document["encode"]["attention"], document["decode"]["attention"] = (
+            str(self.encode.attention),
+            str(self.decode.attention),
+        )
         return document
 
 

@@ -30,6 +30,7 @@ ROWS = (
         "report",
         "resolution",
         "vae_cost",
+        "unet_cost",
         "cost",
         "planner",
     ),
