@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUITES = {"scenes": "benchmarks.bench_scenes", "vae": "benchmarks.bench_vae"}
+SUITES = {
+    "scenes": "benchmarks.bench_scenes",
+    "vae": "benchmarks.bench_vae",
+    "planner": "benchmarks.bench_planner",
+}
 
 
 def main() -> int:

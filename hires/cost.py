@@ -17,7 +17,7 @@ from hires.kernels.policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
 from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
 from hires.unet_cost import gathered, unet_bytes
-from hires.vae_cost import Walk
+from hires.vae_cost import SMALL, Walk
 
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
 ENCODE_LIVE_MAPS = 5.0  # of the first level's channels at full resolution: 1280 B/px in bf16 at 128
@@ -199,7 +199,7 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
     maps = (
         ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[min(1, len(shape.channels) - 1)]
     )
-    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0))
+    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0)) + SMALL
 
 
 BAND_ROWS = (64, 32, 16, 8)

@@ -31,6 +31,7 @@ ROWS = (
         "resolution",
         "vae_cost",
         "unet_cost",
+        "text_cost",
         "cost",
         "planner",
     ),
