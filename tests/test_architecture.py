@@ -33,6 +33,10 @@ ROWS = (
         "unet_cost",
         "text_cost",
         "cost",
+        "machines",
+        "stages",
+        "stage_cost",
+        "search",
         "planner",
     ),
     (
