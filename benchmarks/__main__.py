@@ -9,6 +9,8 @@ SUITES = {
     "scenes": "benchmarks.bench_scenes",
     "vae": "benchmarks.bench_vae",
     "planner": "benchmarks.bench_planner",
+    "group_norm": "benchmarks.bench_group_norm",
+    "blend": "benchmarks.bench_blend",
 }
 
 

@@ -425,6 +425,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     import torch
 
     from hires.device import choose_device, probe
+    from hires.kernels import blend, group_norm
     from hires.kernels.dispatch import AttentionSpec, table
     from hires.specs import NAMED_MODELS, load_spec
     from hires.weights import quiet_imports
@@ -433,6 +434,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     facts = probe(device)
     dtype = torch.bfloat16 if facts.kind == "cuda" and facts.bf16 else torch.float32
     spec = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=4096, keys=4096, masked=False)
+    maps = group_norm.MapSpec(device=device.type, dtype=dtype)
     libraries = {"hires": __version__, "python": sys.version.split()[0]}
     for name in ("torch", "diffusers", "transformers", "triton", "xformers"):
         with quiet_imports() as said:
@@ -445,6 +447,8 @@ def collect_info() -> dict[str, dict[str, str]]:
     return {
         "device": {"name": facts.name, "budget": gib(facts.budget_bytes), "bf16": "yes" if facts.bf16 else "no"},
         "attention backends": {name: reason or "runs" for name, reason in table(spec)},
+        "group norm backends": {name: reason or "runs" for name, reason in group_norm.table(maps)},
+        "blend backends": {name: reason or "runs" for name, reason in blend.table(maps)},
         "libraries": libraries,
         "models": {name: _describe(load_spec(name)) for name in NAMED_MODELS},
     }

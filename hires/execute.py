@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
 from hires.imageio import PictureSink, on_canvas
+from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
 from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
 from hires.pipelines.cosxl import CosXL
@@ -168,7 +169,7 @@ def _decoded(
 
     with torch.inference_mode():
         for band in way(latents, on_band):
-            sink.write(band[0].permute(1, 2, 0).numpy())
+            sink.write(to_integers(band[0]).cpu().numpy())
     return sink, StageStats(
         stage="decode",
         seconds=round(time.monotonic() - begun, 3),

@@ -49,18 +49,19 @@ def to_uint8(band: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 class PictureSink:
-    """Collects bands (band_h, W, 3) float32 in [-1, 1] into 8-bit pixels cut to `size`; the whole picture is held."""
+    """Collects bands (band_h, W, 3), float32 in [-1, 1] or 8-bit, into pixels cut to `size`; the whole picture is held."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self.pixels: NDArray[np.uint8] = np.zeros((size.height, size.width, 3), dtype=np.uint8)
         self.rows = 0
 
-    def write(self, band: NDArray[np.float32]) -> None:
+    def write(self, band: NDArray[np.float32] | NDArray[np.uint8]) -> None:
         """Append a band; rows and columns beyond the picture are cut off."""
         keep = min(band.shape[0], self.size.height - self.rows)
         if keep > 0:
-            self.pixels[self.rows : self.rows + keep] = to_uint8(band[:keep, : self.size.width])
+            part: Any = band[:keep, : self.size.width]
+            self.pixels[self.rows : self.rows + keep] = part if part.dtype == np.uint8 else to_uint8(part)
             self.rows += keep
 
     def finished(self) -> NDArray[np.uint8]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.errors import BackendError
-from hires.kernels.dispatch import BackendRefused, attention
+from hires.kernels.backends import BackendRefused
+from hires.kernels.dispatch import attention
 from hires.kernels.policies import Global, Policy
 
 

@@ -94,6 +94,7 @@ def vae_roundtrip(
 
     from hires.device import choose_device, peak_resident_bytes, probe
     from hires.imageio import PictureSink, check_output, read_picture, save_png
+    from hires.kernels.blend import to_integers
     from hires.metrics import psnr
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
@@ -133,7 +134,7 @@ def vae_roundtrip(
         encoded = tiled.plan(cells.height, cells.width, encode=True)[tiled.last.taken if tiled.last else 0]
         sink = PictureSink(size)
         for band in tiled.decode_bands(latents, watch("decode")):
-            sink.write(band[0].permute(1, 2, 0).float().cpu().numpy())
+            sink.write(to_integers(band[0]).cpu().numpy())
     decoded = tiled.plan(cells.height, cells.width)[tiled.last.taken if tiled.last else 0]
     save_png(path, sink.finished(), {"Software": "hires vae-roundtrip", "vae": vae}, overwrite)
     return RoundTrip(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hires.kernels.backends import Backend, choose, reasons_of
 from hires.kernels.policies import Global, KVPool, Policy, Windowed
 from hires.kernels.probes import (
     ROW_MASKS,
@@ -20,10 +21,6 @@ from hires.kernels.probes import (
 )
 from hires.kernels.reference import attention_chunked
 from hires.kernels.windowed import attend_windows, pooled
-
-
-class BackendRefused(Exception):
-    """A backend that was asked for by name cannot run this call; the message is its reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +45,6 @@ class Run(Protocol):
 
 
 Reason = Callable[[AttentionSpec], str | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
-    """A way to compute attention. `why_not(spec)` is None where it runs, else the reason."""
-
-    name: str
-    why_not: Reason
-    run: Run
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -89,10 +77,9 @@ def _triton_windows(
     policy: Windowed | None,
 ) -> Tensor:
     from hires.kernels.attention import attention_triton
-    from hires.kernels.tuning import config
+    from hires.kernels.tuning import architecture, config
 
-    major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (8, 0)
-    chosen = config(q.shape[-1], 10 * major + minor, q.dtype == torch.float32)
+    chosen = config(q.shape[-1], architecture(q), q.dtype == torch.float32)
     return attention_triton(q, k, v, mask, scale, chosen, canvas, policy)
 
 
@@ -125,7 +112,7 @@ def _fused(kind: str) -> Reason:
     return lambda spec: fused_why_not(kind, spec)
 
 
-BACKENDS: tuple[Backend, ...] = (
+BACKENDS: tuple[Backend[AttentionSpec, Run], ...] = (
     Backend(name="sdpa", why_not=_sdpa_why_not, run=_sdpa),  # PyTorch's own choice; first until a card has run the next two
     Backend(name="xformers", why_not=xformers_why_not, run=_xformers),
     Backend(name="triton", why_not=triton_why_not, run=_triton),
@@ -196,23 +183,11 @@ def _checked(
     return canvas
 
 
-def select(spec: AttentionSpec, name: str | None = None) -> Backend:
+def select(spec: AttentionSpec, name: str | None = None) -> Backend[AttentionSpec, Run]:
     """The first backend that runs the call, or the named one. BackendRefused says why where there is none."""
-    if name is not None:
-        chosen = next((b for b in BACKENDS if b.name == name), None)
-        if chosen is None:
-            raise BackendRefused(f"no attention backend {name!r}; known: {', '.join(b.name for b in BACKENDS)}")
-        reason = chosen.why_not(spec)
-        if reason is not None:
-            raise BackendRefused(f"attention backend {name}: {reason}")
-        return chosen
-    reasons = table(spec)
-    for backend, (_, reason) in zip(BACKENDS, reasons, strict=True):
-        if reason is None:
-            return backend
-    raise BackendRefused("no attention backend runs this call: " + "; ".join(f"{n}: {r}" for n, r in reasons))
+    return choose(BACKENDS, spec, "attention", name)
 
 
 def table(spec: AttentionSpec) -> list[tuple[str, str | None]]:
     """Every backend in order with its reason, None where it runs."""
-    return [(backend.name, backend.why_not(spec)) for backend in BACKENDS]
+    return reasons_of(BACKENDS, spec)

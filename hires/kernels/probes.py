@@ -80,6 +80,15 @@ def triton_why_not(spec: Facts) -> str | None:
     return "masks by query are not taken, only by key" if spec.row_mask else None
 
 
+def elementwise_why_not(device: str, dtype: torch.dtype) -> str | None:
+    """Of the Triton kernels on maps."""
+    if device != "cuda":
+        return f"runs on CUDA, not on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None if dtype in (*HALVES, torch.float32) else f"takes float16, bfloat16 and float32, not {dtype}"
+
+
 def xformers_why_not(spec: Facts) -> str | None:
     if spec.device != "cuda":
         return f"runs on CUDA, not on {spec.device}"

@@ -22,7 +22,8 @@ from hires.device import TORCH_DTYPE
 from hires.errors import BackendError, ModelError
 from hires.families import PixArtShape, UNetShape
 from hires.imageio import fitted, to_uint8
-from hires.kernels.dispatch import AttentionSpec, BackendRefused, select
+from hires.kernels.backends import BackendRefused
+from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
@@ -59,7 +60,7 @@ class Family(Protocol):
         ...
 
     def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], float32 on the CPU, top to bottom."""
+        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, top to bottom."""
         ...
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
@@ -202,8 +203,7 @@ class LoadedFamily:
 
     def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
-        for rows in self.vae.decode_bands(self.laid_out(scaled), on_band):
-            yield rows.float().cpu()
+        yield from self.vae.decode_bands(self.laid_out(scaled), on_band)
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
@@ -217,8 +217,7 @@ class LoadedFamily:
 
     def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
         assert self.tiny is not None, "a small autoencoder was loaded"
-        for rows in self.tiny.decode_bands(latents, on_band):
-            yield rows.float().cpu()
+        yield from self.tiny.decode_bands(latents, on_band)
 
     def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
         if self.tiny is None:

@@ -182,7 +182,8 @@ def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event:
 def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
     """Decode, then encode the picture enlarged by bicubic, band by band; the enlarged picture is never held whole."""
     with torch.inference_mode():
-        picture = torch.cat(list(family.decode_bands(latents, tell(on_event, f"decode for {stage.name}"))), dim=-2)
+        bands = family.decode_bands(latents, tell(on_event, f"decode for {stage.name}"))
+        picture = torch.cat([rows.float().cpu() for rows in bands], dim=-2)
         view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
         return family.encode(view, tell(on_event, f"encode for {stage.name}"))
 

@@ -50,10 +50,15 @@ class BlendWeights:
     rows: Tensor
     cols: Tensor
 
-    def of(self, index: int) -> Tensor:
-        """The 2-D weights (tile_h, tile_w) of the tile at a row-major index."""
+    def axes(self, index: int) -> tuple[Tensor, Tensor]:
+        """The weights of the rows (tile_h) and of the columns (tile_w) of the tile at a row-major index."""
         row, col = divmod(index, self.cols.shape[0])
-        return self.rows[row][:, None] * self.cols[col][None, :]
+        return self.rows[row], self.cols[col]
+
+    def of(self, index: int) -> Tensor:
+        """The 2-D weights (tile_h, tile_w) of that tile."""
+        rows, cols = self.axes(index)
+        return rows[:, None] * cols[None, :]
 
 
 def blend_weights(grid: TileGrid, kind: str = "hann", device: torch.device | str = "cpu") -> BlendWeights:

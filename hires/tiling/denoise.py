@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hires.conditioning import concatenate
 from hires.denoisers import Denoiser
+from hires.kernels.blend import blend_accumulate
 from hires.tiling.blend import BlendWeights, blend_weights
 from hires.tiling.geometry import Box, TileGrid
 from hires.tiling.retry import Batcher
@@ -57,8 +58,8 @@ def tiled(
             finished = done // pictures
             for estimate in estimates:
                 box, picture = units[done]
-                part = canvas[picture : picture + estimate.shape[0], :, box.rows, box.cols]
-                part += weights.of(done // pictures) * estimate.float()
+                stop = picture + estimate.shape[0]
+                blend_accumulate(canvas[picture:stop], estimate, *weights.axes(done // pictures), box.top, box.left)
                 done += estimate.shape[0]
             _report(on_tiles, done // pictures - finished)
         return canvas

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hires.kernels.group_norm import group_norm_apply
 from hires.kernels.policies import EVERYWHERE, Policy
 from hires.tiling.geometry import bands
-from hires.tiling.norm import accumulator, affine, moments
+from hires.tiling.norm import affine, moments
 from hires.tiling.transfer import Arriving, Copier
 
 log = logging.getLogger(__name__)
@@ -176,16 +177,8 @@ class Normed(RowMap):
         self.scale, self.shift = affine(norm, moments(rows, norm.num_groups))
 
     def read(self, top: int, bottom: int) -> Tensor:
-        rows = self.source.read(top, bottom)
-        inner = accumulator(rows.dtype)
-        if rows.dtype == inner:
-            normed = torch.addcmul(self.shift, rows, self.scale)
-        else:
-            normed = rows.to(inner).mul_(self.scale).add_(self.shift)
-        del rows
-        if self.silu:
-            normed = F.silu(normed, inplace=True)
-        return normed.to(self.setting.dtype)
+        dtype = self.setting.dtype
+        return group_norm_apply(self.source.read(top, bottom), self.scale, self.shift, silu=self.silu, dtype=dtype)
 
     def release(self, row: int) -> None:
         self.source.release(row)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.kernels.dispatch import BACKENDS, AttentionSpec, BackendRefused, attention, select, spec_of, table
+from hires.kernels.backends import BackendRefused
+from hires.kernels.dispatch import BACKENDS, AttentionSpec, attention, select, spec_of, table
 from hires.kernels.reference import attention_chunked
 
 

@@ -49,7 +49,7 @@ def test_a_batch_is_halved_for_good_and_order_is_kept(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert [v for part in batcher.map(double, list(range(20))) for v in part] == [2 * i for i in range(20)]
     assert (batcher.batch, batcher.retries) == (2, 2)
-    assert re.search(r"out of memory with 8 tiles at once \(host; peak so far [\d.]+ GiB\); going on with 4", caplog.text)
+    assert re.search(r"out of memory with 8 pictures at once \(host; peak so far [\d.]+ GiB\); going on with 4", caplog.text)
 
 
 def test_other_errors_come_out_unchanged() -> None:

@@ -1,0 +1,171 @@
+"""Triton kernels on maps (B, C, rows, W) of any strides: moments of groups, scale-shift-SiLU, blending, rows to integers.
+
+A program takes a block of positions and all the channels of a group, or a power of two of them. Positions of one band are
+32-bit, which divide fast; offsets are 64-bit.
+Importing this imports triton, nothing else does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hires.kernels.tuning import launch
+
+MOST_POSITIONS = 2**31 - 2**14  # of one band, with room for the last block to hang over
+MOST_PIECES = 1024  # of one group of one picture, each with moments of its own
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def stats_kernel(  # type: ignore[no-untyped-def]
+    X, COUNT, MEAN, SQUARES, xb, xc, xr, xw, groups, W, positions, per_piece, pieces,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Count, mean and squared distances from it of one piece of a group: each block in two passes, blocks merged by Chan."""
+    piece = tl.program_id(0)
+    batch = (tl.program_id(1) // groups).to(tl.int64)
+    group = (tl.program_id(1) % groups).to(tl.int64)
+    channel = tl.arange(0, BLOCK_C)
+    base = X + batch * xb + (group * CHANNELS + channel.to(tl.int64))[None, :] * xc
+    first = piece * per_piece
+    last = tl.minimum(first + per_piece, positions)
+    count = 0.0
+    mean = 0.0
+    squares = 0.0
+    for start in range(first, last, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        keep = (p < last)[:, None] & (channel < CHANNELS)[None, :]
+        x = tl.load(base + (p // W).to(tl.int64)[:, None] * xr + (p % W).to(tl.int64)[:, None] * xw, mask=keep, other=0.0).to(
+            tl.float32
+        )
+        n = (tl.minimum(last - start, BLOCK_P) * CHANNELS).to(tl.float32)
+        centre = tl.sum(tl.sum(x, 1), 0) / n
+        away = tl.where(keep, x - centre, 0.0)
+        around = tl.sum(tl.sum(away * away, 1), 0)
+        delta = centre - mean
+        total = count + n
+        mean += delta * (n / total)
+        squares += around + delta * delta * (count * n / total)
+        count = total
+    at = tl.program_id(1).to(tl.int64) * pieces + piece
+    tl.store(COUNT + at, count)
+    tl.store(MEAN + at, mean)
+    tl.store(SQUARES + at, squares)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def apply_kernel(  # type: ignore[no-untyped-def]
+    X, SCALE, SHIFT, OUT, xb, xc, xr, xw, ob, oc, orow, ow, channels, W, positions,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """OUT = silu(X scale + shift), in float32, rounded once."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    channel = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    keep = (p < positions)[:, None] & (channel < channels)[None, :]
+    row, col = (p // W).to(tl.int64)[:, None], (p % W).to(tl.int64)[:, None]
+    x = tl.load(X + batch * xb + channel[None, :] * xc + row * xr + col * xw, mask=keep, other=0.0).to(tl.float32)
+    scale = tl.load(SCALE + batch * channels + channel, mask=channel < channels, other=0.0)
+    shift = tl.load(SHIFT + batch * channels + channel, mask=channel < channels, other=0.0)
+    y = x * scale[None, :] + shift[None, :]
+    if SILU:
+        y = y / (1.0 + tl.exp(-y))
+    at = OUT + batch * ob + channel[None, :] * oc + row * orow + col * ow
+    tl.store(at, y.to(OUT.dtype.element_ty), mask=keep)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def accumulate_kernel(  # type: ignore[no-untyped-def]
+    CANVAS, TILE, ROWS, COLS, cb, cc, cr, cw, tb, tc, tr, tw, channels, W, positions,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """CANVAS += rows cols TILE; CANVAS points to the tile's first cell. Every cell belongs to one program: no atomics."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    batch = (tl.program_id(1) // channels).to(tl.int64)
+    channel = (tl.program_id(1) % channels).to(tl.int64)
+    keep = p < positions
+    row, col = (p // W).to(tl.int64), (p % W).to(tl.int64)
+    weight = tl.load(ROWS + row, mask=keep, other=0.0) * tl.load(COLS + col, mask=keep, other=0.0)
+    tile = tl.load(TILE + batch * tb + channel * tc + row * tr + col * tw, mask=keep, other=0.0).to(tl.float32)
+    at = CANVAS + batch * cb + channel * cc + row * cr + col * cw
+    tl.store(at, tl.load(at, mask=keep, other=0.0) + weight * tile, mask=keep)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def integers_kernel(  # type: ignore[no-untyped-def]
+    BAND, OUT, bc, br, bw, W, positions, half, most, BLOCK_P: tl.constexpr
+):
+    """OUT[row, col, channel] = floor(clip(x half + half, 0, most) + 1 / 2): interleaved, one channel a program."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    channel = tl.program_id(1).to(tl.int64)
+    keep = p < positions
+    x = tl.load(BAND + channel * bc + (p // W).to(tl.int64) * br + (p % W).to(tl.int64) * bw, mask=keep, other=0.0).to(
+        tl.float32
+    )
+    whole = (tl.minimum(tl.maximum(x * half + half, 0.0), most) + 0.5).to(tl.int32)
+    tl.store(OUT + p.to(tl.int64) * 3 + channel, whole.to(OUT.dtype.element_ty), mask=keep)
+
+
+def _checked(x: Tensor) -> Tensor:
+    assert x.shape[-2] * x.shape[-1] <= MOST_POSITIONS, f"a band of {tuple(x.shape)} has more positions than 32 bits count"
+    return x
+
+
+def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, means and squared distances (B, groups, pieces), float32."""
+    (batch, channels, rows, width), chosen = _checked(band).shape, launch("group_norm_stats", band)
+    per_group, positions = channels // groups, rows * width
+    block_c = triton.next_power_of_2(per_group)
+    block = max(16, chosen.elements // block_c)
+    pieces = min(MOST_PIECES, triton.cdiv(positions, block))
+    per_piece = triton.cdiv(triton.cdiv(positions, pieces), block) * block
+    pieces = triton.cdiv(positions, per_piece)
+    made = [torch.empty(batch, groups, pieces, dtype=torch.float32, device=band.device) for _ in range(3)]
+    grid: Any = (pieces, batch * groups)
+    stats_kernel[grid](
+        band, *made, *band.stride(), groups, width, positions, per_piece, pieces,
+        CHANNELS=per_group, BLOCK_C=block_c, BLOCK_P=block, num_warps=chosen.warps,
+    )  # fmt: skip
+    return made[0], made[1], made[2]
+
+
+def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype) -> Tensor:
+    """The result keeps the memory format of x."""
+    (batch, channels, rows, width), chosen = _checked(x).shape, launch("group_norm_apply", x)
+    out = torch.empty_like(x, dtype=dtype)
+    block_c = min(triton.next_power_of_2(channels), chosen.channels_last if x.stride(1) == 1 else 1)
+    block = max(16, chosen.elements // block_c)
+    grid: Any = (triton.cdiv(rows * width, block), triton.cdiv(channels, block_c), batch)
+    flat = (t.expand(batch, channels, 1, 1).reshape(batch, channels).float().contiguous() for t in (scale, shift))
+    apply_kernel[grid](
+        x, *flat, out, *x.stride(), *out.stride(), channels, width, rows * width,
+        BLOCK_C=block_c, BLOCK_P=block, SILU=silu, num_warps=chosen.warps,
+    )  # fmt: skip
+    return out
+
+
+def accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, top: int, left: int) -> None:
+    """In place."""
+    (batch, channels, height, width), chosen = _checked(tile).shape, launch("blend", tile)
+    grid: Any = (triton.cdiv(height * width, chosen.elements), batch * channels)
+    accumulate_kernel[grid](
+        canvas[..., top:, left:], tile, rows.contiguous(), cols.contiguous(), *canvas.stride(), *tile.stride(), channels,
+        width, height * width, BLOCK_P=chosen.elements, num_warps=chosen.warps,
+    )  # fmt: skip
+
+
+def to_integers_triton(band: Tensor, bits: int) -> Tensor:
+    (channels, rows, width), chosen = _checked(band).shape, launch("integers", band)
+    assert channels == 3, "three channels are interleaved"
+    levels = 2**bits - 1
+    out = torch.empty(rows, width, 3, dtype=torch.uint8 if bits == 8 else torch.uint16, device=band.device)
+    grid: Any = (triton.cdiv(rows * width, chosen.elements), channels)
+    integers_kernel[grid](
+        band, out, *band.stride(), width, rows * width, levels / 2, float(levels), BLOCK_P=chosen.elements,
+        num_warps=chosen.warps,
+    )  # fmt: skip
+    return out
