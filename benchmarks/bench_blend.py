@@ -35,7 +35,7 @@ def jobs(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
         return exact
 
     moved = tile.nbytes + 8 * tile.numel()
-    yield Job(operation="blend", shape=tuple(tile.shape), moved=moved, run=blend_once, exact=exact_blend)
+    yield Job(operation="blend", shape=tuple(tile.shape), moved=moved, run=blend, check=blend_once, exact=exact_blend)
     band = torch.rand(3, min(BAND_ROWS, side), side, device=device).mul_(2.2).sub_(1.1).to(dtype)
     for bits in LEVELS:
 
@@ -47,7 +47,9 @@ def jobs(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
             return (scaled.clamp(0, LEVELS[bits]) + 0.5).floor().permute(1, 2, 0)
 
         moved = band.nbytes + band.numel() * bits // 8
-        yield Job(operation=f"to {bits} bits", shape=tuple(band.shape), moved=moved, run=convert, exact=exact_convert)
+        yield Job(
+            operation=f"to {bits} bits", shape=tuple(band.shape), moved=moved, run=convert, check=convert, exact=exact_convert
+        )
 
 
 def main(arguments: list[str]) -> int:

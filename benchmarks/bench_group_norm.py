@@ -44,8 +44,8 @@ def jobs(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
             def exact_apply(laid: Tensor = laid, scale: Tensor = scale, shift: Tensor = shift) -> Tensor:
                 return F.silu(laid.cpu().double() * scale.cpu().double() + shift.cpu().double())
 
-            yield Job(operation=f"stats{name}", shape=shape, moved=x.nbytes, run=moments, exact=exact_moments)
-            yield Job(operation=f"apply{name}", shape=shape, moved=2 * x.nbytes, run=apply, exact=exact_apply)
+            yield Job(operation=f"stats{name}", shape=shape, moved=x.nbytes, run=moments, check=moments, exact=exact_moments)
+            yield Job(operation=f"apply{name}", shape=shape, moved=2 * x.nbytes, run=apply, check=apply, exact=exact_apply)
 
 
 def main(arguments: list[str]) -> int:

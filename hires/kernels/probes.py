@@ -76,7 +76,7 @@ def triton_why_not(spec: Facts) -> str | None:
     if spec.head_dim > TRITON_HEAD:
         return f"heads of {spec.head_dim} are above {TRITON_HEAD}"
     if spec.dtype == torch.float32 and spec.head_dim > TRITON_SINGLE_HEAD:
-        return f"float32 heads of {spec.head_dim}: every configuration above {TRITON_SINGLE_HEAD} spills registers"
+        return f"float32 heads of {spec.head_dim}: above {TRITON_SINGLE_HEAD} what does not spill computes every score 16 times"
     return "masks by query are not taken, only by key" if spec.row_mask else None
 
 
