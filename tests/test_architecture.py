@@ -47,7 +47,7 @@ ROWS = (
     ),
     ("imageio", "metrics"),
     ("kernels",),
-    ("tiling",),
+    ("tiling", "lowpass", "guides", "colour", "enlarge"),
     ("quiet", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
     ("execute", "engine", "roundtrip"),
