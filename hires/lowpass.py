@@ -33,6 +33,8 @@ class LowPass(Protocol):
 class _PerAxis(Protocol):
     """A low-pass by the matrices of one axis. Frozen and hashable, so that they are made once per length and device."""
 
+    def __hash__(self) -> int: ...
+
     def factors(self, extent: int) -> tuple[Matrix, Matrix]:
         """down (k, extent), up (extent, k)."""
         ...
@@ -106,7 +108,7 @@ class Fourier:
     def __post_init__(self) -> None:
         if not 0 < self.cutoff <= 1 or (self.order is not None and not 1 <= self.order <= 16):
             raise RequestError(
-                f"low-pass cutoff {self.cutoff:g}, order {self.order}: give cycles per cell above 0 up to 1, an order of 1 to 16"
+                f"low-pass cutoff {self.cutoff:g}, order {self.order}: give cycles per cell in (0, 1], an order of 1 to 16"
             )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -157,8 +159,9 @@ def area_axis(source: int, target: int) -> Matrix:
     edges = np.arange(target + 1) * source / target
     cells = np.arange(source)
     covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    weights = np.maximum(covered, 0.0) * target / source
-    return weights / weights.sum(1, keepdims=True)
+    weights: Matrix = np.maximum(covered, 0.0)
+    weights /= weights.sum(1, keepdims=True)
+    return weights
 
 
 @lru_cache(maxsize=8)
@@ -199,4 +202,5 @@ def _translates(taps: tuple[float, ...], levels: int, extent: int) -> Matrix:
 def _orthonormal(rows: Matrix) -> Matrix:
     """An orthonormal basis (k, n) of the rows' span."""
     _, values, basis = np.linalg.svd(rows, full_matrices=False)
-    return basis[values > INDEPENDENT * values[0]]
+    kept: Matrix = basis[values > INDEPENDENT * values[0]]
+    return kept
