@@ -1,9 +1,9 @@
 """A model with a known answer: the exact posterior mean of a random field with at most one object per native window.
 
 The prior of a window of n x n cells, periodic: a Gaussian field of variance S(k) per mode, S ~ (|k|^2 + n^-2)^(-beta / 2),
-plus, with probability p, one object g at a position drawn evenly. E[x0 | x] is in closed form, so every sampler and strategy can be
-run on a denoiser that is right, and knows nothing beyond its window: on a larger canvas its windows each draw their object,
-as a network trained at one size does. torch, float64 inside; x and the estimate are (B, 1, h, w).
+plus, with probability p, one object g at a position drawn evenly. E[x0 | x] is in closed form, so every sampler and strategy
+can be run on a denoiser that is right, and knows nothing beyond its window: on a larger canvas its windows each draw their
+object, as a network trained at one size does. torch, float64 inside; x and the estimate are (B, 1, h, w).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Oracle:
         data, total = torch.fft.rfft2(x.double()), prior.spectrum + sigma**2
         objects = torch.fft.rfft2(self.present(self.logits(data, total, prior))) * prior.object
         field = (data - objects) * (prior.spectrum / total)
-        return torch.fft.irfft2(objects + field, s=x.shape[-2:]).to(x.dtype)
+        estimate: Tensor = torch.fft.irfft2(objects + field, s=x.shape[-2:])
+        return estimate.to(x.dtype)
 
     def object_at(self, radius: Tensor) -> Tensor:
         """g(r) = amplitude exp(-r^2 / (2 spread^2)) cos(2 pi r / (2.2 spread)), r in cells."""
@@ -53,7 +54,8 @@ class Oracle:
         """
         matched = torch.fft.irfft2(data * prior.object.conj() / total, s=(prior.size.height, prior.size.width))
         energy = (prior.halves * prior.object.abs() ** 2 / total).sum() / prior.size.area
-        return matched - energy / 2 + math.log(self.presence / (self.native**2 * (1 - self.presence)))
+        odds: Tensor = matched - energy / 2
+        return odds + math.log(self.presence / (self.native**2 * (1 - self.presence)))
 
     def present(self, logits: Tensor) -> Tensor:
         """The posterior probability of an object at every cell: of a window, the softmax over its cells and "none".
@@ -121,7 +123,9 @@ def _radial(oracle: Oracle, size: Size, whole: bool = False) -> Tensor:
     """(|k|^2 + n^-2)^(-beta / 2), k in cycles per cell, in the half plane or the whole."""
     rows = torch.fft.fftfreq(size.height, dtype=torch.float64)
     cols = (torch.fft.fftfreq if whole else torch.fft.rfftfreq)(size.width, dtype=torch.float64)
-    return (rows[:, None] ** 2 + cols[None, :] ** 2 + oracle.native**-2.0) ** (-oracle.beta / 2)
+    squared: Tensor = rows[:, None] ** 2 + cols[None, :] ** 2
+    spectrum: Tensor = (squared + oracle.native**-2.0).pow(-oracle.beta / 2)
+    return spectrum
 
 
 def find_objects(picture: Tensor, oracle: Oracle) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ ROWS = (
         "captions",
         "report",
         "resolution",
+        "renoise",
         "vae_cost",
         "cost",
         "planner",
