@@ -14,6 +14,7 @@ import typer
 
 from hires import __version__
 from hires.errors import HiresError
+from hires.kernels.policies import POLICIES
 from hires.types import DTYPES, POSITION_MODES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
 app = typer.Typer(
@@ -93,6 +94,14 @@ Preview = Annotated[
 ]
 AttentionName = Annotated[
     str | None, typer.Option("--attention", metavar="NAME", help="Force an attention backend; `hires info` lists them.")
+]
+AttentionPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--attention-policy",
+        metavar="NAME[:N]",
+        help=f"Beyond the trained size, instead of tiles: {', '.join(POLICIES[1:])}; npa:1024 sets a window in px.",
+    ),
 ]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
@@ -177,6 +186,7 @@ def render(
     kv_compression: KvCompression = "checkpoint",
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
+    attention_policy: AttentionPolicy = None,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
@@ -195,7 +205,7 @@ def render(
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
-                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention,
+                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention, attention_policy=attention_policy,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -249,6 +259,7 @@ def edit(
     lora: Lora = None,
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
+    attention_policy: AttentionPolicy = None,
     preview: Preview = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -264,7 +275,8 @@ def edit(
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
-                parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention, on_event=on_event,
+                parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
+                attention_policy=attention_policy, on_event=on_event,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -297,6 +309,7 @@ def plan(
     kv_compression: KvCompression = "checkpoint",
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
+    attention_policy: AttentionPolicy = None,
     clean_caption: CleanCaption = False,
     as_json: AsJson = False,
 ) -> None:
@@ -328,6 +341,7 @@ def plan(
             kv_compression=kv_compression,
             tiny_vae=tiny_vae,
             attention=attention,
+            attention_policy=attention_policy,
             clean_caption=clean_caption,
         )
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
 from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
+from hires.kernels.policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
 from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
 from hires.vae_cost import Walk
@@ -29,31 +30,39 @@ def _resnet(c_in: int, c_out: int) -> int:
     return 9 * c_in * c_out + 9 * c_out * c_out + (c_in * c_out if c_in != c_out else 0)
 
 
-def _transformer(c: int, layers: int, positions: int, shape: UNetShape) -> int:
-    """Multiply-accumulates of the transformer layers of one block over all positions, attention included."""
-    per_layer = 4 * c * c + 2 * c * positions  # self-attention: projections, then scores and values
+def _transformer(c: int, layers: int, canvas: tuple[int, int], shape: UNetShape, policy: Policy) -> int:
+    """Multiply-accumulates of the transformer layers of one block over a canvas of tokens, attention included."""
+    positions = canvas[0] * canvas[1]
+    per_layer = 4 * c * c  # self-attention: projections
     per_layer += 2 * c * c + 2 * c * TEXT_TOKENS  # cross-attention
     per_layer += 12 * c * c  # gated feed-forward
+    mixed = 2 * c * attended(policy, canvas)  # scores and values
     text = 2 * shape.context_width * c * TEXT_TOKENS
-    return layers * (positions * per_layer + text) + 2 * c * c * positions
+    return layers * (positions * per_layer + mixed + text) + 2 * c * c * positions
 
 
-def network_flops(shape: NetworkShape, height_cells: int, width_cells: int, tokens: int = TEXT_TOKENS) -> float:
-    """One evaluation of a network for one picture of the given latent size and `tokens` tokens of text."""
+def network_flops(
+    shape: NetworkShape, height_cells: int, width_cells: int, tokens: int = TEXT_TOKENS, policy: Policy = EVERYWHERE
+) -> float:
+    """One evaluation of a network for one picture of the given latent size and `tokens` tokens of text.
+
+    policy: whom self-attention attends to, counted in latent cells.
+    """
     if isinstance(shape, PixArtShape):
-        return pixart_flops(shape, height_cells, width_cells, tokens)
-    return unet_flops(shape, height_cells, width_cells)
+        return pixart_flops(shape, height_cells, width_cells, tokens, policy)
+    return unet_flops(shape, height_cells, width_cells, policy)
 
 
-def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens: int) -> float:
-    """One evaluation of a PixArt transformer; keys and values are thinned where the shape says so."""
-    c, positions = shape.width, (height_cells // shape.patch) * (width_cells // shape.patch)
+def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens: int, policy: Policy = EVERYWHERE) -> float:
+    """One evaluation of a PixArt transformer; keys and values are thinned where the shape says so, and attended to all."""
+    canvas = height_cells // shape.patch, width_cells // shape.patch
+    c, positions = shape.width, canvas[0] * canvas[1]
     dense = shape.kv_compression or (1,) * shape.layers
     factors = (*dense, *(1,) * shape.control_blocks)
     macs = 2 * c * c * tokens * len(factors) + (shape.caption_width + c) * c * tokens
     for factor in factors:
-        keys = positions // factor**2
-        macs += positions * (4 * c * c + 2 * c * keys)  # self-attention: projections, then scores and values
+        pairs = attended(policy.per(shape.patch), canvas) if factor == 1 else positions * (positions // factor**2)
+        macs += 4 * c * c * positions + 2 * c * pairs  # self-attention: projections, then scores and values
         macs += positions * (2 * c * c + 2 * c * tokens)  # cross-attention
         macs += positions * 8 * c * c  # feed-forward
     patch = shape.patch**2 * shape.latent_channels
@@ -63,33 +72,36 @@ def pixart_flops(shape: PixArtShape, height_cells: int, width_cells: int, tokens
     return 2.0 * macs
 
 
-def unet_flops(shape: UNetShape, height_cells: int, width_cells: int) -> float:
+def unet_flops(shape: UNetShape, height_cells: int, width_cells: int, policy: Policy = EVERYWHERE) -> float:
     """One evaluation of the UNet for one picture of the given latent size."""
-    return 2.0 * sum(_unet_macs(shape, height_cells, width_cells))
+    return 2.0 * sum(_unet_macs(shape, height_cells, width_cells, policy))
 
 
-def _unet_macs(shape: UNetShape, h: int, w: int) -> Iterator[int]:
+def _unet_macs(shape: UNetShape, h: int, w: int, policy: Policy) -> Iterator[int]:
     channels, levels = shape.channels, len(shape.channels)
-    cells = [max(1, h >> i) * max(1, w >> i) for i in range(levels)]
+    grids = [(-(-h // 2**i), -(-w // 2**i)) for i in range(levels)]
+    cells = [rows * cols for rows, cols in grids]
+    policies = [policy.per(2**i) for i in range(levels)]
     yield 9 * 2 * shape.latent_channels * channels[0] * cells[0]
     skips, c = [channels[0]], channels[0]
     for i, width in enumerate(channels):
         for _ in range(shape.resnets):
             yield _resnet(c, width) * cells[i]
             if shape.transformer_layers[i]:
-                yield _transformer(width, shape.transformer_layers[i], cells[i], shape)
+                yield _transformer(width, shape.transformer_layers[i], grids[i], shape, policies[i])
             c = width
             skips.append(c)
         if i < levels - 1:
             yield 9 * c * c * cells[i + 1]
             skips.append(c)
     yield 2 * _resnet(c, c) * cells[-1]
-    yield _transformer(c, shape.transformer_layers[-1] if shape.mid_layers is None else shape.mid_layers, cells[-1], shape)
+    mid_layers = shape.transformer_layers[-1] if shape.mid_layers is None else shape.mid_layers
+    yield _transformer(c, mid_layers, grids[-1], shape, policies[-1])
     for i in reversed(range(levels)):
         for _ in range(shape.resnets + 1):
             yield _resnet(c + skips.pop(), channels[i]) * cells[i]
             if shape.transformer_layers[i]:
-                yield _transformer(channels[i], shape.transformer_layers[i], cells[i], shape)
+                yield _transformer(channels[i], shape.transformer_layers[i], grids[i], shape, policies[i])
             c = channels[i]
         if i > 0:
             yield 9 * c * c * cells[i - 1]

@@ -73,6 +73,7 @@ def render(
     kv_compression: str = "checkpoint",
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
+    attention_policy: str | None = None,
     clean_caption: bool = False,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -107,6 +108,8 @@ def render(
         tiny_vae: the folder of a small autoencoder (TAESD, TAESDXL): every step's event carries a preview, and it decodes,
             as a named approximation, where every exact way ran out of memory.
         attention: run the network's attention on this backend (`hires info` lists them) or fail with its reason.
+        attention_policy: beyond the trained size, instead of tiles: "npa", "npa:1024" (a window in px), "npa+shift", "windows",
+            "kvpool:2" or "proportional": self-attention over the whole canvas, a named approximation. None: tiles.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -144,6 +147,7 @@ def render(
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
+        attention_policy=attention_policy,
         clean_caption=clean_caption,
     )
     spec = text_to_image(spec_for(request), prompt)
@@ -192,6 +196,7 @@ def edit(
     loras: Loras = (),
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
+    attention_policy: str | None = None,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
@@ -227,6 +232,7 @@ def edit(
         loras=_loras(loras),
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
+        attention_policy=attention_policy,
     )
     return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
 
@@ -256,6 +262,7 @@ def plan(
     kv_compression: str = "checkpoint",
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
+    attention_policy: str | None = None,
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -285,6 +292,7 @@ def plan(
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
+        attention_policy=attention_policy,
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))

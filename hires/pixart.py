@@ -6,8 +6,9 @@ Attention: through the dispatch, keys and values thinned where asked for. Nothin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
 from hires.control import ControlBlock, attach
+from hires.kernels.policies import Attending, everywhere
 from hires.processors import DispatchedAttention
 from hires.tiling.geometry import Box, Size
 
@@ -47,13 +49,19 @@ class PixArtNetwork:
         assert 0 <= global_share <= 1, global_share
         self.transformer, self.span, self.global_share = transformer, span, global_share
         self._channels, self._patch = transformer.config.in_channels, transformer.config.patch_size
-        self._thins = any(factor > 1 for factor in thin)
+        self._policy: Attending = everywhere
         transformer.pos_embed = PlacedPatches(transformer.pos_embed.proj)
-        transformer.set_attn_processor(_processors(transformer, thin, backend))
+        transformer.set_attn_processor(_processors(transformer, thin, backend, self._patch))
         modules: list[Any] = [module for block in control for module in block.modules() if hasattr(module, "set_processor")]
         for attn in modules:
-            attn.set_processor(DispatchedAttention(backend))
+            attn.set_processor(DispatchedAttention(backend, cells=self._patch))
         self._carrier = attach(transformer, control) if control else None
+
+    def attending(self, policy: Attending) -> Self:
+        """The same network, its self-attention by another policy, counted in latent cells; blocks that thin keep to theirs."""
+        other = copy.copy(self)
+        other._policy = policy
+        return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
         assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
@@ -66,7 +74,7 @@ class PixArtNetwork:
             encoder_hidden_states=tokens,
             timestep=torch.full((x.shape[0],), time, device=x.device),
             added_cond_kwargs=self._sizes(cond),
-            cross_attention_kwargs={"grid": self._grid(x)} if self._thins else None,
+            cross_attention_kwargs={"canvas": (x.shape[-2], x.shape[-1]), "policy": self._policy(time)},
             encoder_attention_mask=bias,
             return_dict=False,
         )[0]
@@ -87,17 +95,14 @@ class PixArtNetwork:
         assert cond.resolution is not None, "this checkpoint is conditioned on the resolution"
         return {"resolution": cond.resolution, "aspect_ratio": cond.resolution[:, :1] / cond.resolution[:, 1:]}
 
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        return x.shape[-2] // self._patch, x.shape[-1] // self._patch
 
-
-def _processors(transformer: Any, thin: Sequence[int], backend: str | None) -> dict[str, DispatchedAttention]:
+def _processors(transformer: Any, thin: Sequence[int], backend: str | None, patch: int) -> dict[str, DispatchedAttention]:
     """A processor by name for every attention of the transformer."""
     factors = tuple(thin) or (1,) * len(transformer.transformer_blocks)
     assert len(factors) == len(transformer.transformer_blocks), "one factor per block"
     result = {}
     for index, factor in enumerate(factors):
-        result[f"transformer_blocks.{index}.attn1.processor"] = DispatchedAttention(backend, factor)
+        result[f"transformer_blocks.{index}.attn1.processor"] = DispatchedAttention(backend, factor, patch)
         result[f"transformer_blocks.{index}.attn2.processor"] = DispatchedAttention(backend)
     return result
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hires import catalogue, cost
 from hires.errors import BudgetError, RequestError
+from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
 from hires.resolution import check_size, relay_note, round_up, snap, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.tiling.geometry import Size, make_grid
@@ -26,6 +27,7 @@ from hires.types import (
     StageCost,
     StagePlan,
     gib,
+    parse_policy,
 )
 
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
@@ -35,6 +37,7 @@ LARGE_TOWER = 10**9  # parameters above which text towers are weighed against ho
 BATCHES = (16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
+LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans
 CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides what its sampler keeps
 
 
@@ -100,6 +103,7 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
             f"starts from sigma {stages[0].sigma_start:g} instead of the checkpoint's {spec.sigma_max:g}: "
             + ("what goes with the size" if request.sigma_max == "auto" else "as asked for")
         )
+    notes += policy_notes(request, stages, spec)
     tile_px = tile * spec.cell_px
     asked = "as asked for" if request.tile_px == tile_px else f"--tile {request.tile_px} rounded up to {spec.align_px} px"
     notes.append(
@@ -195,6 +199,41 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
     return tile, overlap_px // spec.cell_px
 
 
+def choose_policy(request: RenderRequest, spec: ModelSpec) -> Policy:
+    """Whom self-attention attends to beyond the trained size, counted in latent cells; windows are of the trained size
+    unless one is asked for. RequestError for a window that is none, and beside tiles."""
+    asked = parse_policy(request.attention_policy)
+    option = f"--attention-policy {request.attention_policy}"
+    if asked.name == "global":
+        return Global()
+    if request.strategy == "tiled" or request.tile_px or request.overlap_px:
+        raise RequestError(f"{option}: goes over the whole canvas; leave --tile, --overlap and --strategy tiled out")
+    if asked.name == "kvpool" or asked.value is None:
+        return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value)
+    if asked.value < LEAST_WINDOW * spec.align_px:
+        raise RequestError(f"{option}: give a window of {LEAST_WINDOW * spec.align_px} px or more")
+    return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value // spec.cell_px)
+
+
+def policy_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
+    """Every approximation of attention is named; RequestError where no stage would use it."""
+    if parse_policy(request.attention_policy).name == "global":
+        return
+    used = [stage for stage in stages if stage.attention != Global()]
+    if not used:
+        yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
+        return
+    policy = used[-1].attention
+    reach = {NPA: "a neighbourhood of", Windows: "a window of"}.get(type(policy))
+    if isinstance(policy, NPA | Windows):
+        what = f"attends to {reach} {policy.window * spec.cell_px} px over the whole canvas"
+    elif isinstance(policy, KVPool):
+        what = f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
+    else:
+        what = "attends to the whole canvas, its scores scaled for the greater length"
+    yield f"approximation: self-attention {what}, as asked for ({', '.join(stage.name for stage in used)})"
+
+
 def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, str]:
     """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
     for certain ones, what the sampler asked for is usually run on; else the model's own."""
@@ -272,12 +311,17 @@ def make_stages(
         raise RequestError(
             f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
         )
+    policy = choose_policy(request, spec)
+    moves = parse_policy(request.attention_policy).shift
     sizes = stage_canvases(canvas, spec.bins, spec.align_px) if strategy == "progressive" else (canvas,)
     stages = []
     for index, size in enumerate(sizes):
         cells = size.divided(spec.cell_px)
         first = index == 0
-        whole = first and strategy == "progressive" and cells.area <= (2 * spec.native_px // spec.cell_px) ** 2
+        beyond = not (first and strategy == "progressive") and len(stage_canvases(size, spec.bins, spec.align_px)) > 1
+        attention = policy if beyond else Global()
+        within = first and strategy == "progressive" and cells.area <= (2 * spec.native_px // spec.cell_px) ** 2
+        whole = within or attention != Global()
         grid = make_grid(cells, cells, 0) if whole else make_grid(cells, Size(tile, tile), overlap)
         stages.append(
             StagePlan(
@@ -292,6 +336,8 @@ def make_stages(
                 image_guidance=image_guidance,
                 strength=strength if first else None,
                 enlarger=None if first else defaults.enlarger,
+                attention=attention,
+                shift_cells=attention.window // 4 if moves and isinstance(attention, NPA | Windows) else 0,
             )
         )
     return tuple(stages)
@@ -394,7 +440,11 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))
     evaluations = catalogue.evaluations(stage.sampler, stage.taken_steps) * estimates
-    flops = evaluations * stage.grid.count * cost.network_flops(spec.network, tile.height, tile.width, spec.facts.tokens)
+    flops = (
+        evaluations
+        * stage.grid.count
+        * cost.network_flops(spec.network, tile.height, tile.width, spec.facts.tokens, stage.attention)
+    )
     return StageCost(stage=stage.name, peak_bytes=weights + live + canvas, flops=flops, seconds=flops / device.flops)
 
 

@@ -1,4 +1,9 @@
-"""The attention of diffusers modules through `kernels.dispatch`, with keys and values thinned where a model asks for it."""
+"""The attention of diffusers modules through `kernels.dispatch`: by policies over the canvas, and with keys and values thinned
+where a model asks for it.
+
+Where the tokens lie and by which policy they attend comes with every call, as diffusers' `cross_attention_kwargs`; a
+processor knows how many latent cells one of its tokens stands for, and nothing is kept between calls.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,20 @@ from torch.nn import functional as F
 
 from hires.errors import BackendError
 from hires.kernels.dispatch import BackendRefused, attention
+from hires.kernels.policies import Global, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchedAttention:
     """The attention processor of diffusers modules that sends every call through `kernels.dispatch`.
 
-    `thin`: the factor per axis by which self-attention's keys and values are thinned, 1 for dense attention.
+    `thin`: the factor per axis by which self-attention's keys and values are thinned, 1 for dense attention; a thinned layer
+    attends to all it has. `cells`: latent cells per side of a token (2 at a UNet's second level, PixArt's patch).
     """
 
     backend: str | None = None
     thin: int = 1
+    cells: int = 1
 
     def __call__(
         self,
@@ -30,11 +38,13 @@ class DispatchedAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        canvas: tuple[int, int] | None = None,
+        policy: Policy = Global(),  # noqa: B008 - a frozen value
     ) -> Tensor:
         """hidden_states (B, N, C); encoder_hidden_states (B, M, D) for cross-attention; a mask is additive. temb is unused.
 
-        `grid`: rows and columns of the N tokens, for thinning.
+        canvas: rows and columns of latent cells, for thinning and for every policy but Global. policy: of self-attention,
+        counted in latent cells.
         """
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
@@ -42,23 +52,32 @@ class DispatchedAttention:
             return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
         keys, values = attn.to_k(context), attn.to_v(context)
+        grid = None if canvas is None else (-(-canvas[0] // self.cells), -(-canvas[1] // self.cells))
+        mixing = policy.per(self.cells) if encoder_hidden_states is None and self.thin == 1 else Global()
         if self.thin > 1 and encoder_hidden_states is None:
             assert grid is not None, "thinning needs to know the grid of the tokens"
             keys, values = thinned(attn, keys, grid, self.thin), thinned(attn, values, grid, self.thin)
         q, k, v = heads(attn.to_q(hidden_states)), heads(keys), heads(values)
         mask = None if attention_mask is None else attention_mask.reshape(q.shape[0], -1, *attention_mask.shape[1:])
         try:
-            out = attention(q, k, v, mask=mask, scale=attn.scale, backend=self.backend)
+            out = attention(q, k, v, canvas=grid, mask=mask, scale=attn.scale, policy=mixing, backend=self.backend)
         except BackendRefused as refusal:
             raise BackendError(str(refusal)) from None
         joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return joined
 
 
-def dispatch_attention(module: nn.Module, backend: str | None = None) -> nn.Module:
-    """Send the attention of a diffusers network through the dispatch; returns the module."""
-    module.set_attn_processor(DispatchedAttention(backend))  # type: ignore[operator]
-    return module
+def dispatch_attention(unet: Any, backend: str | None = None) -> Any:
+    """Send the attention of a diffusers UNet through the dispatch, each level with the cells of its tokens; returns it."""
+    lowest = len(unet.config.block_out_channels) - 1
+
+    def cells(name: str) -> int:
+        """down_blocks.1.… is one level down, up_blocks.0.… at the lowest, as is mid_block.…"""
+        part, index, _ = name.split(".", 2)
+        return int(2 ** (int(index) if part == "down_blocks" else lowest - int(index) if part == "up_blocks" else lowest))
+
+    unet.set_attn_processor({name: DispatchedAttention(backend, cells=cells(name)) for name in unet.attn_processors})
+    return unet
 
 
 def thinned(attn: Any, tokens: Tensor, grid: tuple[int, int], factor: int) -> Tensor:

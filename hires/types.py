@@ -12,6 +12,7 @@ from typing import Any
 
 from hires import catalogue
 from hires.errors import RequestError, unknown
+from hires.kernels.policies import EVERYWHERE, MOVING, POLICIES, Policy
 from hires.tiling.geometry import Size, TileGrid
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
@@ -80,7 +81,8 @@ class RenderRequest:
     render starts from noise; image_guidance: how closely an edit keeps to its picture. position_mode, kv_compression:
     of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
     TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
-    that the network's attention is to run on.
+    that the network's attention is to run on. attention_policy: whom self-attention attends to beyond the trained size, such
+    as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile.
     """
 
     prompt: str
@@ -107,6 +109,7 @@ class RenderRequest:
     kv_compression: str = "checkpoint"
     tiny_vae: str | None = None
     attention: str | None = None
+    attention_policy: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -118,6 +121,7 @@ class RenderRequest:
         for text in (self.prompt, self.negative):
             if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
                 raise RequestError(f"prompt {text!r}: give valid text")
+        parse_policy(self.attention_policy)
         _known("strategy", self.strategy, STRATEGIES)
         _known("dtype", self.dtype, DTYPES)
         _known("position mode", self.position_mode, POSITION_MODES)
@@ -154,6 +158,34 @@ class RenderRequest:
             raise RequestError(f"--sigma-max {value!r}: give 'auto' or a noise level above 0, such as 60")
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyName:
+    """What `--attention-policy` says: a name of `POLICIES`, its number, and whether the grid of its blocks moves per step."""
+
+    name: str = "global"
+    value: int | None = None
+    shift: bool = False
+
+
+def parse_policy(text: str | None) -> PolicyName:
+    """'npa', 'npa:1024', 'npa:1024+shift', 'windows:512', 'kvpool:2', 'proportional' or 'global'; None is 'global'.
+
+    RequestError for anything else.
+    """
+    found = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
+    if (
+        found is None
+        or found[1] not in POLICIES
+        or (found[1] == "global" and found[2])
+        or (found[1] not in MOVING and found[3])
+    ):
+        raise RequestError(
+            f"--attention-policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
+            "or a factor, such as kvpool:2; and +shift where there are windows"
+        )
+    return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))
+
+
 def _known(what: str, value: str, names: tuple[str, ...]) -> None:
     if value not in names:
         raise RequestError(unknown(what, value, names))
@@ -174,7 +206,8 @@ class StagePlan:
     """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
 
     `steps` divide the schedule from `sigma_start` down; with a `strength` the stage starts from a given picture and takes
-    the last `taken_steps` of them.
+    the last `taken_steps` of them. `attention`: whom self-attention attends to, counted in latent cells. `shift_cells`: by
+    how much at most the tiles' grid, or the policy's, moves from step to step.
     """
 
     name: str
@@ -189,6 +222,7 @@ class StagePlan:
     strength: float | None = None
     enlarger: str | None = None
     shift_cells: int = 0
+    attention: Policy = EVERYWHERE
 
     @property
     def taken_steps(self) -> int:
@@ -266,6 +300,8 @@ class MemoryPlan:
         """The plan as plain JSON values."""
         document = dataclasses.asdict(self)
         document["latent_grid"] = dataclasses.asdict(self.latent_grid)
+        for stage, written in zip(self.stages, document["stages"], strict=True):
+            written["attention"] = str(stage.attention)
         document["predicted_peak_bytes"] = self.peak_bytes
         document["predicted_seconds"] = round(self.seconds, 2)
         return document

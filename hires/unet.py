@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
+from hires.kernels.policies import Attending, everywhere
 
 
 class UNetNetwork:
     """Calls the UNet with what the conditions hold; image latents are further input channels, beside the noisy ones.
 
-    dtype: the UNet's. Maps go in channels-last on a CPU.
+    unet: its attention goes through `processors.dispatch_attention`. dtype: the UNet's. Maps go in channels-last on a CPU.
     """
 
     def __init__(self, unet: nn.Module, dtype: torch.dtype) -> None:
         self.unet, self.dtype = unet, dtype
+        self._policy: Attending = everywhere
+
+    def attending(self, policy: Attending) -> Self:
+        """The same network, its self-attention by another policy, counted in latent cells."""
+        other = copy.copy(self)
+        other._policy = policy
+        return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
         """x (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
@@ -30,6 +39,7 @@ class UNetNetwork:
             encoder_hidden_states=cond.tokens,
             encoder_attention_mask=cond.mask,
             added_cond_kwargs=self._added(cond),
+            cross_attention_kwargs={"canvas": (x.shape[-2], x.shape[-1]), "policy": self._policy(time)},
             return_dict=False,
         )[0]
         return output

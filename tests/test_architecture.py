@@ -17,6 +17,7 @@ ROWS = (
         "catalogue",
         "types",
         "tiling.geometry",
+        "kernels.policies",
         "families",
         "headers",
         "layouts",

@@ -231,3 +231,57 @@ def test_flops_of_a_controlled_transformer() -> None:
         network, x, cond = controlled(128, 1, None)
         network(x, 1.0, cond)
     assert network_flops(CONTROLLED, 128, 128, 120) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def full_unet(backend: str | None = None) -> Any:
+    """The UNet of SDXL on the default device, behind its adapter."""
+    import json
+
+    import torch
+
+    from hires.layouts import shipped_config
+    from hires.processors import dispatch_attention
+    from hires.quiet import quiet_imports
+    from hires.unet import UNetNetwork
+
+    with quiet_imports():
+        from diffusers import UNet2DConditionModel
+    config = json.loads(shipped_config("sdxl", "unet").read_text())
+    return UNetNetwork(dispatch_attention(UNet2DConditionModel.from_config(config).eval(), backend), torch.float32)
+
+
+# Canvas, window in cells (None: whole), and TFLOP of methods.md 3.2. PixArt's 2K checkpoint has windows of 256 cells.
+PER_CANVAS = [
+    ("unet", 2048, None, 36), ("unet", 4096, None, 288), ("unet", 8192, None, 3460),
+    ("unet", 2048, 128, 27), ("unet", 4096, 128, 107), ("unet", 8192, 128, 429),
+    ("pixart", 2048, None, 52.4), ("pixart", 4096, None, 625), ("pixart", 8192, None, 9149),
+    ("pixart", 2048, 128, 26), ("pixart", 4096, 128, 105), ("pixart", 8192, 128, 422),
+    ("pixart", 4096, 256, 209), ("pixart", 8192, 256, 837),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "side", "window", "published"), PER_CANVAS)
+def test_flops_of_an_evaluation_by_policy(model: str, side: int, window: int | None, published: float) -> None:
+    """One full-size evaluation, the calls of its attention counted op by op on meta tensors, within 3 % of the reference
+    (which is rounded to whole TFLOP) and 1 % of the formula."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hires.conditioning import Conditioning
+    from hires.kernels.policies import NPA, Global
+    from hires.tiling.geometry import Size
+
+    policy, cells = Global() if window is None else NPA(window), side // 8
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        network = full_unet("sdpa") if model == "unet" else full_pixart(28)
+        words, width, sizes = (77, 2048, 6) if model == "unet" else (300, 4096, 2)
+        cond = Conditioning(
+            tokens=torch.empty(1, words, width), mask=None, canvas=Size(cells, cells), pooled=torch.empty(1, 1280),
+            size_ids=torch.empty(1, sizes),
+        )  # fmt: skip
+        network.attending(lambda time: policy)(torch.empty(1, 4, cells, cells), 500.0, cond)
+    predicted = network_flops(UNET if model == "unet" else PIXART, cells, cells, words, policy)
+    print(f"{model} {side} {policy}: {counter.get_total_flops() / 1e12:.1f} TFLOP counted, {predicted / 1e12:.1f} predicted")
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert counter.get_total_flops() / 1e12 == pytest.approx(published, rel=0.03)

@@ -289,3 +289,19 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
         hires.render(PROMPT, attention="triton", **options)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="no attention backend 'fast'; known: sdpa, xformers, triton"):
         hires.render(PROMPT, attention="fast", **options)  # type: ignore[arg-type]
+
+
+def test_a_policy_of_attention_reaches_the_network_and_the_plan() -> None:
+    """Over the canvas in one piece: another picture than of tiles, the same again, and named in the plan."""
+    options = {"size": "384x448", "steps": 2, "seed": 3}
+    tiles, policy, again = (
+        hires.render(PROMPT, attention_policy=name, **options)  # type: ignore[arg-type]
+        for name in (None, "npa:128", "npa:128")
+    )
+    assert np.array_equal(policy.pixels, again.pixels)
+    assert not np.array_equal(policy.pixels, tiles.pixels)
+    assert all(stage.tiles <= 4 for stage in policy.stats)
+    assert any(note.startswith("approximation: self-attention") for note in policy.plan.notes)
+    wide = hires.render(PROMPT, attention_policy="npa:1024", **options)  # type: ignore[arg-type]
+    whole = hires.render(PROMPT, attention_policy="kvpool:1", **options)  # type: ignore[arg-type]
+    assert np.array_equal(wide.pixels, whole.pixels)  # both are all keys, by other ways

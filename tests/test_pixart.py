@@ -234,7 +234,7 @@ def test_thinned_attention_is_the_sum_by_hand(factor: int, learned: bool, grid: 
         torch.nn.init.normal_(value, std=0.4)
     PixArtNetwork(model, span=32.0, thin=(1, factor))
     x = torch.randn(1, grid[0] * grid[1], WIDTH, generator=torch.Generator().manual_seed(5))
-    found = attn(x, grid=grid)[0]
+    found = attn(x, canvas=(2 * grid[0], 2 * grid[1]))[0]
     assert (found - attention_by_hand(attn, x, grid, factor, learned)).abs().max() < 2e-5
     if factor > 1:
         assert (found - attention_by_hand(attn, x, grid, 1, learned)).abs().max() > 1e-2

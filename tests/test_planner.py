@@ -9,6 +9,7 @@ import pytest
 from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
+from hires.kernels.policies import NPA, Global, KVPool, Windows
 from hires.planner import TEXT_WORK_BYTES, choose_text, described_card, host_device, plan
 from hires.specs import ModelSpec, sigma_max_for
 from hires.tiling.geometry import Size
@@ -86,6 +87,38 @@ def test_strategies_are_what_was_asked_for(demo: ModelSpec) -> None:
     direct = plan(request(Size(1024, 1024), strategy="direct"), demo, device)
     assert direct.latent_grid.count == 1
     assert plan(request(Size(256, 256), strategy="progressive"), demo, device).strategy == "direct"
+
+
+def test_a_policy_of_attention_takes_the_canvas_in_one_piece_and_is_named(cosxl: ModelSpec) -> None:
+    card = described_card(parse_bytes("24GB"))
+    tiled, made = (plan(request(Size(4096, 4096), attention_policy=p), cosxl, card) for p in (None, "npa"))
+    assert [stage.attention for stage in made.stages] == [Global(), NPA(128), NPA(128)]
+    assert all(stage.grid.count == 1 for stage in made.stages) and tiled.latent_grid.count == 25
+    assert made.costs[2].flops < 0.7 * tiled.costs[2].flops
+    note = "approximation: self-attention attends to a neighbourhood of 1024 px over the whole canvas, as asked for"
+    assert f"{note} (refine 1, refine 2)" in made.notes
+    assert json.loads(json.dumps(made.to_json()))["stages"][1]["attention"] == "npa:128"
+    moving = plan(request(Size(2048, 2048), attention_policy="windows:512+shift", sampler="euler"), cosxl, card).stages[1]
+    assert (moving.attention, moving.shift_cells) == (Windows(64), 16)
+    direct = plan(request(Size(2048, 2048), attention_policy="proportional", strategy="direct"), cosxl, card)
+    assert direct.stages[0].attention == Global(trained=128 * 128)
+    pooled = plan(request(Size(2048, 2048), attention_policy="kvpool"), cosxl, card)
+    assert pooled.stages[1].attention == KVPool(2) and any("averaged 2 x 2" in note for note in pooled.notes)
+    native = plan(request(Size(1024, 1024), attention_policy="npa"), cosxl, card)
+    assert native.stages[0].attention == Global() and any("changes nothing" in note for note in native.notes)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"attention_policy": "npa:20"}, "a window of 128 px or more"),
+    ({"attention_policy": "npa", "tile_px": 512}, "leave --tile"),
+    ({"attention_policy": "npa", "strategy": "tiled"}, "leave --tile"),
+    ({"attention_policy": "npa+shift", "sampler": "dpmpp_2m"}, "take a single-step sampler"),
+    *(({"attention_policy": name}, "give one of global, npa")
+      for name in ("local", "npa:", "npa:x", "npa:0", "global:4", "kvpool:2+shift", "NPA", "npa:-4", "")),
+])  # fmt: skip
+def test_a_policy_that_cannot_be_is_refused(cosxl: ModelSpec, options: dict[str, object], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        plan(request(Size(4096, 4096), **options), cosxl, described_card(parse_bytes("24GB")))
 
 
 def test_sampler_and_schedule_are_named_with_their_reason(demo: ModelSpec) -> None:

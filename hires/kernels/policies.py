@@ -1,9 +1,14 @@
-"""Which keys a query attends to, as values: the whole canvas, a neighbourhood, a window, or pooled keys. No torch here."""
+"""Which keys a query attends to, as values: the whole canvas, a neighbourhood, a window, or pooled keys. No torch here.
+
+A policy counts in tokens, or in latent cells where a stage of a plan holds it: `per(n)` is the same policy in tokens of n
+cells a side, so that one value serves every level of a network.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +17,12 @@ class Global:
     sqrt(ln N / ln trained) (proportional attention, Jin et al. 2023, arXiv 2306.08645); None leaves them."""
 
     trained: int | None = None
+
+    def __str__(self) -> str:
+        return "global" if self.trained is None else f"proportional:{math.isqrt(self.trained)}"
+
+    def per(self, cells: int) -> Global:
+        return self if self.trained is None else Global(max(1, self.trained // cells**2))
 
     def stretch(self, tokens: int) -> float:
         """The factor on the scale of the scores of so many tokens; 1 up to the trained length."""
@@ -37,6 +48,13 @@ class NPA:
         if self.window < 4 or self.window % 4:
             raise ValueError(f"NPA: a window is a positive multiple of 4, not {self.window}")
 
+    def __str__(self) -> str:
+        return f"npa:{self.window}"
+
+    def per(self, cells: int) -> NPA:
+        window = -(-self.window // (4 * cells)) * 4
+        return replace(self, window=window, shift=_per(self.shift, cells))
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -51,6 +69,12 @@ class Windows:
         if self.window < 1:
             raise ValueError(f"Windows: a window is at least 1, not {self.window}")
 
+    def __str__(self) -> str:
+        return f"windows:{self.window}"
+
+    def per(self, cells: int) -> Windows:
+        return replace(self, window=-(-self.window // cells), shift=_per(self.shift, cells))
+
 
 @dataclass(frozen=True, slots=True)
 class KVPool:
@@ -62,8 +86,45 @@ class KVPool:
         if self.r < 1:
             raise ValueError(f"KVPool: r is at least 1, not {self.r}")
 
+    def __str__(self) -> str:
+        return f"kvpool:{self.r}"
+
+    def per(self, cells: int) -> KVPool:
+        return self
+
 
 Policy = Global | NPA | Windows | KVPool
+POLICIES = ("global", "npa", "windows", "kvpool", "proportional")
+MOVING = ("npa", "windows")  # whose blocks lie on a grid that may move
+EVERYWHERE = Global()
+Attending = Callable[[float], Policy]  # by the network's own time: what the block grid is moved by may depend on it
+
+
+def everywhere(time: float) -> Policy:
+    """Every query attends to every key, at any time."""
+    return EVERYWHERE
+
+
+def _per(shift: tuple[int, int], cells: int) -> tuple[int, int]:
+    return shift[0] // cells, shift[1] // cells
+
+
+def make_policy(name: str, native: int, value: int | None = None) -> Policy:
+    """A policy by its name in `POLICIES`: `native` is the side of the training canvas, which windows are as large as unless
+    a `value` is given (of 'kvpool' the factor, 2). ValueError for a value that the policy cannot take."""
+    window = native if value is None else value
+    match name:
+        case "npa":
+            return NPA(-(-window // 4) * 4 if window > 0 else window)
+        case "windows":
+            return Windows(window)
+        case "kvpool":
+            return KVPool(2 if value is None else value)
+        case "proportional":
+            return Global(trained=window**2)
+    if name != "global" or value is not None:
+        raise ValueError(f"{name}: one of {', '.join(POLICIES)}, global without a value")
+    return Global()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from hires.errors import BackendError, ModelError
 from hires.families import PixArtShape, UNetShape
 from hires.imageio import fitted, to_uint8
 from hires.kernels.dispatch import AttentionSpec, BackendRefused, select
+from hires.kernels.policies import Attending, everywhere
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
@@ -49,8 +50,8 @@ class Family(Protocol):
         """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
         ...
 
-    def denoiser(self) -> Denoiser:
-        """The preconditioned network."""
+    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned network; `policy(time)`: whom its self-attention attends to, counted in latent cells."""
         ...
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:

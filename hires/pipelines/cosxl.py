@@ -8,6 +8,7 @@ import torch
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser
+from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
@@ -36,5 +37,5 @@ class CosXL(LoadedFamily):
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
-    def denoiser(self) -> Denoiser:
-        return preconditioned(self.spec, self._network)
+    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        return preconditioned(self.spec, self._network.attending(policy))

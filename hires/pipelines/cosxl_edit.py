@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, edit_guided
+from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.specs import ModelSpec
@@ -43,8 +44,8 @@ class CosXLEdit(LoadedFamily):
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px))
 
-    def denoiser(self) -> Denoiser:
-        return preconditioned(self.spec, self._network)
+    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        return preconditioned(self.spec, self._network.attending(policy))
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """Guidance by text and by image on the canvas: three estimates (Brooks et al. 2023)."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.denoisers import Denoiser
 from hires.families import PixArtShape
+from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.specs import ModelSpec
@@ -62,8 +63,8 @@ class PixArtSigma(LoadedFamily):
         edges = self.picture_at(canvas_px)
         return replace(found[0], image_latents=edges), replace(found[1], image_latents=edges)
 
-    def denoiser(self) -> Denoiser:
-        return preconditioned(self.spec, self._network)
+    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        return preconditioned(self.spec, self._network.attending(policy))
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor
 from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
 from hires.device import peak_device_bytes, reset_peak
 from hires.imageio import fitted
+from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.pipelines.base import Family
 from hires.resolution import relay_view
 from hires.samplers import CanvasNoise, find_sampler
 from hires.schedules import make_sigmas
 from hires.specs import ModelSpec, sigma_table
-from hires.tiling.denoise import seeded_shift, tiled
+from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Batcher
@@ -127,10 +128,18 @@ def denoise_stage(
 ) -> Tensor:
     """Sample one stage from x at sigmas[0] down to 0: sampler(guided(tiled(precondition(network))))."""
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
-    on_canvas = tiled(family.denoiser(), stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
+    network = family.denoiser(attending(stage.attention, shift))
+    on_canvas = tiled(network, stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = family.guided(on_canvas, stage)
         return find_sampler(stage.sampler)(denoise, x, sigmas, cond, noise, progress.step)
+
+
+def attending(policy: Policy, shift: Shift | None) -> Attending:
+    """The policy at every noise level, the grid of its blocks moved where it has one and a shift is given."""
+    if shift is None or not isinstance(policy, NPA | Windows):
+        return lambda time: policy
+    return lambda time: replace(policy, shift=shift(time))
 
 
 class TileProgress:
