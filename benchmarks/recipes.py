@@ -1,7 +1,7 @@
 """Strategies side by side, each written out on the house's parts: what a canvas beyond a model's size can be drawn by.
 
-A recipe is `recipe(subject, canvas, seed, work) -> (latents, grid)`; a subject is a model that can be run on tiles. The grid says
-where tiles meet. Recipes that are published elsewhere are there to be measured against, not to be used.
+A recipe is `recipe(subject, canvas, seed, work) -> (latents, grid)`; a subject is a model that can be run on tiles. The grid
+says where tiles meet. Recipes that are published elsewhere are there to be measured against, not to be used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hires.denoisers import Denoiser
 from hires.guides import power_ramp, structure_guided
-from hires.kernels.policies import NPA, Attending, everywhere
+from hires.kernels.policies import EVERYWHERE, NPA, Policy
 from hires.lowpass import Area
 from hires.noise import CanvasNoise
 from hires.samplers import find_sampler
@@ -47,12 +47,12 @@ class Subject(Protocol):
         """What a relay goes through, the base picture first."""
         ...
 
-    def sigmas(self, relay: str | None = None) -> Tensor:
-        """Noise levels from the start, or of a relay: 'plain', or 'held' to the picture before by structure guidance."""
+    def sigmas(self, relay: bool) -> Tensor:
+        """Noise levels from the start, or of a relay's stage."""
         ...
 
-    def network(self, policy: Attending = everywhere) -> Denoiser:
-        """The model on one tile."""
+    def network(self, policy: Policy) -> Denoiser:
+        """The model on one tile, its self-attention under a policy."""
         ...
 
     def guided(self, on_canvas: Denoiser, canvas: Size, relay: bool) -> tuple[Denoiser, Any]:
@@ -63,7 +63,7 @@ class Subject(Protocol):
         """Latents of a stage at the next one's size."""
         ...
 
-    def flops(self, height: int, width: int, policy: str) -> float:
+    def flops(self, height: int, width: int, policy: Policy) -> float:
         """Of one estimate of one tile."""
         ...
 
@@ -75,9 +75,9 @@ class Work:
     windows: float = 0.0
     flops: float = 0.0
 
-    def counted(self, subject: Subject, policy: str = "global", attending: Attending = everywhere) -> Denoiser:
+    def counted(self, subject: Subject, policy: Policy = EVERYWHERE) -> Denoiser:
         """The model on one tile, counted."""
-        network = subject.network(attending)
+        network = subject.network(policy)
 
         def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
             count, _, height, width = x.shape
@@ -97,10 +97,10 @@ class Start:
     sigmas: Tensor
 
     @classmethod
-    def of(cls, subject: Subject, canvas: Size, seed: int, stage: int, before: Tensor | None, relay: str | None) -> Start:
+    def of(cls, subject: Subject, canvas: Size, seed: int, stage: int, before: Tensor | None = None) -> Start:
         """From noise alone, or from the picture before, enlarged, and the relay's noise."""
         noise = CanvasNoise(seed, stage, Box(0, 0, canvas.height, canvas.width), subject.channels)
-        sigmas = subject.sigmas(relay)
+        sigmas = subject.sigmas(before is not None)
         first = float(sigmas[0])
         x = noise(-1) * math.sqrt(first**2 + 1) if before is None else before + noise(-1) * first
         return cls(x=x, noise=noise, sigmas=sigmas)
@@ -115,7 +115,7 @@ BATCH = 4  # tiles at once
 
 
 def reference_grid(subject: Subject, canvas: Size) -> TileGrid:
-    """Tiles of the native size that share half: MultiDiffusion's, and where the seams of a strategy without tiles are sought."""
+    """Tiles of the native size that share half: MultiDiffusion's, and where seams are sought of strategies without tiles."""
     return make_grid(canvas, Size(subject.native, subject.native), subject.native // 2)
 
 
@@ -123,13 +123,13 @@ def base(subject: Subject, canvas: Size, seed: int, work: Work) -> Made:
     """The first picture of every relay, at the size that the model knows."""
     size = subject.canvases(canvas)[0]
     denoise, cond = subject.guided(work.counted(subject), size, relay=False)
-    return Start.of(subject, size, seed, 0, None, None).sampled(subject, denoise, cond), make_grid(size, size, 0)
+    return Start.of(subject, size, seed, 0).sampled(subject, denoise, cond), make_grid(size, size, 0)
 
 
 def direct(subject: Subject, canvas: Size, seed: int, work: Work) -> Made:
     """The whole canvas from noise in one piece."""
     denoise, cond = subject.guided(work.counted(subject), canvas, relay=False)
-    return Start.of(subject, canvas, seed, 0, None, None).sampled(subject, denoise, cond), reference_grid(subject, canvas)
+    return Start.of(subject, canvas, seed, 0).sampled(subject, denoise, cond), reference_grid(subject, canvas)
 
 
 def multidiffusion(kind: str) -> Recipe:
@@ -139,7 +139,7 @@ def multidiffusion(kind: str) -> Recipe:
         grid = reference_grid(subject, canvas)
         on_canvas = tiled(work.counted(subject), grid, batch=BATCH, kind=kind)
         denoise, cond = subject.guided(on_canvas, canvas, relay=False)
-        return Start.of(subject, canvas, seed, 0, None, None).sampled(subject, denoise, cond), grid
+        return Start.of(subject, canvas, seed, 0).sampled(subject, denoise, cond), grid
 
     return recipe
 
@@ -149,7 +149,7 @@ def spot(subject: Subject, canvas: Size, seed: int, work: Work) -> Made:
     grid = make_grid(canvas, Size(subject.native, subject.native), 0)
     on_canvas = rolled(tiled(work.counted(subject), grid, batch=BATCH, kind="box"), random_roll(seed, canvas))
     denoise, cond = subject.guided(on_canvas, canvas, relay=False)
-    return Start.of(subject, canvas, seed, 0, None, None).sampled(subject, denoise, cond), reference_grid(subject, canvas)
+    return Start.of(subject, canvas, seed, 0).sampled(subject, denoise, cond), reference_grid(subject, canvas)
 
 
 def rolled(denoise: Denoiser, roll: Shift) -> Denoiser:
@@ -184,7 +184,7 @@ def relay(*, held: bool = False, npa: bool = False) -> Recipe:
         first = subject.canvases(canvas)[0]
         for stage, size in enumerate(subject.canvases(canvas)[1:], start=1):
             before = subject.enlarged(latents, size)
-            start = Start.of(subject, size, seed, stage, before, "held" if held else "plain")
+            start = Start.of(subject, size, seed, stage, before)
             grid = make_grid(size, Size(subject.native, subject.native), subject.overlap)
             denoise, cond = subject.guided(refiner(subject, grid, work, npa), size, relay=True)
             if held:
@@ -199,8 +199,7 @@ def relay(*, held: bool = False, npa: bool = False) -> Recipe:
 def refiner(subject: Subject, grid: TileGrid, work: Work, npa: bool) -> Denoiser:
     """The canvas's denoiser in tiles, or whole with attention in neighbourhoods."""
     if npa:
-        policy = NPA(subject.native)
-        return work.counted(subject, str(policy), lambda time: policy)
+        return work.counted(subject, NPA(subject.native))
     return tiled(work.counted(subject), grid, batch=BATCH)
 
 
@@ -229,7 +228,7 @@ class DemoFusion:
     def stage(self, subject: Subject, before: Tensor, grid: TileGrid, key: tuple[int, int], work: Work) -> Tensor:
         """One stage from the enlarged picture before it."""
         seed, scale = key
-        start = Start.of(subject, grid.canvas, seed, scale, None, None)
+        start = Start.of(subject, grid.canvas, seed, scale)
         unit, steps = start.noise(-1), len(start.sigmas) - 1
         jitter = seeded_shift(seed, scale, subject.native // 8)
         windows, cond = subject.guided(
