@@ -55,7 +55,7 @@ def on_oracle(latents: Tensor, first: Tensor, grid: TileGrid, oracle: Oracle) ->
         seam_ratio=seam_ratio(pixels, rows, cols),
         seam_score=seam_score(pixels, rows, cols),
         drift=drift(small, first[0, 0]),
-        detail=band_energy(pixels, cutoff) / prior_energy(oracle, picture, cutoff),
+        detail=quiet_energy(pixels, cutoff) / prior_energy(oracle, picture, cutoff),
     )
 
 
@@ -89,6 +89,14 @@ def averaged(picture: Tensor, size: Sequence[int]) -> Tensor:
 def drift(small: Tensor, first: Tensor) -> float:
     """RMS of the difference over the base picture's standard deviation."""
     return float((small.double() - first.double()).square().mean().sqrt() / first.double().std())
+
+
+def quiet_energy(picture: Floats, cutoff: float, blocks: int = 8) -> float:
+    """The median of `band_energy` over blocks of 1 / `blocks` of a side that overlap by half: of the field, not of the few
+    blocks that an object is in."""
+    tall, wide = picture.shape[0] // blocks, picture.shape[1] // blocks
+    tops, lefts = (range(0, n - part + 1, part // 2) for n, part in zip(picture.shape, (tall, wide), strict=True))
+    return float(np.median([band_energy(picture[y : y + tall, x : x + wide], cutoff) for y in tops for x in lefts]))
 
 
 def prior_energy(oracle: Oracle, picture: Tensor, cutoff: float) -> float:
