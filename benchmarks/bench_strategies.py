@@ -3,7 +3,7 @@
     python -m benchmarks strategies                              # the oracle at 4x, 24 seeds
     python -m benchmarks strategies --model scenes --sides 1024,2048 --seeds 4
     python -m benchmarks strategies --model scenes --sides 4096 --seeds 1 --only "spot,relay,relay + guidance,npa"
-    python -m benchmarks strategies --table --figure docs/strategies.png
+    python -m benchmarks strategies --table --figure docs/strategies.jpg
 
 One row per model, strategy, size and relay sigma is appended to results/strategies.csv; rows that are there for the same code
 and settings are kept. The last line of stdout is one JSON document with the rows and what the oracle's must keep; the exit
@@ -38,6 +38,7 @@ COLUMNS = {
     "duplicates": "duplicates",
     "subject_kept": "subject kept",
     "seam_ratio": "seam ratio",
+    "seam_score": "seam score",
     "drift": "drift",
     "detail": "added detail",
     "windows": "windows",
@@ -82,7 +83,7 @@ def measured_row(model: str, strategy: str, side: int, seeds: int, sigma: float 
     reset_peak_rss()
     runs = [measured(model, strategy, side, seed, sigma) for seed in range(seeds)]
     outcomes, costs = [run[0] for run in runs], [run[1] for run in runs]
-    p20, p50, p80 = np.quantile([cost["seconds"] for cost in costs], (0.2, 0.5, 0.8))
+    p20, p50, p80 = (float(q) for q in np.quantile([cost["seconds"] for cost in costs], (0.2, 0.5, 0.8)))
     facts = {
         "model": model,
         "strategy": strategy,

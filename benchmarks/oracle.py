@@ -137,11 +137,13 @@ def find_objects(picture: Tensor, oracle: Oracle) -> list[tuple[int, int]]:
     reach = 3 * round(oracle.spread)
     i = torch.arange(-reach, reach + 1, dtype=torch.float64)
     kernel = oracle.object_at(torch.hypot(i[:, None], i[None, :]))
-    kernel = (kernel - kernel.mean())[None, None]
+    kernel = kernel - kernel.mean()
     padded = F.pad(picture.double()[None, None], (reach,) * 4, mode="reflect")
-    energy, ones = float((kernel**2).sum()), torch.ones_like(kernel)
-    raw = F.conv2d(padded, kernel)
-    spread = F.conv2d(padded**2, ones) - F.conv2d(padded, ones) ** 2 / kernel.numel()
+    size, side = padded.shape[-2:], len(kernel)
+    whole = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size).conj(), s=size)
+    raw, energy = whole[..., : size[0] - side + 1, : size[1] - side + 1], float((kernel**2).sum())
+    mean, square = (F.avg_pool2d(part, side, stride=1) for part in (padded, padded**2))
+    spread = (square - mean**2) * side**2
     likeness = raw / (spread.clamp_min(1e-9) * energy).sqrt()
     peak = likeness >= F.max_pool2d(likeness, 15, stride=1, padding=7)
     kept = peak & (likeness > 0.55) & (raw > 0.4 * energy)

@@ -205,11 +205,12 @@ def refiner(subject: Subject, grid: TileGrid, work: Work, npa: bool) -> Denoiser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoFusion:
-    """The recipe of DemoFusion (2311.16973), its default numbers, Euler: stages of 2, 3, ... times the native side, from noise.
+    """The recipe of DemoFusion (2311.16973) with its default numbers: stages of 2, 3, ... times the native side, from noise.
 
-    At step i of n, c = (1 + cos(pi i / n)) / 2: x is drawn back to the noised picture of the stage before by c^3; then the
-    estimate is (1 - c) of windows that share half, moved at random, and c of the s^2 dilated pictures of x blurred by c. Here
-    both estimates are fused and one step taken on the canvas, which for Euler is the same as fusing what each would step to.
+    At step i of n, c = (1 + cos(pi i / n)) / 2: x is drawn back to the noised picture of the stage before by c^3; the estimate
+    is (1 - c) of windows that share half, moved at random, and c of the s^2 dilated pictures of x blurred by c. Here both
+    estimates are fused on the canvas and one Euler step taken from x, whatever the subject's sampler; c follows steps, not
+    timesteps.
     """
 
     back: float = 3.0

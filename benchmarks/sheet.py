@@ -20,7 +20,7 @@ LABEL = 30
 
 
 def draw_sheet(target: Path, sigmas: Sequence[float], side: int = 256, seed: int = 0) -> None:
-    """The base picture and each strategy's at `side` cells; a PNG of a pixel per cell."""
+    """The base picture and each strategy's at `side` cells; a pixel per cell."""
     subject = OracleSubject()
     canvas = Size(side, side)
     first, _ = base(subject, canvas, seed, Work())
@@ -44,7 +44,7 @@ def draw_sheet(target: Path, sigmas: Sequence[float], side: int = 256, seed: int
         for line, text in enumerate(lines):
             pen.text((x + 2, y + side + 2 + 12 * line), text, fill="black")
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(target, optimize=True)
+    sheet.save(target, quality=82)
 
 
 def shown(latents: Tensor, side: int) -> Image.Image:
