@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUITES = {"scenes": "benchmarks.bench_scenes", "strategies": "benchmarks.bench_strategies", "vae": "benchmarks.bench_vae"}
+SUITES = {
+    "lowpass": "benchmarks.bench_lowpass",
+    "scenes": "benchmarks.bench_scenes",
+    "strategies": "benchmarks.bench_strategies",
+    "vae": "benchmarks.bench_vae",
+}
 
 
 def main() -> int:

@@ -16,11 +16,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import hires
 from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
@@ -30,6 +32,7 @@ from benchmarks.recipes import ATTENTION, RECIPES, Work, base
 from benchmarks.sheet import draw_sheet
 from benchmarks.subjects import OracleSubject, SceneSubject
 from hires.device import peak_resident_bytes
+from hires.imageio import to_uint8
 from hires.tiling.geometry import Size
 
 KEY = ("model", "strategy", "side", "relay_sigma")
@@ -54,8 +57,20 @@ def settings_digest() -> str:
     return digest([*package.rglob("*.py"), *package.glob("assets/demo/**/*.*"), *own])
 
 
-def measured(model: str, strategy: str, side: int, seed: int, sigma: float | None) -> tuple[Outcome, dict[str, float], float]:
-    """One run: its outcome, its cost, and the relay sigma it had. `side` in cells of the oracle, in pixels of the scenes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row to be: `side` in cells of the oracle, in pixels of the scenes; `sigma` None for the model's own relay."""
+
+    model: str
+    strategy: str
+    side: int
+    sigma: float | None = None
+    pictures: Path | None = None
+
+
+def measured(case: Case, seed: int) -> tuple[Outcome, dict[str, float], float]:
+    """One run: its outcome, its cost, and the relay sigma it had. The picture of a scene is kept in `pictures`."""
+    model, side, sigma = case.model, case.side, case.sigma
     scene = held_out_scenes(seed + 1)[seed] if model == "scenes" else None
     subject: OracleSubject | SceneSubject
     if scene is None:
@@ -67,28 +82,38 @@ def measured(model: str, strategy: str, side: int, seed: int, sigma: float | Non
     key = seed if scene is None else scene.seed
     with torch.inference_mode():
         begun = time.perf_counter()
-        latents, grid = RECIPES[strategy](subject, canvas, key, work)
+        latents, grid = RECIPES[case.strategy](subject, canvas, key, work)
         seconds = time.perf_counter() - begun
         first, _ = base(subject, canvas, key, Work())
         if isinstance(subject, OracleSubject):
             found = on_oracle(latents, first, grid, subject.oracle)
         else:
             assert scene is not None
-            found = on_scene(subject.picture(latents), subject.picture(first), grid, scene)
+            picture = subject.picture(latents)
+            found = on_scene(picture, subject.picture(first), grid, scene)
+            keep(picture, case, seed)
     return found, {"windows": work.windows, "gflop": work.flops / 1e9, "seconds": seconds}, subject.relay_sigma
 
 
-def measured_row(model: str, strategy: str, side: int, seeds: int, sigma: float | None) -> dict[str, object]:
+def keep(picture: torch.Tensor, case: Case, seed: int) -> None:
+    """A scene's picture (3, H, W) as a file, where a folder was given."""
+    if case.pictures is not None:
+        case.pictures.mkdir(parents=True, exist_ok=True)
+        name = f"{case.strategy.replace(' ', '_')}_{case.side}_{case.sigma or 'own'}_{seed}.png"
+        Image.fromarray(to_uint8(picture.permute(1, 2, 0).numpy())).save(case.pictures / name)
+
+
+def measured_row(case: Case, seeds: int) -> dict[str, object]:
     """The row of a strategy: means over seeds, the most duplicates of any, seconds by quantile."""
     reset_peak_rss()
-    runs = [measured(model, strategy, side, seed, sigma) for seed in range(seeds)]
+    runs = [measured(case, seed) for seed in range(seeds)]
     outcomes, costs = [run[0] for run in runs], [run[1] for run in runs]
     p20, p50, p80 = (float(q) for q in np.quantile([cost["seconds"] for cost in costs], (0.2, 0.5, 0.8)))
     facts = {
-        "model": model,
-        "strategy": strategy,
-        "side": side,
-        "relay_sigma": round(runs[0][2], 3) if strategy in HELD else "",
+        "model": case.model,
+        "strategy": case.strategy,
+        "side": case.side,
+        "relay_sigma": round(runs[0][2], 3) if case.strategy in HELD else "",
         "seeds": seeds,
         "duplicates": round(float(np.mean([o.duplicates for o in outcomes])), 3),
         "duplicates_max": max(o.duplicates for o in outcomes),
@@ -101,19 +126,25 @@ def measured_row(model: str, strategy: str, side: int, seeds: int, sigma: float 
     return facts | {"threads": torch.get_num_threads(), "peak_rss_gib": round(peak_resident_bytes() / 2**30, 2)}
 
 
-def run(model: str, strategies: Sequence[str], sides: Sequence[int], seeds: int, sigmas: Sequence[float], csv: Path) -> None:
-    """Measure what is missing and append it."""
-    key = settings_digest()
+def cases(model: str, strategies: Sequence[str], sides: Sequence[int], sigmas: Sequence[float]) -> Iterator[Case]:
+    """Every row wanted; a strategy without a relay has one, whatever the sigmas."""
     for side in sides:
         for strategy in strategies:
             for sigma in sigmas if strategy in HELD and sigmas else [None]:
-                there = {(r["settings"], *(r[k] for k in KEY), r["seeds"]) for r in read_rows(csv)}
-                wanted = "" if strategy not in HELD else None if sigma is None else str(round(sigma, 3))
-                if wanted is not None and (key, model, strategy, str(side), wanted, str(seeds)) in there:
-                    continue
-                row = measured_row(model, strategy, side, seeds, sigma)
-                append_row(csv, stamp() | {"settings": key} | row)
-                print(row, file=sys.stderr, flush=True)
+                yield Case(model=model, strategy=strategy, side=side, sigma=sigma)
+
+
+def run(wanted: Iterable[Case], seeds: int, csv: Path) -> None:
+    """Measure what is missing and append it. A relay of the model's own sigma is measured anew: only the run knows it."""
+    key = settings_digest()
+    for case in wanted:
+        there = {(r["settings"], *(r[k] for k in KEY), r["seeds"]) for r in read_rows(csv)}
+        sigma = "" if case.strategy not in HELD else str(round(case.sigma, 3)) if case.sigma else None
+        if (key, case.model, case.strategy, str(case.side), sigma, str(seeds)) in there:
+            continue
+        row = measured_row(case, seeds)
+        append_row(csv, stamp() | {"settings": key} | row)
+        print(row, file=sys.stderr, flush=True)
 
 
 def newest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -143,11 +174,13 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     lines: list[str] = []
     for model, side in dict.fromkeys((r["model"], r["side"]) for r in rows):
         part = [r for r in rows if (r["model"], r["side"]) == (model, side)]
-        lines += [f"{model}, {side}, {part[0]['seeds']} seeds", "", f"| strategy | {' | '.join(COLUMNS.values())} |"]
+        what = f"{int(side) / 64:g} times its window" if model == "oracle" else f"{side} x {side} px"
+        seeds = "seeds" if model == "oracle" else "captions"
+        lines += [f"{model}, {what}, {part[0]['seeds']} {seeds}", "", f"| strategy | {' | '.join(COLUMNS.values())} |"]
         lines += ["|---" * (len(COLUMNS) + 1) + "|"]
         for row in part:
             name = row["strategy"] + (f" from sigma {float(row['relay_sigma']):g}" if row["relay_sigma"] else "")
-            lines.append(f"| {name} | {' | '.join(f'{float(row[c]):g}' for c in COLUMNS)} |")
+            lines.append(f"| {name} | {' | '.join(f'{float(row[c]):.4g}' for c in COLUMNS)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -182,6 +215,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help=f"strategies between commas, of: {', '.join(RECIPES)}")
     parser.add_argument("--quick", action="store_true", help="2 seeds of the oracle at 3x, into no file")
     parser.add_argument("--csv", type=Path, default=RESULTS / "strategies.csv")
+    parser.add_argument("--pictures", type=Path, help="a folder to keep the scenes' pictures in")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the newest rows as markdown")
     parser.add_argument("--figure", type=Path, help="draw the strategies' pictures on the oracle, seed 0, at 4x")
     args = parser.parse_args(argv)
@@ -189,13 +223,15 @@ def main(argv: list[str]) -> int:
     sigmas = numbers(args.sigmas or ("1,3" if oracle else ""))
     names = chosen(args.only, args.model)
     if args.quick:
-        rows = [{k: str(v) for k, v in measured_row("oracle", n, 192, 2, sigmas[0]).items()} for n in chosen("", "oracle")]
+        small = cases("oracle", chosen("", "oracle"), [192], sigmas[:1])
+        rows = [{k: str(v) for k, v in measured_row(case, 2).items()} for case in small]
         print(table(rows))
         print(json.dumps({"suite": "strategies", "rows": rows, "limits": {}}))
         return 0
     if not args.table and not args.figure:
         sides = [int(side) for side in numbers(args.sides or ("256" if oracle else "1024"))]
-        run(args.model, names, sides, args.seeds or (24 if oracle else 2), sigmas, args.csv)
+        wanted = (replace(case, pictures=args.pictures) for case in cases(args.model, names, sides, sigmas))
+        run(wanted, args.seeds or (24 if oracle else 2), args.csv)
     if args.figure:
         draw_sheet(args.figure, sigmas)
     rows = newest(read_rows(args.csv))

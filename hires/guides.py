@@ -8,10 +8,11 @@ a whole, so they go outside `tiled`, which sees every one of them as one denoise
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hires.conditioning import Conditioning, concatenate
@@ -140,13 +141,50 @@ def rescaled(estimate: Tensor, conditional: Tensor, share: float) -> Tensor:
     return estimate * (share * scale + (1 - share))
 
 
-def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance) -> Denoiser:
-    """A denoiser guided as the policy says: two estimates in one batch of 2B inside its interval, else one of B."""
-    if guidance.plain:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regions:
+    """Prompts of parts of the canvas, over that of the whole: conds[i] draws where masks[i], (1 or B, 1, h, w) in [0, 1], is 1.
+
+    Where masks leave something of 1 the prompt of the whole has it. Every region is evaluated on the whole canvas.
+    """
+
+    conds: tuple[Conditioning, ...]
+    masks: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.conds) != len(self.masks):
+            raise RequestError(f"{len(self.conds)} regional prompts and {len(self.masks)} masks: give a mask for each prompt")
+        total = sum(self.masks, torch.zeros(()))
+        if self.masks and not (min(float(m.min()) for m in self.masks) >= 0 and float(total.max()) <= 1 + 1e-5):
+            raise RequestError(f"regional masks add up to {float(total.max()):g}: give values from 0 that add up to 1 at most")
+
+    def mixed(self, whole: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The estimate of the whole's prompt and those of the regions', (B, C, h, w) each, as one."""
+        pairs = zip(parts, self.masks, strict=True)
+        return whole + sum((mask * (part - whole) for part, mask in pairs), torch.zeros_like(whole))
+
+
+NO_REGIONS = Regions(conds=(), masks=())
+
+
+def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions: Regions | None = None) -> Denoiser:
+    """A denoiser guided as the policy says: two estimates in one batch of 2B inside its interval, else one of B.
+
+    regions: one estimate more for each.
+    """
+    if guidance.plain and regions is None:
         return denoise
+    parts = NO_REGIONS if regions is None else regions
+
+    def prompted(x: Tensor, sigma: float, conds: list[Conditioning]) -> tuple[Tensor, ...]:
+        return denoise(x.repeat(len(conds), 1, 1, 1), sigma, concatenate(conds)).chunk(len(conds))
+
+    def alone(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        whole, *others = prompted(x, sigma, [cond, *parts.conds])
+        return parts.mixed(whole, others) if others else whole
 
     def both(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        conditional, unconditional = denoise(x.repeat(2, 1, 1, 1), sigma, concatenate([cond, uncond])).chunk(2)
-        return guidance.combined(conditional, unconditional)
+        whole, *others, unconditional = prompted(x, sigma, [cond, *parts.conds, uncond])
+        return guidance.combined(parts.mixed(whole, others) if others else whole, unconditional)
 
-    return within(both, denoise, *guidance.interval)
+    return alone if guidance.plain else within(both, alone, *guidance.interval)

@@ -15,6 +15,7 @@ from hires.denoisers import guided
 from hires.errors import RequestError
 from hires.guides import (
     Guidance,
+    Regions,
     centre_pulled,
     constant,
     guided_by,
@@ -170,6 +171,27 @@ def test_weights_of_one_cost_one_estimate_always() -> None:
     assert network.batches == [1] and not Guidance(low=1.0, high=1.0).needs_uncond(1.0)
 
 
+def test_regions_draw_where_their_masks_are_and_cost_one_estimate_each() -> None:
+    x, network, low_pass = canvas(22, 35, 2), Prompted(), Fourier(0.1)
+    left, soft = torch.zeros(1, 1, 22, 35), torch.rand(2, 1, 22, 35, generator=torch.Generator().manual_seed(3)) * 0.5
+    left[..., :12] = 0.5
+    cond, uncond, first, second = (prompt(v, 2) for v in (0.4, -0.3, 0.9, -1.1))
+    regions = Regions(conds=(first, second), masks=(left, soft))
+    policy = Guidance(low=2.0, high=5.0, low_pass=low_pass, interval=(0.3, 2.0))
+    found = guided_by(network, uncond, policy, regions)(x, 1.0, cond)
+    assert network.batches == [8]
+    mixed = (1 - left - soft) * network(x, 1.0, cond) + left * network(x, 1.0, first) + soft * network(x, 1.0, second)
+    torch.testing.assert_close(found, policy.combined(mixed, network(x, 1.0, uncond)), rtol=0, atol=1e-5)
+    network.batches.clear()
+    outside = guided_by(network, uncond, policy, regions)(x, 0.1, cond)
+    assert network.batches == [6]
+    late = (1 - left - soft) * network(x, 0.1, cond) + left * network(x, 0.1, first) + soft * network(x, 0.1, second)
+    torch.testing.assert_close(outside, late, rtol=0, atol=1e-5)
+    whole = Regions(conds=(first,), masks=(torch.ones(1, 1, 22, 35),))
+    only = guided_by(network, uncond, Guidance(low=1.0, high=1.0), whole)(x, 1.0, cond)
+    torch.testing.assert_close(only, network(x, 1.0, first), rtol=0, atol=1e-6)
+
+
 def test_a_choice_by_noise_level_evaluates_only_what_it_chooses() -> None:
     called: list[str] = []
 
@@ -225,6 +247,9 @@ def test_a_guided_tiled_estimate_is_a_plain_loops() -> None:
         lambda: Guidance(low=2.0, high=2.0, rescale=1.5),
         lambda: Guidance(low=2.0, high=2.0, interval=(1.0, 1.0)),
         lambda: Guidance(low=2.0, high=2.0, interval=(-1.0, math.inf)),
+        lambda: Regions(conds=(prompt(1.0),), masks=()),
+        lambda: Regions(conds=(prompt(1.0),), masks=(torch.full((1, 1, 2, 2), 1.5),)),
+        lambda: Regions(conds=(prompt(1.0),), masks=(torch.full((1, 1, 2, 2), -0.5),)),
     ],
 )
 def test_policies_out_of_range_are_refused(make: object) -> None:

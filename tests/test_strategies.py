@@ -220,7 +220,7 @@ def test_the_newest_rows_make_the_table() -> None:
     newest = bench_strategies.newest(rows)
     assert [r["strategy"] for r in newest] == ["direct", "relay"] and newest[1]["drift"] == "0.2"
     text = bench_strategies.table(newest)
-    assert "oracle, 256, 6 seeds" in text and "| relay from sigma 1 |" in text
+    assert "oracle, 4 times its window, 6 seeds" in text and "| relay from sigma 1 |" in text
 
 
 def test_the_command_refuses_what_it_cannot_run_and_names_the_choices() -> None:
