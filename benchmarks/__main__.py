@@ -6,6 +6,7 @@ import importlib
 import sys
 
 SUITES = {
+    "guides": "benchmarks.bench_guides",
     "lowpass": "benchmarks.bench_lowpass",
     "scenes": "benchmarks.bench_scenes",
     "strategies": "benchmarks.bench_strategies",

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hires.denoisers import Denoiser
-from hires.guides import power_ramp, structure_guided
+from hires.guides import Strength, structure_guided, variance_ramp
 from hires.kernels.policies import EVERYWHERE, NPA, Policy
-from hires.lowpass import Area
+from hires.lowpass import Fourier, LowPass
 from hires.noise import CanvasNoise
 from hires.samplers import find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
@@ -172,11 +172,23 @@ def random_roll(seed: int, canvas: Size) -> Shift:
     return roll
 
 
-def relay(*, held: bool = False, npa: bool = False) -> Recipe:
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """How a relay is held to the picture before: the low-pass of a canvas `factor` times the base, a ramp from its sigma."""
+
+    low_pass: Callable[[float], LowPass]
+    ramp: Callable[[float], Strength]
+
+
+HOLD = Hold(lambda factor: Fourier(0.5 / factor), variance_ramp)
+"""All that the base picture can hold, up to its Nyquist frequency: the best of what `python -m benchmarks guides` compares."""
+
+
+def relay(*, hold: Hold | None = None, npa: bool = False) -> Recipe:
     """Base picture, enlarge, re-noise, refine in tiles, as `hires` does.
 
-    held: with structure guidance whose strength falls as sigma; its low-pass is what the base picture can hold. npa: not in
-    tiles but in one piece, self-attention in neighbourhoods of the native size (ScaleDiff, 2510.25818).
+    hold: under structure guidance. npa: not in tiles but in one piece, self-attention in neighbourhoods of the native size
+    (ScaleDiff, 2510.25818).
     """
 
     def recipe(subject: Subject, canvas: Size, seed: int, work: Work) -> Made:
@@ -187,9 +199,9 @@ def relay(*, held: bool = False, npa: bool = False) -> Recipe:
             start = Start.of(subject, size, seed, stage, before)
             grid = make_grid(size, Size(subject.native, subject.native), subject.overlap)
             denoise, cond = subject.guided(refiner(subject, grid, work, npa), size, relay=True)
-            if held:
-                factor = math.sqrt(size.area / first.area)
-                denoise = structure_guided(denoise, before, power_ramp(float(start.sigmas[0])), Area(factor))
+            if hold is not None:
+                low_pass = hold.low_pass(math.sqrt(size.area / first.area))
+                denoise = structure_guided(denoise, before, hold.ramp(float(start.sigmas[0])), low_pass)
             latents = start.sampled(subject, denoise, cond)
         return latents, reference_grid(subject, canvas) if npa else grid
 
@@ -278,8 +290,8 @@ RECIPES: dict[str, Recipe] = {
     "spot": spot,
     "demofusion": DemoFusion(),
     "relay": relay(),
-    "relay + guidance": relay(held=True),
+    "relay + guidance": relay(hold=HOLD),
     "npa": relay(npa=True),
-    "npa + guidance": relay(held=True, npa=True),
+    "npa + guidance": relay(hold=HOLD, npa=True),
 }
 ATTENTION = ("npa", "npa + guidance")  # need a network that has attention

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_strategies
+from benchmarks import bench_guides, bench_strategies
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.outcome import averaged, drift, on_oracle, prior_energy, quiet_energy, seam_ratio
-from benchmarks.recipes import RECIPES, Work, base, dilated, gaussian, random_roll, relay, rolled
+from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussian, random_roll, relay, rolled
 from benchmarks.subjects import OracleSubject
+from hires.guides import power_ramp
+from hires.lowpass import Area
 from hires.noise import canvas_noise
 from hires.schedules import karras
 from hires.tiling.geometry import Box, Size, make_grid
@@ -74,7 +76,7 @@ def test_a_guided_tiled_relay_is_plain_loops_in_float64() -> None:
     """Base, enlarge, re-noise, refine in tiles under structure guidance: every step written out."""
     oracle = Oracle(native=16, spread=1.5)
     subject = OracleSubject(oracle=oracle, steps=12, relay_sigma=3.0)
-    found, _ = relay(held=True)(subject, Size(48, 32), 5, Work())
+    found, _ = relay(hold=Hold(Area, power_ramp))(subject, Size(48, 32), 5, Work())
 
     def unit(stage: int, h: int, w: int) -> Tensor:
         return torch.from_numpy(canvas_noise(5, stage, -1, Box(0, 0, h, w), 1)[0]).double()
@@ -187,6 +189,16 @@ def test_an_outcome_of_the_enlarged_base_itself_drifts_little_and_has_no_duplica
     assert found.duplicates == 0 and found.kept and found.drift < 0.15 and found.detail < 0.1
     assert drift(first[0, 0], first[0, 0]) == 0
     assert len(find_objects(first[0, 0], SUBJECT.oracle)) == 1
+
+
+def test_the_guides_compared_hold_the_picture_better_than_none() -> None:
+    none, held = (bench_guides.measured(hold, 3.0, 2, 192) for hold in (None, HOLD))
+    assert held["drift"] < 0.7 * none["drift"] and held["duplicates"] <= none["duplicates"]
+    for low_pass in bench_guides.LOW_PASSES.values():
+        flat = torch.full((1, 1, 192, 192), 0.5)
+        torch.testing.assert_close(low_pass(3.0)(flat), flat, rtol=0, atol=1e-5)
+    for ramp in bench_guides.RAMPS.values():
+        assert ramp(3.0)(3.0) == pytest.approx(1.0)
 
 
 def row(strategy: str, **facts: object) -> dict[str, str]:
