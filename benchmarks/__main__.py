@@ -8,6 +8,7 @@ import sys
 SUITES = {
     "guides": "benchmarks.bench_guides",
     "lowpass": "benchmarks.bench_lowpass",
+    "planner": "benchmarks.bench_planner",
     "scenes": "benchmarks.bench_scenes",
     "strategies": "benchmarks.bench_strategies",
     "vae": "benchmarks.bench_vae",

@@ -181,7 +181,8 @@ class Hold:
 
 
 HOLD = Hold(lambda factor: Fourier(0.5 / factor), variance_ramp)
-"""All that the base picture can hold, up to its Nyquist frequency: the best of what `python -m benchmarks guides` compares."""
+"""All that the base picture can hold, up to its Nyquist frequency, and ScaleDiff's ramp. By `python -m benchmarks guides` an
+ideal low-pass leaves no trace at tile edges and keeps more new detail at the same drift than area means or wavelets."""
 
 
 def relay(*, hold: Hold | None = None, npa: bool = False) -> Recipe:

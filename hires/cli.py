@@ -372,6 +372,10 @@ def vae_roundtrip(
         str | None, typer.Option(help=f"One of {', '.join(VAE_POLICIES)}; default: the fastest that fits.")
     ] = None,
     band: Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Rows of a feature map at a time.")] = None,
+    attention_policy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:N]", help="Approximation of its attention: npa, windows or kvpool; npa:1024 is in px."),
+    ] = None,
     attention_window: Annotated[
         int | None,
         typer.Option(parser=whole, metavar="ROWS", help="Approximation: each row of latents attends to so many rows only."),
@@ -387,7 +391,8 @@ def vae_roundtrip(
     def work() -> Any:
         with progress_display(shown=not quiet) as on_event:
             return roundtrip.vae_roundtrip(
-                source, output, vae=vae, vram=vram, policy=policy, band_px=band, attention_window=attention_window,
+                source, output, vae=vae, vram=vram, policy=policy, band_px=band, attention_policy=attention_policy,
+                attention_window=attention_window,
                 overwrite=overwrite, device=device, on_event=on_event,
             )  # fmt: skip
 

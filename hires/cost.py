@@ -1,8 +1,8 @@
 """FLOPs and peak bytes of every stage as functions of shapes. No torch.
 
 One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do; the live-activation constants
-say in maps of the widest level what an eager run holds at its peak (an SDXL UNet at 1024 px in bf16 holds 0.15 GiB, its
-VAE 1.5 GiB for decoding and 1.25 GiB for encoding).
+say in maps of the widest level what an eager run holds at its peak (an SDXL VAE at 1024 px in bf16 holds 1.5 GiB for decoding
+and 1.25 GiB for encoding).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.kernels.policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
 from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
-from hires.vae_cost import Walk
+from hires.unet_cost import gathered, unet_bytes
+from hires.vae_cost import SMALL, Walk
 
-UNET_LIVE_MAPS = 15.7  # of the first level's channels: 157 B/px in bf16 at 320 channels and 64 px per cell
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
 ENCODE_LIVE_MAPS = 5.0  # of the first level's channels at full resolution: 1280 B/px in bf16 at 128
 CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
@@ -143,22 +143,38 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
 
 
 def network_live_bytes(
-    shape: NetworkShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int = TEXT_TOKENS
+    shape: NetworkShape,
+    cells: Size,
+    batch: int,
+    element_bytes: int,
+    cpu: bool,
+    tokens: int = TEXT_TOKENS,
+    policy: Policy = EVERYWHERE,
 ) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions and `tokens` of text."""
+    """Activations that live at once in one evaluation of `batch` pictures of `cells` and `tokens` of text."""
     if isinstance(shape, PixArtShape):
-        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens)
-    return unet_live_bytes(shape, cells, batch, element_bytes, cpu)
+        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens, policy)
+    held = unet_bytes(shape, cells.height, cells.width, element_bytes, tokens, policy)
+    return int(held * batch * (CPU_SCRATCH if cpu else 1.0))
 
 
 PIXART_CONTROL_MAPS = 4  # the carried map, the base's beside it, their sum, and the edges' own channels: 3.1 to 3.6 tracked
 PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
 PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
+PIXART_SELF_MAPS = 6  # in self-attention: the block's input, the norm, queries, keys, values, the result
 PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
 PIXART_TIME_ROWS = 13  # the timestep's embedding, its six shifts, scales and gates, and the same with a block's own table
 
 
-def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes: int, cpu: bool, tokens: int) -> int:
+def pixart_live_bytes(
+    shape: PixArtShape,
+    size: Size,
+    batch: int,
+    element_bytes: int,
+    cpu: bool,
+    tokens: int,
+    policy: Policy = EVERYWHERE,
+) -> int:
     """What an eager forward of the transformer holds at its peak, weights apart, conditions and latents included.
 
     Derived by walking a block; a row is `width` elements, a map one row per patch. Most is alive in the feed-forward, beside
@@ -166,8 +182,11 @@ def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes:
     Through both live the words as they came and as padded to a multiple of 8, with mask and bias, and in float32 the latents
     as they came and once more with the two channels that place them.
     """
-    patches, words = cells // shape.patch**2, -(-tokens // 8) * 8
-    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words) + PIXART_TIME_ROWS
+    cells, words = size.area, -(-tokens // 8) * 8
+    grid = size.height // shape.patch, size.width // shape.patch
+    patches, extra = grid[0] * grid[1], gathered(policy.per(shape.patch), grid)
+    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words)
+    rows = max(rows, PIXART_SELF_MAPS * patches + extra + words) + PIXART_TIME_ROWS
     rows += PIXART_CONTROL_MAPS * patches if shape.control_blocks else 0
     captions = (tokens + (words if words > tokens else 0)) * shape.caption_width
     held = (rows * shape.width + captions + words) * element_bytes + words + 4 * (2 * shape.latent_channels + 2) * cells
@@ -175,18 +194,12 @@ def pixart_live_bytes(shape: PixArtShape, cells: int, batch: int, element_bytes:
     return int(held * batch * (PIXART_CPU_SCRATCH if cpu else 1.0))
 
 
-def unet_live_bytes(shape: UNetShape, cells: int, batch: int, element_bytes: int, cpu: bool) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` positions."""
-    scratch = CPU_SCRATCH if cpu else 1.0
-    return int(UNET_LIVE_MAPS * shape.channels[0] * cells * batch * element_bytes * scratch)
-
-
 def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, *, encode: bool = False) -> int:
     """Activations that live at once while `pixels` are decoded (or encoded) in one piece."""
     maps = (
         ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[min(1, len(shape.channels) - 1)]
     )
-    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0))
+    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0)) + SMALL
 
 
 BAND_ROWS = (64, 32, 16, 8)
@@ -202,12 +215,12 @@ class VaePolicy:
     peak_bytes: int
     host_bytes: int
     flops: float
-    window: int | None = None
+    attention: Policy = EVERYWHERE
 
     def __str__(self) -> str:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
-        window = "" if self.window is None else f", approximation: attention over {self.window} rows of latents"
-        return f"policy {self.policy}{rows}{window}, predicted peak {gib(self.peak_bytes)}"
+        kind = "" if self.attention == EVERYWHERE else f", approximation: attention {self.attention} in cells of latents"
+        return f"policy {self.policy}{rows}{kind}, predicted peak {gib(self.peak_bytes)}"
 
 
 def vae_ladder(
@@ -220,7 +233,7 @@ def vae_ladder(
     band_rows: int | None = None,
     cpu: bool = False,
     encode: bool = False,
-    window: int | None = None,
+    attention: Policy = EVERYWHERE,
     batch: int = 1,
 ) -> tuple[VaePolicy, ...]:
     """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
@@ -229,7 +242,7 @@ def vae_ladder(
     """
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
     ways = [(name, rows_to_try[0]) for name in names] + [(names[-1], rows) for rows in rows_to_try[1:]]
-    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, window=window) for way in ways]
+    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, attention=attention) for way in ways]
     if batch > 1:
         scaled = ((batch * w.peak_bytes, batch * w.host_bytes, batch * w.flops) for w in found)
         found = [replace(w, peak_bytes=p, host_bytes=h, flops=f) for w, (p, h, f) in zip(found, scaled, strict=True)]
@@ -260,19 +273,20 @@ def vae_policy(
     *,
     cpu: bool = False,
     encode: bool = False,
-    window: int | None = None,
+    attention: Policy = EVERYWHERE,
 ) -> VaePolicy:
-    """Bytes and FLOPs of one policy at latents of that many cells; `window`: rows that the mid block attends to."""
+    """Bytes and FLOPs of one policy at latents of that many cells; `attention`: whom the mid block
+    attends to."""
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
     if name == "whole":
         flops = (vae_encode_flops if encode else vae_decode_flops)(shape, cells.height, cells.width)
-        if shape.mid_attention and window is not None:
-            flops -= 4.0 * shape.channels[-1] * cells.area * max(0, cells.height - window) * cells.width
+        if shape.mid_attention:
+            flops -= 4.0 * shape.channels[-1] * (cells.area**2 - attended(attention, (cells.height, cells.width)))
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
-        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, window=window)
-    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, window)
+        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
+    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
     (walk.encode if encode else walk.decode)(cells)
     return VaePolicy(
         policy=name,
@@ -280,7 +294,7 @@ def vae_policy(
         peak_bytes=walk.device,
         host_bytes=walk.host,
         flops=2.0 * walk.macs,
-        window=window,
+        attention=attention,
     )
 
 

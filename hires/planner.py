@@ -15,6 +15,7 @@ from hires.errors import BudgetError, RequestError
 from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
 from hires.resolution import check_size, relay_note, round_up, snap, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
+from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size, make_grid
 from hires.types import (
     BYTES_PER_ELEMENT,
@@ -358,9 +359,6 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
     return request.sigma_max
 
 
-TEXT_WORK_BYTES = 2**27  # T5-XXL at two prompts of 300 tokens in bf16: 54 MB of maps, 46 MB of scores
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPlan:
     """Where the text towers run and in which type: they are loaded, used for both prompts, and freed."""
@@ -380,7 +378,8 @@ def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> TextPlan:
     wanted = "bf16" if t5 and dtype == "fp16" else dtype
     flops = 2.0 * spec.text_params * 2 * spec.facts.tokens
     weights = spec.text_params * BYTES_PER_ELEMENT[wanted]
-    on_device = StageCost(stage="text", peak_bytes=weights + TEXT_WORK_BYTES, flops=flops, seconds=flops / device.flops)
+    working = text_live_bytes(spec.facts.text, 2, spec.facts.tokens, BYTES_PER_ELEMENT[wanted])
+    on_device = StageCost(stage="text", peak_bytes=weights + working, flops=flops, seconds=flops / device.flops)
     if device.kind != "cpu" and on_device.peak_bytes <= device.budget_bytes:
         return TextPlan(cost=on_device, on_host=False, dtype=wanted)
     seconds = flops / ((os.cpu_count() or 1) * CPU_CORE_FLOPS)
@@ -435,7 +434,7 @@ def stage_cost(stage: StagePlan, spec: ModelSpec, device: DeviceSpec, batch: int
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
     estimates = estimates_per_step(stage, spec)
     pictures = estimates * min(batch, stage.grid.count)
-    live = cost.network_live_bytes(spec.network, tile.area, pictures, element, cpu, spec.facts.tokens)
+    live = cost.network_live_bytes(spec.network, tile, pictures, element, cpu, spec.facts.tokens, stage.attention)
     buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = 0 if cpu else resident_bytes(spec, dtype, decode_dtype(device))

@@ -10,10 +10,11 @@ from typing import Any
 from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
 from hires.folders import read_json
+from hires.kernels.policies import Policy, make_policy
 from hires.resolution import round_up
 from hires.specs import NAMED_MODELS, load_spec
 from hires.tiling.geometry import Size
-from hires.types import OnEvent, parse_bytes
+from hires.types import OnEvent, parse_bytes, parse_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,12 @@ class RoundTrip:
     peak_rss_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path), "size": str(self.size)}
+        document = asdict(self) | {"path": str(self.path), "size": str(self.size)}
+        document["encode"]["attention"], document["decode"]["attention"] = (
+            str(self.encode.attention),
+            str(self.decode.attention),
+        )
+        return document
 
 
 def vae_folder(name: str) -> Path:
@@ -42,6 +48,22 @@ def vae_folder(name: str) -> Path:
     raise ModelError(f"--vae {name}: no folder with an autoencoder's config.json; give demo or a diffusers folder")
 
 
+MID_BLOCK_CELLS = 128  # the side of the largest pictures that SDXL's autoencoder is known to do well on: 1024 px
+CELL_PX = 8
+
+
+def mid_block_policy(text: str | None) -> Policy:
+    """`--attention-policy` for an autoencoder, counted in latent cells of 8 px; windows of 1024 px unless said otherwise."""
+    asked = parse_policy(text)
+    if asked.shift or asked.name == "proportional":
+        raise RequestError(f"--attention-policy {text}: an autoencoder takes npa, windows or kvpool, and nothing that moves")
+    cells = asked.value if asked.name == "kvpool" or asked.value is None else asked.value // CELL_PX
+    try:
+        return make_policy(asked.name, MID_BLOCK_CELLS, cells)
+    except ValueError as error:
+        raise RequestError(f"--attention-policy {text}: {error}; give a window of {4 * CELL_PX} px or more") from None
+
+
 def vae_roundtrip(
     source: str | Path,
     output: str | Path,
@@ -50,6 +72,7 @@ def vae_roundtrip(
     vram: str | int | None = None,
     policy: str | None = None,
     band_px: int | None = None,
+    attention_policy: str | None = None,
     attention_window: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -61,7 +84,8 @@ def vae_roundtrip(
         source: a picture that Pillow reads; output: a path ending in .png.
         vae: "demo", a diffusers model folder, or an autoencoder's own (AutoencoderKL or AutoencoderTiny); vram: what it
             may hold, such as "8GB"; policy: one of `types.VAE_POLICIES` instead; band_px: rows of a map at a time;
-            attention_window: an approximation of the mid block, rows of latents that each row attends to.
+            attention_policy: an approximation of the mid block, such as "npa" or "kvpool:2", see `render`;
+            attention_window: another, rows of latents that each row attends to.
 
     Raises:
         RequestError: a value or file that cannot be used; RunError: memory or disk ran out. No file is left behind.
@@ -93,6 +117,7 @@ def vae_roundtrip(
         budget_bytes=budget,
         policy=policy,
         band_px=band_px,
+        attention=mid_block_policy(attention_policy),
         attention_window=attention_window,
     )
     size = Size(*pixels.shape[:2])

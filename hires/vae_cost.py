@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hires.families import VaeShape
+from hires.kernels.policies import Policy, attended
 from hires.tiling.geometry import Size, bands
 
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32
@@ -199,8 +200,8 @@ class Walk:
     `scratch` multiplies what is being computed: on a CPU the convolutions keep copies of their own.
     """
 
-    def __init__(self, shape: VaeShape, name: str, band_rows: int, element: int, scratch: float, window: int | None) -> None:
-        self.shape, self.band_rows, self.element, self.scratch, self.window = shape, band_rows, element, scratch, window
+    def __init__(self, shape: VaeShape, name: str, band_rows: int, element: int, scratch: float, policy: Policy) -> None:
+        self.shape, self.band_rows, self.element, self.scratch, self.policy = shape, band_rows, element, scratch, policy
         self.on_host = name == "host"
         self.keep_doubled, self.keep_first = name in ("bands", "host"), name != "recompute_conv"
         self.live: list[Kept] = []
@@ -263,7 +264,7 @@ class Walk:
         read, out = self.norm(x).read(min(self.band_rows, x.height), aligned=True), self.stored(x)
         c, area, whole = x.channels, x.height * x.width, x.bytes(x.height)
         tokens, inner = min(self.band_rows, x.height) * x.width, max(4, self.element)
-        self.macs += 4.0 * c * c * area + 2.0 * c * area * min(area, (self.window or x.height) * x.width)
+        self.macs += 4.0 * c * c * area + 2.0 * c * attended(self.policy, (x.height, x.width))
         band = tokens * c * self.element
         if self.on_host:
             at_once = min(area, max(1, SCORES // tokens))

@@ -31,6 +31,8 @@ ROWS = (
         "resolution",
         "renoise",
         "vae_cost",
+        "unet_cost",
+        "text_cost",
         "cost",
         "planner",
     ),

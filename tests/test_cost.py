@@ -12,12 +12,12 @@ from hires.cost import (
     network_live_bytes,
     pixart_flops,
     unet_flops,
-    unet_live_bytes,
     vae_decode_flops,
     vae_encode_flops,
     vae_live_bytes,
 )
 from hires.families import PixArtShape, UNetShape, VaeShape
+from hires.tiling.geometry import Size
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)
 PIXART = PixArtShape(layers=28, heads=16, head_dim=72, patch=2, caption_width=4096, latent_channels=4)
@@ -43,7 +43,7 @@ def test_flops_of_the_full_networks(side: int, unet: float, decode: float, encod
 
 def test_live_bytes_of_the_full_networks() -> None:
     gib = 2**30
-    assert unet_live_bytes(UNET, 128 * 128, 1, 2, cpu=False) / gib == pytest.approx(0.15, abs=0.01)
+    assert network_live_bytes(UNET, Size(128, 128), 1, 2, cpu=False) / gib == pytest.approx(0.15, abs=0.01)
     assert vae_live_bytes(VAE, 2048**2, 2, cpu=False) / gib == pytest.approx(6.0, abs=0.01)
     assert vae_live_bytes(VAE, 2048**2, 2, cpu=False, encode=True) / gib == pytest.approx(5.0, abs=0.01)
 
@@ -145,7 +145,7 @@ def test_live_bytes_of_the_full_transformer_are_enough_and_not_many_more(side: i
             torch.set_default_dtype(torch.float32)
         found.live = found.peak = 0
         evaluate(network, side, batch, tokens, dtype)
-    predicted = network_live_bytes(PIXART, (side // 8) ** 2, batch, dtype.itemsize, cpu=False, tokens=tokens)
+    predicted = network_live_bytes(PIXART, Size(side // 8, side // 8), batch, dtype.itemsize, cpu=False, tokens=tokens)
     assert found.peak <= predicted <= 1.10 * found.peak
 
 
@@ -218,7 +218,7 @@ def test_live_bytes_of_a_controlled_transformer(side: int, batch: int) -> None:
         found.peak = 0
         network(x, 1.0, cond)
     inputs = sum(t.numel() * t.element_size() for t in (x, cond.tokens, cond.mask, cond.image_latents))
-    predicted = network_live_bytes(CONTROLLED, cells**2, batch, 2, cpu=False, tokens=120)
+    predicted = network_live_bytes(CONTROLLED, Size(cells, cells), batch, 2, cpu=False, tokens=120)
     assert found.peak - before + inputs <= predicted <= 1.10 * (found.peak - before + inputs)
 
 

@@ -10,8 +10,9 @@ from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.kernels.policies import NPA, Global, KVPool, Windows
-from hires.planner import TEXT_WORK_BYTES, choose_text, described_card, host_device, plan
+from hires.planner import choose_text, described_card, host_device, plan
 from hires.specs import ModelSpec, sigma_max_for
+from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
 from hires.types import RenderRequest, parse_bytes
 
@@ -285,7 +286,7 @@ def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, 
     size, small, large = Size(256, 256), parse_bytes("8GB"), parse_bytes("24GB")
     on_card = choose_text(sigma, described_card(large), "bf16")
     assert not on_card.on_host
-    assert on_card.cost.peak_bytes == 2 * 4_762_000_000 + TEXT_WORK_BYTES
+    assert on_card.cost.peak_bytes == 2 * 4_762_000_000 + text_live_bytes(("t5",), 2, 300, 2)
     assert not choose_text(sigma, described_card(on_card.cost.peak_bytes), "bf16").on_host
     assert choose_text(sigma, described_card(on_card.cost.peak_bytes - 1), "bf16").on_host
     assert choose_text(sigma, described_card(large), "fp16").dtype == "bf16"

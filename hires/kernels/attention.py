@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hires.kernels.policies import NPA, Axis, Windows, axis
+from hires.kernels.policies import Axis, Windowed, axis
 from hires.kernels.tuning import Config
 
 
@@ -119,7 +119,7 @@ def blocks(d: int) -> tuple[int, int]:
 
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, config: Config,
-    canvas: tuple[int, int] | None = None, policy: NPA | Windows | None = None,
+    canvas: tuple[int, int] | None = None, policy: Windowed | None = None,
 ) -> Tensor:  # fmt: skip
     """softmax(q k^T scale + mask) v: q (B, heads, N, d), k, v (B, heads, M, d) of any strides; mask (B, 1 or heads, 1, M),
     boolean (True attends) or additive."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows
+from hires.kernels.policies import Global, KVPool, Policy, Windowed
 from hires.kernels.probes import (
     ROW_MASKS,
     floating,
@@ -86,7 +86,7 @@ def _triton_windows(
     mask: Tensor | None,
     scale: float,
     canvas: tuple[int, int] | None,
-    policy: NPA | Windows | None,
+    policy: Windowed | None,
 ) -> Tensor:
     from hires.kernels.attention import attention_triton
     from hires.kernels.tuning import config
@@ -185,7 +185,7 @@ def attention(
 
 
 def _checked(
-    q: Tensor, k: Tensor, mask: Tensor | None, canvas: tuple[int, int] | None, policy: NPA | Windows | KVPool
+    q: Tensor, k: Tensor, mask: Tensor | None, canvas: tuple[int, int] | None, policy: Windowed | KVPool
 ) -> tuple[int, int]:
     if canvas is None:
         raise ValueError(f"{policy} needs the canvas: the rows and columns of its {q.shape[-2]} tokens")

@@ -93,7 +93,25 @@ class KVPool:
         return self
 
 
-Policy = Global | NPA | Windows | KVPool
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Each row of queries attends to `window` whole rows around it, moved inside the canvas at its edges."""
+
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"Rows: a window is at least 1 row, not {self.window}")
+
+    def __str__(self) -> str:
+        return f"rows:{self.window}"
+
+    def per(self, cells: int) -> Rows:
+        return Rows(-(-self.window // cells))
+
+
+Policy = Global | NPA | Windows | Rows | KVPool
+Windowed = NPA | Windows | Rows
 POLICIES = ("global", "npa", "windows", "kvpool", "proportional")
 MOVING = ("npa", "windows")  # whose blocks lie on a grid that may move
 EVERYWHERE = Global()
@@ -148,8 +166,12 @@ class Axis:
         return start if self.circular else min(max(start, 0), self.length - self.keys)
 
 
-def axis(policy: NPA | Windows, length: int, which: int) -> Axis:
+def axis(policy: Windowed, length: int, which: int) -> Axis:
     """The blocks of a policy along rows (0) or columns (1)."""
+    if isinstance(policy, Rows):
+        if which == 1 or policy.window >= length:
+            return Axis(length, length, length, 0, 0, False)
+        return Axis(length, 1, policy.window, policy.window // 2, 0, False)
     if policy.window >= length:
         return Axis(length, length, length, 0, 0, False)
     block, margin = (policy.window // 2, policy.window // 4) if isinstance(policy, NPA) else (policy.window, 0)

@@ -8,36 +8,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.kernels.policies import NPA, Axis, Global, KVPool, Policy, Windows, axis
+from hires.kernels.policies import Axis, Global, KVPool, Policy, Windowed, axis
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def attend_windows(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, canvas: tuple[int, int], policy: NPA | Windows, attend: Attend
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, canvas: tuple[int, int], policy: Windowed, attend: Attend
 ) -> Tensor:
     """Each block of queries over its window of keys; q, k, v (B, heads, h w, d), mask (B, 1 or heads, 1, h w) or None.
 
     A row of blocks at a time: columns of blocks are a batch, so gathered keys hold (w / block) keys^2 tokens.
     """
-    h, w = canvas
-    rows, cols = axis(policy, h, 0), axis(policy, w, 1)
+    rows, cols = axis(policy, canvas[0], 0), axis(policy, canvas[1], 1)
     out = _split(torch.empty_like(q, memory_format=torch.contiguous_format), 2, canvas)
     q, k, v = (_split(x, 2, canvas) for x in (q, k, v))
     mask = None if mask is None else _split(mask, 3, canvas).movedim(2, -1)  # (B, 1 or heads, h, w, 1)
-    back = _back(cols).to(q.device)
-    reads = _queries(cols).to(q.device), _keys(cols).to(q.device)
     for a in range(rows.count):
-        lines = _lines(rows, a).to(q.device)
-        window = _key_lines(rows, a).to(q.device)
-        queries = _blocks(q, lines, reads[0])
-        keys, values = _blocks(k, window, reads[1]), _blocks(v, window, reads[1])
-        part = None if mask is None else _blocks(mask, window, reads[1]).transpose(-1, -2)
-        mixed = attend(queries, keys, values, part)
-        mixed = _split(_split(mixed, 0, (q.shape[0], cols.count)), 3, (len(lines), cols.block))
-        mixed = mixed.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # (B, heads, lines, count block, d)
-        out[:, :, lines] = mixed.index_select(3, back)
+        lines, window = (torch.tensor(part, device=q.device) for part in (query_lines(rows, a), key_lines(rows, a)))
+        part = None if mask is None else mask.index_select(2, window)
+        picked = q.index_select(2, lines), k.index_select(2, window), v.index_select(2, window)
+        out[:, :, lines] = attend_across(*picked, part, cols, attend)
     return out.flatten(2, 3)
+
+
+def attend_across(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cols: Axis, attend: Attend) -> Tensor:
+    """One row of blocks: lines of queries (B, heads, lines, w, d) over the lines of their window (B, heads, rows, w, d).
+
+    mask: (B, 1 or heads, rows, w, 1) or None. The result has the shape of q.
+    """
+    lines, device = q.shape[2], q.device
+    reads = _keys(cols).to(device)
+    queries = _blocks(q, _queries(cols).to(device))
+    part = None if mask is None else _blocks(mask, reads).transpose(-1, -2)
+    mixed = attend(queries, _blocks(k, reads), _blocks(v, reads), part)
+    mixed = _split(_split(mixed, 0, (q.shape[0], cols.count)), 3, (lines, cols.block))
+    mixed = mixed.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # (B, heads, lines, count block, d)
+    return mixed.index_select(3, _back(cols).to(device))
 
 
 def _split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
@@ -46,24 +53,24 @@ def _split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
     return parts
 
 
-def _blocks(x: Tensor, lines: Tensor, columns: Tensor) -> Tensor:
-    """(B, heads, h, w, d) to (B count, heads, lines columns, d)."""
-    picked = x.index_select(2, lines).index_select(3, columns.flatten())
-    picked = _split(picked, 3, tuple(columns.shape)).permute(0, 3, 1, 2, 4, 5)
+def _blocks(x: Tensor, columns: Tensor) -> Tensor:
+    """(B, heads, lines, w, d) to (B count, heads, lines columns, d)."""
+    picked = _split(x.index_select(3, columns.flatten()), 3, tuple(columns.shape)).permute(0, 3, 1, 2, 4, 5)
     return picked.flatten(3, 4).flatten(0, 1)
 
 
-def _lines(along: Axis, index: int) -> Tensor:
+def query_lines(along: Axis, index: int) -> list[int]:
     """The tokens of a block of queries, without what lies outside the axis."""
     start = index * along.block - along.shift
     if along.circular:
-        return torch.arange(start, min(start + along.block, along.length - along.shift)) % along.length
-    return torch.arange(max(0, start), min(start + along.block, along.length))
+        return [i % along.length for i in range(start, min(start + along.block, along.length - along.shift))]
+    return list(range(max(0, start), min(start + along.block, along.length)))
 
 
-def _key_lines(along: Axis, index: int) -> Tensor:
+def key_lines(along: Axis, index: int) -> list[int]:
+    """The tokens that a block of queries attends to."""
     start = along.key_start(index)
-    return torch.arange(start, start + along.keys) % along.length
+    return [i % along.length for i in range(start, start + along.keys)]
 
 
 def _queries(along: Axis) -> Tensor:
@@ -76,7 +83,7 @@ def _queries(along: Axis) -> Tensor:
 
 def _keys(along: Axis) -> Tensor:
     """(count, keys)."""
-    return torch.stack([_key_lines(along, index) for index in range(along.count)])
+    return torch.tensor([key_lines(along, index) for index in range(along.count)])
 
 
 def _back(along: Axis) -> Tensor:
@@ -94,7 +101,7 @@ def pooled(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
     return _split(F.avg_pool2d(maps, r).flatten(2).transpose(1, 2).contiguous(), 0, x.shape[:2])
 
 
-def policy_mask(policy: NPA | Windows, canvas: tuple[int, int]) -> Tensor:
+def policy_mask(policy: Windowed, canvas: tuple[int, int]) -> Tensor:
     """Which of h w keys each of h w queries attends to, bool: the plain definition, for tests on small canvases."""
     rows, cols = (_axis_mask(axis(policy, n, i)) for i, n in enumerate(canvas))
     return (rows[:, None, :, None] & cols[None, :, None, :]).flatten(2).flatten(0, 1)
@@ -104,7 +111,7 @@ def _axis_mask(along: Axis) -> Tensor:
     keep = torch.zeros(along.length, along.length, dtype=torch.bool)
     for i in range(along.length):
         place = (i + along.shift) % along.length if along.circular else i + along.shift
-        keep[i, _key_lines(along, place // along.block)] = True
+        keep[i, key_lines(along, place // along.block)] = True
     return keep
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hires.cost import MOST_ELEMENTS, VaePolicy, halo_policy
 from hires.errors import BudgetError, RequestError
+from hires.kernels.policies import EVERYWHERE, Policy
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
 from hires.tiling.rows import join
@@ -206,14 +207,16 @@ def tiled_autoencoder(
     budget_bytes: int | None = None,
     policy: str | None = None,
     band_px: int | None = None,
+    attention: Policy = EVERYWHERE,
     attention_window: int | None = None,
 ) -> TiledVAE | HaloVAE:
     """`TiledVAE` or, for a module without norms and attention, `HaloVAE`, which has no policies to choose from."""
     if not hasattr(vae, "spatial_scale_factor"):
-        return TiledVAE(vae, budget_bytes=budget_bytes, policy=policy, band_px=band_px, attention_window=attention_window)
-    if policy is not None or attention_window is not None:
-        given = f"policy {policy!r}" if policy is not None else f"attention window {attention_window}"
-        raise RequestError(f"{given}: {type(vae).__name__} has no norms and no attention, it takes neither; leave it out")
+        given: dict[str, Any] = {"attention": attention, "attention_window": attention_window}
+        return TiledVAE(vae, budget_bytes=budget_bytes, policy=policy, band_px=band_px, **given)
+    if policy is not None or attention_window is not None or attention != EVERYWHERE:
+        refused = f"policy {policy!r}" if policy is not None else f"attention {attention_window or attention}"
+        raise RequestError(f"{refused}: {type(vae).__name__} has no norms and no attention, it takes neither; leave it out")
     return HaloVAE(vae, budget_bytes=budget_bytes, band_px=band_px)
 
 

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from hires.errors import RequestError, unknown
 from hires.kernels.dispatch import attention
+from hires.kernels.policies import NPA, KVPool, Rows, Windowed, Windows, axis
 from hires.kernels.reference import attention_streamed
+from hires.kernels.windowed import attend_across, key_lines, pooled, query_lines
 from hires.tiling.retry import attempt, free_memory
 from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
 from hires.tiling.transfer import Arriving, Copier
@@ -159,7 +161,7 @@ def _resnet(block: Any, x: RowMap, setting: Setting) -> Kept:
 class Attended(RowMap):
     """x + to_out(softmax(q k^T / sqrt(d)) v) over all tokens of the map; keys and values are made once, queries by rows.
 
-    With `setting.window`, an approximation: each row of queries sees that many rows of keys around it.
+    With another `setting.attention`, an approximation: each block of queries sees the keys of its window, or keys are pooled.
     """
 
     def __init__(self, source: RowMap, attn: Any, setting: Setting) -> None:
@@ -167,13 +169,21 @@ class Attended(RowMap):
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.normed = Normed(source, attn.group_norm, setting, silu=False)
         self.copier = Copier(attn.to_q.weight.device) if setting.host else None
-        bands = [self._keys_values(top, bottom) for top, bottom in setting.bands(source.height)]
+        bands = [self._keys_values(top, bottom) for top, bottom in self._key_bands()]
         self.dtype = torch.float32 if any(keys.dtype == torch.float32 for keys, _ in bands) else setting.dtype
         if setting.host:
             self.chunks = bands
         else:
             keys, values = (torch.cat(part, dim=2) for part in zip(*bands, strict=True))
             self.chunks = [(keys, values)]
+
+    def _key_bands(self) -> Iterator[tuple[int, int]]:
+        """Bands that pooling divides, but for the last."""
+        policy, rows = self.setting.attention, self.setting.band_rows
+        if not isinstance(policy, KVPool):
+            return self.setting.bands(self.height)
+        step = max(1, rows // policy.r) * policy.r
+        return ((top, min(top + step, self.height)) for top in range(0, self.height, step))
 
     def _tokens(self, top: int, bottom: int) -> Tensor:
         return finite_rows(self.normed, self.setting, top, bottom).flatten(2).transpose(1, 2)  # (B, N, C)
@@ -189,13 +199,10 @@ class Attended(RowMap):
         if tokens.dtype == torch.float16 and not all(bool(torch.isfinite(part).all()) for part in pair):
             self.setting.recomputed += 1
             pair = self._project(self.attn.to_k, tokens.float()), self._project(self.attn.to_v, tokens.float())
+        if isinstance(self.setting.attention, KVPool):
+            canvas = bottom - top, self.width
+            pair = pooled(pair[0], canvas, self.setting.attention.r), pooled(pair[1], canvas, self.setting.attention.r)
         return pair if self.copier is None else (self.copier.park(pair[0]), self.copier.park(pair[1]))
-
-    def _around(self, row: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of the window of rows around `row`, moved inside the map at its edges."""
-        window = min(self.setting.window or self.height, self.height)
-        first = min(max(0, row - window // 2), self.height - window)
-        return self._tokens_of(first, first + window, dtype)
 
     def _tokens_of(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of rows first to last - 1, on the module's device."""
@@ -213,11 +220,33 @@ class Attended(RowMap):
             keys, values = (torch.cat([t.to(dtype) for t in part], dim=2) for part in zip(*found, strict=True))
         return keys, values
 
-    def _windowed(self, queries: Tensor, top: int) -> Tensor:
-        """Each row of queries over its own window: the same for any band."""
-        rows = queries.chunk(queries.shape[2] // self.width, dim=2)
-        pairs = ((q, self._around(top + k, q.dtype)) for k, q in enumerate(rows))
-        return torch.cat([attention(q, *pair, scale=self.attn.scale) for q, pair in pairs], dim=2)
+    def _windowed(self, queries: Tensor, top: int, policy: Windowed) -> Tensor:
+        """The rows of each block over its own window: the same for any band."""
+        rows, cols = axis(policy, self.height, 0), axis(policy, self.width, 1)
+        lines = self._as_rows(queries)
+        out = torch.empty_like(lines)
+        for index in range(rows.count):
+            inside = [line - top for line in query_lines(rows, index) if top <= line < top + lines.shape[2]]
+            if inside:
+                keys, values = self._around(key_lines(rows, index), queries.dtype)
+                out[:, :, inside] = attend_across(lines[:, :, inside], keys, values, None, cols, self._mix)
+        return out.flatten(2, 3)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return attention(q, k, v, mask=mask, scale=self.attn.scale, backend=self.setting.backend)
+
+    def _as_rows(self, tokens: Tensor) -> Tensor:
+        """(B, heads, n w, d) to (B, heads, n, w, d)."""
+        return tokens.reshape(*tokens.shape[:2], -1, self.width, tokens.shape[-1])
+
+    def _around(self, lines: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, rows, w, d) of these rows, which follow each other, around the edge where they wrap."""
+        first, count = lines[0], len(lines)
+        spans = [(first, min(first + count, self.height))]
+        spans += [(0, first + count - self.height)] if first + count > self.height else []
+        parts = [self._tokens_of(*span, dtype) for span in spans]
+        keys, values = (torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+        return self._as_rows(keys), self._as_rows(values)
 
     def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values from host memory, each pair fetched while the one before is worked on.
@@ -242,12 +271,13 @@ class Attended(RowMap):
     def read(self, top: int, bottom: int) -> Tensor:
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))
         queries = queries.to(torch.promote_types(queries.dtype, self.dtype))  # keys that overflowed are float32
-        if self.setting.window is not None and self.setting.window < self.height:
-            mixed = self._windowed(queries, top)
+        policy = self.setting.attention
+        if isinstance(policy, NPA | Windows | Rows):
+            mixed = self._windowed(queries, top, policy)
         elif self.setting.host:
             mixed = attention_streamed(queries, self._arriving(queries), self.attn.scale)
         else:
-            mixed = attention(queries, *(part.to(queries.dtype) for part in self.chunks[0]), scale=self.attn.scale)
+            mixed = self._mix(queries, *(part.to(queries.dtype) for part in self.chunks[0]))
         out: nn.Linear = self.attn.to_out[0]
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), out.weight.to(mixed.dtype), out.bias.to(mixed.dtype))
         rows: Tensor = mixed.transpose(1, 2).reshape(mixed.shape[0], self.channels, bottom - top, self.width)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hires.kernels.policies import EVERYWHERE, Policy
 from hires.tiling.geometry import bands
 from hires.tiling.norm import accumulator, affine, moments
 from hires.tiling.transfer import Arriving, Copier
@@ -43,8 +44,8 @@ class RowMap:
 class Setting:
     """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band.
 
-    `window` is how many rows the mid block attends to around each (None: all, the exact result); `recomputed` counts bands
-    that overflowed, `halved` how often the last map's bands were.
+    `attention` is whom the mid block attends to, all tokens for the exact result, `backend` the one that must run it;
+    `recomputed` counts bands that overflowed, `halved` how often the last map's bands were.
     """
 
     band_rows: int
@@ -54,7 +55,8 @@ class Setting:
     keep_doubled: bool = True
     keep_first: bool = True
     on_band: Callable[[], None] = lambda: None
-    window: int | None = None
+    attention: Policy = EVERYWHERE
+    backend: str | None = None
     recomputed: int = 0
     halved: int = 0
 

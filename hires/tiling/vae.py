@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hires.cost import VaePolicy, vae_ladder
 from hires.errors import RequestError, unknown
 from hires.families import VaeShape
+from hires.kernels.policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
 from hires.tiling.geometry import Box, Size
 from hires.tiling.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
 from hires.tiling.retry import Ladder, attempt
@@ -83,7 +84,9 @@ class TiledVAE:
         policy: one of `VAE_POLICIES` instead; `band_px` rows of each map at a time (default 64).
         wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular. The
             encoder's downsampling wraps as well, which diffusers pads with zeros even then.
-        attention_window: an approximation, never chosen by itself: each row of latents attends to so many rows around it.
+        attention: whom the mid block attends to, counted in latent cells: another than `Global()` is an approximation, never
+            chosen by itself. attention_window: short for `Rows(n)`, each row of latents attends to so many rows around it.
+        backend: of that attention, by its name in `kernels.dispatch`; BackendRefused with its reason where it cannot.
         ladder: the rungs of a plan instead of a budget; once descended, it stays where there was room.
 
     After an out-of-memory the next smaller policy goes on from the last feature map if that is still whole, else from the
@@ -100,7 +103,9 @@ class TiledVAE:
         policy: str | None = None,
         band_px: int | None = None,
         wrap: tuple[bool, bool] | None = None,
+        attention: Policy = EVERYWHERE,
         attention_window: int | None = None,
+        backend: str | None = None,
         ladder: Ladder[Any] | None = None,
     ) -> None:
         if policy is not None and policy not in VAE_POLICIES:
@@ -110,7 +115,12 @@ class TiledVAE:
                 raise RequestError(f"{name}={rows}: give a number of rows from 1")
         config: Any = vae.config
         self.vae, self.budget_bytes, self.policy, self.band_px = vae, budget_bytes, policy, band_px
-        self.attention_window, self.ladder = attention_window, ladder
+        if attention_window is not None and attention != EVERYWHERE:
+            raise RequestError(f"attention_window={attention_window} and attention {attention}: give one of the two")
+        if isinstance(attention, Global) and attention.trained is not None:
+            raise RequestError(f"attention {attention}: scores are not scaled in an autoencoder; give Global() or a window")
+        self.attention, self.ladder = attention if attention_window is None else Rows(attention_window), ladder
+        self.backend = backend
         self.cell_px = 2 ** (len(config.block_out_channels) - 1)
         circular = is_circular(vae)
         self.wrap = (circular, circular) if wrap is None else wrap
@@ -142,7 +152,7 @@ class TiledVAE:
             band_rows=self.band_px,
             cpu=first.device.type == "cpu",
             encode=encode,
-            window=self.attention_window,
+            attention=self.attention,
             batch=batch,
         )
 
@@ -159,7 +169,7 @@ class TiledVAE:
 
         `on_band(done, total)` hears of every band of every feature map and may raise to cancel.
         """
-        run = Run(self.vae, self.wrap, self.attention_window, on_band)
+        run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
         height, done = z.shape[2] * self.cell_px, 0
         ladder = self._ladder(z.shape[2], z.shape[3], batch=z.shape[0])
         begun = ladder.taken
@@ -179,7 +189,7 @@ class TiledVAE:
     def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
         """The posterior's mean (B, C, h, w), unscaled, of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box."""
         source = WholePicture(x) if isinstance(x, Tensor) else x
-        run = Run(self.vae, self.wrap, self.attention_window, on_band)
+        run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
         cells, batch = source.size.divided(self.cell_px), x.shape[0] if isinstance(x, Tensor) else 1
         ladder = self._ladder(cells.height, cells.width, batch=batch, encode=True)
         begun = ladder.taken
@@ -220,10 +230,11 @@ class Run:
         self,
         vae: nn.Module,
         wrap: tuple[bool, bool] = (False, False),
-        window: int | None = None,
+        attention: Policy = EVERYWHERE,
+        backend: str | None = None,
         on_band: OnBand | None = None,
     ) -> None:
-        self.vae, self.wrap, self.window, self.on_band = vae, wrap, window, on_band
+        self.vae, self.wrap, self.attention, self.backend, self.on_band = vae, wrap, attention, backend, on_band
         self.progress = Progress()
         self._settings: list[Setting] = []
         bring_home(vae)
@@ -290,12 +301,13 @@ class Run:
         return self.progress.run(layers, x, setting)
 
     def _is_module(self, rung: Rung) -> bool:
-        """The module itself knows no window and wraps as it was built; otherwise `whole` is one band of each map.
+        """The module itself attends to all by a backend of its own and wraps as it was built; else `whole` is one band of each
+        map.
 
         Nor is a module whole that diffusers was told to tile.
         """
         wraps = any(self.wrap) or is_circular(self.vae) or getattr(self.vae, "use_tiling", False)
-        return rung.policy == "whole" and not wraps and self.window is None
+        return rung.policy == "whole" and not wraps and self.attention == EVERYWHERE and self.backend is None
 
     def _finite(self, result: Tensor) -> bool:
         """What half precision gave can be used; if not, the bands that overflow are computed again."""
@@ -307,7 +319,9 @@ class Run:
     def _setting(self, rung: Rung, height: int) -> Setting:
         whole = rung.policy == "whole"
         setting = setting_of("bands" if whole else rung.policy, 64 * height if whole else rung.band_rows, self.wrap, self.dtype)
-        setting.window = self.window
+        setting.attention, setting.backend = self.attention, self.backend
+        if isinstance(self.attention, NPA | Windows):
+            setting.attention = replace(self.attention, circular=self.wrap)
         self._settings.append(setting)
         return setting
 

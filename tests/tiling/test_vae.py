@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires.errors import BudgetError, MemoryLadderError, RequestError
-from hires.tiling.layers import Progress, decode_layers, setting_of
+from hires.kernels.dispatch import BACKENDS, AttentionSpec, BackendRefused
+from hires.kernels.policies import NPA, Global, KVPool, Policy, Rows, Windows
+from hires.kernels.windowed import attention_masked
+from hires.tiling.layers import Attended, Progress, decode_layers, setting_of
 from hires.tiling.rows import Given
 from hires.tiling.vae import TiledVAE
 from hires.types import VAE_POLICIES
@@ -333,6 +337,60 @@ def test_a_budget_chooses_the_policy() -> None:
         TiledVAE(tiled.vae, budget_bytes=1000).plan(512, 512)
 
 
+POLICIES = (NPA(8), NPA(8, (1, 3)), Windows(4), Windows(5, (2, 0)), Rows(5), KVPool(2), KVPool(5))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("wrap", [(False, False), (True, False), (False, True)], ids=str)
+def test_a_policy_of_attention_is_the_same_in_any_bands(policy: Policy, wrap: tuple[bool, bool]) -> None:
+    """Against the mid block's attention written out in float64, all scores at once."""
+    if any(wrap) and not isinstance(policy, NPA | Windows):
+        pytest.skip("rows and pooled keys do not wrap")
+    vae, z = small_vae(), torch.randn(1, 4, 13, 11, generator=torch.Generator().manual_seed(1))
+    attn: Any = vae.get_submodule("decoder.mid_block.attentions.0")
+    around = replace(policy, circular=wrap) if isinstance(policy, NPA | Windows) else policy
+    maps = torch.randn(1, attn.to_q.in_features, 13, 11, generator=torch.Generator().manual_seed(2))
+    source = Given(attn.to_q.in_features, 13, 11, lambda top, bottom: maps[:, :, top:bottom])
+    with torch.inference_mode():
+        tokens = attn.group_norm(maps.flatten(2)).transpose(1, 2)
+        q, k, v = (
+            linear(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2) for linear in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        mixed = attention_masked(q, k, v, (13, 11), around, attn.scale).float()
+        expected = attn.to_out[0](mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (13, 11)) + maps
+        for name, rows in (("bands", 4), ("bands", 13), ("host", 5), ("recompute_conv", 3)):
+            setting = setting_of(name, rows, wrap, torch.float32)
+            setting.attention = around
+            found = torch.cat([Attended(source, attn, setting).read(*span) for span in ((0, 6), (6, 7), (7, 13))], dim=2)
+            assert (found - expected).abs().max() <= 1e-5
+        exact = TiledVAE(vae, policy="bands", wrap=wrap).decode(z)
+        found = TiledVAE(vae, policy="bands", wrap=wrap, band_px=5, attention=policy).decode(z)
+    assert (found - exact).square().mean().sqrt() > 0.005 * exact.std(), "an approximation differs"
+
+
+@pytest.mark.parametrize("backend", [b.name for b in BACKENDS])
+@pytest.mark.parametrize("policy", [Global(), *POLICIES], ids=str)
+def test_every_backend_gives_the_policys_picture_or_its_reason(backend: str, policy: Policy) -> None:
+    vae, z = small_vae(), torch.randn(1, 4, 13, 11, generator=torch.Generator().manual_seed(1))
+    chosen = next(b for b in BACKENDS if b.name == backend)
+    spec = AttentionSpec(device="cpu", dtype=torch.float32, head_dim=16, queries=143, keys=143, masked=False)
+    with torch.inference_mode():
+        expected = TiledVAE(vae, policy="bands", band_px=5, attention=policy).decode(z)
+        asked = TiledVAE(vae, policy="bands", band_px=4, attention=policy, backend=backend)
+        if chosen.why_not(spec) is not None:
+            with pytest.raises(BackendRefused, match=backend):
+                asked.decode(z)
+            return
+        close(asked.decode(z), expected, expected.double())
+
+
+def test_scores_are_not_scaled_in_an_autoencoder() -> None:
+    with pytest.raises(RequestError, match="scores are not scaled"):
+        TiledVAE(small_vae(), attention=Global(trained=64))
+    with pytest.raises(RequestError, match="give one of the two"):
+        TiledVAE(small_vae(), attention=NPA(8), attention_window=5)
+
+
 def test_a_window_of_rows_is_an_approximation_that_any_band_gives_the_same() -> None:
     vae, z = small_vae(), torch.randn(1, 4, 12, 9)
     with torch.inference_mode():
@@ -347,7 +405,7 @@ def test_a_window_of_rows_is_an_approximation_that_any_band_gives_the_same() -> 
     assert (drawn[0] - exact).square().mean().sqrt() > 0.01 * exact.std(), "five of twelve rows are not all of them"
     close(everything, exact, exact.double())
     first = TiledVAE(vae, attention_window=5).plan(64, 64)[0]
-    assert "approximation: attention over 5 rows of latents" in str(first)
+    assert "approximation: attention rows:5 in cells of latents" in str(first)
     assert TiledVAE(vae).plan(64, 64)[0].flops - first.flops == 4 * 16 * 64 * 64 * (64 - 5) * 64
 
 
