@@ -1,9 +1,9 @@
 """Every strategy on a model with a known answer, and on the shipped one: duplicates, seams, drift, detail, cost.
 
     python -m benchmarks strategies                              # the oracle at 4x, 24 seeds
-    python -m benchmarks strategies --model scenes --sides 1024,2048 --seeds 4
+    python -m benchmarks strategies --model scenes --sides 1024,2048 --seeds 4 --pictures runs/strategies
     python -m benchmarks strategies --model scenes --sides 4096 --seeds 1 --only "spot,relay,relay + guidance,npa"
-    python -m benchmarks strategies --table --figure docs/strategies.jpg
+    python -m benchmarks strategies --table --figure docs/strategies.jpg --pictures runs/strategies
 
 One row per model, strategy, size and relay sigma is appended to results/strategies.csv; rows that are there for the same code
 and settings are kept. The last line of stdout is one JSON document with the rows and what the oracle's must keep; the exit
@@ -29,7 +29,7 @@ from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak
 from benchmarks.held_out import held_out_scenes
 from benchmarks.outcome import Outcome, on_oracle, on_scene
 from benchmarks.recipes import ATTENTION, RECIPES, Work, base
-from benchmarks.sheet import draw_sheet
+from benchmarks.sheet import draw_sheet, picture_name
 from benchmarks.subjects import OracleSubject, SceneSubject
 from hires.device import peak_resident_bytes
 from hires.imageio import to_uint8
@@ -91,15 +91,20 @@ def measured(case: Case, seed: int) -> tuple[Outcome, dict[str, float], float]:
             assert scene is not None
             picture = subject.picture(latents)
             found = on_scene(picture, subject.picture(first), grid, scene)
-            keep(picture, case, seed)
+            keep(picture, case, sigma_of(case, subject.relay_sigma), seed)
     return found, {"windows": work.windows, "gflop": work.flops / 1e9, "seconds": seconds}, subject.relay_sigma
 
 
-def keep(picture: torch.Tensor, case: Case, seed: int) -> None:
+def sigma_of(case: Case, sigma: float) -> str:
+    """A relay's sigma as its row has it; nothing for strategies without a relay."""
+    return str(round(sigma, 3)) if case.strategy in HELD else ""
+
+
+def keep(picture: torch.Tensor, case: Case, sigma: str, seed: int) -> None:
     """A scene's picture (3, H, W) as a file, where a folder was given."""
     if case.pictures is not None:
         case.pictures.mkdir(parents=True, exist_ok=True)
-        name = f"{case.strategy.replace(' ', '_')}_{case.side}_{case.sigma or 'own'}_{seed}.png"
+        name = picture_name(case.strategy, case.side, sigma, seed)
         Image.fromarray(to_uint8(picture.permute(1, 2, 0).numpy())).save(case.pictures / name)
 
 
@@ -113,7 +118,7 @@ def measured_row(case: Case, seeds: int) -> dict[str, object]:
         "model": case.model,
         "strategy": case.strategy,
         "side": case.side,
-        "relay_sigma": round(runs[0][2], 3) if case.strategy in HELD else "",
+        "relay_sigma": sigma_of(case, runs[0][2]),
         "seeds": seeds,
         "duplicates": round(float(np.mean([o.duplicates for o in outcomes])), 3),
         "duplicates_max": max(o.duplicates for o in outcomes),
@@ -139,7 +144,8 @@ def run(wanted: Iterable[Case], seeds: int, csv: Path) -> None:
     key = settings_digest()
     for case in wanted:
         there = {(r["settings"], *(r[k] for k in KEY), r["seeds"]) for r in read_rows(csv)}
-        sigma = "" if case.strategy not in HELD else str(round(case.sigma, 3)) if case.sigma else None
+        own = case.sigma is None and case.strategy in HELD
+        sigma = None if own else sigma_of(case, case.sigma or 0.0)
         if (key, case.model, case.strategy, str(case.side), sigma, str(seeds)) in there:
             continue
         row = measured_row(case, seeds)
@@ -215,9 +221,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help=f"strategies between commas, of: {', '.join(RECIPES)}")
     parser.add_argument("--quick", action="store_true", help="2 seeds of the oracle at 3x, into no file")
     parser.add_argument("--csv", type=Path, default=RESULTS / "strategies.csv")
-    parser.add_argument("--pictures", type=Path, help="a folder to keep the scenes' pictures in")
+    parser.add_argument("--pictures", type=Path, help="a folder that keeps the scenes' pictures, for the figure")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the newest rows as markdown")
-    parser.add_argument("--figure", type=Path, help="draw the strategies' pictures on the oracle, seed 0, at 4x")
+    parser.add_argument("--figure", type=Path, help="draw every strategy's picture of seed 0, and scenes' from --pictures")
     args = parser.parse_args(argv)
     oracle = args.model == "oracle"
     sigmas = numbers(args.sigmas or ("1,3" if oracle else ""))
@@ -232,9 +238,9 @@ def main(argv: list[str]) -> int:
         sides = [int(side) for side in numbers(args.sides or ("256" if oracle else "1024"))]
         wanted = (replace(case, pictures=args.pictures) for case in cases(args.model, names, sides, sigmas))
         run(wanted, args.seeds or (24 if oracle else 2), args.csv)
-    if args.figure:
-        draw_sheet(args.figure, sigmas)
     rows = newest(read_rows(args.csv))
+    if args.figure:
+        draw_sheet(args.figure, sigmas, rows, args.pictures)
     print(table(rows))
     verdict = limits(rows)
     print(json.dumps({"suite": "strategies", "rows": rows, "limits": verdict}))

@@ -1,8 +1,8 @@
-"""A figure of the strategies' pictures on the oracle, with every duplicate ringed."""
+"""A figure of the strategies' pictures: on the oracle, every duplicate ringed, and on a scene where its pictures were kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,33 @@ from benchmarks.recipes import ATTENTION, RECIPES, Work, base
 from benchmarks.subjects import OracleSubject
 from hires.tiling.geometry import Size
 
-ACROSS = 4
+ACROSS = 5
+SIDE = 256
 LABEL = 30
+Cell = tuple[Image.Image, str, str]
 
 
-def draw_sheet(target: Path, sigmas: Sequence[float], side: int = 256, seed: int = 0) -> None:
-    """The base picture and each strategy's at `side` cells; a pixel per cell."""
-    subject = OracleSubject()
-    canvas = Size(side, side)
+def draw_sheet(target: Path, sigmas: Sequence[float], rows: Sequence[Mapping[str, str]], pictures: Path | None) -> None:
+    """The base picture and each strategy's on the oracle at 4x, then those of a scene in `pictures`, labelled from its rows."""
+    blocks = [list(oracle_cells(sigmas)), [] if pictures is None else list(scene_cells(rows, pictures))]
+    lines = [block[i : i + ACROSS] for block in blocks for i in range(0, len(block), ACROSS)]
+    sheet = Image.new("RGB", (ACROSS * (SIDE + 4) - 4, len(lines) * (SIDE + LABEL)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for down, line in enumerate(lines):
+        for across, (picture, *words) in enumerate(line):
+            x, y = across * (SIDE + 4), down * (SIDE + LABEL)
+            sheet.paste(picture, (x, y))
+            for number, text in enumerate(words):
+                pen.text((x + 2, y + SIDE + 2 + 12 * number), text, fill="black")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target, quality=82)
+
+
+def oracle_cells(sigmas: Sequence[float], seed: int = 0) -> Iterator[Cell]:
+    """A pixel per cell."""
+    subject, canvas = OracleSubject(), Size(SIDE, SIDE)
     first, _ = base(subject, canvas, seed, Work())
-    cells: list[tuple[Image.Image, tuple[str, str]]] = [(shown(first, side), ("base picture, 64 x 64 cells", "one object"))]
+    yield shown(first), "oracle: its picture of 64 cells", f"{len(find_objects(first[0, 0], subject.oracle))} object"
     for name, recipe in RECIPES.items():
         if name == "base" or name in ATTENTION:
             continue
@@ -32,25 +49,33 @@ def draw_sheet(target: Path, sigmas: Sequence[float], side: int = 256, seed: int
             latents, _ = recipe(OracleSubject(relay_sigma=sigma), canvas, seed, Work())
             found = find_objects(latents[0, 0], subject.oracle)
             title = f"{name}, sigma {sigma:g}" if name.startswith("relay") else name
-            off = drift(averaged(latents[0, 0], (64, 64)), first[0, 0])
-            words = f"{len(found)} duplicate{'' if len(found) == 1 else 's'}, drift {off:.2f}"
-            cells.append((ringed(shown(latents, side), found), (title, words)))
-    rows = -(-len(cells) // ACROSS)
-    sheet = Image.new("RGB", (ACROSS * (side + 4) - 4, rows * (side + LABEL)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (picture, lines) in enumerate(cells):
-        x, y = index % ACROSS * (side + 4), index // ACROSS * (side + LABEL)
-        sheet.paste(picture, (x, y))
-        for line, text in enumerate(lines):
-            pen.text((x + 2, y + side + 2 + 12 * line), text, fill="black")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, quality=82)
+            off = drift(averaged(latents[0, 0], first.shape[-2:]), first[0, 0])
+            yield ringed(shown(latents), found), title, told(len(found), off)
 
 
-def shown(latents: Tensor, side: int) -> Image.Image:
+def scene_cells(rows: Sequence[Mapping[str, str]], pictures: Path) -> Iterator[Cell]:
+    """Of the rows on scenes, those whose first caption's picture was kept, shrunk."""
+    for row in (row for row in rows if row["model"] == "scenes"):
+        file = pictures / picture_name(row["strategy"], int(row["side"]), row["relay_sigma"], 0)
+        if file.exists():
+            picture = Image.open(file).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            yield picture, f"{row['strategy']}, {row['side']} px", told(float(row["duplicates"]), float(row["drift"]))
+
+
+def picture_name(strategy: str, side: int, sigma: str, seed: int) -> str:
+    """The file of a scene's picture; `sigma` as the row has it."""
+    words = [strategy.replace(" + ", "-").replace(" ", "-"), str(side), *([sigma] if sigma else []), str(seed)]
+    return "_".join(words) + ".png"
+
+
+def told(duplicates: float, off: float) -> str:
+    return f"{duplicates:g} duplicate{'' if duplicates == 1 else 's'}, drift {off:.2f}"
+
+
+def shown(latents: Tensor) -> Image.Image:
     """Latents (1, 1, h, w) from -2 to 5 as grey, a smaller picture enlarged."""
     grey = ((latents[0, 0].clamp(-2, 5) + 2) * (255 / 7)).numpy().astype(np.uint8)
-    return Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
+    return Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def ringed(picture: Image.Image, found: Sequence[tuple[int, int]]) -> Image.Image:
