@@ -6,11 +6,14 @@ import importlib
 import sys
 
 SUITES = {
-    "scenes": "benchmarks.bench_scenes",
-    "vae": "benchmarks.bench_vae",
+    "guides": "benchmarks.bench_guides",
+    "lowpass": "benchmarks.bench_lowpass",
     "planner": "benchmarks.bench_planner",
     "group_norm": "benchmarks.bench_group_norm",
     "blend": "benchmarks.bench_blend",
+    "scenes": "benchmarks.bench_scenes",
+    "strategies": "benchmarks.bench_strategies",
+    "vae": "benchmarks.bench_vae",
 }
 
 
