@@ -34,7 +34,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where an enlargement goes: the canvas in pixels and in cells, and who hears of the bands on the way."""
 

@@ -466,7 +466,7 @@ def resident_bytes(spec: ModelSpec, dtype: str, vae_dtype: str) -> int:
 
 def enlarge_flops(before: Size, stage: StagePlan, spec: ModelSpec) -> float:
     """What it takes to bring the picture of the stage before to this stage's canvas: decoding and encoding, or nothing."""
-    if stage.enlarger != "pixel":
+    if stage.enlarger in (None, "latent"):
         return 0.0
     small, large = before.divided(spec.cell_px), stage.grid.canvas
     decode = cost.vae_decode_flops(spec.vae, small.height, small.width)
