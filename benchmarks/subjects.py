@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
-from hires import cost, planner
+from hires import cost, machines, planner
 from hires.denoisers import Denoiser
 from hires.enlarge import ENLARGERS, Target
 from hires.execute import load_family
@@ -80,7 +80,7 @@ class SceneSubject:
     def __init__(self, scene: Scene, canvas: Size, relay_sigma: float | None = None) -> None:
         self.spec = load_spec("demo")
         request = RenderRequest(prompt=scene.caption, size=canvas, seed=scene.seed, strategy="progressive")
-        device = planner.host_device()
+        device = machines.host_device()
         made = planner.plan(request, self.spec, device)
         self.family = load_family(request, made, self.spec, torch.device("cpu"), Ladder([made.decode], str), None)
         sigma = made.stages[-1].sigma_start if relay_sigma is None else relay_sigma

@@ -63,6 +63,25 @@ class Conditioning:
             places = tuple(Box(b.top + box.top, b.left + box.left, box.height, box.width) for b in self.boxes)
         return replace(self, size_ids=ids, image_latents=latents, resolution=resolution, places=places)
 
+    def pictures(self, start: int, stop: int) -> Conditioning:
+        """The conditions of pictures start to stop - 1 of the batch."""
+        if (start, stop) == (0, self.batch):
+            return self
+
+        def part(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[start:stop]
+
+        return replace(
+            self,
+            tokens=self.tokens[start:stop],
+            mask=part(self.mask),
+            pooled=part(self.pooled),
+            image_latents=part(self.image_latents),
+            size_ids=part(self.size_ids),
+            resolution=part(self.resolution),
+            places=None if self.places is None else self.places[start:stop],
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
         """On a device; size ids and resolutions stay float32, they hold pixels."""
 

@@ -107,6 +107,23 @@ def _unet_macs(shape: UNetShape, h: int, w: int, policy: Policy) -> Iterator[int
             yield 9 * c * c * cells[i - 1]
 
 
+def attention_flops(shape: NetworkShape, height_cells: int, width_cells: int, policy: Policy = EVERYWHERE) -> float:
+    """The part of an evaluation that is scores and values of self-attention."""
+    if isinstance(shape, PixArtShape):
+        canvas = height_cells // shape.patch, width_cells // shape.patch
+        positions, dense = canvas[0] * canvas[1], shape.kv_compression or (1,) * shape.layers
+        pairs = attended(policy.per(shape.patch), canvas)
+        factors = (*dense, *(1,) * shape.control_blocks)
+        return 4.0 * shape.width * sum(pairs if f == 1 else positions * (positions // f**2) for f in factors)
+    last, total = len(shape.channels) - 1, 0.0
+    for i, layers in enumerate(shape.transformer_layers):
+        middle = (layers if shape.mid_layers is None else shape.mid_layers) if i == last else 0
+        count = layers * (2 * shape.resnets + 1) + middle
+        canvas = -(-height_cells // 2**i), -(-width_cells // 2**i)
+        total += 4.0 * shape.channels[i] * count * attended(policy.per(2**i), canvas)
+    return total
+
+
 def vae_decode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> float:
     """Decoding one picture of the given latent size, attention of the mid block included where there is one."""
     positions = height_cells * width_cells
@@ -208,7 +225,8 @@ MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones over
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaePolicy:
-    """One way to run an autoencoder: what is kept between layers, rows per band, bytes on the device and in host memory."""
+    """One way to run an autoencoder: what is kept between layers, rows per band, bytes on the device and in host memory, and
+    bytes that go between the two."""
 
     policy: str
     band_rows: int
@@ -216,6 +234,7 @@ class VaePolicy:
     host_bytes: int
     flops: float
     attention: Policy = EVERYWHERE
+    moved_bytes: int = 0
 
     def __str__(self) -> str:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
@@ -294,6 +313,7 @@ def vae_policy(
         peak_bytes=walk.device,
         host_bytes=walk.host,
         flops=2.0 * walk.macs,
+        moved_bytes=int(walk.moved),
         attention=attention,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hires.errors import RequestError
-from hires.planner import host_device
+from hires.machines import host_device
 from hires.types import DeviceSpec
 
 TORCH_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import __version__, captions, planner
+from hires import __version__, captions, machines, planner
 from hires.adapters import with_loras
 from hires.errors import OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
@@ -392,9 +392,9 @@ def with_captions(request: RenderRequest) -> RenderRequest:
 def describe_device(device: str, budget_bytes: int | None) -> DeviceSpec:
     """The device to plan for. torch is imported only to look at a card that is here."""
     if device == "auto" and budget_bytes is not None:
-        return planner.described_card(budget_bytes)
+        return machines.described_card(budget_bytes)
     if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return planner.host_device(budget_bytes)
+        return machines.host_device(budget_bytes)
     from hires.device import choose_device, probe
 
     return probe(choose_device(device), budget_bytes)

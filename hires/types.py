@@ -34,7 +34,9 @@ class DeviceSpec:
 
     `budget_bytes` is all that the process may hold on the device; on a CPU, what it may work with beyond libraries
     and weights. `flops` is the sustained rate that plans assume, in FLOP/s; `elsewhere`: only described, not in this machine;
-    `most_bytes`: what a budget that nobody gave may grow to, 0 for a given one.
+    `most_bytes`: what a budget that nobody gave may grow to, 0 for a given one. `ram_bytes`: what the whole process may hold
+    in host memory, 0 where nobody said. `attention_flops`: the rate of attention where it is known apart; `call_seconds`: what
+    an evaluation of the network takes whatever its size; `copy_bytes_per_second`: between host memory and the device.
     """
 
     name: str
@@ -44,6 +46,10 @@ class DeviceSpec:
     bf16: bool
     elsewhere: bool = False
     most_bytes: int = 0
+    ram_bytes: int = 0
+    attention_flops: float = 0.0
+    call_seconds: float = 0.0
+    copy_bytes_per_second: float = 12e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +231,10 @@ class StagePlan:
 
     `steps` divide the schedule from `sigma_start` down; with a `strength` the stage starts from a given picture and takes
     the last `taken_steps` of them. `attention`: whom self-attention attends to, counted in latent cells. `shift_cells`: by
-    how much at most the tiles' grid, or the policy's, moves from step to step. `guides` hold it to the picture it starts from.
-    `guidance` is the weight of what the prompt changes, of its low band only where there is a `guidance_high` for the rest;
-    outside `guidance_interval`, (low, high] in sigma, the prompt stands alone and costs half.
+    how much at most the tiles' grid, or the policy's, moves from step to step. `batch`: pictures evaluated at once, a picture
+    being one tile for one estimate. `guides` hold the stage to the picture it starts from. `guidance` is the weight of what
+    the prompt changes, of its low band only where there is a `guidance_high` for the rest; outside `guidance_interval`,
+    (low, high] in sigma, the prompt stands alone and costs half.
     """
 
     name: str
@@ -243,6 +250,7 @@ class StagePlan:
     enlarger: str | None = None
     shift_cells: int = 0
     attention: Policy = EVERYWHERE
+    batch: int = 1
     guides: tuple[GuidePlan, ...] = ()
     guidance_high: float | None = None
     guidance_rescale: float = 0.0
@@ -280,13 +288,16 @@ class Rung:
     exact: bool
     peak_bytes: int | None
     reason: str
+    offload: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture.
 
-    `canvas` is what is rendered, a multiple of what the model needs; `output` is what was asked for and is delivered.
+    `canvas` is what is rendered, a multiple of what the model needs; `output` is what was asked for and is delivered. `batch`:
+    of the stage that evaluates most pictures at once. `offload`: where weights are, one of `search.OFFLOADS`; `alternatives`:
+    the other places, with their seconds or why they do not fit.
     """
 
     model: str
@@ -304,6 +315,7 @@ class MemoryPlan:
     costs: tuple[StageCost, ...]
     ladder: tuple[Rung, ...]
     notes: tuple[str, ...]
+    alternatives: tuple[str, ...] = ()
     text_on_host: bool = False
     text_dtype: str = "fp32"
 

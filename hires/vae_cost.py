@@ -16,6 +16,7 @@ from hires.tiling.geometry import Size, bands
 
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32
 CHUNK = 1024  # keys at once of the chunked attention
+HOST_READS = 2.5  # times a map in host memory is fetched: for its norm, its convolution, and, every other one, the sum
 SMALL = 2**20  # statistics, scales and shifts of the norms, and the odd small tensor
 
 
@@ -195,7 +196,8 @@ class Added(Map):
 
 
 class Walk:
-    """Runs the layers on sizes; `device` and `host` are the peaks so far, `macs` the multiply-accumulates.
+    """Runs the layers on sizes; `device` and `host` are the peaks so far, `macs` the multiply-accumulates, `moved` the bytes
+    that go to host memory and come back.
 
     `scratch` multiplies what is being computed: on a CPU the convolutions keep copies of their own.
     """
@@ -205,7 +207,7 @@ class Walk:
         self.on_host = name == "host"
         self.keep_doubled, self.keep_first = name in ("bands", "host"), name != "recompute_conv"
         self.live: list[Kept] = []
-        self.device, self.host, self.macs = SMALL, 0, 0.0
+        self.device, self.host, self.macs, self.moved = SMALL, 0, 0.0, 0.0
 
     def decode(self, cells: Size) -> None:
         shape, c = self.shape, self.shape.channels[-1]
@@ -288,6 +290,7 @@ class Walk:
         """Store a map band by band, freeing what its sources no longer need; after that they are gone."""
         out = self.stored(x)
         self.live.append(out)
+        self.moved += (1 + HOST_READS) * x.bytes(x.height) if self.on_host else 0
         reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
         for top, bottom in bands(x.height, self.band_rows):
             read = reads[bottom - top]

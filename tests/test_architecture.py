@@ -34,6 +34,10 @@ ROWS = (
         "unet_cost",
         "text_cost",
         "cost",
+        "machines",
+        "stages",
+        "stage_cost",
+        "search",
         "planner",
     ),
     (

@@ -82,7 +82,7 @@ def test_law_3_tile_batch_and_retries_do_not_change_the_picture(small: RenderRes
 
     monkeypatch.setattr(retry, "attempt", scarce)
     result = hires.render(PROMPT, size="500x300", steps=4, seed=3)
-    assert result.stats[1].retries > 0
+    assert sum(stage.retries for stage in result.stats) > 0
     assert np.abs(result.pixels.astype(int) - small.pixels.astype(int)).max() <= 1
 
 
@@ -296,7 +296,7 @@ def test_a_policy_of_attention_reaches_the_network_and_the_plan() -> None:
     options = {"size": "384x448", "steps": 2, "seed": 3}
     tiles, policy, again = (
         hires.render(PROMPT, attention_policy=name, **options)  # type: ignore[arg-type]
-        for name in (None, "npa:128", "npa:128")
+        for name in (None, "npa:256", "npa:256")
     )
     assert np.array_equal(policy.pixels, again.pixels)
     assert not np.array_equal(policy.pixels, tiles.pixels)

@@ -16,7 +16,7 @@ from hires import planner
 from hires.errors import SizeError
 from hires.families import FAMILIES, FamilyFacts
 from hires.layouts import shipped_config
-from hires.planner import described_card
+from hires.machines import described_card
 from hires.resolution import (
     SIZE_CLASSES,
     aspect_bins,

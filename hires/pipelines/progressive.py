@@ -62,9 +62,9 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
     """
     result = Denoised(latents=torch.empty(0))
-    batcher = Batcher(plan.batch)
+    most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries = time.monotonic(), batcher.retries + family.vae.retries
+        begun, retries, batcher = time.monotonic(), family.vae.retries, Batcher(min(stage.batch, most))
         recomputed = family.vae.recomputed
         reset_peak(family.device)
         cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
@@ -75,6 +75,7 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         progress = TileProgress(stage, on_event, family.preview)
         result.latents = denoise_stage(family, stage, start, batcher, progress).float().cpu()
         progress.finish()
+        most = batcher.batch if batcher.retries else most
         result.stats.append(
             StageStats(
                 stage=stage.name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,39 +32,51 @@ def tiled(
 ) -> Denoiser:
     """A denoiser of the canvas from one of tiles: D(x) = sum_i w_i D(x_i), weights w_i summing to one at every cell.
 
-    `batch` tiles go through `denoise` at once and leave the result unchanged; a batch that runs out of memory is halved
-    and goes on (pass a Batcher to keep count). With one tile the canvas goes straight through, bit for bit.
-    `shift(sigma)` moves the grid's inner tiles, in cells, per step; `on_tiles(n)` is called after every batch and may
-    raise to cancel. The fused estimate is float32.
+    `batch` pictures go through `denoise` at once, tiles of several pictures where x holds several (B > 1), and leave the
+    result unchanged; a batch that runs out of memory is halved, down to one tile of one picture, and goes on (pass a
+    Batcher to keep count). With one tile and room for it the canvas goes straight through, bit for bit.
+    `shift(sigma)` moves the grid's inner tiles, in cells, per step; `on_tiles(n)` is called after every batch with the
+    tiles it finished and may raise to cancel. The fused estimate is float32.
     """
     batcher = batch if isinstance(batch, Batcher) else Batcher(batch)
     weights_of = lru_cache(maxsize=2)(lambda moved, device: blend_weights(moved, kind, device))
 
     def fuse(x: Tensor, sigma: float, cond: Any) -> Tensor:
         moved = grid if shift is None else grid.shifted(*shift(sigma))
-        boxes = list(moved.boxes())
+        boxes, pictures = list(moved.boxes()), x.shape[0]
+        units = [(box, picture) for box in boxes for picture in range(pictures)]
+        run = partial(_estimates, denoise, x, sigma, cond)
         if len(boxes) == 1:
-            (whole,) = next(iter(batcher.map(lambda _: [denoise(x, sigma, cond)], boxes)))
+            parts = [part for estimates in batcher.map(run, units) for part in estimates]
             _report(on_tiles, 1)
-            return whole
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
         weights: BlendWeights = weights_of(moved, x.device)
         canvas = torch.zeros_like(x, dtype=torch.float32)
-        index = 0
-        for estimates in batcher.map(lambda chunk: _estimates(denoise, x, sigma, cond, chunk), boxes):
+        done = 0
+        for estimates in batcher.map(run, units):
+            finished = done // pictures
             for estimate in estimates:
-                canvas[..., boxes[index].rows, boxes[index].cols] += weights.of(index) * estimate
-                index += 1
-            _report(on_tiles, len(estimates))
+                box, picture = units[done]
+                part = canvas[picture : picture + estimate.shape[0], :, box.rows, box.cols]
+                part += weights.of(done // pictures) * estimate.float()
+                done += estimate.shape[0]
+            _report(on_tiles, done // pictures - finished)
         return canvas
 
     return fuse
 
 
-def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, boxes: Sequence[Box]) -> Sequence[Tensor]:
-    """The float32 estimates of some tiles, evaluated as one batch."""
-    tiles = torch.cat([x[..., box.rows, box.cols] for box in boxes])
-    conds = None if cond is None else concatenate([cond.crop(box) for box in boxes])
-    return torch.split(denoise(tiles, sigma, conds).float(), x.shape[0])
+Unit = tuple[Box, int]  # a tile of one picture of the batch
+
+
+def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, units: Sequence[Unit]) -> Sequence[Tensor]:
+    """The estimates of some tiles, evaluated as one batch: a tensor per tile, of the pictures of it that were asked for."""
+    groups = ((box, [picture for _, picture in group]) for box, group in itertools.groupby(units, lambda unit: unit[0]))
+    spans = [(box, pictures[0], pictures[-1] + 1) for box, pictures in groups]
+    tiles = [x[start:stop, :, box.rows, box.cols] for box, start, stop in spans]
+    conds = None if cond is None else concatenate([cond.pictures(start, stop).crop(box) for box, start, stop in spans])
+    found = denoise(torch.cat(tiles) if len(tiles) > 1 else tiles[0], sigma, conds)
+    return torch.split(found, [stop - start for _, start, stop in spans])
 
 
 def _report(on_tiles: OnTiles | None, tiles: int) -> None:

@@ -59,11 +59,12 @@ class Batcher:
             free_memory()
             if self.batch == 1:
                 raise MemoryLadderError(
-                    f"one tile alone runs out of memory ({message}): give a smaller --tile, or --strategy progressive"
+                    f"one tile of one picture alone runs out of memory ({message}): "
+                    "give a smaller --tile, or --strategy progressive"
                 )
             self.batch = max(1, min(self.batch, len(chunk)) // 2)
             self.retries += 1
-            log.warning("out of memory with %d tiles at once (%s); going on with %d", len(chunk), message, self.batch)
+            log.warning("out of memory with %d pictures at once (%s); going on with %d", len(chunk), message, self.batch)
 
 
 class Ladder(Generic[Item]):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import engine, execute, planner
+from hires import engine, execute, machines, planner
 from hires.denoisers import timestep_of
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
@@ -46,7 +46,7 @@ class Run:
             prompt=PROMPT, size=SIZE, model=str(made.path), parts=None if made.parts is None else str(made.parts), **options
         )
         self.spec: ModelSpec = engine.spec_for(request)
-        self.plan: MemoryPlan = planner.plan(request, self.spec, planner.host_device(parse_bytes("4GiB")))
+        self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         ladder = Ladder([self.plan.decode], str)
         self.family: Family = execute.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
@@ -332,7 +332,7 @@ def test_few_step_models_relay_at_timesteps_they_know(tmp_path: Path, name: str,
     made = checkpoints.make(tmp_path, name)
     spec = engine.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
     big = Size(4 * spec.native_px, 4 * spec.native_px)
-    plan = planner.plan(RenderRequest(prompt="", size=big), spec, planner.described_card(parse_bytes("24GB")))
+    plan = planner.plan(RenderRequest(prompt="", size=big), spec, machines.described_card(parse_bytes("24GB")))
     assert len(plan.stages) > 1
     time = timestep_of(vp_sigmas(*(spec.vp_betas or ())))
     for stage in plan.stages[1:]:

@@ -15,9 +15,10 @@ from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
 from hires.engine import pooled_keys
 from hires.errors import RequestError
+from hires.machines import host_device
 from hires.pipelines import progressive
 from hires.pipelines.pixart_sigma import Parts, PixArtSigma
-from hires.planner import host_device, plan
+from hires.planner import plan
 from hires.samplers import CanvasNoise, find_sampler
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size

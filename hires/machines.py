@@ -1,0 +1,56 @@
+"""The machines that plans are made for, described without torch: this one's CPU, or a card that is elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hires.types import DeviceSpec, gib
+
+CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
+CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core
+CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
+CARD_CALL_SECONDS = 0.02  # what starting a network's kernels takes, whatever the batch: some thousand launches
+CPU_CALL_SECONDS = 0.005
+COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
+
+
+def host_device(budget_bytes: int | None = None) -> DeviceSpec:
+    """The CPU of this machine, described without torch."""
+    cores = os.cpu_count() or 1
+    free = available_host_bytes()
+    budget = budget_bytes or min(CPU_BUDGET_BYTES, free // 2)
+    most = 0 if budget_bytes else 4 * free // 5
+    return DeviceSpec(
+        name=f"CPU, {cores} cores",
+        kind="cpu",
+        budget_bytes=budget,
+        flops=cores * CPU_CORE_FLOPS,
+        bf16=False,
+        most_bytes=most,
+        call_seconds=CPU_CALL_SECONDS,
+    )
+
+
+def available_host_bytes() -> int:
+    """Host memory that can still be had without swapping; a guess of 8 GiB where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 8 * 2**30
+
+
+def described_card(budget_bytes: int) -> DeviceSpec:
+    """A card that is not here: `--vram` alone on a machine without one asks for its plan."""
+    name = f"a card with {gib(budget_bytes)}"
+    return DeviceSpec(
+        name=name,
+        kind="cuda",
+        budget_bytes=budget_bytes,
+        flops=CARD_FLOPS,
+        bf16=True,
+        elsewhere=True,
+        call_seconds=CARD_CALL_SECONDS,
+        copy_bytes_per_second=COPY_BYTES_PER_SECOND,
+    )
