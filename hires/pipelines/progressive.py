@@ -47,8 +47,8 @@ class Denoised:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise (None: from
-    noise alone), the noise levels, and the canvas's noise."""
+    """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
+    hold it to them, the noise levels, and the canvas's noise."""
 
     x: Tensor
     origin: Tensor | None
@@ -71,7 +71,7 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         whole = Box(0, 0, cells.height, cells.width)
         noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
         begin = origin(family, stage, result.latents, picture, on_event)
-        start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin, sigmas, noise)
+        start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
         progress = TileProgress(stage, on_event, family.preview)
         result.latents = denoise_stage(family, stage, start, batcher, progress).float().cpu()
         progress.finish()
