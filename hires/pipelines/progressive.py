@@ -72,6 +72,7 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
         begin = origin(family, stage, result.latents, picture, on_event)
         start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
+        del begin  # not held through the stage where no guide needs it
         progress = TileProgress(stage, on_event, family.preview)
         result.latents = denoise_stage(family, stage, start, batcher, progress).float().cpu()
         progress.finish()
