@@ -34,7 +34,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where an enlargement goes: the canvas in pixels and in cells, and who hears of the bands on the way."""
 
@@ -83,7 +83,7 @@ def frequency_mix(latent_up: Tensor, pixel_up: Tensor, low_pass: LowPass) -> Ten
 
 def _picture(codec: Codec, latents: Tensor, target: Target, kernel: str) -> Enlarged:
     """The picture of the latents as it is seen at the target's canvas."""
-    picture = torch.cat(list(codec.decode_bands(latents, target.decoding)), dim=-2)
+    picture = torch.cat([rows.float().cpu() for rows in codec.decode_bands(latents, target.decoding)], dim=-2)
     return Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), target.canvas), kernel)
 
 

@@ -150,7 +150,7 @@ def enlarge_cost(
     before: Size, stage: StagePlan, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, dtype: str, offload: str = "none"
 ) -> StageCost:
     """What it takes to bring the picture of the stage before to this stage's canvas: decoding and encoding, or nothing."""
-    if stage.enlarger != "pixel":
+    if stage.enlarger in (None, "latent"):
         return StageCost(stage=stage.name, peak_bytes=0, flops=0.0, seconds=0.0)
     peak = decode_cost(stage.canvas, decode, spec, device, dtype, offload).peak_bytes
     canvases = before.divided(spec.cell_px).times(spec.cell_px), stage.grid.canvas.times(spec.cell_px)

@@ -18,7 +18,8 @@ from hires.tiling.geometry import Size, TileGrid
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULES = tuple(catalogue.SCHEDULES)
-ENLARGERS = ("pixel", "latent")
+ENLARGERS = ("pixel", "latent", "lanczos", "unsharp", "mix")
+GUIDES = ("structure", "pull")
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
 PREVIEW_CELLS = 64  # the longest side of a preview's latents
@@ -208,13 +209,32 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuidePlan:
+    """What holds a stage to the picture it starts from, falling with sigma: 'structure' below `cutoff` cycles per cell, by
+    ScaleDiff's ramp; 'pull' as a whole, by the fourth power of sigma over the first (SUPIR)."""
+
+    kind: str = "structure"
+    cutoff: float = 0.25
+
+    def __post_init__(self) -> None:
+        _known("guide", self.kind, GUIDES)
+        if not 0 < self.cutoff <= 0.5:
+            raise RequestError(f"guide cutoff {self.cutoff:g}: give cycles per cell, above 0 and up to 0.5")
+
+    def __str__(self) -> str:
+        return f"held below {self.cutoff:g} cycles per cell" if self.kind == "structure" else "pulled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
 
     `steps` divide the schedule from `sigma_start` down; with a `strength` the stage starts from a given picture and takes
     the last `taken_steps` of them. `attention`: whom self-attention attends to, counted in latent cells. `shift_cells`: by
     how much at most the tiles' grid, or the policy's, moves from step to step. `batch`: pictures evaluated at once, a picture
-    being one tile for one estimate.
+    being one tile for one estimate. `guides` hold the stage to the picture it starts from. `guidance` is the weight of what
+    the prompt changes, of its low band only where there is a `guidance_high` for the rest; outside `guidance_interval`,
+    (low, high] in sigma, the prompt stands alone and costs half.
     """
 
     name: str
@@ -231,6 +251,10 @@ class StagePlan:
     shift_cells: int = 0
     attention: Policy = EVERYWHERE
     batch: int = 1
+    guides: tuple[GuidePlan, ...] = ()
+    guidance_high: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
 
     @property
     def taken_steps(self) -> int:
@@ -327,6 +351,7 @@ class MemoryPlan:
                 f"  {stage.name:<10} {stage.canvas!s:>11}  {tiles:>4} tile{'s' if tiles > 1 else ' '} of {stage.grid.tile}"
                 f" cells, {stage.taken_steps} steps of {stage.sampler} on {stage.schedule} from sigma {stage.sigma_start:g}"
                 f"{f' at strength {stage.strength:g}' if stage.strength is not None else ''}"
+                f"{''.join(f', {guide}' for guide in stage.guides)}"
                 f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
             )
         for cost in self.costs[len(self.stages) :]:

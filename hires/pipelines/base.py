@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +18,16 @@ from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
-from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, guided, v
+from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, v
 from hires.device import TORCH_DTYPE
 from hires.errors import BackendError, ModelError
 from hires.families import PixArtShape, UNetShape
+from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
+from hires.lowpass import Fourier
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
@@ -131,6 +134,14 @@ def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) ->
     return tiny
 
 
+def guidance_of(stage: StagePlan) -> Guidance:
+    """The policy of a stage. Two weights part at half the canvas's finest frequency: what a picture of half its side holds."""
+    high = stage.guidance if stage.guidance_high is None else stage.guidance_high
+    interval = stage.guidance_interval or (0.0, math.inf)
+    low_pass = None if high == stage.guidance else Fourier(0.25)
+    return Guidance(low=stage.guidance, high=high, low_pass=low_pass, rescale=stage.guidance_rescale, interval=interval)
+
+
 def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     """The denoiser of a checkpoint's network, by its parameterisation; a consistency model's keeps its boundary."""
     if spec.parameterisation == "edm_v":
@@ -195,7 +206,7 @@ class LoadedFamily:
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         conditional, unconditional = self.conditions(stage.canvas)
-        return guided(on_canvas, unconditional, stage.guidance), conditional
+        return guided_by(on_canvas, unconditional, guidance_of(stage)), conditional
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """A prompt's conditions with what the network is told of a canvas of that many pixels."""

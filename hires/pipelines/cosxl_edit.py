@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import Denoiser, edit_guided
+from hires.guides import within
 from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
@@ -56,4 +57,6 @@ class CosXLEdit(LoadedFamily):
         with_image = replace(unconditional, image_latents=image)
         without = replace(unconditional, image_latents=torch.zeros_like(image))
         guide = edit_guided(on_canvas, with_image, without, stage.guidance, stage.image_guidance)
+        if stage.guidance_interval is not None:  # outside it the instruction and the picture, without what they differ from
+            guide = within(guide, on_canvas, *stage.guidance_interval)
         return guide, replace(conditional, image_latents=image)

@@ -17,17 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
+from hires.denoisers import Denoiser
 from hires.device import peak_device_bytes, reset_peak
+from hires.enlarge import ENLARGERS, Target
+from hires.guides import centre_pulled, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.kernels.policies import NPA, Attending, Policy, Windows
+from hires.lowpass import Fourier
 from hires.pipelines.base import Family
-from hires.resolution import relay_view
 from hires.samplers import CanvasNoise, find_sampler
 from hires.schedules import make_sigmas
 from hires.specs import ModelSpec, sigma_table
 from hires.tiling.denoise import Shift, seeded_shift, tiled
-from hires.tiling.geometry import Box, Size
-from hires.tiling.resize import Enlarged, Padded
+from hires.tiling.geometry import Box
+from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher
 from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
@@ -40,6 +43,17 @@ class Denoised:
 
     latents: Tensor
     stats: list[StageStats] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
+    hold it to them, the noise levels, and the canvas's noise."""
+
+    x: Tensor
+    origin: Tensor | None
+    sigmas: Tensor
+    noise: CanvasNoise
 
 
 def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture: NDArray[np.uint8] | None = None) -> Denoised:
@@ -56,9 +70,11 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
         whole = Box(0, 0, cells.height, cells.width)
         noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
-        x = noisy(family, stage, result.latents, picture, first_sigma(stage, sigmas), noise(-1), on_event)
+        begin = origin(family, stage, result.latents, picture, on_event)
+        start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
+        del begin  # not held through the stage where no guide needs it
         progress = TileProgress(stage, on_event, family.preview)
-        result.latents = denoise_stage(family, stage, x, sigmas, noise, batcher, progress).float().cpu()
+        result.latents = denoise_stage(family, stage, start, batcher, progress).float().cpu()
         progress.finish()
         most = batcher.batch if batcher.retries else most
         result.stats.append(
@@ -94,46 +110,55 @@ def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
     return float(sigmas[0]) if SCHEDULES[stage.schedule].table or stage.strength is not None else stage.sigma_start
 
 
-def noisy(
-    family: Family,
-    stage: StagePlan,
-    before: Tensor,
-    picture: NDArray[np.uint8] | None,
-    sigma: float,
-    noise: Tensor,
-    on_event: OnEvent,
-) -> Tensor:
-    """What a stage starts from, (1, C, h, w) at noise level sigma: the stage before, a picture, or noise alone."""
+def origin(
+    family: Family, stage: StagePlan, before: Tensor, picture: NDArray[np.uint8] | None, on_event: OnEvent
+) -> Tensor | None:
+    """The latents that a stage starts from, (1, C, h, w): the stage before enlarged, a picture, or None for noise alone."""
     if stage.enlarger is not None:
-        return ENLARGERS[stage.enlarger](family, before, stage, on_event).to(family.device) + noise * sigma
+        hear = (tell(on_event, f"{what} for {stage.name}") for what in ("decode", "encode"))
+        target = Target(stage.canvas, stage.grid.canvas, *hear)
+        with torch.inference_mode():
+            return ENLARGERS[stage.enlarger](family, before, target).to(family.device)
     if stage.strength is not None:
         assert picture is not None, "a strength is of a picture"
         with torch.inference_mode():
             source = Padded(fitted(picture, stage.canvas), stage.canvas)
-            return family.encode(source, tell(on_event, "encode")).to(family.device) + noise * sigma
-    return noise * float((sigma**2 + 1) ** 0.5)
+            return family.encode(source, tell(on_event, "encode")).to(family.device)
+    return None
+
+
+def noisy(begin: Tensor | None, sigma: float, noise: Tensor) -> Tensor:
+    """Latents at noise level sigma; from noise alone those of data of unit variance."""
+    return noise * float((sigma**2 + 1) ** 0.5) if begin is None else begin + noise * sigma
 
 
 def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
 
 
-def denoise_stage(
-    family: Family,
-    stage: StagePlan,
-    x: Tensor,
-    sigmas: Tensor,
-    noise: CanvasNoise,
-    batcher: Batcher,
-    progress: TileProgress,
-) -> Tensor:
-    """Sample one stage from x at sigmas[0] down to 0: sampler(guided(tiled(precondition(network))))."""
+def denoise_stage(family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress) -> Tensor:
+    """Sample one stage down to 0: sampler(anchored(guided(tiled(precondition(network)))))."""
+    noise = start.noise
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
     network = family.denoiser(attending(stage.attention, shift))
     on_canvas = tiled(network, stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = family.guided(on_canvas, stage)
-        return find_sampler(stage.sampler)(denoise, x, sigmas, cond, noise, progress.step)
+        denoise = anchored(denoise, stage, start)
+        return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
+
+
+def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
+    """The canvas's estimate under the guides of a stage, each around the one before; unchanged where no picture is held to."""
+    if start.origin is None:
+        return denoise
+    first = float(start.sigmas[0])
+    for guide in stage.guides:
+        if guide.kind == "structure":
+            denoise = structure_guided(denoise, start.origin, variance_ramp(first), Fourier(guide.cutoff))
+        else:
+            denoise = centre_pulled(denoise, start.origin, first)
+    return denoise
 
 
 def attending(policy: Policy, shift: Shift | None) -> Attending:
@@ -170,23 +195,3 @@ class TileProgress:
         stage, steps = self.stage, self.stage.taken_steps
         event = Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=steps, preview=preview)
         self.on_event(event)
-
-
-def enlarge_latents(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
-    """Bicubic on the latents: no decoding, softer edges."""
-    target = stage.grid.canvas
-    view = Enlarged(latents, *relay_view(Size(latents.shape[-2], latents.shape[-1]), target))
-    return view.crop(Box(0, 0, target.height, target.width))
-
-
-def enlarge_pixels(family: Family, latents: Tensor, stage: StagePlan, on_event: OnEvent) -> Tensor:
-    """Decode, then encode the picture enlarged by bicubic, band by band; the enlarged picture is never held whole."""
-    with torch.inference_mode():
-        bands = family.decode_bands(latents, tell(on_event, f"decode for {stage.name}"))
-        picture = torch.cat([rows.float().cpu() for rows in bands], dim=-2)
-        view = Enlarged(picture, *relay_view(Size(picture.shape[-2], picture.shape[-1]), stage.canvas))
-        return family.encode(view, tell(on_event, f"encode for {stage.name}"))
-
-
-Enlarger = Callable[[Family, Tensor, StagePlan, OnEvent], Tensor]
-ENLARGERS: dict[str, Enlarger] = {"pixel": enlarge_pixels, "latent": enlarge_latents}
