@@ -216,7 +216,8 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
     maps = (
         ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[min(1, len(shape.channels) - 1)]
     )
-    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0)) + SMALL
+    picture = 3 * pixels * element_bytes if encode else 0
+    return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0)) + picture + SMALL
 
 
 BAND_ROWS = (64, 32, 16, 8)

@@ -263,9 +263,10 @@ class Walk:
 
     def attention(self, x: Map) -> Map:
         """Keys and values of all tokens, then queries band by band."""
-        read, out = self.norm(x).read(min(self.band_rows, x.height), aligned=True), self.stored(x)
+        rows = max(self.heights(x))
+        read, out = self.norm(x).read(rows, aligned=True), self.stored(x)
         c, area, whole = x.channels, x.height * x.width, x.bytes(x.height)
-        tokens, inner = min(self.band_rows, x.height) * x.width, max(4, self.element)
+        tokens, inner = rows * x.width, max(4, self.element)
         self.macs += 4.0 * c * c * area + 2.0 * c * attended(self.policy, (x.height, x.width))
         band = tokens * c * self.element
         if self.on_host:

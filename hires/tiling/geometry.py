@@ -134,7 +134,8 @@ def make_grid(canvas: Size, tile: Size, overlap: int) -> TileGrid:
 
 
 def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Equal bands (top, bottom) of `height` rows, none higher than `rows`, no sliver at the end."""
+    """Bands (top, bottom) of `height` rows, as few as `rows` allows and all of one height but the last, which is no sliver."""
     count = -(-height // rows)
-    for index in range(count):
-        yield height * index // count, height * (index + 1) // count
+    tall = -(-height // count)
+    for top in range(0, height, tall):
+        yield top, min(top + tall, height)
