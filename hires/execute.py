@@ -22,7 +22,7 @@ from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
+from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory
 from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
 
 log = logging.getLogger(__name__)
@@ -106,15 +106,25 @@ def load_family(
     """
     text_device = torch.device("cpu") if made.text_on_host else device
     parts = load_parts(
-        spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device, made.text_dtype
+        spec,
+        request.prompt,
+        request.negative,
+        device,
+        made.dtype,
+        decode,
+        request.loras,
+        text_device,
+        made.text_dtype,
+        made.offload,
     )
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
         return CosXLEdit(
-            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention
-        )
+            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention,
+            offload=made.offload,
+        )  # fmt: skip
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
@@ -125,8 +135,9 @@ def load_family(
             position_mode=request.position_mode,
             picture=picture if parts.control else None,
             backend=request.attention,
+            offload=made.offload,
         )
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention)
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention, offload=made.offload)
 
 
 def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
@@ -159,7 +170,6 @@ def _decoded(
 ) -> tuple[PictureSink, StageStats]:
     """Decode band by band."""
     begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
-    sink = PictureSink(size)
     reset_peak(family.device)
 
     def on_band(done: int, total: int) -> None:
@@ -167,9 +177,16 @@ def _decoded(
         tiles = total
         tell(Event(stage="decode", done=done, total=total))
 
-    with torch.inference_mode():
-        for band in way(latents, on_band):
-            sink.write(to_integers(band[0]).cpu().numpy())
+    def fill(sink: PictureSink) -> PictureSink:
+        with torch.inference_mode():
+            for band in way(latents, on_band):
+                sink.write(to_integers(band[0]).cpu().numpy())
+        return sink
+
+    sink, message = attempt(fill, PictureSink(size))
+    while sink is None:  # outside the bands, which have a ladder of their own
+        family.vae.descend(message)
+        sink, message = attempt(fill, PictureSink(size))
     return sink, StageStats(
         stage="decode",
         seconds=round(time.monotonic() - begun, 3),

@@ -56,7 +56,7 @@ ROWS = (
     ("imageio", "metrics"),
     ("kernels",),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
-    ("quiet", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
+    ("quiet", "offload", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
     ("execute", "engine", "roundtrip"),
     ("cli",),

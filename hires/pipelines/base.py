@@ -28,13 +28,14 @@ from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
 from hires.lowpass import Fourier
+from hires.offload import HOST, Weights
 from hires.processors import add_compression
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
-from hires.tiling.retry import Ladder, attempt, free_memory
+from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
@@ -47,6 +48,7 @@ class Family(Protocol):
 
     spec: ModelSpec
     device: torch.device
+    weights: Weights
     vae: TiledVAE
     tiny: HaloVAE | None
 
@@ -100,19 +102,45 @@ def load_parts(
     loras: Sequence[LoraRef] = (),
     text_device: torch.device | None = None,
     text_dtype: str | None = None,
+    offload: str = "none",
 ) -> Parts:
-    """Everything a request needs, on the device: the text towers come and go before the rest is loaded.
+    """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
+    not to stay there, in host memory.
 
     They run on `text_device` in `text_dtype` where the plan has others for them.
     """
-    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+    texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
     free_memory()
-    network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
+    kept = device if offload == "none" else HOST
+    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
+
+
+def _encoded(
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
+) -> Sequence[Conditioning]:
+    """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
+    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    if found is not None:
+        return found
+    free_memory()
+    log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
+    return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
+
+
+def _loaded(
+    spec: ModelSpec,
+    texts: Sequence[Conditioning],
+    kept: torch.device,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    loras: Sequence[LoraRef],
+) -> Parts:
+    network = load_network(spec, dtype, kept, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, TORCH_DTYPE[dtype], device)
-    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
+    control = load_control(spec, network, dtype, kept)
+    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
@@ -175,7 +203,8 @@ class LoadedFamily:
     """A spec and the loaded parts of one request: what does not depend on the kind of network.
 
     Convolutions run channels-last on a CPU. picture: (H, W, 3) uint8 that the network sees beside the noisy latents, encoded
-    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named.
+    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named. offload: where weights
+    are kept, one of `search.OFFLOADS`.
     """
 
     def __init__(
@@ -188,8 +217,9 @@ class LoadedFamily:
         decode: Ladder[DecodePlan],
         picture: NDArray[np.uint8] | None = None,
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        self.backend = backend
+        self.backend, self.weights = backend, Weights(parts.network, parts.vae, device, offload)
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
@@ -213,10 +243,12 @@ class LoadedFamily:
         raise NotImplementedError
 
     def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+        self.weights.ready("vae")
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
         yield from self.vae.decode_bands(self.laid_out(scaled), on_band)
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
+        self.weights.ready("vae")
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
 
     def _encoded(self, canvas: Size) -> Tensor:

@@ -30,8 +30,9 @@ class CosXL(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend, offload=offload)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

@@ -38,8 +38,11 @@ class CosXLEdit(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
+        super().__init__(
+            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
+        )
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

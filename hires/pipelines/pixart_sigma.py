@@ -38,9 +38,12 @@ class PixArtSigma(LoadedFamily):
         position_mode: str = "global",
         picture: NDArray[np.uint8] | None = None,
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
+        super().__init__(
+            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
+        )
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(
             parts.network,

@@ -156,6 +156,12 @@ class TiledVAE:
             batch=batch,
         )
 
+    def descend(self, message: str) -> None:
+        """Go to the next rung of the plan after an out-of-memory around the bands. MemoryLadderError where there is none."""
+        assert self.ladder is not None, "a plan's autoencoder has the plan's ladder"
+        self.ladder.descend(message)
+        self.retries += 1
+
     def _ladder(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> Ladder[Any]:
         return self.ladder or Ladder(self.plan(h, w, batch=batch, encode=encode), str)
 
