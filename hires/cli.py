@@ -122,6 +122,7 @@ ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", 
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
+Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory, such as 3GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
 Tile = Annotated[
@@ -174,6 +175,7 @@ def render(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -201,7 +203,7 @@ def render(
             return engine.render(
                 prompt, size=size, init=None if init is None else str(init), strength=strength,
                 control=None if control is None else str(control), output=output,
-                overwrite=overwrite, device=device, vram=vram, on_event=on_event,
+                overwrite=overwrite, device=device, vram=vram, ram=ram, on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
@@ -249,6 +251,7 @@ def edit(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -274,8 +277,8 @@ def edit(
                 str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
-                tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
-                parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
+                tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
+                family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
                 attention_policy=attention_policy, on_event=on_event,
             )  # fmt: skip
 
@@ -297,6 +300,7 @@ def plan(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -322,6 +326,7 @@ def plan(
             size=size,
             device=device,
             vram=vram,
+            ram=ram,
             model=model,
             negative=negative,
             steps=steps,

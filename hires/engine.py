@@ -66,6 +66,7 @@ def render(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
@@ -100,6 +101,7 @@ def render(
         dtype: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda:0".
         vram: memory budget such as "12GiB" (2^30) or "24GB" (10^9), or bytes; default: what is free.
+        ram: what the whole process may hold in host memory, in the same units; default: nothing is said.
         family: what the model is, for files whose keys are those of several families, such as "sdxl-turbo".
         parts: a diffusers folder in which parts that the model lacks are looked for (tokenizers, text encoders, VAE).
         loras: LoRA files to merge: "style.safetensors", "style.safetensors:0.8" or LoraRef(path, scale) each.
@@ -152,7 +154,7 @@ def render(
     )
     spec = text_to_image(spec_for(request), prompt)
     edges = _edges(control, spec)
-    return _carried_out(request, spec, output, overwrite, device, vram, picture, on_event, edges)
+    return _carried_out(request, spec, output, overwrite, device, (vram, ram), picture, on_event, edges)
 
 
 def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
@@ -191,6 +193,7 @@ def edit(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
@@ -234,7 +237,7 @@ def edit(
         attention=attention,
         attention_policy=attention_policy,
     )
-    return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
+    return _carried_out(request, editing(spec_for(request)), output, overwrite, device, (vram, ram), pixels, on_event)
 
 
 def plan(
@@ -255,6 +258,7 @@ def plan(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
@@ -295,7 +299,7 @@ def plan(
         attention_policy=attention_policy,
         clean_caption=clean_caption,
     )
-    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
+    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram), _budget(ram)))
 
 
 def _carried_out(
@@ -304,7 +308,7 @@ def _carried_out(
     output: str | Path | None,
     overwrite: bool,
     device: str,
-    vram: str | int | None,
+    memory: tuple[str | int | None, str | int | None],
     picture: NDArray[np.uint8] | None,
     on_event: OnEvent | None,
     edges: NDArray[np.uint8] | None = None,
@@ -319,7 +323,7 @@ def _carried_out(
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
-    made = planner.plan(request, spec, probe(chosen, _budget(vram)))
+    made = planner.plan(request, spec, probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0))
     result = run_plan(request, made, spec, chosen, on_event or (lambda event: None), picture, edges)
     return result if path is None else _written(result, path, request, overwrite, on_event)
 
@@ -389,15 +393,15 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
 
 
-def describe_device(device: str, budget_bytes: int | None) -> DeviceSpec:
+def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
     """The device to plan for. torch is imported only to look at a card that is here."""
     if device == "auto" and budget_bytes is not None:
-        return machines.described_card(budget_bytes)
+        return machines.described_card(budget_bytes, ram_bytes or 0)
     if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return machines.host_device(budget_bytes)
+        return machines.host_device(budget_bytes, ram_bytes or 0)
     from hires.device import choose_device, probe
 
-    return probe(choose_device(device), budget_bytes)
+    return probe(choose_device(device), budget_bytes, ram_bytes or 0)
 
 
 def _budget(vram: str | int | None) -> int | None:
