@@ -22,7 +22,7 @@ from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory
+from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _run(
     ladder = Ladder([made.decode, *exact], _describe(made))
     drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
     seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
-    family = load_family(request, made, spec, device, ladder, seen)
+    family = twice(lambda: load_family(request, made, spec, device, ladder, seen), "loading")
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell, drawn)
     sink, decoding = decode(family, denoised.latents, request.size, tell)

@@ -41,6 +41,7 @@ def rendered(at: set[int]) -> tuple[RenderResult, Faults]:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> tuple[RenderResult, int]:
+    rendered(set())  # what is made once per process is made: the next run's calls are every run's
     result, faults = rendered(set())
     return result, faults.calls
 
