@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
 from hires.imageio import PictureSink, on_canvas
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
 from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
@@ -36,13 +37,14 @@ def run_plan(
     tell: OnEvent,
     picture: NDArray[np.uint8] | None = None,
     edges: NDArray[np.uint8] | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> RenderResult:
     """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
 
     picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows.
     """
     try:
-        return _run(request, made, spec, device, tell, picture, edges)
+        return _run(request, made, spec, device, tell, picture, edges, journal)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -61,6 +63,7 @@ def _run(
     tell: OnEvent,
     picture: NDArray[np.uint8] | None,
     edges: NDArray[np.uint8] | None,
+    journal: Journal,
 ) -> RenderResult:
     begun = time.monotonic()
     name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
@@ -70,10 +73,10 @@ def _run(
     ladder = Ladder([made.decode, *exact], _describe(made))
     drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
     seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
-    family = twice(lambda: load_family(request, made, spec, device, ladder, seen), "loading")
+    family = twice(lambda: load_family(request, made, spec, device, ladder, seen, journal), "loading")
     tell(Event(stage="load", done=1, total=1))
-    denoised = progressive.run(family, made, request.seed, tell, drawn)
-    sink, decoding = decode(family, denoised.latents, request.size, tell)
+    denoised = progressive.run(family, made, request.seed, tell, drawn, journal)
+    sink, decoding = decode(family, denoised.latents, request.size, tell, journal)
     if family.tiny is not None and decoding.stage == "decode (tiny)":
         ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
         made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
@@ -99,6 +102,7 @@ def load_family(
     device: torch.device,
     decode: Ladder[DecodePlan],
     picture: NDArray[np.uint8] | None,
+    journal: Journal = NO_JOURNAL,
 ) -> Family:
     """The model of a request on its device, by the pipeline of its family.
 
@@ -116,6 +120,7 @@ def load_family(
         text_device,
         made.text_dtype,
         made.offload,
+        journal,
     )
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
@@ -151,12 +156,14 @@ def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
     return describe
 
 
-def decode(family: Family, latents: torch.Tensor, size: Size, tell: OnEvent) -> tuple[PictureSink, StageStats]:
+def decode(
+    family: Family, latents: torch.Tensor, size: Size, tell: OnEvent, journal: Journal = NO_JOURNAL
+) -> tuple[PictureSink, StageStats]:
     """The picture and what it took. Where no exact way has room the small autoencoder starts over, if there is one."""
     if family.tiny is None:
-        return _decoded(family, family.decode_bands, latents, size, tell)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal)
     try:
-        return _decoded(family, family.decode_bands, latents, size, tell)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
@@ -166,7 +173,12 @@ def decode(family: Family, latents: torch.Tensor, size: Size, tell: OnEvent) -> 
 
 
 def _decoded(
-    family: Family, way: Callable[..., Iterator[torch.Tensor]], latents: torch.Tensor, size: Size, tell: OnEvent
+    family: Family,
+    way: Callable[..., Iterator[torch.Tensor]],
+    latents: torch.Tensor,
+    size: Size,
+    tell: OnEvent,
+    journal: Journal = NO_JOURNAL,
 ) -> tuple[PictureSink, StageStats]:
     """Decode band by band."""
     begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
@@ -178,9 +190,16 @@ def _decoded(
         tell(Event(stage="decode", done=done, total=total))
 
     def fill(sink: PictureSink) -> PictureSink:
+        done = 0
+        for rows in journal.rows():
+            sink.write(rows)
+            done += len(rows)
         with torch.inference_mode():
-            for band in way(latents, on_band):
-                sink.write(to_integers(band[0]).cpu().numpy())
+            for band in way(latents, on_band, done) if done else way(latents, on_band):
+                rows = to_integers(band[0]).cpu().numpy()
+                journal.keep_rows(done, rows)
+                sink.write(rows)
+                done += len(rows)
         return sink
 
     sink, message = attempt(fill, PictureSink(size))

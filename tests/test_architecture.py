@@ -39,6 +39,7 @@ ROWS = (
         "stage_cost",
         "search",
         "planner",
+        "job",
     ),
     (
         "device",
@@ -53,7 +54,7 @@ ROWS = (
         "restart",
         "samplers",
     ),
-    ("imageio", "metrics"),
+    ("imageio", "metrics", "journal"),
     ("kernels",),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     ("quiet", "offload", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),

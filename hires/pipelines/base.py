@@ -24,6 +24,7 @@ from hires.errors import BackendError, ModelError
 from hires.families import PixArtShape, UNetShape
 from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
@@ -64,8 +65,8 @@ class Family(Protocol):
         """The guided denoiser of a stage's whole canvas, and the conditions that it is called with."""
         ...
 
-    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, top to bottom."""
+    def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
+        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, from `start` to the bottom."""
         ...
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
@@ -103,13 +104,18 @@ def load_parts(
     text_device: torch.device | None = None,
     text_dtype: str | None = None,
     offload: str = "none",
+    journal: Journal = NO_JOURNAL,
 ) -> Parts:
     """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
     not to stay there, in host memory.
 
-    They run on `text_device` in `text_dtype` where the plan has others for them.
+    They run on `text_device` in `text_dtype` where the plan has others for them, and not at all where a journal has what they
+    said.
     """
-    texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+    texts: Sequence[Conditioning] | None = journal.texts()
+    if texts is None:
+        texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+        journal.keep_texts(texts)
     free_memory()
     kept = device if offload == "none" else HOST
     return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
@@ -242,10 +248,10 @@ class LoadedFamily:
         """A prompt's conditions with what the network is told of a canvas of that many pixels."""
         raise NotImplementedError
 
-    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+    def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
         self.weights.ready("vae")
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
-        yield from self.vae.decode_bands(self.laid_out(scaled), on_band)
+        yield from self.vae.decode_bands(self.laid_out(scaled), on_band, start)
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
         self.weights.ready("vae")

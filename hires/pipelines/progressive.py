@@ -23,6 +23,7 @@ from hires.device import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.guides import centre_pulled, structure_guided, variance_ramp
 from hires.imageio import fitted
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
 from hires.pipelines.base import Family
@@ -57,10 +58,18 @@ class Start:
     noise: CanvasNoise
 
 
-def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture: NDArray[np.uint8] | None = None) -> Denoised:
+def run(
+    family: Family,
+    plan: MemoryPlan,
+    seed: int,
+    on_event: OnEvent,
+    picture: NDArray[np.uint8] | None = None,
+    journal: Journal = NO_JOURNAL,
+) -> Denoised:
     """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
 
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
+    journal: what is in it is not done again.
     """
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
@@ -69,11 +78,14 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
-        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress)
-        latents, message = attempt(work, batcher)
+        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal)
+        latents, message = journal.tensor(f"stage-{index}"), ""
+        if latents is None:
+            latents, message = attempt(work, batcher)
         while latents is None:  # outside the tiles, which have their own retries: the stage begins again with less
             batcher.lessen(batcher.batch, message)
             latents, message = attempt(work, batcher)
+        journal.finish_stage(index, latents)
         result.latents = latents
         progress.finish()
         most = batcher.batch if batcher.retries else most
@@ -98,6 +110,7 @@ def run_stage(
     before: Tensor,
     picture: NDArray[np.uint8] | None,
     progress: TileProgress,
+    journal: Journal,
     batcher: Batcher,
 ) -> Tensor:
     """The latents of one stage, (1, C, h, w) float32 on the CPU, from those of the stage before; key: seed and stage index.
@@ -107,11 +120,17 @@ def run_stage(
     progress.begin()
     cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
     noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
-    begin = origin(family, stage, before, picture, progress.on_event)
+    name = f"stage-{key[1]}-origin"
+    begin = journal.tensor(name)
+    if begin is None:
+        begin = origin(family, stage, before, picture, progress.on_event)
+        if begin is not None:
+            journal.keep(name, begin)
+    begin = None if begin is None else begin.to(family.device)
     start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
     del begin  # not held through the stage where no guide needs it
     family.weights.ready("network")
-    return denoise_stage(family, stage, start, batcher, progress).float().cpu()
+    return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
 
 
 def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
@@ -159,7 +178,9 @@ def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
 
 
-def denoise_stage(family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress) -> Tensor:
+def denoise_stage(
+    family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress, journal: Journal = NO_JOURNAL
+) -> Tensor:
     """Sample one stage down to 0: sampler(anchored(guided(tiled(precondition(network)))))."""
     noise = start.noise
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
@@ -167,7 +188,7 @@ def denoise_stage(family: Family, stage: StagePlan, start: Start, batcher: Batch
     on_canvas = tiled(network, stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = family.guided(on_canvas, stage)
-        denoise = anchored(denoise, stage, start)
+        denoise = journal.recorded(noise.stage, anchored(denoise, stage, start))
         return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
 
 
