@@ -57,7 +57,7 @@ ROWS = (
     ("imageio", "metrics", "journal"),
     ("kernels",),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
-    ("quiet", "offload", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
+    ("quiet", "offload", "single", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
     ("execute", "engine", "roundtrip"),
     ("cli",),

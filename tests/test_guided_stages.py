@@ -41,6 +41,7 @@ class Family:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.device, self.tiny, self.pictures = spec, torch.device("cpu"), None, 0
         self.vae = SimpleNamespace(retries=0, recomputed=0)
+        self.guard = SimpleNamespace(redone=0)
         self.weights = Weights(torch.nn.Identity(), torch.nn.Identity(), self.device)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, v
 from hires.device import TORCH_DTYPE
-from hires.errors import BackendError, ModelError
+from hires.errors import BackendError, ModelError, NotFiniteError
 from hires.families import PixArtShape, UNetShape
 from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
@@ -31,6 +32,7 @@ from hires.kernels.policies import Attending, everywhere
 from hires.lowpass import Fourier
 from hires.offload import HOST, Weights
 from hires.processors import add_compression
+from hires.single import finite_pictures
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
@@ -44,12 +46,19 @@ from hires.weights import load_autoencoder, load_network, load_vae, read_kv_comp
 log = logging.getLogger(__name__)
 
 
+class SingleNetwork(Network, Protocol):
+    """A network that can be told to compute in float32."""
+
+    def in_single(self) -> AbstractContextManager[None]: ...
+
+
 class Family(Protocol):
     """A loaded model, ready to be run by a strategy."""
 
     spec: ModelSpec
     device: torch.device
     weights: Weights
+    guard: Guarded
     vae: TiledVAE
     tiny: HaloVAE | None
 
@@ -186,6 +195,39 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
 
 
+class Guarded:
+    """Watches that estimates are finite: pictures that are not are evaluated once more in float32, and counted in `redone`.
+
+    NotFiniteError where that does not help. A picture that the sampler hands over with NaN is not the network's.
+    """
+
+    def __init__(self) -> None:
+        self.redone = 0
+
+    def of(self, network: SingleNetwork) -> Network:
+        """The same network, its estimates watched."""
+
+        def evaluated(x: Tensor, time: float, cond: Conditioning) -> Tensor:
+            found = network(x, time, cond)
+            good = finite_pictures(found)
+            if bool(good.all()):
+                return found
+            with network.in_single():
+                wide = network(x.float(), time, cond)
+            bad = [i for i, fine in enumerate(good.tolist()) if not fine]
+            if not bool(finite_pictures(wide)[~good].all()):
+                where = f", tile at {cond.places[bad[0]]} of the latents" if cond.places is not None else ""
+                raise NotFiniteError(
+                    f"the network gives NaN or infinity at time {time:g}{where}, in float32 too: the checkpoint or a LoRA is "
+                    "damaged, or values are out of its range; download it again, or leave --lora, --guidance or --sigma-max out"
+                )
+            self.redone += len(bad)
+            log.warning("%d tile(s) overflowed at time %g and were evaluated again in float32", len(bad), time)
+            return torch.where(good.view(-1, *[1] * (found.ndim - 1)), found.float(), wide.float())
+
+        return evaluated
+
+
 def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype, name: str | None = None) -> str:
     """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule or as named.
 
@@ -225,6 +267,7 @@ class LoadedFamily:
         backend: str | None = None,
         offload: str = "none",
     ) -> None:
+        self.guard = Guarded()
         self.backend, self.weights = backend, Weights(parts.network, parts.vae, device, offload)
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]

@@ -39,4 +39,4 @@ class CosXL(LoadedFamily):
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))

@@ -49,7 +49,7 @@ class CosXLEdit(LoadedFamily):
         return replace(text, size_ids=sdxl_size_ids(canvas_px))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """Guidance by text and by image on the canvas: three estimates (Brooks et al. 2023)."""

@@ -67,7 +67,7 @@ class PixArtSigma(LoadedFamily):
         return replace(found[0], image_latents=edges), replace(found[1], image_latents=edges)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:

@@ -74,7 +74,7 @@ def run(
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, recomputed = time.monotonic(), family.vae.retries, family.vae.recomputed
+        begun, retries, recomputed = time.monotonic(), family.vae.retries, again(family)
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
@@ -96,11 +96,16 @@ def run(
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
                 retries=batcher.retries + family.vae.retries - retries,
-                recomputed=family.vae.recomputed - recomputed,
+                recomputed=again(family) - recomputed,
             )
         )
         log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
     return result
+
+
+def again(family: Family) -> int:
+    """Bands and tiles that overflowed in half precision and were computed again, so far."""
+    return family.vae.recomputed + family.guard.redone
 
 
 def run_stage(
