@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -340,17 +341,19 @@ def plan(
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
     clean_caption: CleanCaption = False,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the plan to an SVG.")] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw the plan to a PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
-    from hires import engine
+    from hires import drawing, engine
 
-    made = guarded(
-        lambda: engine.plan(
+    def planned(budget: str | int | None) -> Any:
+        return engine.plan(
             prompt,
             size=size,
             device=device,
-            vram=vram,
+            vram=budget,
             ram=ram,
             model=model,
             negative=negative,
@@ -374,8 +377,19 @@ def plan(
             attention_policy=attention_policy,
             clean_caption=clean_caption,
         )
-    )
-    print(json.dumps(made.to_json(), default=str) if as_json else made.explain())
+
+    made = guarded(lambda: planned(vram))
+    for path in (svg, png):
+        if path is not None:
+            guarded(partial(drawing.save_drawing, made, path))
+    if as_json:
+        print(json.dumps(made.to_json(), default=str))
+        return
+    print(made.explain())
+    print(drawing.terminal(made))
+    if device == "auto" and vram is not None:
+        print("with other budgets:")
+        print(drawing.table(drawing.other_budgets(planned)))
 
 
 @app.command()

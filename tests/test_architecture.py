@@ -39,6 +39,7 @@ ROWS = (
         "stage_cost",
         "search",
         "planner",
+        "drawing",
         "job",
     ),
     (

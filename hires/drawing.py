@@ -1,0 +1,186 @@
+"""A plan as a drawing: its tiles, its stages' peaks as bars against the budget, what other budgets would change. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hires.errors import BudgetError, OutputError
+from hires.tiling.geometry import TileGrid
+from hires.types import MemoryPlan, gib
+
+COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most
+BUDGETS_GB = (8, 12, 16, 24, 48)
+INK, TILE, SHARED, BAR, OVER = "#1f2937", "#60a5fa", "#f59e0b", "#34d399", "#ef4444"
+
+
+def terminal(plan: MemoryPlan) -> str:
+    """The last stage's tiles and the bars, in characters."""
+    return "\n".join([*bars(plan), "", *grid_lines(plan.latent_grid)])
+
+
+def bars(plan: MemoryPlan, width: int = 40) -> list[str]:
+    """A line per stage: name, bar of its predicted peak against the budget, bytes, seconds."""
+    lines = []
+    for cost in plan.costs:
+        share = min(1.0, cost.peak_bytes / plan.budget_bytes)
+        filled = max(1, round(share * width)) if cost.peak_bytes else 0
+        bar = "█" * filled + "░" * (width - filled)
+        lines.append(f"  {cost.stage:<10} {bar} {gib(cost.peak_bytes):>10} of {gib(plan.budget_bytes)}, {cost.seconds:.0f} s")
+    return lines
+
+
+def grid_lines(grid: TileGrid) -> list[str]:
+    """How many tiles cover each place: '·' one, a digit where tiles overlap; a character is a rectangle of cells."""
+    if grid.count == 1:
+        return [f"  one tile of {grid.tile} cells covers the canvas"]
+    height, width = grid.canvas.height, grid.canvas.width
+    scale = max(width / COLUMNS, height / ROWS / 2)  # a character is twice as high as wide
+    columns, rows = max(1, round(width / scale)), max(1, round(height / scale / 2))
+
+    def covered(starts: Sequence[int], tile: int, extent: int, count: int) -> list[int]:
+        centres = [(i + 0.5) * extent / count for i in range(count)]
+        return [sum(start <= centre < start + tile for start in starts) for centre in centres]
+
+    down = covered(grid.tops, grid.tile.height, height, rows)
+    across = covered(grid.lefts, grid.tile.width, width, columns)
+    drawn = ["  " + "".join("·" if a * b == 1 else str(min(9, a * b)) for b in across) for a in down]
+    shape = f"{len(grid.lefts)} x {len(grid.tops)} tiles of {grid.tile} cells on {grid.canvas}; a digit: so many overlap"
+    return [f"  {shape}", *drawn]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a plan would be with another budget; `plan` is None where nothing fits, and `why` says so."""
+
+    budget_bytes: int
+    plan: MemoryPlan | None
+    why: str = ""
+
+
+def other_budgets(make: Callable[[int], MemoryPlan]) -> list[Budget]:
+    """A request on cards of the usual sizes; `make(bytes)` plans for one."""
+    found = []
+    for size in BUDGETS_GB:
+        try:
+            found.append(Budget(size * 10**9, make(size * 10**9)))
+        except BudgetError as error:
+            found.append(Budget(size * 10**9, None, str(error)))
+    return found
+
+
+def table(budgets: Sequence[Budget]) -> str:
+    """A line per budget: seconds, peak, pictures at once, where weights are, how it decodes."""
+    lines = ["  budget   seconds       peak  at once  weights     decode"]
+    for budget in budgets:
+        size, plan = f"{budget.budget_bytes / 1e9:.0f} GB", budget.plan
+        if plan is None:
+            lines.append(f"  {size:>6}  {budget.why}")
+            continue
+        lines.append(
+            f"  {size:>6}  {plan.seconds:>8.0f}  {gib(plan.peak_bytes):>9}  {plan.batch:>7}  {plan.offload:<10}  {plan.decode}"
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A rectangle, or a text where `text` is given, in pixels of the drawing; `fill` of rrggbb, `opacity` 0 to 1."""
+
+    x: float
+    y: float
+    width: float = 0
+    height: float = 0
+    fill: str = INK
+    opacity: float = 1.0
+    outline: bool = False
+    text: str = ""
+    size: int = 14
+
+
+WIDTH, MARGIN, LINE = 880, 24, 22
+
+
+def shapes(plan: MemoryPlan) -> tuple[list[Shape], int]:
+    """Everything on the page, top to bottom, and the page's height."""
+    title = f"{plan.output} with {plan.model}, {plan.strategy}, {plan.dtype} on {plan.device}"
+    found = [Shape(x=MARGIN, y=MARGIN, text=title, size=16)]
+    y = MARGIN + 2 * LINE
+    most = max([plan.budget_bytes, *(cost.peak_bytes for cost in plan.costs)])
+    for cost in plan.costs:
+        length = 420 * cost.peak_bytes / most
+        fill = BAR if cost.peak_bytes <= plan.budget_bytes else OVER
+        found += [
+            Shape(x=MARGIN, y=y, text=cost.stage),
+            Shape(x=MARGIN + 110, y=y, width=length, height=LINE - 8, fill=fill),
+            Shape(x=MARGIN + 545, y=y, text=f"{gib(cost.peak_bytes)}, {cost.seconds:.0f} s"),
+        ]
+        y += LINE
+    at = MARGIN + 110 + 420 * plan.budget_bytes / most
+    found.append(Shape(x=at, y=MARGIN + 2 * LINE - 4, width=2, height=y - MARGIN - 2 * LINE + 4, fill=OVER))
+    facts = f"budget {gib(plan.budget_bytes)}, weights: {plan.offload}, decode {plan.decode}"
+    found.append(Shape(x=MARGIN + 110, y=y, text=facts))
+    y += 2 * LINE
+    grid = plan.latent_grid
+    scale = min((WIDTH - 2 * MARGIN) / grid.canvas.width, 560 / grid.canvas.height)
+    count = f"{grid.count} tile{'s' if grid.count > 1 else ''} of {grid.tile} cells on {grid.canvas}"
+    found.append(Shape(x=MARGIN, y=y, text=f"{plan.stages[-1].name}: {count}, attention {plan.stages[-1].attention}"))
+    y += LINE + 4
+    for box in grid.boxes():
+        left, top = MARGIN + box.left * scale, y + box.top * scale
+        wide, tall = box.width * scale, box.height * scale
+        found.append(Shape(x=left, y=top, width=wide, height=tall, fill=TILE, opacity=0.25, outline=True))
+    return found, int(y + grid.canvas.height * scale + MARGIN)
+
+
+def svg(plan: MemoryPlan) -> str:
+    """The page as an SVG document."""
+    drawn, height = shapes(plan)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">']
+    parts.append(f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>')
+    for shape in drawn:
+        if shape.text:
+            place = f'x="{shape.x:.1f}" y="{shape.y + shape.size:.1f}" font-size="{shape.size}" fill="{shape.fill}"'
+            parts.append(f'<text {place} font-family="sans-serif">{escape(shape.text)}</text>')
+            continue
+        line = f' stroke="{INK}" stroke-width="1"' if shape.outline else ""
+        place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}"'
+        parts.append(f'<rect {place} fill="{shape.fill}" fill-opacity="{shape.opacity:g}"{line}/>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def save_drawing(plan: MemoryPlan, path: Path) -> None:
+    """Write the page as .svg or .png. OutputError for another name, or where the file cannot be written."""
+    suffix = path.suffix.lower()
+    if suffix not in (".svg", ".png"):
+        raise OutputError(f"drawing {path}: the name must end in .svg or .png")
+    try:
+        if suffix == ".svg":
+            path.write_text(svg(plan), encoding="utf-8")
+        else:
+            picture(plan).save(path)
+    except OSError as error:
+        raise OutputError(f"drawing {path}: cannot be written ({error.strerror or error}); give another name") from None
+
+
+def picture(plan: MemoryPlan) -> Any:
+    """The page as a Pillow image."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    drawn, height = shapes(plan)
+    page = Image.new("RGBA", (WIDTH, height), "white")
+    for shape in drawn:
+        layer = Image.new("RGBA", page.size, (0, 0, 0, 0))
+        pen = ImageDraw.Draw(layer)
+        if shape.text:
+            pen.text((shape.x, shape.y), shape.text, fill=shape.fill, font=ImageFont.load_default(shape.size))
+        else:
+            red, green, blue = (int(shape.fill[i : i + 2], 16) for i in (1, 3, 5))
+            box = (shape.x, shape.y, shape.x + shape.width, shape.y + shape.height)
+            colour = (red, green, blue, round(255 * shape.opacity))
+            pen.rectangle(box, fill=colour, outline=INK if shape.outline else None)
+        page = Image.alpha_composite(page, layer)
+    return page.convert("RGB")
