@@ -154,14 +154,18 @@ def fail(error: HiresError) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-def guarded(work: Callable[[], Any]) -> Any:
-    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback."""
+LOST = "nothing was written"
+KEPT = "nothing was written, the same command goes on from here (see hires jobs)"
+
+
+def guarded(work: Callable[[], Any], stopped: str = LOST) -> Any:
+    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`."""
     try:
         return work()
     except HiresError as error:
         fail(error)
     except KeyboardInterrupt:
-        print("stopped; nothing was written, the same command goes on from here (see hires jobs)", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -222,7 +226,7 @@ def render(
                 clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention, attention_policy=attention_policy,
             )  # fmt: skip
 
-    say(guarded(work), as_json, quiet)
+    say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
 
 
 def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
@@ -308,7 +312,7 @@ def edit(
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
             )  # fmt: skip
 
-    say(guarded(work), as_json, quiet)
+    say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
 
 
 @app.command()
@@ -455,10 +459,10 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List unfinished renders, which the same command goes on with, or remove what is kept of them."""
-    from hires import journal
+    from hires import jobs as unfinished_jobs
 
-    found = journal.unfinished(folder)
-    removed = journal.clean(found) if clean else []
+    found = guarded(lambda: unfinished_jobs.unfinished(folder))
+    removed = unfinished_jobs.clean(found) if clean else []
     if as_json:
         document = {"jobs": [job.to_json() for job in found], "removed": [job.output for job in removed]}
         print(json.dumps(document))

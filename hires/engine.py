@@ -360,7 +360,8 @@ def _carried_out(
     job = describe_job(request, made, spec, (picture, edges))
     kept = open_journal(path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
     try:
-        result = _written(run_plan(request, made, spec, chosen, tell, picture, edges, kept), path, request, overwrite, on_event)
+        result = run_plan(request, made, spec, chosen, tell, picture, edges, kept)
+        result = _written(result, path, request, overwrite, on_event, kept.folder)
     except BaseException:
         kept.close()
         raise
@@ -472,14 +473,19 @@ def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Si
 
 
 def _written(
-    result: RenderResult, path: Path, request: RenderRequest, overwrite: bool, on_event: OnEvent | None
+    result: RenderResult,
+    path: Path,
+    request: RenderRequest,
+    overwrite: bool,
+    on_event: OnEvent | None,
+    within: Path | None = None,
 ) -> RenderResult:
-    """The result with its file: whole, or an error and no file."""
+    """The result with its file: whole, or an error and no file; unfinished it lies `within` a folder."""
     from hires.imageio import save_png
 
     tell: OnEvent = on_event or (lambda event: None)
     tell(Event(stage="write", done=0, total=1))
-    save_png(path, result.pixels, metadata(request, result.plan), overwrite)
+    save_png(path, result.pixels, metadata(request, result.plan), overwrite, within)
     tell(Event(stage="write", done=1, total=1))
     return replace(result, path=path)
 

@@ -70,14 +70,19 @@ class PictureSink:
         return self.pixels
 
 
-def save_png(path: Path, pixels: NDArray[np.uint8], text: Mapping[str, str], overwrite: bool) -> None:
-    """Write pixels (H, W, 3) with text chunks. The file appears whole or not at all; WriteError if the disk refuses."""
+def save_png(
+    path: Path, pixels: NDArray[np.uint8], text: Mapping[str, str], overwrite: bool, within: Path | None = None
+) -> None:
+    """Write pixels (H, W, 3) with text chunks. The file appears whole or not at all; WriteError if the disk refuses.
+
+    within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
+    """
     info = PngImagePlugin.PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=_place(path, within))
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=4)
@@ -94,6 +99,14 @@ def save_png(path: Path, pixels: NDArray[np.uint8], text: Mapping[str, str], ove
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _place(path: Path, within: Path | None) -> Path:
+    """`within` where it is there and a file can be renamed from it, else the output's own folder."""
+    try:
+        return within if within is not None and within.stat().st_dev == path.parent.stat().st_dev else path.parent
+    except OSError:
+        return path.parent
 
 
 def _umask() -> int:

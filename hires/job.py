@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 1
-PROBED = 2**20  # bytes read of either end of a large file
+SCHEMA = 2
+READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its fingerprint
+PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws
+FILES = ("model", "parts", "loras")  # known by what is in them, wherever they lie
 
 
 def describe_job(
@@ -34,26 +36,40 @@ def describe_job(
         "schema": SCHEMA,
         "hires": __version__,
         "torch": torch.__version__,
-        "request": {name: value for name, value in asked.items() if name not in NOT_DRAWN},
+        "request": {name: value for name, value in asked.items() if name not in (*NOT_DRAWN, *FILES)},
+        "loras": [lora.scale for lora in request.loras],
         "plan": {name: drawn[name] for name in ("canvas", "stages", "dtype", "text_dtype")} | {"decode": plan.decode.dtype},
         "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
         "pictures": [None if p is None else hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in pictures],
     }
 
 
-def fingerprints(spec: ModelSpec, more: Iterable[Path] = ()) -> dict[str, str]:
-    """Every file that a model is loaded from, by name: its bytes, and a digest of both its ends."""
-    paths = [part.path for part in spec.parts.values() if part.path is not None]
-    files = {file for path in (*paths, *more) for file in (path.rglob("*") if path.is_dir() else (path,)) if file.is_file()}
-    return {f"{file.parent.name}/{file.name}": fingerprint(file) for file in sorted(files)}
+def fingerprints(spec: ModelSpec, loras: Sequence[Path] = ()) -> dict[str, str]:
+    """The fingerprint of every file that a model is loaded from, by the first of the parts that it is of."""
+    places: dict[Path, str] = {}
+    for component, part in sorted(spec.parts.items()):
+        if part.path is not None:
+            places.setdefault(part.path, component)
+    found = {}
+    for path, name in (*places.items(), *((path.expanduser(), f"lora {i}") for i, path in enumerate(loras))):
+        for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
+            if file.is_file():
+                found["/".join((name, *file.relative_to(path).parts))] = fingerprint(file)
+    return found
 
 
 def fingerprint(file: Path) -> str:
-    """'1048576:9f…': size, and the digest of the first and last mebibyte."""
+    """'1048576:9f…': its bytes, and a digest: of all of them up to 64 MiB, else of 2048 places of 4 KiB, both ends included.
+
+    A file is changed between the places only where less than a 2048th of it is: a LoRA that was merged, another training or
+    another precision change them all, one value of a large file may be missed.
+    """
     size, digest = file.stat().st_size, hashlib.blake2b(digest_size=16)
     with file.open("rb") as opened:
-        digest.update(opened.read(PROBED))
-        if size > PROBED:
-            opened.seek(max(PROBED, size - PROBED))
-            digest.update(opened.read(PROBED))
+        if size <= READ_WHOLE:
+            digest.update(opened.read())
+        else:
+            for place in range(PROBES):
+                opened.seek(place * (size - PROBED) // (PROBES - 1))
+                digest.update(opened.read(PROBED))
     return f"{size}:{digest.hexdigest()}"

@@ -9,32 +9,41 @@ holds; one that is torn is not there.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser
-from hires.errors import OutputError, RequestError, WriteError
+from hires.errors import HiresError, RequestError, WriteError
+from hires.records import (
+    LOCK,
+    PART,
+    digest,
+    hold,
+    packed,
+    read_whole,
+    record,
+    refused,
+    sync_folder,
+    tensors,
+    unpacked,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 SECONDS = 20.0  # between writes: what a kill loses at most
-DIGEST = 32
+SUFFIX = ".hires"
 
 
 class Journal(Protocol):
@@ -44,7 +53,7 @@ class Journal(Protocol):
     def keep_texts(self, texts: Sequence[Conditioning]) -> None: ...
     def tensor(self, name: str) -> Tensor | None: ...
     def keep(self, name: str, value: Tensor) -> None: ...
-    def recorded(self, stage: int, denoise: Denoiser) -> Denoiser: ...
+    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser: ...
     def finish_stage(self, stage: int, latents: Tensor) -> None: ...
     def rows(self) -> Iterator[NDArray[Any]]: ...
     def keep_rows(self, first: int, rows: NDArray[Any]) -> None: ...
@@ -63,7 +72,7 @@ class NoJournal:
     def keep(self, name: str, value: Tensor) -> None:
         pass
 
-    def recorded(self, stage: int, denoise: Denoiser) -> Denoiser:
+    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
         return denoise
 
     def finish_stage(self, stage: int, latents: Tensor) -> None:
@@ -88,7 +97,8 @@ class FileJournal:
     clock: Callable[[], float] = time.monotonic
     _waiting: dict[str, bytes] = field(default_factory=dict)
     _written: float = field(default=float("-inf"))
-    _lock: Any = None
+    _lock: IO[str] | None = None
+    _latents: Tensor = field(default_factory=lambda: torch.empty(0))  # the digest of those that rows are decoded from
 
     def texts(self) -> list[Conditioning] | None:
         return unpacked(self._read("conditioning"))
@@ -97,14 +107,16 @@ class FileJournal:
         self._write("conditioning", packed(texts), now=True)
 
     def tensor(self, name: str) -> Tensor | None:
-        found = self._read(name)
-        return None if found is None else _tensors(found).get("value")
+        return tensors(self._read(name)).get("value")
 
     def keep(self, name: str, value: Tensor) -> None:
-        self._write(name, save({"value": value.detach().cpu().contiguous()}))
+        self._write(name, record(value=value))
 
-    def recorded(self, stage: int, denoise: Denoiser) -> Denoiser:
-        """The same denoiser: what it gave before the stop comes from the journal, what it gives now goes into it."""
+    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
+        """The same denoiser: what it gave before the stop comes from the journal, what it gives now goes into it.
+
+        `on_known` is called for each evaluation that was there.
+        """
         calls = 0
 
         def estimate(x: Tensor, sigma: float, cond: Any) -> Tensor:
@@ -112,54 +124,57 @@ class FileJournal:
             name, calls = f"stage-{stage}-estimate-{calls:05d}", calls + 1
             before = self._estimate(name, sigma)
             if before is not None:
+                on_known()
                 return before.to(x.device)
             found = denoise(x, sigma, cond)
-            self._write(name, save({"value": found.detach().cpu().contiguous(), "sigma": _scalar(sigma)}))
+            self._write(name, record(value=found, sigma=_scalar(sigma)))
             return found
 
         return estimate
 
     def finish_stage(self, stage: int, latents: Tensor) -> None:
-        """Keep a stage's latents, and nothing else of it."""
+        """Keep a stage's latents, and nothing else of it once they are on the disk."""
+        content = record(value=latents)
+        self._latents = torch.frombuffer(bytearray(digest(content)), dtype=torch.uint8)
         self._waiting = {name: held for name, held in self._waiting.items() if not name.startswith(f"stage-{stage}-")}
-        self._write(f"stage-{stage}", save({"value": latents.detach().cpu().contiguous()}), now=True)
-        for file in self.folder.glob(f"stage-{stage}-*"):
-            file.unlink(missing_ok=True)
+        if self._write(f"stage-{stage}", content, now=True):
+            for file in self.folder.glob(f"stage-{stage}-*"):
+                file.unlink(missing_ok=True)
 
     def rows(self) -> Iterator[NDArray[Any]]:
-        """Finished rows (n, W, 3) from the top, without a gap."""
+        """Finished rows (n, W, 3) of the last stage's latents, from the top, without a gap."""
         first = 0
-        while (found := self._read(f"rows-{first:08d}")) is not None:
-            part = _tensors(found).get("value")
-            if part is None or not len(part):
-                return
-            yield part.numpy()
-            first += len(part)
+        while held := tensors(self._read(f"rows-{first:08d}")):
+            if not torch.equal(held["of"], self._latents) or not len(held["value"]):
+                return  # decoded from others, which were torn since and made again on another machine
+            yield held["value"].numpy()
+            first += len(held["value"])
 
     def keep_rows(self, first: int, rows: NDArray[Any]) -> None:
-        self._write(f"rows-{first:08d}", save({"value": torch.from_numpy(np.ascontiguousarray(rows))}))
+        self._write(f"rows-{first:08d}", record(value=torch.from_numpy(np.ascontiguousarray(rows)), of=self._latents))
 
-    def flush(self) -> None:
-        """Write what waits. Where the disk refuses, the render goes on and what is on it stays as it is."""
+    def flush(self) -> bool:
+        """Write what waits. Where the disk refuses, the render goes on and what is on it stays as it is: False."""
         try:
             for name, content in self._waiting.items():
-                write_whole(self.folder / name, hashlib.blake2b(content, digest_size=DIGEST).digest() + content)
+                write_whole(self.folder / name, content)
             if self._waiting:
                 sync_folder(self.folder)
         except WriteError as error:
             log.warning("%s; from here on nothing is written, and a later run would go on from before", error)
             self.seconds = float("inf")
         self._waiting, self._written = {}, self.clock()
+        return self.seconds != float("inf")
 
     def remove(self) -> None:
         """The render is done: nothing stays."""
         self._waiting = {}
-        self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder, self._lock or hold(self.folder))
+        self._lock = None
 
     def lock(self) -> None:
         """Hold the job for this process. OutputError where another one works on it."""
-        self._lock = _locked(self.folder)
+        self._lock = hold(self.folder)
 
     def close(self) -> None:
         """The render ends unfinished: what waits is written, where the disk takes it."""
@@ -172,119 +187,46 @@ class FileJournal:
             self._lock = None
 
     def _estimate(self, name: str, sigma: float) -> Tensor | None:
-        found = self._read(name)
-        if found is None:
-            return None
-        held = _tensors(found)
+        held = tensors(self._read(name))
         return held.get("value") if torch.equal(held.get("sigma", torch.empty(0)), _scalar(sigma)) else None
 
     def _read(self, name: str) -> bytes | None:
         return self._waiting[name] if name in self._waiting else read_whole(self.folder / name)
 
-    def _write(self, name: str, content: bytes, now: bool = False) -> None:
-        self._waiting[name] = content
+    def _write(self, name: str, content: bytes, now: bool = False) -> bool:
+        """Whether it is on the disk."""
         if self.seconds == float("inf"):
-            self._waiting = {}
-        elif now or self.clock() - self._written >= self.seconds:
-            self.flush()
+            return False
+        self._waiting[name] = content
+        return (now or self.clock() - self._written >= self.seconds) and self.flush()
 
 
 def _scalar(sigma: float) -> Tensor:
     return torch.tensor([sigma], dtype=torch.float64)
 
 
-def _tensors(content: bytes) -> dict[str, Tensor]:
+def remove_folder(folder: Path, lock: IO[str]) -> bool:
+    """The folder and all in it, the lock last, so that another process finds it held or gone; whether it is gone."""
     try:
-        held: dict[str, Tensor] = load(content)
-        return held
-    except (SafetensorError, ValueError):
-        return {}
-
-
-def packed(texts: Sequence[Conditioning]) -> bytes:
-    """Conditions of some prompts as one record; those that hold no more than what the text towers gave."""
-    values: dict[str, Tensor] = {}
-    for index, text in enumerate(texts):
-        for name in ("tokens", "mask", "pooled"):
-            value = getattr(text, name)
-            if value is not None:
-                values[f"{index}.{name}"] = value.detach().cpu().contiguous()
-        values[f"{index}.cell_px"] = torch.tensor(text.cell_px)
-    content: bytes = save(values)
-    return content
-
-
-def unpacked(content: bytes | None) -> list[Conditioning] | None:
-    held = {} if content is None else _tensors(content)
-    count = sum(name.endswith(".cell_px") for name in held)
-    if not count:
-        return None
-    return [
-        Conditioning(
-            tokens=held[f"{i}.tokens"],
-            mask=held.get(f"{i}.mask"),
-            pooled=held.get(f"{i}.pooled"),
-            cell_px=int(held[f"{i}.cell_px"]),
-        )
-        for i in range(count)
-    ]
-
-
-def read_whole(file: Path) -> bytes | None:
-    """What a record holds; None where it is not there, or not as it was written."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    digest, held = content[:DIGEST], content[DIGEST:]
-    if len(digest) < DIGEST or hashlib.blake2b(held, digest_size=DIGEST).digest() != digest:
-        log.warning("%s is torn and not trusted", file)
-        return None
-    return held
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """The file whole, or not there. WriteError where the disk refuses."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with part.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
+        _empty(folder)
+        if os.name == "nt":
+            lock.close()  # an open file cannot be removed there
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WriteError(
-            f"journal {file.parent}: {error.strerror or error}; make room, or give --no-journal (nothing can be resumed)"
-        ) from error
+        log.warning("%s cannot be removed: %s", folder, error)
+    lock.close()
+    return not folder.exists()
 
 
-def sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _locked(folder: Path) -> Any:
-    """An open file that holds the folder's lock for as long as it is open; the system lets go of a killed process's."""
-    opened = (folder / "lock").open("a")
-    try:
-        import fcntl
-
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return opened
-    except OSError:
-        opened.close()
-        raise OutputError(f"{folder}: another process renders this; wait for it or give another -o") from None
-    return opened
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != LOCK:
+            file.unlink(missing_ok=True)
 
 
 def folder_of(output: Path) -> Path:
-    return output.with_name(f".{output.name}.hires")
+    return output.with_name(f".{output.name}{SUFFIX}")
 
 
 def open_journal(
@@ -293,35 +235,46 @@ def open_journal(
     """The journal of a render of `job` to `output`: the one that is there, if it is of this job, else a new one.
 
     RequestError where `resume` finds nothing to go on from, or a job of another render is there (naming what differs) and
-    `restart` was not given; OutputError where another process works on it.
+    `restart` was not given; OutputError where another process works on it or the folder is not one of ours.
     """
     folder = folder_of(output)
-    before = read_job(folder)
-    if before is not None and not restart:
-        changed = differences(before, job)
-        if changed:
-            raise RequestError(
-                f"output {output}: an unfinished render is there that differs in {', '.join(changed)}; "
-                "give that again to go on, --restart to throw it away, or another -o"
-            )
-    elif resume:
+    before = folder.exists()
+    if resume and not before:
         raise RequestError(f"--resume: nothing unfinished is there for {output}; leave --resume out to begin")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"journal {folder}: {error.strerror or error}; render with --no-journal") from error
     journal = FileJournal(folder, seconds)
     journal.lock()
-    if before is None or restart:
-        for file in folder.iterdir():
-            if file.name != "lock":
-                file.unlink(missing_ok=True)
-        content = json.dumps(dict(job), sort_keys=True).encode()
-        write_whole(folder / "job.json", hashlib.blake2b(content, digest_size=DIGEST).digest() + content)
-        sync_folder(folder)
-    else:
-        log.warning("going on with the unfinished render of %s", output)
+    try:
+        _go_on_or_begin(output, folder, job, resume, restart)
+    except OSError as error:
+        journal.release()
+        raise refused(folder, error) from error
+    except HiresError:
+        journal.release() if before else journal.remove()
+        raise
     return journal
+
+
+def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: bool, restart: bool) -> None:
+    before = None if restart else read_job(folder)
+    if before is not None:
+        changed = differences(before, job)
+        if changed:
+            given = [name for name in changed if not name.startswith("plan.")]  # a plan follows from what was given
+            raise RequestError(
+                f"output {output}: an unfinished render is there that differs in {', '.join(given or changed)}; "
+                "give that again to go on, --restart to throw it away, or another -o"
+            )
+        for file in folder.glob(f".*{PART}"):
+            file.unlink(missing_ok=True)
+        log.warning("going on with the unfinished render of %s", output)
+        return
+    if resume:
+        raise RequestError(
+            f"--resume: what is there for {output} holds no job that can be trusted; leave --resume out to begin"
+        )
+    _empty(folder)
+    write_whole(folder / "job.json", json.dumps(dict(job), sort_keys=True).encode())
+    sync_folder(folder)
 
 
 def read_job(folder: Path) -> dict[str, Any] | None:
@@ -336,81 +289,21 @@ def read_job(folder: Path) -> dict[str, Any] | None:
     return job if isinstance(job, dict) else None
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Any, now: Any) -> list[str]:
     """The names of what is not the same in two jobs, those of nested values with a dot."""
-    now = json.loads(json.dumps(dict(now), sort_keys=True))
-    found: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        a, b = before.get(name), now.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{name}.{inner}" for inner in differences(a, b)]
-        elif a != b:
-            found.append(f"{name} ({_short(a)}, now {_short(b)})")
-    return found
+    return _differences("", before, json.loads(json.dumps(now)))
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        within = f"{name}." if name else ""
+        names = [*before, *(key for key in now if key not in before)]
+        return [found for key in names for found in _differences(f"{within}{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} ({_short(before)}, now {_short(now)})"]
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnfinishedJob:
-    """What `hires jobs` shows of a folder: the output, its size, how far it came, when it last wrote, and its bytes."""
-
-    output: str
-    size: str
-    prompt: str
-    progress: str
-    age_seconds: float
-    held_bytes: int
-    folder: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
-
-
-def unfinished(where: Path) -> list[UnfinishedJob]:
-    """The unfinished jobs of a folder, the latest last."""
-    found = []
-    for folder in sorted(where.glob(".*.hires")):
-        job, files = read_job(folder), [file for file in folder.iterdir() if file.is_file()]
-        if not files:
-            continue
-        request = job.get("request", {}) if job else {}
-        found.append(
-            UnfinishedJob(
-                output=str(folder.with_name(folder.name[1 : -len(".hires")])),
-                size=str(request.get("size", "unknown")),
-                prompt=str(request.get("prompt", "")),
-                progress=_progress(files) if job else "torn; it would begin again",
-                age_seconds=round(time.time() - max(file.stat().st_mtime for file in files), 1),
-                held_bytes=sum(file.stat().st_size for file in files),
-                folder=str(folder),
-            )
-        )
-    return sorted(found, key=lambda job: -job.age_seconds)
-
-
-def _progress(files: Sequence[Path]) -> str:
-    names = {file.name for file in files}
-    stages = sorted(name for name in names if name.startswith("stage-") and name.count("-") == 1)
-    bands = sum(name.startswith("rows-") for name in names)
-    if bands:
-        return f"{bands} bands decoded"
-    estimates = sum("-estimate-" in name for name in names)
-    return f"{len(stages)} stages finished, {estimates} evaluations of the next"
-
-
-def clean(jobs: Sequence[UnfinishedJob]) -> list[UnfinishedJob]:
-    """Remove jobs that no process works on; those removed."""
-    removed = []
-    for job in jobs:
-        try:
-            lock = _locked(Path(job.folder))
-        except OutputError:
-            continue
-        lock.close()
-        shutil.rmtree(job.folder, ignore_errors=True)
-        removed.append(job)
-    return removed

@@ -55,7 +55,7 @@ ROWS = (
         "restart",
         "samplers",
     ),
-    ("imageio", "metrics", "journal"),
+    ("imageio", "metrics", "records", "journal", "jobs"),
     ("kernels",),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     ("quiet", "offload", "single", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),

@@ -23,8 +23,10 @@ from hires.catalogue import SAMPLERS
 from hires.conditioning import Conditioning
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
-from hires.journal import FileJournal, differences, folder_of, open_journal, read_whole, unfinished
+from hires.jobs import clean, unfinished
+from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.noise import CanvasNoise
+from hires.records import packed, read_whole, unpacked
 from hires.samplers import find_sampler
 from hires.tiling.geometry import Box
 from hires.types import Event
@@ -77,9 +79,9 @@ def test_every_sampler_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
         folder.mkdir()
         calls, least = 0, stop
         with pytest.raises(Cancelled):
-            find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate), x, sigmas, None, noise)
+            find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, noise)
         calls, least = 0, 0
-        found = find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate), x, sigmas, None, noise)
+        found = find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, noise)
         assert torch.equal(found, expected), stop
         assert calls == total - stop + 1, "nothing is evaluated twice"
 
@@ -150,7 +152,7 @@ def test_a_changed_model_file_and_version_are_noticed(tmp_path: Path, eps_folder
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(RequestError, match=r"differs in model\.unet/.*safetensors"):
+    with pytest.raises(RequestError, match=r"differs in model\.network/.*safetensors"):
         hires.render(PROMPT, output=output, **options)
     job = {"hires": "0.0.1", "request": {"seed": 1, "size": "1x1"}}
     assert differences(job, {"hires": "0.0.2", "request": {"seed": 1, "size": "1x1"}}) == ['hires ("0.0.1", now "0.0.2")']
@@ -169,9 +171,9 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     first = open_journal(tmp_path / "a.png", {"a": 1})
     with pytest.raises(OutputError, match="another process renders this"):
         open_journal(tmp_path / "a.png", {"a": 1})
-    assert journals.clean(unfinished(tmp_path)) == [], "what is worked on stays"
+    assert clean(unfinished(tmp_path)) == [], "what is worked on stays"
     first.close()
-    assert [job.output for job in journals.clean(unfinished(tmp_path))] == [str(tmp_path / "a.png")]
+    assert [job.output for job in clean(unfinished(tmp_path))] == [str(tmp_path / "a.png")]
     assert not unfinished(tmp_path)
 
 
@@ -209,12 +211,12 @@ def test_conditions_come_back_as_they_were() -> None:
         Conditioning(tokens=torch.randn(1, 7, 5), pooled=torch.randn(1, 3), cell_px=16),
         Conditioning(tokens=torch.randn(1, 7, 5).bfloat16(), mask=torch.arange(7)[None] < 4),
     ]
-    back = journals.unpacked(journals.packed(texts))
+    back = unpacked(packed(texts))
     assert back is not None
     for a, b in zip(texts, back, strict=True):
         assert torch.equal(a.tokens, b.tokens) and a.tokens.dtype == b.tokens.dtype and a.cell_px == b.cell_px
         assert (a.mask is None) == (b.mask is None) and (a.pooled is None) == (b.pooled is None)
-    assert journals.unpacked(b"nonsense") is None
+    assert unpacked(b"nonsense") is None
 
 
 def command(output: Path, *more: str) -> list[str]:
