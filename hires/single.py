@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+WEIGHTED: tuple[Callable[..., Any], ...] = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.embedding),
+    *(F.group_norm, F.layer_norm, F.rms_norm, F.batch_norm),
+)  # by which weights meet activations
 
 
 @contextmanager
@@ -15,33 +22,36 @@ def in_single(module: nn.Module) -> Iterator[None]:
     """Within, every layer of the module computes in float32 from its own weights, which are cast for the call and dropped.
 
     More memory than a half-precision run by the float32 copy of the largest layer, and by activations of twice the bytes.
+    Parts that have a `single` of their own are told. Parameters are only read, at the moment that they are used: an offload
+    that fetches them layer by layer and knows them by identity goes on undisturbed.
     """
-    hooks: list[Any] = []
-    for layer in module.modules():
-        if any(p.is_floating_point() for p in layer.parameters(recurse=False)) and not any(True for _ in layer.children()):
-            hooks.append(layer.register_forward_pre_hook(_widen, with_kwargs=True))
-            hooks.append(layer.register_forward_hook(_restore, always_call=True))
+    halves = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
+    told: list[Any] = [part for part in module.modules() if hasattr(part, "single")]
+    for part in told:
+        part.single = True
     try:
-        yield
+        with _Widening(halves):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for part in told:
+            part.single = False
 
 
-def _widen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kept = {name: p for name, p in layer._parameters.items() if p is not None and p.is_floating_point()}
-    layer._kept_parameters = kept  # type: ignore[assignment]
-    for name, p in kept.items():
-        layer._parameters[name] = nn.Parameter(p.detach().float(), requires_grad=False)
-    return tuple(_wide(value) for value in args), {name: _wide(value) for name, value in kwargs.items()}
+class _Widening(TorchFunctionMode):
+    """Arguments of weighted operations in float32; what is between them follows by promotion."""
 
+    def __init__(self, halves: set[torch.dtype]) -> None:
+        super().__init__()
+        self.halves = halves
 
-def _restore(layer: nn.Module, args: Any, output: Any) -> None:
-    layer._parameters.update(layer.__dict__.pop("_kept_parameters", {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in WEIGHTED:
+            wide = {name: self._wide(value) for name, value in (kwargs or {}).items()}
+            return func(*(self._wide(value) for value in args), **wide)
+        return func(*args, **(kwargs or {}))
 
-
-def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    def _wide(self, value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.dtype in self.halves else value
 
 
 def finite_pictures(x: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class Guarded:
             if bool(good.all()):
                 return found
             with network.in_single():
-                wide = network(x.float(), time, cond)
+                wide = network(x.float(), time, cond.to(x.device, torch.float32))
             bad = [i for i, fine in enumerate(good.tolist()) if not fine]
             if not bool(finite_pictures(wide)[~good].all()):
                 where = f", tile at {cond.places[bad[0]]} of the latents" if cond.places is not None else ""

@@ -21,6 +21,7 @@ from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
 from hires.denoisers import Denoiser
 from hires.device import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
+from hires.errors import NotFiniteError
 from hires.guides import centre_pulled, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
@@ -195,7 +196,11 @@ def denoise_stage(
         denoise, cond = family.guided(on_canvas, stage)
         recall = partial(progress.recall, stage.grid.count)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
-        return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
+        try:
+            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
+        except NotFiniteError as error:
+            step = f"step {progress.steps_done + 1} of {stage.taken_steps}"
+            raise NotFiniteError(f"stage {stage.name}, {step}: {error}") from None
 
 
 def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
