@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -446,6 +447,26 @@ def vae_roundtrip(
     elif not quiet:
         print(f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
               f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
+
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
+    """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
+
+    def work() -> Any:
+        from hires import calibration
+        from hires.bench import calibrate as measure
+        from hires.device import choose_device
+
+        found = measure(choose_device(device), (lambda line: None) if as_json else print)
+        return found, calibration.save(calibration.cache_folder(), found)
+
+    found, path = guarded(work)
+    print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
 
 
 @app.command()

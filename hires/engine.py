@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import __version__, captions, machines, planner
+from hires import __version__, calibration, captions, machines, planner
 from hires.adapters import with_loras
+from hires.calibration import calibrated
 from hires.errors import OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
@@ -347,7 +348,8 @@ def _carried_out(
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
-    made = planner.plan(request, spec, probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0))
+    facts = calibrated(probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0), calibration.load(calibration.cache_folder()))
+    made = planner.plan(request, spec, facts)
     if memory[1] is not None:
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)
@@ -435,13 +437,14 @@ def with_captions(request: RenderRequest) -> RenderRequest:
 
 def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
     """The device to plan for. torch is imported only to look at a card that is here."""
+    known = calibration.load(calibration.cache_folder())
     if device == "auto" and budget_bytes is not None:
         return machines.described_card(budget_bytes, ram_bytes or 0)
     if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return machines.host_device(budget_bytes, ram_bytes or 0)
+        return calibrated(machines.host_device(budget_bytes, ram_bytes or 0), known)
     from hires.device import choose_device, probe
 
-    return probe(choose_device(device), budget_bytes, ram_bytes or 0)
+    return calibrated(probe(choose_device(device), budget_bytes, ram_bytes or 0), known)
 
 
 def _budget(vram: str | int | None) -> int | None:
@@ -479,7 +482,8 @@ def _written(
 
     tell: OnEvent = on_event or (lambda event: None)
     tell(Event(stage="write", done=0, total=1))
-    save_png(path, result.pixels, metadata(request, result.plan), overwrite)
+    text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
+    save_png(path, result.pixels, text, overwrite)
     tell(Event(stage="write", done=1, total=1))
     return replace(result, path=path)
 

@@ -38,6 +38,7 @@ class Way:
 
 def search(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[Way, tuple[str, ...]]:
     """The fastest way within the budget, and what else was considered. BudgetError where nothing fits."""
+    device = replace(device, budget_bytes=int(device.budget_bytes / (1 + device.slack)))
     found, others = [], []
     for offload in offloads(device):
         try:

@@ -35,6 +35,7 @@ ROWS = (
         "text_cost",
         "cost",
         "machines",
+        "calibration",
         "stages",
         "stage_cost",
         "search",
@@ -60,7 +61,7 @@ ROWS = (
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     ("quiet", "offload", "single", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
-    ("execute", "engine", "roundtrip"),
+    ("execute", "engine", "roundtrip", "bench"),
     ("cli",),
 )
 

@@ -34,7 +34,7 @@ from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher, attempt
-from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
+from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats, gib
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,11 @@ def run(
                 recomputed=again(family) - recomputed,
             )
         )
-        log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
+        planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
+        if planned is not None:
+            last, peaks = result.stats[-1], (gib(result.stats[-1].peak_bytes), gib(planned.peak_bytes))
+            seconds = last.seconds, planned.seconds
+            log.info("stage %s took %.1f s (predicted %.1f), peak %s (predicted %s)", stage.name, *seconds, *peaks)
     return result
 
 
