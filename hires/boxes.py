@@ -148,10 +148,11 @@ def averaged(source: BoxSource, size: Size) -> Doubles:
     return interval_means(source, rows, cols)
 
 
-def box_means(source: BoxSource, tops: Sequence[int], lefts: Sequence[int], box: Size, scale: tuple[float, float]) -> Doubles:
-    """Mean colours (rows, columns, 3) of equal boxes on a rows x columns grid, all lengths times `scale` (down, across)."""
+def box_means(source: BoxSource, tops: Sequence[int], lefts: Sequence[int], tile: Size, scale: tuple[float, float]) -> Doubles:
+    """Mean colours (rows, columns, 3) of a grid of tiles, cut where they leave the picture, all lengths times
+    `scale` (down, across)."""
     starts = np.asarray(tops, dtype=np.float64), np.asarray(lefts, dtype=np.float64)
-    extents, ends = (box.height, box.width), (source.size.height, source.size.width)
+    extents, ends = (tile.height, tile.width), (source.size.height, source.size.width)
     rows, cols = (
         np.stack([start, np.minimum(start + extent, end / by)], axis=1) * by
         for start, extent, end, by in zip(starts, extents, ends, scale, strict=True)

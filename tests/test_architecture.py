@@ -63,6 +63,7 @@ ROWS = (
         "duplicates",
         "metrics",
         "measure",
+        "readout",
         "chart",
     ),
     ("kernels",),
