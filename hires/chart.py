@@ -72,7 +72,7 @@ def _fitting(pen: ImageDraw.ImageDraw, text: str, with_font: ImageFont.FreeTypeF
 
 
 def thumbnail(source: BoxSource, found: Measures) -> Image.Image:
-    """The picture averaged down into `THUMB`, the edges of its tiles drawn over it, copies of its subject framed."""
+    """The picture averaged down into `THUMB`, the edges of its tiles drawn over it, duplicates of its subject framed."""
     size = source.size
     by = min(1.0, THUMB.height / size.height, THUMB.width / size.width)
     small = Size(max(1, round(size.height * by)), max(1, round(size.width * by)))
@@ -85,7 +85,7 @@ def thumbnail(source: BoxSource, found: Measures) -> Image.Image:
     if found.tiles is not None:
         lines = seam_lines(found.tiles.grid, 1)
         _grid(pen, picture, [[line * by for line in axis] for axis, by in zip(lines, scale, strict=True)])
-    for copy in () if found.copies is None else found.copies.found:
+    for copy in () if found.duplicates is None else found.duplicates.found:
         box = copy.box
         corners = (box.left * scale[1], box.top * scale[0], box.right * scale[1], box.bottom * scale[0])
         pen.rectangle(corners, outline=ALARM, width=2)

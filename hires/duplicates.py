@@ -1,20 +1,23 @@
 """Copies of a picture's subject at the size that the model draws by itself: what windows that know nothing of each other leave.
 
 Normalised cross-correlation (NCC) of the base picture's subject with the large picture, pixel for pixel. On a large picture
-that is one picture the subject is as much larger as the canvas is, so what is found at native size is a duplicate. What counts
-as found is set by the same picture with its phases drawn at random: the same spectrum, and no objects.
+that is one picture the subject is as much larger as the canvas is, so what is found at native size is a duplicate, unless the
+base enlarged shows as much there: an edge that looks like the subject's own. What counts as found is set by the same picture
+with its phases drawn at random: the same spectrum, and no objects.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hires.boxes import BoxSource, Doubles, Floats, luma
+from hires.boxes import BoxSource, Doubles, Floats, LanczosSource, luma
 from hires.tiling.geometry import Box, Size
 
 LIKENESS = 0.55  # the least NCC of a copy
+OWN_LIKENESS = 0.45  # and of what the enlarged base has itself, which is not as sharp
 AMPLITUDE = 0.4  # the least contrast of a copy over the subject's own
 SUBJECT_SHARE = 6  # the subject is looked for in windows of a sixth of the shorter side
 LEAST_SUBJECT_PX, MOST_SUBJECT_PX = 12, 192
@@ -56,6 +59,18 @@ def subject_box(picture: Floats) -> Box:
     return Box(top + inset, left + inset, extent, extent)
 
 
+def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -> Copies:
+    """Copies of the subject of a base picture (h, w, 3) that the base, enlarged by Lanczos to the picture's size, has not."""
+    small = luma(base)
+    box = subject_box(small)
+    subject = small[box.rows, box.cols]
+    copies = find_copies(source, subject, seed)
+    if not copies.found:
+        return copies
+    own = _found(LanczosSource(base, source.size), subject, OWN_LIKENESS)
+    return replace(copies, found=tuple(copy for copy in copies.found if not any(_near(copy, other) for other in own)))
+
+
 def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
     """Every place where the picture's luma looks like `subject` (h, w), one per half of its extent. None for a flat subject.
 
@@ -65,12 +80,16 @@ def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
     threshold = LIKENESS
     if subject.std() < 1e-6 or subject.shape[0] > source.size.height or subject.shape[1] > source.size.width:
         return Copies(found=(), threshold=threshold)
-    boxes = list(_boxes(source.size, subject.shape))
-    threshold = max(LIKENESS, _by_chance(source, boxes, subject, np.random.default_rng(seed)))
+    by_chance = _by_chance(source, _boxes(source.size, subject.shape), subject, np.random.default_rng(seed))
+    threshold = max(LIKENESS, by_chance)
+    return Copies(found=_found(source, subject, threshold), threshold=threshold)
+
+
+def _found(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
     found: list[Copy] = []
-    for box in boxes:
+    for box in _boxes(source.size, subject.shape):
         found += _peaks(_likeness(luma(source.read(box)), subject), box, subject.shape, threshold)
-    return Copies(found=_strongest(found), threshold=threshold)
+    return _strongest(found)
 
 
 def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
@@ -146,11 +165,12 @@ def _strongest(found: list[Copy]) -> tuple[Copy, ...]:
     """Those that are not in the neighbourhood of a stronger one: boxes meet where a peak may lie."""
     kept: list[Copy] = []
     for copy in sorted(found, key=lambda copy: -copy.likeness):
-        near = (
-            abs(copy.box.top - other.box.top) <= copy.box.height // 2
-            and abs(copy.box.left - other.box.left) <= copy.box.width // 2
-            for other in kept
-        )
-        if not any(near):
+        if not any(_near(copy, other) for other in kept):
             kept.append(copy)
     return tuple(kept)
+
+
+def _near(copy: Copy, other: Copy) -> bool:
+    """Whether they overlap by half or more along both sides."""
+    down, across = abs(copy.box.top - other.box.top), abs(copy.box.left - other.box.left)
+    return down <= copy.box.height // 2 and across <= copy.box.width // 2

@@ -23,7 +23,7 @@ from hires.boxes import (
 )
 from hires.contrast import Contrast, contrast
 from hires.deltae import ciede2000, lab
-from hires.duplicates import Copies, find_copies, subject_box
+from hires.duplicates import Copies, find_duplicates
 from hires.errors import RequestError
 from hires.resolution import cover
 from hires.seams import Seams, lattice_power, profiles, seam_lines, seams
@@ -38,12 +38,14 @@ BASE_ROWS = 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
     """Energy beyond the base's Nyquist frequency: `cutoff` in cycles per pixel, mean square of luma, its share of the
-    variance, and how many times that of the base enlarged by Lanczos it is (None where that has none)."""
+    variance, how much of it a 3 x 3 median leaves (noise loses most), and how many times that of the base enlarged by Lanczos
+    it is (None where that has none)."""
 
     base: Size
     cutoff: float
     energy: float
     share: float
+    kept_by_median: float
     over_lanczos: float | None
 
 
@@ -70,8 +72,8 @@ class TileDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """What is seen of the tiles. lattice_db: see `seams.lattice_power`, at the tiles' pitch, and cells_db at the decoder's cells
-    of `cell_px` where they are known; drift: None without a base picture."""
+    """What is seen of the tiles. lattice_db: see `seams.lattice_power`, at the tiles' pitch, and cells_db at the cells of the
+    decoder, `cell_px`, where they are known; drift: None without a base picture."""
 
     grid: TileGrid
     seams: Seams
@@ -83,8 +85,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """Of one picture; what needs a base or tiles is None without. copies: of the subject, at its size in the base;
-    duplicates: those that are not the subject itself. enlarged: the spectrum of the base enlarged by Lanczos."""
+    """Of one picture; what needs a base or tiles is None without. enlarged: the spectrum of the base enlarged by Lanczos."""
 
     size: Size
     bits: int | None
@@ -94,23 +95,22 @@ class Measures:
     enlarged: Spectrum | None
     detail: Detail | None
     consistency: Consistency | None
-    copies: Copies | None
-    duplicates: int | None
+    duplicates: Copies | None
     tiles: Tiles | None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; infinite ones are null."""
-        tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.copies
+        tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
         del tones["histogram"]
         document = {
             "size": str(self.size), "bits": self.bits, "contrast": tones, "sharpness": asdict(self.sharpness),
             "spectral_slope": self.spectrum.slope(),
             "detail": None if self.detail is None else asdict(self.detail) | {"base": str(self.detail.base)},
             "consistency": None if self.consistency is None else asdict(self.consistency),
-            "duplicates": self.duplicates,
-            "copies": None if found is None else [[*asdict(copy.box).values(), copy.likeness] for copy in found.found],
-            "copies_threshold": None if found is None else found.threshold,
+            "duplicates": None if found is None else len(found.found),
+            "duplicate_boxes": None if found is None else [[*asdict(copy.box).values(), copy.likeness] for copy in found.found],
+            "duplicate_threshold": None if found is None else found.threshold,
             "tiles": None if self.tiles is None else asdict(self.tiles),
             "notes": list(self.notes),
         }  # fmt: skip
@@ -155,7 +155,6 @@ def measure(
     cutoff = 0.25 if small is None else base_cutoff(size, Size(*small.shape[:2]))
     sharp, spread = sharpness(source), spectrum(source, block_for(size, cutoff))
     enlarged = None if small is None or cutoff >= 0.5 else spectrum(LanczosSource(small, size), spread.block)
-    copies = None if small is None else _copies(source, luma(small))
     return Measures(
         size=size,
         bits=bits_of(source),
@@ -165,18 +164,12 @@ def measure(
         enlarged=enlarged,
         detail=None
         if small is None or enlarged is None
-        else _detail(Size(*small.shape[:2]), cutoff, spread, enlarged, sharp.variance),
+        else _detail(source, Size(*small.shape[:2]), spread, enlarged, sharp.variance),
         consistency=None if given is None else consistency(source, given),
-        copies=copies,
-        duplicates=None if small is None or copies is None else max(0, len(copies.found) - _own(size, small.shape[0])),
+        duplicates=None if small is None else find_duplicates(source, small),
         tiles=None if grid is None else _tiles(source, given, grid, cell_px),
         notes=notes,
     )
-
-
-def _own(size: Size, base_rows: int) -> int:
-    """How many copies are the subject itself: one where the picture is not enlarged enough for it to look otherwise."""
-    return 1 if size.height < 1.5 * base_rows else 0
 
 
 def _seen(base: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
@@ -199,18 +192,15 @@ def view_of(base: Size, size: Size) -> Box:
     return Box(round(box.top * down), round(box.left * across), round(box.height * down), round(box.width * across))
 
 
-def _copies(source: BoxSource, small: NDArray[np.float32]) -> Copies:
-    box = subject_box(small)
-    return find_copies(source, small[box.rows, box.cols])
-
-
-def _detail(base: Size, cutoff: float, spread: Spectrum, enlarged: Spectrum, variance: float) -> Detail:
+def _detail(source: BoxSource, base: Size, spread: Spectrum, enlarged: Spectrum, variance: float) -> Detail:
+    cutoff = base_cutoff(source.size, base)
     energy, without = spread.energy(cutoff), enlarged.energy(cutoff)
     return Detail(
         base=base,
         cutoff=cutoff,
         energy=energy,
         share=energy / variance if variance else 0.0,
+        kept_by_median=spectrum(source, spread.block, denoised=True).energy(cutoff) / energy if energy else 0.0,
         over_lanczos=energy / without if without > 1e-12 else None,
     )
 

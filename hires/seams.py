@@ -7,6 +7,7 @@ the picture along each stretch of an edge, from which every step across every li
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hires.boxes import BoxSource, Doubles, Floats, band_boxes, luma
 from hires.tiling.geometry import TileGrid
 
 CLIP_SIGMAS = 3.0
+HARMONICS = 8  # of a lattice
 FLAT_STEP = 1e-7  # float32 rounding of a luma
 
 
@@ -82,17 +84,17 @@ def seams(found: Profiles, seed: int = 0, fakes: int = 99) -> Seams:
     The stretches stay those of the grid; only the lines move, all rows together and all columns together, wrapped, none within
     2 px of a true one. Without seams the true offset is one among equals, so the p-value is uniform. Without lines all is 1.
     """
+    if not found.rows and not found.cols:
+        return Seams(score=1.0, visibility=1.0, median=1.0, p_value=1.0, fakes=0)
     extents = found.across_rows.shape[1], found.across_cols.shape[1]
     own = _line_visibility(found, found.rows, found.cols)
     rng = np.random.default_rng(seed)
     null = np.asarray(
         [
             _line_visibility(found, _moved(found.rows, extents[0], rng), _moved(found.cols, extents[1], rng))
-            for _ in range(fakes if found.rows or found.cols else 0)
+            for _ in range(fakes)
         ]
     )
-    if not len(null):
-        return Seams(score=1.0, visibility=1.0, median=1.0, p_value=1.0, fakes=0)
     median = float(np.median(null))
     p_value = (1 + int((null >= own).sum())) / (1 + fakes)
     return Seams(score=own / median if median else 1.0, visibility=own, median=median, p_value=p_value, fakes=fakes)
@@ -120,9 +122,9 @@ def lattice_score(picture: Floats, pitch: int) -> float:
 
 
 def _ratio(*steps: tuple[Doubles, Doubles]) -> float:
-    """RMS on the lines over RMS off them, of all directions together; 1 where nothing steps anywhere."""
+    """RMS on the lines over RMS off them, of all directions together; 1 without lines and where nothing steps."""
     on, off = (np.concatenate(part) for part in zip(*steps, strict=True))
-    if not on.any() and not off.any():
+    if not on.size or not (on.any() or off.any()):
         return 1.0
     return float(np.sqrt(np.mean(on**2) / np.mean(off**2)))
 
@@ -206,32 +208,37 @@ def lattice_power(found: Profiles, period_rows: float, period_cols: float) -> fl
 
     Step energy is the clipped square of each line's coherent step: tiles' offsets have either sign, and cancel in the
     spectrum of the picture itself; a blur that repeats with the tiles is seen as well. Hann-windowed, the discrete-time Fourier
-    sum at the exact frequencies, mean over stretches, axes and at most 8 multiples. None where fewer than four periods fit
-    on every axis.
+    sum at the exact frequencies, mean over stretches, axes and at most `HARMONICS` multiples. None where fewer than four
+    periods fit on either axis.
     """
     axes = ((found.across_rows, period_rows), (found.across_cols, period_cols))
-    pairs = [_line_power(steps_across(means), period) for means, period in axes if 4 * period <= means.shape[1] - 3]
-    if not pairs:
+    steps = [(steps_across(means), period) for means, period in axes if 4 * period <= means.shape[1] - 3]
+    if not steps:
         return None
-    on, between = (float(np.mean(part)) for part in zip(*pairs, strict=True))
+    energies = [(in_sigmas(part, np.ones(part.shape[1], dtype=bool)) ** 2, period) for part, period in steps]
+    on, between = np.mean([_shares(*comb_power(energy, period)) for energy, period in energies], axis=0)
     return 10 * float(np.log10(on / between)) if on and between else 0.0
 
 
-HARMONICS = 8
+def _shares(on: float, between: float) -> tuple[float, float]:
+    """Of their sum, so that an axis counts for how regular it is and not for how strong."""
+    return (on / (on + between), between / (on + between)) if on + between else (0.0, 0.0)
 
 
-def _line_power(steps: Doubles, period: float) -> tuple[float, float]:
-    """Mean power at the multiples of 1 / period and between them, over that axis's whole power."""
-    energy = in_sigmas(steps, np.ones(steps.shape[1], dtype=bool)) ** 2
+def comb_power(energy: Doubles, period: float) -> tuple[float, float]:
+    """Mean power of rows (n, extent) at the multiples of 1 / period and between them, beyond the main lobe of Hann's window.
+
+    A comb of height h on white noise of variance v: their ratio is 1 + 2 extent h^2 / (3 v period^2).
+    """
     count = energy.shape[1]
     window = np.hanning(count + 2)[1:-1]
-    multiples = np.arange(1, min(HARMONICS, int(np.ceil(period / 2)) - 1 or 1) + 1)
-    apart = np.linspace(min(0.5, 2 * period / count), min(0.5, 8 * period / count), 4)  # beyond Hann's main lobe, in periods
-    power = {}
-    for name, offsets in (("on", np.zeros(1)), ("between", np.concatenate([-apart, apart]))):
+    multiples = np.arange(1, max(1, min(HARMONICS, math.ceil(period / 2) - 1)) + 1)
+    apart = np.linspace(min(0.5, 2 * period / count), min(0.5, 8 * period / count), 4)  # in periods
+    level = (energy * window).sum(1, keepdims=True) / window.sum()
+
+    def power(offsets: Doubles) -> float:
         frequencies = (multiples[:, None] + offsets).ravel() / period
         turns = np.exp(-2j * np.pi * frequencies[:, None] * np.arange(count))
-        level = (energy * window).sum(1, keepdims=True) / window.sum()
-        power[name] = float(np.mean(np.abs(((energy - level) * window) @ turns.T) ** 2))
-    total = power["on"] + power["between"]
-    return (power["on"] / total, power["between"] / total) if total else (0.0, 0.0)
+        return float(np.mean(np.abs(((energy - level) * window) @ turns.T) ** 2))
+
+    return power(np.zeros(1)), power(np.concatenate([-apart, apart]))

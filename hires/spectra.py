@@ -2,7 +2,8 @@
 
 Spectra are Welch's: the picture is cut into square blocks that overlap by half and cover it evenly, each has its weighted mean
 taken off and is weighted by Hann's window, and the squared magnitudes of their Fourier transforms are averaged. So every part
-of the picture counts alike, memory is that of one row of blocks, and a frequency is known to about 2 / block cycles per pixel.
+of the picture counts, its outermost half block less; memory is that of one row of blocks; and a frequency is known to about
+2 / block cycles per pixel.
 """
 
 from __future__ import annotations
@@ -76,19 +77,48 @@ def block_for(size: Size, cutoff: float) -> int:
     return min(max(BLOCK, min(wanted, 2048)), size.height, size.width)
 
 
-def spectrum(source: BoxSource, block: int = BLOCK) -> Spectrum:
-    """Welch's spectrum of a picture's luma; `block` at most its shorter side. One pass of rows that overlap by half."""
+def spectrum(source: BoxSource, block: int = BLOCK, denoised: bool = False) -> Spectrum:
+    """Welch's spectrum of a picture's luma; `block` at most its shorter side. One pass of rows that overlap by half.
+
+    denoised: of the luma's 3 x 3 median, which takes single pixels and most of a noise away and leaves edges.
+    """
     window = np.sin(np.pi * (np.arange(block) + 0.5) / block) ** 2
     weights = (window[:, None] * window[None, :]).astype(np.float32)
     lefts = axis_starts(source.size.width, block, block // 2)
     tops = axis_starts(source.size.height, block, block // 2)
     total = np.zeros((block, block // 2 + 1))
     for top in tops:
-        rows = luma(source.read(Box(top, 0, block, source.size.width)))
+        rows = _rows(source, top, block, denoised)
         for left in lefts:
             total += _power(rows[:, left : left + block], weights)
     scale = len(tops) * len(lefts) * block**2 * float(np.square(weights, dtype=np.float64).sum())
     return Spectrum(power=total * _halves(block) / scale, block=block)
+
+
+def _rows(source: BoxSource, top: int, count: int, denoised: bool) -> Floats:
+    """Luma (count, W) of rows from `top` on, or their medians, the picture's edges repeated."""
+    if not denoised:
+        return luma(source.read(Box(top, 0, count, source.size.width)))
+    start, stop = max(0, top - 1), min(source.size.height, top + count + 1)
+    rows = luma(source.read(Box(start, 0, stop - start, source.size.width)))
+    outside = (start - (top - 1), top + count + 1 - stop)
+    return median_of_nine(np.pad(rows, (outside, (1, 1)), mode="edge"))
+
+
+def median_of_nine(rows: Floats) -> Floats:
+    """The median of every pixel's 3 x 3 neighbourhood, (h, w) of (h + 2, w + 2): of sorted columns, the median of the largest
+    low, the middle of the middles and the smallest high."""
+    a, b, c = rows[:-2], rows[1:-1], rows[2:]
+    low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    middle = _middle(a, b, c)
+    low = np.maximum(np.maximum(low[:, :-2], low[:, 1:-1]), low[:, 2:])
+    high = np.minimum(np.minimum(high[:, :-2], high[:, 1:-1]), high[:, 2:])
+    return _middle(low, _middle(middle[:, :-2], middle[:, 1:-1], middle[:, 2:]), high)
+
+
+def _middle(a: Floats, b: Floats, c: Floats) -> Floats:
+    middle: Floats = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    return middle
 
 
 def _power(part: Floats, weights: Floats) -> Doubles:
