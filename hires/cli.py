@@ -381,9 +381,12 @@ def measure(
     from hires import readout
 
     def work() -> Any:
+        from hires.errors import OutputError
         from hires.imageio import check_output, save_png
 
         target = None if report_file is None else check_output(report_file, overwrite=True)
+        if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
+            raise OutputError(f"--report {target}: is a picture to be measured; give another name")
         found, source = readout.measure_file(file, base, grid)
         if target is not None:
             from hires.chart import report as drawn

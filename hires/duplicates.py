@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import BoxSource, Doubles, Floats, LanczosSource, luma
+from hires.boxes import BoxSource, Doubles, Floats, LanczosSource, luma, unit
 from hires.tiling.geometry import Box, Size
 
 LIKENESS = 0.55  # the least NCC of a copy
@@ -22,7 +22,8 @@ AMPLITUDE = 0.4  # the least contrast of a copy over the subject's own
 SUBJECT_SHARE = 6  # the subject is looked for in windows of a sixth of the shorter side
 LEAST_SUBJECT_PX, MOST_SUBJECT_PX = 12, 192
 NULL_DRAWS = 32
-FALSE_COPIES = 0.01  # expected in a whole picture by chance
+APART = 0.75  # of the subject's window, which it does not fill
+FALSE_COPIES = 0.05  # expected in a whole picture by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,8 @@ def subject_box(picture: Floats) -> Box:
 
 def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -> Copies:
     """Copies of the subject of a base picture (h, w, 3) that the base, enlarged by Lanczos to the picture's size, has not."""
-    small = luma(base)
-    box = subject_box(small)
-    subject = small[box.rows, box.cols]
+    box = subject_box(luma(base))
+    subject = unit(base[box.rows, box.cols])
     copies = find_copies(source, subject, seed)
     if not copies.found:
         return copies
@@ -72,23 +72,27 @@ def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -
 
 
 def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
-    """Every place where the picture's luma looks like `subject` (h, w), one per half of its extent. None for a flat subject.
+    """Every place where the picture looks like `subject` (h, w, 3) in [0, 1]. None for a flat subject.
 
     Likeness must reach 0.55, and what phase-randomised blocks of the same picture would reach FALSE_COPIES times: a Gumbel law
     fitted to the greatest NCC (Fisher's z) of `NULL_DRAWS` of them. The picture is read in boxes that overlap by the subject.
     """
     threshold = LIKENESS
-    if subject.std() < 1e-6 or subject.shape[0] > source.size.height or subject.shape[1] > source.size.width:
+    if (
+        np.ptp(subject, axis=(0, 1)).max() < 1e-3
+        or subject.shape[0] > source.size.height
+        or subject.shape[1] > source.size.width
+    ):
         return Copies(found=(), threshold=threshold)
-    by_chance = _by_chance(source, _boxes(source.size, subject.shape), subject, np.random.default_rng(seed))
+    by_chance = _by_chance(source, _boxes(source.size, subject.shape[:2]), subject, np.random.default_rng(seed))
     threshold = max(LIKENESS, by_chance)
     return Copies(found=_found(source, subject, threshold), threshold=threshold)
 
 
 def _found(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
     found: list[Copy] = []
-    for box in _boxes(source.size, subject.shape):
-        found += _peaks(_likeness(luma(source.read(box)), subject), box, subject.shape, threshold)
+    for box in _boxes(source.size, subject.shape[:2]):
+        found += _peaks(_likeness(unit(source.read(box)), subject), box, subject.shape[:2], threshold)
     return _strongest(found)
 
 
@@ -102,15 +106,19 @@ def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
 
 
 def _likeness(part: Floats, subject: Floats) -> Doubles:
-    """NCC of every place (H - h + 1, W - w + 1); 0 where the contrast is below AMPLITUDE of the subject's."""
-    shape, values = part.shape, part.astype(np.float64)
-    values -= values.mean()
-    own = subject.astype(np.float64) - subject.mean(dtype=np.float64)
-    product = np.fft.irfft2(np.fft.rfft2(values) * np.conj(np.fft.rfft2(own, shape)), shape)
-    product = product[: shape[0] - own.shape[0] + 1, : shape[1] - own.shape[1] + 1]
-    sums, squares = (_window_sums(v, own.shape) for v in (values, values**2))
-    energy = float((own**2).sum())
-    spread = np.maximum(squares - sums**2 / own.size, 1e-9 * energy)
+    """NCC of every place (H - h + 1, W - w + 1), over all colours at once, each without its mean; 0 where the contrast is
+    below AMPLITUDE of the subject's."""
+    (height, width), window = part.shape[:2], subject.shape[:2]
+    places = height - window[0] + 1, width - window[1] + 1
+    product, spread, energy = np.zeros(places), np.zeros(places), 0.0
+    for channel in range(3):
+        values, own = part[..., channel].astype(np.float64), subject[..., channel].astype(np.float64)
+        values, own = values - values.mean(), own - own.mean()
+        match = np.fft.irfft2(np.fft.rfft2(values) * np.conj(np.fft.rfft2(own, (height, width))), (height, width))
+        product += match[: places[0], : places[1]]
+        spread += _window_sums(values**2, window) - _window_sums(values, window) ** 2 / own.size
+        energy += float((own**2).sum())
+    spread = np.maximum(spread, 1e-9 * energy)
     likeness: Doubles = np.where(product >= AMPLITUDE * energy, product / np.sqrt(spread * energy), 0.0)
     return likeness
 
@@ -127,7 +135,7 @@ def _by_chance(source: BoxSource, boxes: list[Box], subject: Floats, rng: np.ran
     """The NCC that FALSE_COPIES places of a picture without objects reach; 0 where too few draws reach the contrast."""
     heights = []
     for index in rng.integers(len(boxes), size=NULL_DRAWS):
-        part = _phases_drawn(luma(source.read(boxes[index])), rng)
+        part = _phases_drawn(unit(source.read(boxes[index])), rng)
         heights.append(float(_likeness(part, subject).max()))
     reached = np.arctanh(np.minimum([height for height in heights if height > 0], 1 - 1e-9))
     if len(reached) < 4 or not reached.std():
@@ -138,19 +146,22 @@ def _by_chance(source: BoxSource, boxes: list[Box], subject: Floats, rng: np.ran
 
 
 def _phases_drawn(part: Floats, rng: np.random.Generator) -> Floats:
-    """A field with the spectrum of a part of the picture (Hann-windowed, its energy kept) and random phases."""
-    window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in part.shape))
-    level = float((part * window).sum() / window.sum())
-    size = np.abs(np.fft.rfft2((part - level) * window)) / np.sqrt(np.mean(window**2))
-    noise = np.fft.rfft2(rng.standard_normal(part.shape))
-    drawn: Floats = np.fft.irfft2(size * noise / np.maximum(np.abs(noise), 1e-12), part.shape).astype(np.float32)
+    """A field with the spectra and cross-spectra of a part of the picture (Hann-windowed, its energy kept): every frequency of
+    all colours turned by one random phase."""
+    window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in part.shape[:2]))
+    noise = np.fft.rfft2(rng.standard_normal(part.shape[:2]))
+    turn = noise / np.maximum(np.abs(noise), 1e-12) / np.sqrt(np.mean(window**2))
+    drawn = np.empty_like(part)
+    for channel in range(3):
+        level = float((part[..., channel] * window).sum() / window.sum())
+        drawn[..., channel] = np.fft.irfft2(np.fft.rfft2((part[..., channel] - level) * window) * turn, part.shape[:2])
     return drawn
 
 
 def _peaks(likeness: Doubles, box: Box, subject: tuple[int, ...], threshold: float) -> list[Copy]:
-    """The greatest first, its neighbourhood of half the subject's extent taken out, until none reaches the threshold."""
+    """The greatest first, its neighbourhood taken out, until none reaches the threshold."""
     found: list[Copy] = []
-    down, across = (max(1, extent // 2) for extent in subject)
+    down, across = (max(1, int(APART * extent)) for extent in subject)
     while True:
         row, col = np.unravel_index(int(np.argmax(likeness)), likeness.shape)
         height = float(likeness[row, col])
@@ -171,6 +182,6 @@ def _strongest(found: list[Copy]) -> tuple[Copy, ...]:
 
 
 def _near(copy: Copy, other: Copy) -> bool:
-    """Whether they overlap by half or more along both sides."""
+    """Whether they are less apart than two subjects that do not touch, along both sides."""
     down, across = abs(copy.box.top - other.box.top), abs(copy.box.left - other.box.left)
-    return down <= copy.box.height // 2 and across <= copy.box.width // 2
+    return down <= APART * copy.box.height and across <= APART * copy.box.width
