@@ -113,7 +113,7 @@ def test_a_base_that_is_none(base: Size) -> None:
 
 @pytest.mark.parametrize("height", [1024, pytest.param(4096, marks=pytest.mark.slow)])
 def test_memory_is_that_of_bands_not_of_the_picture(height: int) -> None:
-    """8192 pixels wide (96 MiB as uint8 at 4096 rows): what is allocated beyond it, and how little more for twice the height."""
+    """8192 wide, 96 MiB as uint8 at 4096 rows: what is allocated beyond that, and how little more for twice the height."""
     pattern, base = colour(512, 1024), colour(height // 16, 512)
     peaks = []
     for rows in (height // 2, height):
@@ -143,11 +143,13 @@ def test_the_plan_in_a_png_is_its_grid_and_its_base(tmp_path: Path) -> None:
     assert other is None and "2048x1500" in notes[0]
 
 
-def test_a_render_is_measured_on_its_own_tiles(tmp_path: Path) -> None:
-    options = {"seed": 3, "steps": 6, "device": "cpu"}
-    hires.render(
-        "a sun on the right over green mountains and a lake at dusk", size="500x400", output=tmp_path / "a.png", **options
-    )  # type: ignore[arg-type]
+@pytest.mark.parametrize("rendered", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_render_is_measured_on_its_own_tiles(tmp_path: Path, rendered: bool) -> None:
+    if rendered:
+        prompt = "a sun on the right over green mountains and a lake at dusk"
+        hires.render(prompt, size="500x400", output=tmp_path / "a.png", seed=3, steps=3, device="cpu")
+    else:
+        saved(tmp_path / "a.png", colour(400, 500), hires.plan(size="500x400", device="cpu", steps=3).to_json())
     code, stdout, _ = run(str(tmp_path / "a.png"), "--json")
     document = json.loads(stdout)
     assert code == 0
