@@ -162,12 +162,10 @@ def _base(found: Measures) -> Iterator[Row]:
         yield Row("base consistency", f"{held.psnr_db:.1f} dB", f"PSNR averaged down; mean dE2000 {held.delta_e:.2f}{drift}")
     if found.duplicates is None:
         yield Row("duplicates", "-", "not measured: give --base FILE")
-    else:
-        yield Row(
-            "duplicates",
-            f"{found.duplicates}",
-            f"of the base's subject at its own size, NCC {found.duplicates.threshold:.2f} or more",
-        )
+        return
+    copies = found.duplicates.found
+    remark = f"of the base's subject at its own size, NCC {found.duplicates.threshold:.2f} or more"
+    yield Row("duplicates", str(len(copies)), remark, bool(copies))
 
 
 def _tiles(found: Measures) -> Iterator[Row]:

@@ -180,6 +180,24 @@ def test_the_table_names_marks_and_units(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", stdout)
 
 
+def test_what_is_past_its_mark_is_told(tmp_path: Path) -> None:
+    """Two copies of the subject, and a tile of another tone: values of their rows and the rows' alarms."""
+    base, size = colour(128, 160) // 3 + 60, Size(512, 640)
+    rows, cols = np.mgrid[:24, :24] - 11.5
+    base[50:74, 60:84] += (90 * np.clip(9 - np.hypot(rows, cols), 0, 1)).astype(np.uint8)[..., None]
+    large = whole(base, size).copy()
+    large[:256, :320] += 14
+    for top, left in ((350, 90), (420, 560)):
+        large[top : top + 24, left : left + 24] = base[50:74, 60:84]
+    found = measure(ArraySource(large), base, grid=make_grid(size, Size(256, 320), 0))
+    told = {row.name.strip(): row for row in rows_of(found)}
+    assert {name for name, row in told.items() if row.alarm} == {"duplicates", "seams", "tile drift"}
+    assert told["duplicates"].value == "2"
+    assert told["seams"].remark.startswith("seen")
+    assert "(row 1, column 1), above 2" in told["tile drift"].remark
+    assert all(len(row.value) <= 14 for row in told.values())
+
+
 def test_the_report_is_a_picture(tmp_path: Path) -> None:
     base, size = colour(64, 96), Size(256, 384)
     file, small = saved(tmp_path / "a.png", whole(base, size)), saved(tmp_path / "base.png", base)
