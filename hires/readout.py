@@ -18,6 +18,7 @@ from hires.imageio import read_picture
 from hires.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
 
+LEAST_PITCH = 8  # px from tile to tile, so that there is room for random grids between
 SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
 
 
@@ -71,6 +72,8 @@ def parse_grid(text: str, size: Size) -> TileGrid:
     tile, overlap = int(found[1]), int(found[2])
     if not overlap < tile:
         raise RequestError(f"--grid {text}: the overlap must be below the tile; try {tile or 1024}:{(tile or 1024) // 4}")
+    if tile - overlap < LEAST_PITCH:
+        raise RequestError(f"--grid {text}: edges would lie under {LEAST_PITCH} px apart; give less overlap or larger tiles")
     if tile >= size.height and tile >= size.width:
         raise RequestError(f"--grid {text}: one tile holds all of {size}, so there is no edge; give a smaller tile")
     return make_grid(size, Size(tile, tile), overlap)

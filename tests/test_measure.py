@@ -236,6 +236,7 @@ def test_flat_pictures_are_measured_and_drawn() -> None:
         (["--grid", "1024"], "--grid 1024: give TILE:OVERLAP"),
         (["--grid", "64:64"], "--grid 64:64: the overlap must be below the tile"),
         (["--grid", "0:0"], "--grid 0:0"),
+        (["--grid", "40:34"], "--grid 40:34: edges would lie under 8 px apart"),
         (["--grid", "512:64"], "--grid 512:64: one tile holds all of 120x90"),
         (["--base", "LARGE"], "base of 240x180: is larger than the picture of 120x90"),
         (["--base", "TALL"], "base of 20x60: is of another shape"),
