@@ -6,6 +6,7 @@ import importlib
 import sys
 
 SUITES = {
+    "attention": "benchmarks.bench_attention",
     "guides": "benchmarks.bench_guides",
     "lowpass": "benchmarks.bench_lowpass",
     "planner": "benchmarks.bench_planner",

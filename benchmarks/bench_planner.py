@@ -106,12 +106,12 @@ def measure(case: Case) -> dict[str, Any]:
         encode = case.model == "vae encode"
         rows = 0 if case.policy == "whole" else 64
         predicted = vae_policy(VAE, case.cells, element, case.policy, rows, encode=encode).peak_bytes
-        tracked = _vae(case, encode)
+        tracked = vae_bytes(case.cells, case.policy, rows, case.dtype, encode)
     else:
         shape, words = network_shape(case.model), 300 if case.model == "pixart" else 77
         policy = POLICIES[case.policy]
         predicted = network_live_bytes(shape, case.cells, case.batch, element, cpu=False, tokens=words, policy=policy)
-        tracked = _network(case, shape, words)
+        tracked = network_bytes(case.model, case.cells, case.batch, policy, case.dtype)
     return {
         "model": case.model, "size": case.size, "batch": case.batch, "policy": case.policy, "dtype": case.dtype,
         "predicted_mib": round(predicted / 2**20, 2), "allocated_mib": round(tracked / 2**20, 2),
@@ -136,34 +136,30 @@ def _built(make: Callable[[], Any], dtype: str) -> Any:
         torch.set_default_dtype(torch.float32)
 
 
-def _network(case: Case, shape: NetworkShape, words: int) -> int:
+def network_bytes(model: str, cells: Size, batch: int, policy: Policy, dtype: str) -> int:
     """One evaluation of `batch` pictures, from float32 latents. Blocks are alike: two of PixArt's hold what 28 do."""
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
-    cells, dtype = case.cells, DTYPES[case.dtype]
+    shape, words, kind = network_shape(model), 300 if model == "pixart" else 77, DTYPES[dtype]
     network: Any
     with counted() as found:
         if isinstance(shape, UNetShape):
-            config = json.loads(shipped_config("sdxl" if case.model == "cosxl" else case.model, "unet").read_text())
-            unet = _built(lambda: UNet2DConditionModel.from_config(config), case.dtype)
-            network = UNetNetwork(dispatch_attention(unet, "sdpa"), dtype)
+            config = json.loads(shipped_config("sdxl" if model == "cosxl" else model, "unet").read_text())
+            unet = _built(lambda: UNet2DConditionModel.from_config(config), dtype)
+            network = UNetNetwork(dispatch_attention(unet, "sdpa"), kind)
         else:
-            network = PixArtNetwork(
-                _built(lambda: PixArtTransformer2DModel(
-                    num_layers=2, caption_channels=4096, sample_size=128, use_additional_conditions=False
-                ), case.dtype),
-                span=32.0, backend="sdpa",
-            )  # fmt: skip
+            options = {"caption_channels": 4096, "sample_size": 128, "use_additional_conditions": False}
+            transformer = _built(lambda: PixArtTransformer2DModel(num_layers=2, **options), dtype)
+            network = PixArtNetwork(transformer, span=32.0, backend="sdpa")
         found.live = found.peak = 0
         width = shape.context_width if isinstance(shape, UNetShape) else shape.caption_width
         cond = Conditioning(
-            tokens=torch.empty(case.batch, words, width, dtype=dtype), canvas=cells,
-            mask=None if isinstance(shape, UNetShape) else torch.empty(case.batch, words).bool(),
-            pooled=torch.empty(case.batch, 1280, dtype=dtype) if case.model == "cosxl" else None,
-            size_ids=torch.empty(case.batch, 6, dtype=dtype) if case.model == "cosxl" else None,
+            tokens=torch.empty(batch, words, width, dtype=kind), canvas=cells,
+            mask=None if isinstance(shape, UNetShape) else torch.empty(batch, words).bool(),
+            pooled=torch.empty(batch, 1280, dtype=kind) if model == "cosxl" else None,
+            size_ids=torch.empty(batch, 6, dtype=kind) if model == "cosxl" else None,
         )  # fmt: skip
-        policy = POLICIES[case.policy]
-        network.attending(lambda time: policy)(torch.empty(case.batch, 4, cells.height, cells.width), 500.0, cond)
+        network.attending(lambda time: policy)(torch.empty(batch, 4, cells.height, cells.width), 500.0, cond)
     return found.peak
 
 
@@ -191,26 +187,26 @@ class FakePicture:
         return torch.empty(1, 3, part.height, part.width, dtype=self.dtype)
 
 
-def _vae(case: Case, encode: bool) -> int:
+def vae_bytes(cells: Size, policy: str, band_rows: int, dtype: str, encode: bool) -> int:
+    """One decode or encode of the SDXL autoencoder."""
     with quiet_imports():
         from diffusers import AutoencoderKL
-    levels, dtype = len(VAE.channels), DTYPES[case.dtype]
-    plan = DecodePlan(policy=case.policy, band_rows=64, dtype=case.dtype)
+    levels, kind = len(VAE.channels), DTYPES[dtype]
+    plan = DecodePlan(policy=policy, band_rows=band_rows, dtype=dtype)
     with counted() as found:
         vae = _built(
             lambda: AutoencoderKL(
                 block_out_channels=VAE.channels, down_block_types=("DownEncoderBlock2D",) * levels, norm_num_groups=32,
                 up_block_types=("UpDecoderBlock2D",) * levels, layers_per_block=2, latent_channels=4,
             ),
-            case.dtype,
+            dtype,
         )  # fmt: skip
-        cells = case.cells
         found.live = found.peak = 0
         with mock.patch("hires.tiling.transfer.to_host", found.move_to_host):
             if encode:
-                banded.Run(vae).encode(FakePicture(cells.times(8), dtype), plan)
+                banded.Run(vae).encode(FakePicture(cells.times(8), kind), plan)
             else:
-                z = torch.empty(1, 4, cells.height, cells.width, dtype=dtype)
+                z = torch.empty(1, 4, cells.height, cells.width, dtype=kind)
                 found.live = found.peak = 0
                 for rows in banded.Run(vae).decode(z, plan):
                     del rows

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "edit", "plan", "render"]
+__all__ = ["JournalOptions", "__version__", "edit", "plan", "render"]
 
 if TYPE_CHECKING:
-    from hires.engine import edit, plan, render
+    from hires.engine import JournalOptions, edit, plan, render
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("edit", "plan", "render"):
+    if name in ("JournalOptions", "edit", "plan", "render"):
         from hires import engine
 
         return getattr(engine, name)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hires import __version__
-from hires.errors import HiresError
+from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
 from hires.types import DTYPES, POSITION_MODES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
 
@@ -103,6 +103,12 @@ AttentionPolicy = Annotated[
         help=f"Beyond the trained size, instead of tiles: {', '.join(POLICIES[1:])}; npa:1024 sets a window in px.",
     ),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished render, and fail where there is none.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished render of the same file away and begin again.")]
+NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of the render: what stops it loses it.")]
+JournalSeconds = Annotated[
+    float, typer.Option("--journal-seconds", parser=number, metavar="S", help="Seconds between writes of what is finished.")
+]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
 ]
@@ -122,6 +128,7 @@ ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", 
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
+Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory, such as 3GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
 Tile = Annotated[
@@ -153,7 +160,7 @@ def guarded(work: Callable[[], Any]) -> Any:
     except HiresError as error:
         fail(error)
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; nothing was written, the same command goes on from here (see hires jobs)", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -174,6 +181,7 @@ def render(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -189,6 +197,10 @@ def render(
     attention_policy: AttentionPolicy = None,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
+    resume: Resume = False,
+    restart: Restart = False,
+    no_journal: NoJournal = False,
+    journal_seconds: JournalSeconds = 20.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
     overwrite: Overwrite = False,
@@ -201,7 +213,8 @@ def render(
             return engine.render(
                 prompt, size=size, init=None if init is None else str(init), strength=strength,
                 control=None if control is None else str(control), output=output,
-                overwrite=overwrite, device=device, vram=vram, on_event=on_event,
+                overwrite=overwrite, device=device, vram=vram, ram=ram,
+                journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
@@ -209,6 +222,15 @@ def render(
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
+
+
+def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
+    """The journal's options of a render; None for none."""
+    from hires.engine import JournalOptions
+
+    if no_journal and (resume or restart):
+        raise RequestError("--no-journal: there is nothing to go on from or to throw away without a journal; leave it out")
+    return None if no_journal else JournalOptions(resume=resume, restart=restart, seconds=seconds)
 
 
 def preview_file(path: Path | None, tiny_vae: str | None) -> Path | None:
@@ -249,6 +271,7 @@ def edit(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -261,6 +284,10 @@ def edit(
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
     preview: Preview = None,
+    resume: Resume = False,
+    restart: Restart = False,
+    no_journal: NoJournal = False,
+    journal_seconds: JournalSeconds = 20.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
     overwrite: Overwrite = False,
@@ -274,9 +301,10 @@ def edit(
                 str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
-                tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, family=family,
-                parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
-                attention_policy=attention_policy, on_event=on_event,
+                tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
+                family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
+                attention_policy=attention_policy,
+                journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -297,6 +325,7 @@ def plan(
     seed: Seed = 0,
     strategy: Strategy = "auto",
     vram: Vram = None,
+    ram: Ram = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     tile: Tile = None,
@@ -322,6 +351,7 @@ def plan(
             size=size,
             device=device,
             vram=vram,
+            ram=ram,
             model=model,
             negative=negative,
             steps=steps,
@@ -438,6 +468,30 @@ def vae_roundtrip(
     elif not quiet:
         print(f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
               f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
+
+
+@app.command()
+def jobs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the outputs are.", show_default=False)] = Path(),
+    clean: Annotated[bool, typer.Option("--clean", help="Remove those that no process works on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List unfinished renders, which the same command goes on with, or remove what is kept of them."""
+    from hires import journal
+
+    found = journal.unfinished(folder)
+    removed = journal.clean(found) if clean else []
+    if as_json:
+        document = {"jobs": [job.to_json() for job in found], "removed": [job.output for job in removed]}
+        print(json.dumps(document))
+        return
+    for job in found:
+        state = "removed" if job in removed else job.progress
+        print(
+            f"{job.output}  {job.size}  {state}  {job.age_seconds / 60:.0f} min ago  {gib(job.held_bytes)}  {job.prompt[:60]}"
+        )
+    if not found:
+        print(f"nothing unfinished in {folder.resolve()}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hires.errors import RequestError
-from hires.machines import host_device
+from hires.machines import CARD_CALL_SECONDS, COPY_BYTES_PER_SECOND, host_device
 from hires.types import DeviceSpec
 
 TORCH_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,10 +33,13 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def probe(device: torch.device, budget_bytes: int | None = None) -> DeviceSpec:
-    """The facts of a device that plans need; a given budget replaces the free memory, never more than is free."""
+def probe(device: torch.device, budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSpec:
+    """The facts of a device that plans need; a given budget replaces the free memory, never more than is free.
+
+    ram_bytes: what the whole process may hold in host memory, 0 where nobody said.
+    """
     if device.type == "cpu":
-        return host_device(budget_bytes)
+        return host_device(budget_bytes, ram_bytes)
     facts = torch.cuda.get_device_properties(device)
     free, _ = torch.cuda.mem_get_info(device)
     usable = int(free * CARD_SLACK)
@@ -46,6 +49,9 @@ def probe(device: torch.device, budget_bytes: int | None = None) -> DeviceSpec:
         budget_bytes=usable if budget_bytes is None else min(budget_bytes, usable),
         flops=facts.multi_processor_count * 1e12 * 0.5,
         bf16=facts.major >= 8,
+        ram_bytes=ram_bytes,
+        call_seconds=CARD_CALL_SECONDS,
+        copy_bytes_per_second=COPY_BYTES_PER_SECOND,
     )
 
 

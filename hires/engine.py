@@ -6,7 +6,7 @@ import json
 import logging
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,23 @@ if TYPE_CHECKING:
     PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalOptions:
+    """resume: fail where nothing unfinished is there. restart: throw an unfinished render away. seconds: between writes."""
+
+    resume: bool = False
+    restart: bool = False
+    seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.resume and self.restart:
+            raise RequestError("--resume and --restart: going on and beginning again; give one of the two")
+        if not 0 <= self.seconds <= 86400:
+            raise RequestError(f"--journal-seconds {self.seconds:g}: give seconds from 0 to 86400")
+
+
 SizeLike = str | tuple[int, int] | Size
 Loras = Sequence[str | LoraRef]
 STRENGTH = 0.5  # of a picture to start from, where none is given
@@ -66,6 +83,7 @@ def render(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
@@ -75,6 +93,7 @@ def render(
     attention: str | None = None,
     attention_policy: str | None = None,
     clean_caption: bool = False,
+    journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Render a prompt at exactly `size` and return the result; with `output` also write a PNG that holds prompt and plan.
@@ -100,6 +119,7 @@ def render(
         dtype: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda:0".
         vram: memory budget such as "12GiB" (2^30) or "24GB" (10^9), or bytes; default: what is free.
+        ram: what the whole process may hold in host memory, in the same units; default: nothing is said.
         family: what the model is, for files whose keys are those of several families, such as "sdxl-turbo".
         parts: a diffusers folder in which parts that the model lacks are looked for (tokenizers, text encoders, VAE).
         loras: LoRA files to merge: "style.safetensors", "style.safetensors:0.8" or LoraRef(path, scale) each.
@@ -110,6 +130,8 @@ def render(
         attention: run the network's attention on this backend (`hires info` lists them) or fail with its reason.
         attention_policy: beyond the trained size, instead of tiles: "npa", "npa:1024" (a window in px), "npa+shift", "windows",
             "kvpool:2" or "proportional": self-attention over the whole canvas, a named approximation. None: tiles.
+        journal: how a render with an output is kept track of, so that the same call goes on after anything that stopped it;
+            JournalOptions(resume=True) demands that there is something to go on from. None: not at all.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -152,7 +174,7 @@ def render(
     )
     spec = text_to_image(spec_for(request), prompt)
     edges = _edges(control, spec)
-    return _carried_out(request, spec, output, overwrite, device, vram, picture, on_event, edges)
+    return _carried_out(request, spec, output, overwrite, device, (vram, ram), picture, on_event, edges, journal)
 
 
 def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
@@ -191,12 +213,14 @@ def edit(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
@@ -234,7 +258,9 @@ def edit(
         attention=attention,
         attention_policy=attention_policy,
     )
-    return _carried_out(request, editing(spec_for(request)), output, overwrite, device, vram, pixels, on_event)
+    return _carried_out(
+        request, editing(spec_for(request)), output, overwrite, device, (vram, ram), pixels, on_event, journal=journal
+    )
 
 
 def plan(
@@ -255,6 +281,7 @@ def plan(
     dtype: str = "auto",
     device: str = "auto",
     vram: str | int | None = None,
+    ram: str | int | None = None,
     family: str | None = None,
     parts: str | Path | None = None,
     loras: Loras = (),
@@ -295,7 +322,7 @@ def plan(
         attention_policy=attention_policy,
         clean_caption=clean_caption,
     )
-    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram)))
+    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram), _budget(ram)))
 
 
 def _carried_out(
@@ -304,12 +331,13 @@ def _carried_out(
     output: str | Path | None,
     overwrite: bool,
     device: str,
-    vram: str | int | None,
+    memory: tuple[str | int | None, str | int | None],
     picture: NDArray[np.uint8] | None,
     on_event: OnEvent | None,
     edges: NDArray[np.uint8] | None = None,
+    journal: JournalOptions | None = None,
 ) -> RenderResult:
-    """Check what is there, plan, run, write."""
+    """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
     from hires.device import choose_device, probe
     from hires.execute import run_plan
     from hires.imageio import check_output
@@ -319,9 +347,23 @@ def _carried_out(
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
-    made = planner.plan(request, spec, probe(chosen, _budget(vram)))
-    result = run_plan(request, made, spec, chosen, on_event or (lambda event: None), picture, edges)
-    return result if path is None else _written(result, path, request, overwrite, on_event)
+    made = planner.plan(request, spec, probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0))
+    tell: OnEvent = on_event or (lambda event: None)
+    if path is None or journal is None:
+        result = run_plan(request, made, spec, chosen, tell, picture, edges)
+        return result if path is None else _written(result, path, request, overwrite, on_event)
+    from hires.job import describe_job
+    from hires.journal import open_journal
+
+    job = describe_job(request, made, spec, (picture, edges))
+    kept = open_journal(path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
+    try:
+        result = _written(run_plan(request, made, spec, chosen, tell, picture, edges, kept), path, request, overwrite, on_event)
+    except BaseException:
+        kept.close()
+        raise
+    kept.remove()
+    return result
 
 
 def _picture(source: PictureLike) -> NDArray[np.uint8]:
@@ -389,15 +431,15 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
 
 
-def describe_device(device: str, budget_bytes: int | None) -> DeviceSpec:
+def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
     """The device to plan for. torch is imported only to look at a card that is here."""
     if device == "auto" and budget_bytes is not None:
-        return machines.described_card(budget_bytes)
+        return machines.described_card(budget_bytes, ram_bytes or 0)
     if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return machines.host_device(budget_bytes)
+        return machines.host_device(budget_bytes, ram_bytes or 0)
     from hires.device import choose_device, probe
 
-    return probe(choose_device(device), budget_bytes)
+    return probe(choose_device(device), budget_bytes, ram_bytes or 0)
 
 
 def _budget(vram: str | int | None) -> int | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
 from hires.imageio import PictureSink, on_canvas
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
 from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
@@ -22,7 +23,7 @@ from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
+from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,14 @@ def run_plan(
     tell: OnEvent,
     picture: NDArray[np.uint8] | None = None,
     edges: NDArray[np.uint8] | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> RenderResult:
     """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
 
     picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows.
     """
     try:
-        return _run(request, made, spec, device, tell, picture, edges)
+        return _run(request, made, spec, device, tell, picture, edges, journal)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -61,6 +63,7 @@ def _run(
     tell: OnEvent,
     picture: NDArray[np.uint8] | None,
     edges: NDArray[np.uint8] | None,
+    journal: Journal,
 ) -> RenderResult:
     begun = time.monotonic()
     name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
@@ -70,10 +73,10 @@ def _run(
     ladder = Ladder([made.decode, *exact], _describe(made))
     drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
     seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
-    family = load_family(request, made, spec, device, ladder, seen)
+    family = twice(lambda: load_family(request, made, spec, device, ladder, seen, journal), "loading")
     tell(Event(stage="load", done=1, total=1))
-    denoised = progressive.run(family, made, request.seed, tell, drawn)
-    sink, decoding = decode(family, denoised.latents, request.size, tell)
+    denoised = progressive.run(family, made, request.seed, tell, drawn, journal)
+    sink, decoding = decode(family, denoised.latents, request.size, tell, journal)
     if family.tiny is not None and decoding.stage == "decode (tiny)":
         ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
         made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
@@ -99,6 +102,7 @@ def load_family(
     device: torch.device,
     decode: Ladder[DecodePlan],
     picture: NDArray[np.uint8] | None,
+    journal: Journal = NO_JOURNAL,
 ) -> Family:
     """The model of a request on its device, by the pipeline of its family.
 
@@ -106,15 +110,26 @@ def load_family(
     """
     text_device = torch.device("cpu") if made.text_on_host else device
     parts = load_parts(
-        spec, request.prompt, request.negative, device, made.dtype, decode, request.loras, text_device, made.text_dtype
+        spec,
+        request.prompt,
+        request.negative,
+        device,
+        made.dtype,
+        decode,
+        request.loras,
+        text_device,
+        made.text_dtype,
+        made.offload,
+        journal,
     )
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
         return CosXLEdit(
-            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention
-        )
+            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention,
+            offload=made.offload,
+        )  # fmt: skip
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
@@ -125,8 +140,9 @@ def load_family(
             position_mode=request.position_mode,
             picture=picture if parts.control else None,
             backend=request.attention,
+            offload=made.offload,
         )
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention)
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention, offload=made.offload)
 
 
 def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
@@ -140,12 +156,14 @@ def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
     return describe
 
 
-def decode(family: Family, latents: torch.Tensor, size: Size, tell: OnEvent) -> tuple[PictureSink, StageStats]:
+def decode(
+    family: Family, latents: torch.Tensor, size: Size, tell: OnEvent, journal: Journal = NO_JOURNAL
+) -> tuple[PictureSink, StageStats]:
     """The picture and what it took. Where no exact way has room the small autoencoder starts over, if there is one."""
     if family.tiny is None:
-        return _decoded(family, family.decode_bands, latents, size, tell)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal)
     try:
-        return _decoded(family, family.decode_bands, latents, size, tell)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
@@ -155,11 +173,15 @@ def decode(family: Family, latents: torch.Tensor, size: Size, tell: OnEvent) -> 
 
 
 def _decoded(
-    family: Family, way: Callable[..., Iterator[torch.Tensor]], latents: torch.Tensor, size: Size, tell: OnEvent
+    family: Family,
+    way: Callable[..., Iterator[torch.Tensor]],
+    latents: torch.Tensor,
+    size: Size,
+    tell: OnEvent,
+    journal: Journal = NO_JOURNAL,
 ) -> tuple[PictureSink, StageStats]:
     """Decode band by band."""
     begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
-    sink = PictureSink(size)
     reset_peak(family.device)
 
     def on_band(done: int, total: int) -> None:
@@ -167,9 +189,23 @@ def _decoded(
         tiles = total
         tell(Event(stage="decode", done=done, total=total))
 
-    with torch.inference_mode():
-        for band in way(latents, on_band):
-            sink.write(to_integers(band[0]).cpu().numpy())
+    def fill(sink: PictureSink) -> PictureSink:
+        done = 0
+        for rows in journal.rows():
+            sink.write(rows)
+            done += len(rows)
+        with torch.inference_mode():
+            for band in way(latents, on_band, done) if done else way(latents, on_band):
+                rows = to_integers(band[0]).cpu().numpy()
+                journal.keep_rows(done, rows)
+                sink.write(rows)
+                done += len(rows)
+        return sink
+
+    sink, message = attempt(fill, PictureSink(size))
+    while sink is None:  # outside the bands, which have a ladder of their own
+        family.vae.descend(message)
+        sink, message = attempt(fill, PictureSink(size))
     return sink, StageStats(
         stage="decode",
         seconds=round(time.monotonic() - begun, 3),

@@ -15,7 +15,7 @@ CPU_CALL_SECONDS = 0.005
 COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
 
 
-def host_device(budget_bytes: int | None = None) -> DeviceSpec:
+def host_device(budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSpec:
     """The CPU of this machine, described without torch."""
     cores = os.cpu_count() or 1
     free = available_host_bytes()
@@ -27,7 +27,8 @@ def host_device(budget_bytes: int | None = None) -> DeviceSpec:
         budget_bytes=budget,
         flops=cores * CPU_CORE_FLOPS,
         bf16=False,
-        most_bytes=most,
+        most_bytes=min(most, ram_bytes) if ram_bytes else most,
+        ram_bytes=ram_bytes,
         call_seconds=CPU_CALL_SECONDS,
     )
 
@@ -41,7 +42,7 @@ def available_host_bytes() -> int:
         return 8 * 2**30
 
 
-def described_card(budget_bytes: int) -> DeviceSpec:
+def described_card(budget_bytes: int, ram_bytes: int = 0) -> DeviceSpec:
     """A card that is not here: `--vram` alone on a machine without one asks for its plan."""
     name = f"a card with {gib(budget_bytes)}"
     return DeviceSpec(
@@ -51,6 +52,7 @@ def described_card(budget_bytes: int) -> DeviceSpec:
         flops=CARD_FLOPS,
         bf16=True,
         elsewhere=True,
+        ram_bytes=ram_bytes,
         call_seconds=CARD_CALL_SECONDS,
         copy_bytes_per_second=COPY_BYTES_PER_SECOND,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,7 @@ from hires.conditioning import Conditioning
 from hires.control import ControlBlock, attach
 from hires.kernels.policies import Attending, everywhere
 from hires.processors import DispatchedAttention
+from hires.single import in_single
 from hires.tiling.geometry import Box, Size
 
 POSITION_MODES = {"global": 1.0, "local": 0.0, "blend": 0.5}  # the share of the place on the canvas
@@ -56,6 +58,10 @@ class PixArtNetwork:
         for attn in modules:
             attn.set_processor(DispatchedAttention(backend, cells=self._patch))
         self._carrier = attach(transformer, control) if control else None
+
+    def in_single(self) -> AbstractContextManager[None]:
+        """Within, the transformer computes in float32 (see `single`)."""
+        return in_single(self.transformer)
 
     def attending(self, policy: Attending) -> Self:
         """The same network, its self-attention by another policy, counted in latent cells; blocks that thin keep to theirs."""

@@ -18,6 +18,7 @@ from hires.types import DecodePlan, DeviceSpec, RenderRequest, Rung, StageCost, 
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CPU_BATCHES = (4, 2, 1)
+CPU_FRAGMENTS = 1.25  # resident over requested: pages that the allocator holds between blocks in use
 OFFLOADS = ("none", "components", "layers")
 
 
@@ -66,6 +67,7 @@ def fastest(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dt
     least_host = host_bytes(stages, spec, device, dtype, offload)
     if device.ram_bytes and least_host > device.ram_bytes:
         raise BudgetError(f"needs {gib(least_host)} of host memory, --ram allows {gib(device.ram_bytes)}")
+    device = within_ram(device, least_host)
     decode, decoding = choose_decode(stages, spec, device, dtype, offload)
     chosen, costs = [], []
     for index, stage in enumerate(stages):
@@ -77,6 +79,14 @@ def fastest(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dt
     moved = moving_seconds(stages, spec, device, dtype, offload)
     costs.append(replace(decoding, seconds=decoding.seconds + moved))
     return Way(offload=offload, stages=tuple(chosen), decode=decode, costs=tuple(costs))
+
+
+def within_ram(device: DeviceSpec, held: int) -> DeviceSpec:
+    """A CPU works in the memory that `--ram` leaves beside what the process holds anyway."""
+    if device.kind != "cpu" or not device.ram_bytes:
+        return device
+    left = int((device.ram_bytes - held) / CPU_FRAGMENTS)
+    return replace(device, budget_bytes=min(device.budget_bytes, max(0, left)))
 
 
 def with_enlarging(cost: StageCost, enlarging: StageCost) -> StageCost:
@@ -127,6 +137,7 @@ def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, 
     worst = max(costs, key=lambda cost: cost.peak_bytes)
     if worst.peak_bytes <= device.budget_bytes:
         host = min(host_bytes(stages, spec, device, dtype, name) for name in offloads(device))
+        host += int(worst.peak_bytes * CPU_FRAGMENTS) if device.kind == "cpu" else 0
         return BudgetError(
             f"{canvas} needs {gib(host)} of host memory, --ram allows {gib(device.ram_bytes)}: "
             f"--ram {host / 1e9 + 0.1:.1f}GB would do"

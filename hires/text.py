@@ -22,6 +22,7 @@ from hires.lora import LoraLayer, merged, tower_layers
 from hires.quiet import quiet_imports
 from hires.single_file import clip_state, open_clip_state
 from hires.specs import ModelSpec
+from hires.tiling.retry import is_out_of_memory
 from hires.types import LoraRef
 from hires.weights import take_weights
 
@@ -221,6 +222,8 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
                 part.path, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
             )
     except LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{part.path}: cannot be loaded ({_first_line(error)}); download the model again") from None
     wrong = [key for kind_of in ("missing_keys", "mismatched_keys") for key in report[kind_of]]
     if wrong:

@@ -383,8 +383,8 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken, and bands
-    that overflowed in half precision and were computed again."""
+    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken, and tiles
+    and bands that overflowed in half precision and were computed again."""
 
     stage: str
     seconds: float

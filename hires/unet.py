@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.kernels.policies import Attending, everywhere
+from hires.single import in_single
 
 
 class UNetNetwork:
@@ -21,6 +24,16 @@ class UNetNetwork:
     def __init__(self, unet: nn.Module, dtype: torch.dtype) -> None:
         self.unet, self.dtype = unet, dtype
         self._policy: Attending = everywhere
+
+    @contextmanager
+    def in_single(self) -> Iterator[None]:
+        """Within, the UNet computes in float32 (see `single`)."""
+        kept, self.dtype = self.dtype, torch.float32
+        try:
+            with in_single(self.unet):
+                yield
+        finally:
+            self.dtype = kept
 
     def attending(self, policy: Attending) -> Self:
         """The same network, its self-attention by another policy, counted in latent cells."""

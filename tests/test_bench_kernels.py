@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from benchmarks import bench_blend, bench_group_norm
+from benchmarks import bench_attention, bench_blend, bench_group_norm
 from benchmarks.timing import quantile, timed
 from hires.kernels.backends import BackendRefused
+from hires.kernels.dispatch import BACKENDS
+from hires.kernels.policies import NPA
 
 
 @pytest.mark.parametrize("suite", [bench_group_norm, bench_blend], ids=["group_norm", "blend"])
@@ -25,9 +28,29 @@ def test_rows_of_every_backend(suite: object, capsys: pytest.CaptureFixture[str]
     assert any(row["state"] == "ran" for row in document["rows"])
 
 
-def test_out_of_memory_and_refusals_are_values_and_other_errors_are_not() -> None:
-    import torch
+def test_attention_rows_of_every_model_policy_and_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_attention.main(["--quick"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert {row["backend"] for row in rows} == {backend.name for backend in BACKENDS}
+    assert {row["model"] for row in rows} == {"cosxl", "pixart", "vae"}
+    assert {row["policy"].split(":")[0] for row in rows} >= {"global", "kvpool"}
+    ran = [row for row in rows if row["state"] == "ran"]
+    assert all(row["rms_error"] < 2e-6 and row["tflop_per_s"] > 0 for row in ran)
+    assert all(row["state"].startswith("refused: ") for row in rows if row not in ran) and len(ran) > len(rows) // 3
 
+
+def test_the_sampled_rows_are_those_of_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Windows on a canvas that is larger than they are: what the definition names is what runs."""
+    call = bench_attention.Call(model="x", layer="x", heads=2, head_dim=8, canvas=(20, 24), policy=NPA(8))
+    parts = bench_attention.tensors(call, torch.float64, torch.device("cpu"))
+    picked = [0, 5, 100, 479]
+    exact = bench_attention.exact_rows(call, parts, picked)
+    row = bench_attention.measure(call, "sdpa", parts, exact, picked, 10.0)
+    assert row["rms_error"] < 1e-12  # type: ignore[operator]
+    assert bench_attention.measure(call, "sdpa", parts, exact, picked, 0.0)["state"].startswith("skipped: about")  # type: ignore[attr-defined]
+
+
+def test_out_of_memory_and_refusals_are_values_and_other_errors_are_not() -> None:
     def scarce() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -45,7 +45,9 @@ def test_live_bytes_of_the_full_networks() -> None:
     gib = 2**30
     assert network_live_bytes(UNET, Size(128, 128), 1, 2, cpu=False) / gib == pytest.approx(0.15, abs=0.01)
     assert vae_live_bytes(VAE, 2048**2, 2, cpu=False) / gib == pytest.approx(6.0, abs=0.01)
-    assert vae_live_bytes(VAE, 2048**2, 2, cpu=False, encode=True) / gib == pytest.approx(5.0 + 0.023, abs=0.01)  # and the picture
+    assert vae_live_bytes(VAE, 2048**2, 2, cpu=False, encode=True) / gib == pytest.approx(
+        5.0 + 0.023, abs=0.01
+    )  # and the picture
 
 
 def test_the_formula_counts_what_runs() -> None:

@@ -18,6 +18,7 @@ from hires.errors import RequestError
 from hires.guides import guided_by
 from hires.kernels.policies import Attending, everywhere
 from hires.noise import canvas_noise
+from hires.offload import Weights
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
 from hires.specs import ModelSpec
@@ -40,6 +41,8 @@ class Family:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.device, self.tiny, self.pictures = spec, torch.device("cpu"), None, 0
         self.vae = SimpleNamespace(retries=0, recomputed=0)
+        self.guard = SimpleNamespace(redone=0)
+        self.weights = Weights(torch.nn.Identity(), torch.nn.Identity(), self.device)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         def counted(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:

@@ -83,6 +83,13 @@ def _triton_windows(
     return attention_triton(q, k, v, mask, scale, chosen, canvas, policy)
 
 
+def _pooled_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
+    """A pass of its own: attention reads keys and values N / BLOCK_M times, and after this they are r^2 times smaller."""
+    from hires.kernels.maps import pool_triton
+
+    return pool_triton(x, canvas, r)
+
+
 def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
@@ -160,9 +167,11 @@ def attention(
     if isinstance(policy, Global):
         return select(spec_of(q, k, v, mask), backend).run(q, k, v, mask, factor * policy.stretch(q.shape[-2]))
     canvas = _checked(q, k, mask, canvas, policy)
+    kernel = select(spec_of(q, k, v, mask), backend).name == "triton"
     if isinstance(policy, KVPool):
-        return attention(q, pooled(k, canvas, policy.r), pooled(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
-    if select(spec_of(q, k, v, mask), backend).name == "triton":
+        thin = _pooled_triton if kernel else pooled
+        return attention(q, thin(k, canvas, policy.r), thin(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
+    if kernel:
         return _triton_windows(q, k, v, mask, factor, canvas, policy)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, part: Tensor | None) -> Tensor:

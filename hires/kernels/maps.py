@@ -1,4 +1,5 @@
-"""Triton kernels on maps (B, C, rows, W) of any strides: moments of groups, scale-shift-SiLU, blending, rows to integers.
+"""Triton kernels on maps (B, C, rows, W) of any strides: moments of groups, scale-shift-SiLU, blending, rows to integers;
+and means over the tokens of a canvas.
 
 A program takes a block of positions and all the channels of a group, or a power of two of them. Positions of one band are
 32-bit, which divide fast; offsets are 64-bit.
@@ -110,6 +111,28 @@ def integers_kernel(  # type: ignore[no-untyped-def]
     tl.store(OUT + p.to(tl.int64) * 3 + channel, whole.to(OUT.dtype.element_ty), mask=keep)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def pool_kernel(  # type: ignore[no-untyped-def]
+    X, OUT, xb, xh, xn, xd, heads, rows, width, small_width, count, D, R: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Means over R x R tokens of a canvas, its last row and column repeated; OUT is contiguous (B, heads, count, D)."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
+    dim = tl.arange(0, BLOCK_D)
+    keep = (m < count)[:, None] & (dim < D)[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for i in tl.static_range(R * R):
+        row = tl.minimum((m // small_width) * R + i // R, rows - 1)
+        col = tl.minimum((m % small_width) * R + i % R, width - 1)
+        token = (row * width + col).to(tl.int64)
+        at = X + batch * xb + head * xh + token[:, None] * xn + dim.to(tl.int64)[None, :] * xd
+        total += tl.load(at, mask=keep, other=0.0).to(tl.float32)
+    place = (tl.program_id(1).to(tl.int64) * count + m.to(tl.int64))[:, None] * D + dim[None, :]
+    tl.store(OUT + place, (total / (R * R)).to(OUT.dtype.element_ty), mask=keep)
+
+
 def _checked(x: Tensor) -> Tensor:
     assert x.shape[-2] * x.shape[-1] <= MOST_POSITIONS, f"a band of {tuple(x.shape)} has more positions than 32 bits count"
     return x
@@ -166,6 +189,21 @@ def to_integers_triton(band: Tensor, bits: int) -> Tensor:
     grid: Any = (triton.cdiv(rows * width, chosen.elements), channels)
     integers_kernel[grid](
         band, out, *band.stride(), width, rows * width, levels / 2, float(levels), BLOCK_P=chosen.elements,
+        num_warps=chosen.warps,
+    )  # fmt: skip
+    return out
+
+
+def pool_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
+    """(B, heads, h w, d) of any strides to (B, heads, ceil(h / r) ceil(w / r), d)."""
+    (batch, heads, _, d), (rows, width), chosen = x.shape, canvas, launch("pool", x)
+    small = triton.cdiv(rows, r), triton.cdiv(width, r)
+    count, block_d = small[0] * small[1], triton.next_power_of_2(d)
+    block = max(1, chosen.elements // block_d)
+    out = torch.empty(batch, heads, count, d, dtype=x.dtype, device=x.device)
+    grid: Any = (triton.cdiv(count, block), batch * heads)
+    pool_kernel[grid](
+        x, out, *x.stride(), heads, rows, width, small[1], count, d, R=r, BLOCK_D=block_d, BLOCK_M=block,
         num_warps=chosen.warps,
     )  # fmt: skip
     return out

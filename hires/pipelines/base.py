@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,21 +21,24 @@ from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
 from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, v
 from hires.device import TORCH_DTYPE
-from hires.errors import BackendError, ModelError
+from hires.errors import BackendError, ModelError, NotFiniteError
 from hires.families import PixArtShape, UNetShape
 from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
 from hires.lowpass import Fourier
+from hires.offload import HOST, Weights
 from hires.processors import add_compression
+from hires.single import finite_pictures
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
-from hires.tiling.retry import Ladder, attempt, free_memory
+from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
@@ -42,11 +46,19 @@ from hires.weights import load_autoencoder, load_network, load_vae, read_kv_comp
 log = logging.getLogger(__name__)
 
 
+class SingleNetwork(Network, Protocol):
+    """A network that can be told to compute in float32."""
+
+    def in_single(self) -> AbstractContextManager[None]: ...
+
+
 class Family(Protocol):
     """A loaded model, ready to be run by a strategy."""
 
     spec: ModelSpec
     device: torch.device
+    weights: Weights
+    guard: Guarded
     vae: TiledVAE
     tiny: HaloVAE | None
 
@@ -62,8 +74,8 @@ class Family(Protocol):
         """The guided denoiser of a stage's whole canvas, and the conditions that it is called with."""
         ...
 
-    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, top to bottom."""
+    def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
+        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, from `start` to the bottom."""
         ...
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
@@ -100,19 +112,50 @@ def load_parts(
     loras: Sequence[LoraRef] = (),
     text_device: torch.device | None = None,
     text_dtype: str | None = None,
+    offload: str = "none",
+    journal: Journal = NO_JOURNAL,
 ) -> Parts:
-    """Everything a request needs, on the device: the text towers come and go before the rest is loaded.
+    """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
+    not to stay there, in host memory.
 
-    They run on `text_device` in `text_dtype` where the plan has others for them.
+    They run on `text_device` in `text_dtype` where the plan has others for them, and not at all where a journal has what they
+    said.
     """
-    texts = encode_prompts(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+    texts: Sequence[Conditioning] | None = journal.texts()
+    if texts is None:
+        texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+        journal.keep_texts(texts)
     free_memory()
-    network = load_network(spec, TORCH_DTYPE[dtype], device, loras)
+    kept = device if offload == "none" else HOST
+    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
+
+
+def _encoded(
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
+) -> Sequence[Conditioning]:
+    """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
+    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    if found is not None:
+        return found
+    free_memory()
+    log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
+    return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
+
+
+def _loaded(
+    spec: ModelSpec,
+    texts: Sequence[Conditioning],
+    kept: torch.device,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    loras: Sequence[LoraRef],
+) -> Parts:
+    network = load_network(spec, dtype, kept, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, TORCH_DTYPE[dtype], device)
-    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, TORCH_DTYPE[decode.rung.dtype], device))
+    control = load_control(spec, network, dtype, kept)
+    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
@@ -152,6 +195,39 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
 
 
+class Guarded:
+    """Watches that estimates are finite: pictures that are not are evaluated once more in float32, and counted in `redone`.
+
+    NotFiniteError where that does not help. A picture that the sampler hands over with NaN is not the network's.
+    """
+
+    def __init__(self) -> None:
+        self.redone = 0
+
+    def of(self, network: SingleNetwork) -> Network:
+        """The same network, its estimates watched."""
+
+        def evaluated(x: Tensor, time: float, cond: Conditioning) -> Tensor:
+            found = network(x, time, cond)
+            good = finite_pictures(found)
+            if bool(good.all()):
+                return found
+            with network.in_single():
+                wide = network(x.float(), time, cond)
+            bad = [i for i, fine in enumerate(good.tolist()) if not fine]
+            if not bool(finite_pictures(wide)[~good].all()):
+                where = f", tile at {cond.places[bad[0]]} of the latents" if cond.places is not None else ""
+                raise NotFiniteError(
+                    f"the network gives NaN or infinity at time {time:g}{where}, in float32 too: the checkpoint or a LoRA is "
+                    "damaged, or values are out of its range; download it again, or leave --lora, --guidance or --sigma-max out"
+                )
+            self.redone += len(bad)
+            log.warning("%d tile(s) overflowed at time %g and were evaluated again in float32", len(bad), time)
+            return torch.where(good.view(-1, *[1] * (found.ndim - 1)), found.float(), wide.float())
+
+        return evaluated
+
+
 def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype, name: str | None = None) -> str:
     """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule or as named.
 
@@ -175,7 +251,8 @@ class LoadedFamily:
     """A spec and the loaded parts of one request: what does not depend on the kind of network.
 
     Convolutions run channels-last on a CPU. picture: (H, W, 3) uint8 that the network sees beside the noisy latents, encoded
-    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named.
+    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named. offload: where weights
+    are kept, one of `search.OFFLOADS`.
     """
 
     def __init__(
@@ -188,8 +265,10 @@ class LoadedFamily:
         decode: Ladder[DecodePlan],
         picture: NDArray[np.uint8] | None = None,
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        self.backend = backend
+        self.guard = Guarded()
+        self.backend, self.weights = backend, Weights(parts.network, parts.vae, device, offload)
         self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
@@ -212,11 +291,13 @@ class LoadedFamily:
         """A prompt's conditions with what the network is told of a canvas of that many pixels."""
         raise NotImplementedError
 
-    def decode_bands(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+    def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
+        self.weights.ready("vae")
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
-        yield from self.vae.decode_bands(self.laid_out(scaled), on_band)
+        yield from self.vae.decode_bands(self.laid_out(scaled), on_band, start)
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
+        self.weights.ready("vae")
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
 
     def _encoded(self, canvas: Size) -> Tensor:

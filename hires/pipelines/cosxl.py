@@ -30,12 +30,13 @@ class CosXL(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend)
+        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend, offload=offload)
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))

@@ -38,15 +38,18 @@ class CosXLEdit(LoadedFamily):
         dtype: str,
         decode: Ladder[DecodePlan],
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
+        super().__init__(
+            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
+        )
         self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         return replace(text, size_ids=sdxl_size_ids(canvas_px))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """Guidance by text and by image on the canvas: three estimates (Brooks et al. 2023)."""

@@ -38,9 +38,12 @@ class PixArtSigma(LoadedFamily):
         position_mode: str = "global",
         picture: NDArray[np.uint8] | None = None,
         backend: str | None = None,
+        offload: str = "none",
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend)
+        super().__init__(
+            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
+        )
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(
             parts.network,
@@ -64,7 +67,7 @@ class PixArtSigma(LoadedFamily):
         return replace(found[0], image_latents=edges), replace(found[1], image_latents=edges)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        return preconditioned(self.spec, self._network.attending(policy))
+        return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
 
 def _shape(spec: ModelSpec) -> PixArtShape:

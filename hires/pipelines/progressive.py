@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hires.device import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.guides import centre_pulled, structure_guided, variance_ramp
 from hires.imageio import fitted
+from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
 from hires.pipelines.base import Family
@@ -31,7 +33,7 @@ from hires.specs import ModelSpec, sigma_table
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box
 from hires.tiling.resize import Padded
-from hires.tiling.retry import Batcher
+from hires.tiling.retry import Batcher, attempt
 from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
 
 log = logging.getLogger(__name__)
@@ -56,25 +58,35 @@ class Start:
     noise: CanvasNoise
 
 
-def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture: NDArray[np.uint8] | None = None) -> Denoised:
+def run(
+    family: Family,
+    plan: MemoryPlan,
+    seed: int,
+    on_event: OnEvent,
+    picture: NDArray[np.uint8] | None = None,
+    journal: Journal = NO_JOURNAL,
+) -> Denoised:
     """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
 
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
+    journal: what is in it is not done again.
     """
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, batcher = time.monotonic(), family.vae.retries, Batcher(min(stage.batch, most))
-        recomputed = family.vae.recomputed
-        reset_peak(family.device)
-        cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
-        whole = Box(0, 0, cells.height, cells.width)
-        noise = CanvasNoise(seed, index, whole, family.spec.facts.latent_channels, family.device)
-        begin = origin(family, stage, result.latents, picture, on_event)
-        start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
-        del begin  # not held through the stage where no guide needs it
+        begun, retries, recomputed = time.monotonic(), family.vae.retries, again(family)
+        batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
-        result.latents = denoise_stage(family, stage, start, batcher, progress).float().cpu()
+        reset_peak(family.device)
+        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal)
+        latents, message = journal.tensor(f"stage-{index}"), ""
+        if latents is None:
+            latents, message = attempt(work, batcher)
+        while latents is None:  # outside the tiles, which have their own retries: the stage begins again with less
+            batcher.lessen(batcher.batch, message)
+            latents, message = attempt(work, batcher)
+        journal.finish_stage(index, latents)
+        result.latents = latents
         progress.finish()
         most = batcher.batch if batcher.retries else most
         result.stats.append(
@@ -84,11 +96,46 @@ def run(family: Family, plan: MemoryPlan, seed: int, on_event: OnEvent, picture:
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
                 retries=batcher.retries + family.vae.retries - retries,
-                recomputed=family.vae.recomputed - recomputed,
+                recomputed=again(family) - recomputed,
             )
         )
         log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
     return result
+
+
+def again(family: Family) -> int:
+    """Bands and tiles that overflowed in half precision and were computed again, so far."""
+    return family.vae.recomputed + family.guard.redone
+
+
+def run_stage(
+    family: Family,
+    stage: StagePlan,
+    key: tuple[int, int],
+    before: Tensor,
+    picture: NDArray[np.uint8] | None,
+    progress: TileProgress,
+    journal: Journal,
+    batcher: Batcher,
+) -> Tensor:
+    """The latents of one stage, (1, C, h, w) float32 on the CPU, from those of the stage before; key: seed and stage index.
+
+    Pure but for what it tells: run again, it gives the same.
+    """
+    progress.begin()
+    cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
+    noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
+    name = f"stage-{key[1]}-origin"
+    begin = journal.tensor(name)
+    if begin is None:
+        begin = origin(family, stage, before, picture, progress.on_event)
+        if begin is not None:
+            journal.keep(name, begin)
+    begin = None if begin is None else begin.to(family.device)
+    start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
+    del begin  # not held through the stage where no guide needs it
+    family.weights.ready("network")
+    return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
 
 
 def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
@@ -136,7 +183,9 @@ def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
 
 
-def denoise_stage(family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress) -> Tensor:
+def denoise_stage(
+    family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress, journal: Journal = NO_JOURNAL
+) -> Tensor:
     """Sample one stage down to 0: sampler(anchored(guided(tiled(precondition(network)))))."""
     noise = start.noise
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
@@ -144,7 +193,7 @@ def denoise_stage(family: Family, stage: StagePlan, start: Start, batcher: Batch
     on_canvas = tiled(network, stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = family.guided(on_canvas, stage)
-        denoise = anchored(denoise, stage, start)
+        denoise = journal.recorded(noise.stage, anchored(denoise, stage, start))
         return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
 
 
@@ -174,6 +223,11 @@ class TileProgress:
     def __init__(self, stage: StagePlan, on_event: OnEvent, preview: Callable[[Tensor], NDArray[np.uint8] | None]) -> None:
         self.stage, self.on_event, self.preview = stage, on_event, preview
         self.done, self.total, self.steps_done = 0, evaluations(stage.sampler, stage.taken_steps) * stage.grid.count, 0
+        self._shown = 0
+
+    def begin(self) -> None:
+        """From the start, again after a stage that ran out of memory; what is shown does not go back."""
+        self.done = self.steps_done = 0
         self._tell()
 
     def advance(self, tiles: int) -> None:
@@ -193,5 +247,6 @@ class TileProgress:
 
     def _tell(self, preview: NDArray[np.uint8] | None = None) -> None:
         stage, steps = self.stage, self.stage.taken_steps
-        event = Event(stage=stage.name, done=self.done, total=self.total, step=self.steps_done, steps=steps, preview=preview)
+        self._shown = max(self._shown, self.done)
+        event = Event(stage=stage.name, done=self._shown, total=self.total, step=self.steps_done, steps=steps, preview=preview)
         self.on_event(event)

@@ -20,16 +20,17 @@ Result = TypeVar("Result")
 
 # CUDA libraries report a failed workspace allocation under these names.
 _DISGUISES = re.compile(
-    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator",
+    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+    r"|shape of object type 'torch\.storage",  # torch.asarray, by which files are read, of a tensor that had no room
     re.IGNORECASE,
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's own out-of-memory errors and for the RuntimeErrors that are one in disguise."""
+    """True for torch's and Python's own out-of-memory errors and for the errors that are one in disguise."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _DISGUISES.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ValueError) and _DISGUISES.search(str(error)) is not None
 
 
 def free_memory() -> None:
@@ -40,11 +41,16 @@ def free_memory() -> None:
 
 
 class Batcher:
-    """Runs items in batches and halves the batch, for good, when one runs out of memory; results keep their order."""
+    """Runs items in batches and halves the batch, for good, when one runs out of memory; results keep their order.
 
-    def __init__(self, batch: int) -> None:
+    relief: called where a single item is too large; what it says it did is logged and the item tried again, until it has
+    nothing left to do and returns None.
+    """
+
+    def __init__(self, batch: int, relief: Callable[[], str | None] | None = None) -> None:
         self.batch = max(1, batch)
         self.retries = 0
+        self._relief = relief or (lambda: None)
 
     def map(self, run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> Iterator[Sequence[Result]]:
         """Results of consecutive batches. MemoryLadderError when a single item is too large; other errors pass."""
@@ -57,14 +63,23 @@ class Batcher:
                 start += len(chunk)
                 continue
             free_memory()
-            if self.batch == 1:
-                raise MemoryLadderError(
-                    f"one tile of one picture alone runs out of memory ({message}): "
-                    "give a smaller --tile, or --strategy progressive"
-                )
-            self.batch = max(1, min(self.batch, len(chunk)) // 2)
-            self.retries += 1
-            log.warning("out of memory with %d pictures at once (%s); going on with %d", len(chunk), message, self.batch)
+            self.lessen(len(chunk), message)
+
+    def lessen(self, tried: int, message: str) -> None:
+        """After `tried` items at once ran out of memory: half of them, or relief. MemoryLadderError where there is none."""
+        what = f"{tried} picture{'s' if tried > 1 else ''} at once"
+        if self.batch > 1:
+            self.batch = max(1, min(self.batch, tried) // 2)
+            done: str | None = f"{self.batch} at once"
+        else:
+            done = self._relief()
+        if done is None:
+            raise MemoryLadderError(
+                f"one tile of one picture alone runs out of memory ({message}): "
+                "give a smaller --tile, or --strategy progressive"
+            )
+        self.retries += 1
+        log.warning("out of memory with %s (%s); going on with %s", what, message, done)
 
 
 class Ladder(Generic[Item]):
@@ -96,6 +111,17 @@ class Ladder(Generic[Item]):
             )
         self.taken += 1
         log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))
+
+
+def twice(run: Callable[[], Result], what: str) -> Result:
+    """The result, tried once more after freeing what is free. MemoryLadderError, with `what` ran, where that fails too."""
+    for _ in range(2):
+        done, message = attempt(lambda _: run(), None)
+        if done is not None:
+            return done
+        free_memory()
+        log.warning("out of memory while %s (%s)", what, message)
+    raise MemoryLadderError(f"out of memory while {what} ({message}): close other programs, or give more memory (--vram)")
 
 
 def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:

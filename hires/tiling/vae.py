@@ -156,6 +156,12 @@ class TiledVAE:
             batch=batch,
         )
 
+    def descend(self, message: str) -> None:
+        """Go to the next rung of the plan after an out-of-memory around the bands. MemoryLadderError where there is none."""
+        assert self.ladder is not None, "a plan's autoencoder has the plan's ladder"
+        self.ladder.descend(message)
+        self.retries += 1
+
     def _ladder(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> Ladder[Any]:
         return self.ladder or Ladder(self.plan(h, w, batch=batch, encode=encode), str)
 
@@ -164,13 +170,13 @@ class TiledVAE:
         return join(list(self.decode_bands(z)))
 
     @torch.no_grad()
-    def decode_bands(self, z: Tensor, on_band: OnBand | None = None) -> Iterator[Tensor]:
-        """Finished rows (B, 3, rows, W) from top to bottom, in the module's dtype and on its device.
+    def decode_bands(self, z: Tensor, on_band: OnBand | None = None, start: int = 0) -> Iterator[Tensor]:
+        """Finished rows (B, 3, rows, W) from `start` to the bottom, in the module's dtype and on its device.
 
         `on_band(done, total)` hears of every band of every feature map and may raise to cancel.
         """
         run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
-        height, done = z.shape[2] * self.cell_px, 0
+        height, done = z.shape[2] * self.cell_px, start
         ladder = self._ladder(z.shape[2], z.shape[3], batch=z.shape[0])
         begun = ladder.taken
         while done < height:

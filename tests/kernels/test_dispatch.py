@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -57,16 +58,37 @@ def test_half_precision_is_at_most_twice_torchs_error() -> None:
     assert errors[0] <= 2 * errors[1]
 
 
-def test_why_not_agrees_with_what_runs() -> None:
-    q, k, v = case(4, 4, 8, torch.float32)
-    for dtype in (torch.float32, torch.bfloat16, torch.int32):
-        spec = AttentionSpec(device="cpu", dtype=dtype, head_dim=8, queries=4, keys=4, masked=False)
-        for name, reason in table(spec):
-            if reason is None:
-                assert attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name).dtype == dtype
-            else:
-                with pytest.raises(BackendRefused, match=re.escape(reason)):
-                    attention(q.to(dtype), k.to(dtype), v.to(dtype), backend=name)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32)
+MASKS = (None, "by key", "by query", "additive")
+
+
+@pytest.mark.parametrize("backend", [b.name for b in BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("strided", [False, True])
+def test_why_not_agrees_with_what_runs(backend: str, dtype: torch.dtype, strided: bool) -> None:
+    """Every head size, mask and length, alone and crossed: the right result, or the reason and nothing else."""
+    device, ran, refused = "cuda" if torch.cuda.is_available() else "cpu", 0, 0
+    bar = {torch.float16: 5e-3, torch.bfloat16: 4e-2}.get(dtype, 1e-5)
+    for d, (n, m), masked in itertools.product((8, 40, 64, 72, 80, 97, 128, 160, 512), ((1, 1), (3, 17), (9, 9)), MASKS):
+        q, k, v = (x.to(device, dtype) for x in case(n, m, d, torch.float32))
+        if strided:
+            q, k, v = (x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v))
+        keep = torch.rand(2, 1, n if masked == "by query" else 1, m, generator=torch.Generator().manual_seed(m)) > 0.4
+        keep[..., 0] = True
+        bias = torch.zeros(keep.shape).masked_fill(~keep, -100.0).to(dtype)
+        mask = None if masked is None else (bias if masked == "additive" else keep).to(device)
+        reason = dict(table(spec_of(q, k, v, mask)))[backend]
+        if reason is not None:
+            refused += 1
+            with pytest.raises(BackendRefused, match=re.escape(reason)):
+                attention(q, k, v, mask=mask, backend=backend)
+            continue
+        ran += 1
+        found = attention(q, k, v, mask=mask, backend=backend)
+        assert found.dtype == dtype and found.shape == q.shape
+        assert (found.double() - plain(q, k, v, mask, d**-0.5)).abs().max() <= bar, (d, n, m, masked)
+    assert ran + refused == 108
+    assert ran > 0 or dtype == torch.int32 or backend not in ("sdpa", "math", "chunked")
 
 
 def test_the_first_that_runs_is_taken_and_a_named_one_is_never_replaced() -> None:

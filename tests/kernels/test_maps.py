@@ -24,6 +24,7 @@ from hires.kernels.backends import BackendRefused
 from hires.kernels.blend import blend_accumulate, to_integers
 from hires.kernels.group_norm import MapSpec, Moments, group_norm_apply, group_norm_stats
 from hires.kernels.tuning import SHARED_KIB, launch
+from hires.kernels.windowed import pooled
 
 Layout = Callable[[Tensor], Tensor]
 LAYOUTS: dict[str, Layout] = {
@@ -112,6 +113,16 @@ def interpreted() -> None:
         for name in names:
             setattr(module, name, tuple(replace(b, why_not=lambda spec: None) for b in getattr(module, name)))
     check_all("triton")
+    from hires.kernels.maps import pool_triton
+
+    for h, w, r, d in ((6, 8, 2, 16), (7, 5, 3, 72), (1, 9, 2, 40), (4, 4, 1, 8)):
+        for dtype in (torch.float32, torch.float16):
+            x = torch.randn(2, h * w, 3, d).to(dtype).transpose(1, 2)
+            exact = pooled(x.double(), (h, w), r)
+            found, theirs = pool_triton(x, (h, w), r), pooled(x, (h, w), r)
+            assert found.shape == exact.shape and found.dtype == dtype
+            floor = torch.finfo(dtype).eps * exact.abs().max() / 2
+            assert (found.double() - exact).abs().max() <= max(2 * (theirs.double() - exact).abs().max(), floor), (h, w, r)
 
 
 def test_the_kernels_give_the_references_results_under_the_interpreter() -> None:
@@ -188,6 +199,7 @@ KERNELS = {
     "group_norm_apply": "apply_kernel",
     "blend": "accumulate_kernel",
     "integers": "integers_kernel",
+    "pool": "pool_kernel",
 }
 FLOATS = ("COUNT", "MEAN", "SQUARES", "SCALE", "SHIFT", "CANVAS", "ROWS", "COLS")
 SAMPLE = [(a, k, "bf16") for a in (80, 120) for k in KERNELS]
@@ -206,7 +218,8 @@ def compiled(architecture: int, kernel: str, kind: str, block_c: int, silu: bool
 
     chosen, function = launch(kernel, torch.empty(0)), getattr(maps, KERNELS[kernel])
     block_p = max(16, chosen.elements // block_c)
-    given = {"BLOCK_C": block_c, "CHANNELS": max(1, block_c - 1), "BLOCK_P": block_p, "SILU": silu}
+    given = {"R": 2, "BLOCK_D": 128, "BLOCK_M": chosen.elements // 128}
+    given |= {"BLOCK_C": block_c, "CHANNELS": max(1, block_c - 1), "BLOCK_P": block_p, "SILU": silu}
     constants = {name: value for name, value in given.items() if name in function.arg_names}
     kinds = dict.fromkeys(("X", "TILE", "BAND", "OUT"), f"*{kind}") | dict.fromkeys(FLOATS, "*fp32")
     kinds |= {"half": "fp32", "most": "fp32"} | ({"OUT": "*u8"} if kernel == "integers" else {})

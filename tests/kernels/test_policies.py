@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 import torch
@@ -91,11 +90,10 @@ def test_the_default_on_a_cpu_is_torchs_own_choice_and_cuda_backends_say_why() -
 
 @pytest.mark.slow
 def test_npa_is_three_times_faster_on_a_pixart_layer() -> None:
-    q, k, v = inputs(128, 128, torch.float32, batch=1, heads=16, d=72)
-    seconds = {}
-    for policy in (NPA(64), Global()):
-        start = time.perf_counter()
-        attention(q, k, v, canvas=(128, 128), policy=policy)
-        seconds[type(policy).__name__] = time.perf_counter() - start
-    print(seconds)
-    assert seconds["Global"] >= 3 * seconds["NPA"]
+    """The self-attention call, gather included, medians of calls that alternate; the whole layer's ratio is printed beside."""
+    from benchmarks.bench_attention import layer_ratio
+
+    ratios = layer_ratio()
+    print(ratios)
+    assert ratios["attention"] >= 3
+    assert ratios["layer"] > 1.5

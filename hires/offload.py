@@ -1,0 +1,66 @@
+"""Where the weights of network and autoencoder are: on the device, one of the two at a time, or fetched layer by layer.
+
+The picture does not depend on it. On a CPU there is one memory, and nothing to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from hires.quiet import quiet_imports
+from hires.search import OFFLOADS, WHERE
+from hires.tiling.retry import free_memory
+
+log = logging.getLogger(__name__)
+HOST = torch.device("cpu")
+
+
+class Weights:
+    """Keeps the part that is about to work on the device, as `offload` says; `relieve` goes on to the next place."""
+
+    def __init__(self, network: nn.Module, vae: nn.Module, device: torch.device, offload: str = "none") -> None:
+        assert offload in OFFLOADS, offload
+        self.parts: dict[str, nn.Module] = {"network": network, "vae": vae}
+        self.device, self.offload = device, "none"
+        for name in OFFLOADS[1 : OFFLOADS.index(offload) + 1]:
+            self._take(name)
+
+    def ready(self, part: str) -> None:
+        """Bring a part, 'network' or 'vae', to the device, and send the other one away where the two are not to meet."""
+        if self.offload == "none":
+            return
+        for name, module in self.parts.items():
+            streamed = name == "network" and self.offload == "layers"
+            if name != part and not streamed:
+                module.to(HOST)
+        if not (part == "network" and self.offload == "layers"):
+            free_memory()
+            self.parts[part].to(self.device)
+
+    def relieve(self) -> str | None:
+        """After out of memory with everything else at its least: what was moved away, or None where nothing is left to move."""
+        following = OFFLOADS.index(self.offload) + 1
+        if self.device.type == "cpu" or following == len(OFFLOADS):
+            return None
+        self._take(OFFLOADS[following])
+        self.ready("network")
+        return f"weights {WHERE[self.offload]}"
+
+    def _take(self, offload: str) -> None:
+        if offload == "layers":
+            self.parts["network"].to(HOST)
+            stream(self.parts["network"], self.device)
+        self.offload = offload
+        free_memory()
+
+
+def stream(module: nn.Module, device: torch.device) -> None:
+    """Let each layer fetch its weights when it runs and give them back after, the next one's while it works (diffusers)."""
+    with quiet_imports():
+        from diffusers.hooks import apply_group_offloading
+    options: dict[str, Any] = {"use_stream": True, "record_stream": True} if device.type == "cuda" else {}
+    apply_group_offloading(module, onload_device=device, offload_device=HOST, offload_type="leaf_level", **options)

@@ -1,0 +1,94 @@
+"""What overflows in half precision is evaluated again in float32; what is no number there either is an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hires.conditioning import Conditioning
+from hires.errors import NotFiniteError
+from hires.pipelines.base import Guarded
+from hires.pixart import PixArtNetwork
+from hires.single import in_single
+from hires.tiling.denoise import tiled
+from hires.tiling.geometry import Size, make_grid
+from hires.unet import UNetNetwork
+from tests import tiny_pixart
+from tests.test_attention_policies import unet
+
+
+@pytest.mark.parametrize("model", ["unet", "pixart"])
+def test_in_single_a_half_network_computes_in_float32(model: str) -> None:
+    """Within its weights' rounding of the float32 network, far nearer than half precision gets; and the weights stay half."""
+    if model == "unet":
+        wide, x, cond = unet()
+        other, _, _ = unet()
+        half = UNetNetwork(other.unet.bfloat16(), torch.bfloat16)  # type: ignore[attr-defined]
+        for a, b in zip(wide.unet.parameters(), half.unet.parameters(), strict=True):  # type: ignore[attr-defined]
+            a.data = b.data.float()
+    else:
+        x, cond = tiny_pixart.latents(20, 24), tiny_pixart.prompt(5, 9, 1, Size(20, 24))
+        made = [tiny_pixart.transformer(16, 0.5).bfloat16() for _ in range(2)]
+        wide = PixArtNetwork(made[0].float(), span=32.0)
+        half = PixArtNetwork(made[1], span=32.0)
+    few = cond.to("cpu", torch.bfloat16)  # as a family hands its conditions over
+    with torch.inference_mode():
+        exact = wide(x, 100.0, few.to("cpu", torch.float32))
+        rough = half(x, 100.0, few).float()
+        with half.in_single():
+            found = half(x, 100.0, few)
+    scale = exact.abs().max()
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() <= 0.2 * (rough - exact).abs().max()
+    assert (rough - exact).abs().max() > 1e-3 * scale
+    module = half.unet if model == "unet" else half.transformer  # type: ignore[attr-defined]
+    assert all(p.dtype == torch.bfloat16 for p in module.parameters())
+    with torch.inference_mode():
+        assert torch.equal(half(x, 100.0, few).float(), rough), "nothing of it stays"
+
+
+class Overflowing:
+    """A network in half precision whose values pass its range where the latents are large."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.layer, self.broken, self.calls = nn.Conv2d(4, 4, 1, bias=False).half(), broken, 0
+        nn.init.dirac_(self.layer.weight)
+        self.layer.weight.data *= 1000
+
+    def in_single(self):  # type: ignore[no-untyped-def]
+        return in_single(self.layer)
+
+    def __call__(self, x: torch.Tensor, time: float, cond: object) -> torch.Tensor:
+        self.calls += 1
+        if self.broken:
+            return torch.full_like(x, float("nan"))
+        wide = x if x.dtype == torch.float32 and self.layer._forward_pre_hooks else x.half()
+        return self.layer(wide) / 1000  # type: ignore[no-any-return]
+
+
+def test_only_the_tile_that_overflows_is_done_again_and_counted() -> None:
+    network, guard = Overflowing(), Guarded()
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    x[..., :8, :8] *= 100  # a thousand times this is past 65504
+    cond = Conditioning(tokens=torch.zeros(1, 1, 1), canvas=Size(32, 32))
+    watched = guard.of(network)
+    fused = tiled(lambda x, sigma, c: watched(x, sigma, c), make_grid(Size(32, 32), Size(16, 16), 0), batch=2)(x, 0.5, cond)
+    assert guard.redone == 1
+    torch.testing.assert_close(fused, x, rtol=2e-3, atol=2e-3)
+    assert network.calls == 3, "two batches, and one of them again"
+
+
+def test_what_is_no_number_in_float32_either_names_the_tile() -> None:
+    watched = Guarded().of(Overflowing(broken=True))
+    cond = Conditioning(tokens=torch.zeros(1, 1, 1), canvas=Size(32, 32))
+    grid = make_grid(Size(32, 32), Size(16, 16), 0)
+    with pytest.raises(NotFiniteError, match=r"NaN or infinity at time 0\.5, tile at .*16.* in float32 too.*download it again"):
+        tiled(lambda x, sigma, c: watched(x, sigma, c), grid)(torch.zeros(1, 4, 32, 32), 0.5, cond)
+
+
+def test_a_layer_that_fails_gets_its_weights_back() -> None:
+    layer = nn.Linear(3, 3).half()
+    with pytest.raises(RuntimeError), in_single(layer):
+        layer(torch.zeros(2, 5))
+    assert all(p.dtype == torch.float16 for p in layer.parameters())
