@@ -338,7 +338,7 @@ def _carried_out(
     journal: JournalOptions | None = None,
 ) -> RenderResult:
     """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
-    from hires.device import choose_device, probe
+    from hires.device import choose_device, probe, return_pages
     from hires.execute import run_plan
     from hires.imageio import check_output
 
@@ -348,6 +348,8 @@ def _carried_out(
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
     made = planner.plan(request, spec, probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0))
+    if memory[1] is not None:
+        return_pages()
     tell: OnEvent = on_event or (lambda event: None)
     if path is None or journal is None:
         result = run_plan(request, made, spec, chosen, tell, picture, edges)
