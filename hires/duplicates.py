@@ -64,11 +64,18 @@ def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -
     """Copies of the subject of a base picture (h, w, 3) that the base, enlarged by Lanczos to the picture's size, has not."""
     box = subject_box(luma(base))
     subject = unit(base[box.rows, box.cols])
-    copies = find_copies(source, subject, seed)
-    if not copies.found:
-        return copies
-    own = _found(LanczosSource(base, source.size), subject, OWN_LIKENESS)
-    return replace(copies, found=tuple(copy for copy in copies.found if not any(_near(copy, other) for other in own)))
+    copies, enlarged = find_copies(source, subject, seed), LanczosSource(base, source.size)
+    return replace(copies, found=tuple(copy for copy in copies.found if not _is_own(enlarged, copy, subject)))
+
+
+def _is_own(enlarged: BoxSource, copy: Copy, subject: Floats) -> bool:
+    """Whether the enlarged base looks like the subject as well, in the neighbourhood of a copy."""
+    box, size = copy.box, enlarged.size
+    down, across = int(APART * box.height), int(APART * box.width)
+    top, left = max(0, box.top - down), max(0, box.left - across)
+    bottom, right = min(size.height, box.bottom + down), min(size.width, box.right + across)
+    around = enlarged.read(Box(top, left, bottom - top, right - left))
+    return float(_likeness(unit(around), subject).max()) >= OWN_LIKENESS
 
 
 def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
@@ -110,16 +117,20 @@ def _likeness(part: Floats, subject: Floats) -> Doubles:
     below AMPLITUDE of the subject's."""
     (height, width), window = part.shape[:2], subject.shape[:2]
     places = height - window[0] + 1, width - window[1] + 1
-    product, spread, energy = np.zeros(places), np.zeros(places), 0.0
+    product, values = np.zeros(places), part - part.mean((0, 1), dtype=np.float64)
+    own = subject - subject.mean((0, 1), dtype=np.float64)
     for channel in range(3):
-        values, own = part[..., channel].astype(np.float64), subject[..., channel].astype(np.float64)
-        values, own = values - values.mean(), own - own.mean()
-        match = np.fft.irfft2(np.fft.rfft2(values) * np.conj(np.fft.rfft2(own, (height, width))), (height, width))
+        spectrum = np.conj(np.fft.rfft2(own[..., channel], (height, width)))
+        match = np.fft.irfft2(np.fft.rfft2(values[..., channel]) * spectrum, (height, width))
         product += match[: places[0], : places[1]]
-        spread += _window_sums(values**2, window) - _window_sums(values, window) ** 2 / own.size
-        energy += float((own**2).sum())
-    spread = np.maximum(spread, 1e-9 * energy)
-    likeness: Doubles = np.where(product >= AMPLITUDE * energy, product / np.sqrt(spread * energy), 0.0)
+    energy = float((own**2).sum())
+    reached = product >= AMPLITUDE * energy
+    if not reached.any():
+        return np.zeros(places)
+    spread = _window_sums((values**2).sum(-1), window)
+    for channel in range(3):
+        spread -= _window_sums(values[..., channel], window) ** 2 / (window[0] * window[1])
+    likeness: Doubles = np.where(reached, product / np.sqrt(np.maximum(spread, 1e-9 * energy) * energy), 0.0)
     return likeness
 
 
