@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `edit`, `plan`, `inspect`, `info`, `vae-roundtrip`."""
+"""The command line: `hires render`, `edit`, `plan`, `inspect`, `measure`, `info`, `vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -405,6 +405,42 @@ def inspect(
 
     document = guarded(lambda: report.inspect(name, family=family, parts=parts))
     print(json.dumps(document) if as_json else "\n".join(report.lines(document)))
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The picture to measure.", show_default=False)],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="FILE", help="The small picture that it was drawn from.")
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", metavar="TILE:OVERLAP", help="Its tiles in px, such as 1024:256; default: the plan in the PNG."),
+    ] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.png", help="Draw the measures into a PNG; overwritten.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a picture: contrast, detail beyond its base, seams against random grids, drift, duplicates."""
+    from hires import readout
+
+    def work() -> Any:
+        from hires.errors import OutputError
+        from hires.imageio import check_output, save_png
+
+        target = None if report_file is None else check_output(report_file, overwrite=True)
+        if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
+            raise OutputError(f"--report {target}: is a picture to be measured; give another name")
+        found, source = readout.measure_file(file, base, grid)
+        if target is not None:
+            from hires.chart import report as drawn
+
+            save_png(target, drawn(file.name, source, found), {"Software": f"hires {__version__}"}, overwrite=True)
+        return found
+
+    found = guarded(work)
+    print(json.dumps(found.to_json()) if as_json else "\n".join(readout.lines(str(file), found)))
 
 
 @app.command("vae-roundtrip")
