@@ -142,11 +142,14 @@ class PlacedPatches(nn.Module):
     def __init__(self, proj: nn.Conv2d) -> None:
         super().__init__()
         self.proj = proj
+        self.single = False  # told so while the transformer computes in float32
 
     def forward(self, placed: Tensor) -> Tensor:
         """(B, C + 2, h, w) to tokens (B, h w / patch^2, D) in the weights' dtype; a patch lies where its first cell does."""
         dtype, patch = self.proj.weight.dtype, self.proj.kernel_size[0]
-        maps = self.proj(placed[:, :-2].to(dtype)).permute(0, 2, 3, 1)  # (B, rows, cols, D)
+        latents = placed[:, :-2] if self.single else placed[:, :-2].to(dtype)
+        maps = self.proj(latents).permute(0, 2, 3, 1)  # (B, rows, cols, D)
+        dtype = maps.dtype
         half = maps.shape[-1] // 2
         rows = axis_embedding(placed[:, -2, ::patch, 0], half)[:, :, None]  # (B, rows, 1, D / 2)
         cols = axis_embedding(placed[:, -1, 0, ::patch], half)[:, None]  # (B, 1, cols, D / 2)

@@ -60,6 +60,8 @@ class DispatchedAttention:
             keys, values = thinned(attn, keys, grid, self.thin), thinned(attn, values, grid, self.thin)
         q, k, v = heads(attn.to_q(hidden_states)), heads(keys), heads(values)
         mask = None if attention_mask is None else attention_mask.reshape(q.shape[0], -1, *attention_mask.shape[1:])
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
         try:
             out = attention(q, k, v, canvas=grid, mask=mask, scale=attn.scale, policy=mixing, backend=self.backend)
         except BackendRefused as refusal:

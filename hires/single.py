@@ -17,6 +17,9 @@ def in_single(module: nn.Module) -> Iterator[None]:
     More memory than a half-precision run by the float32 copy of the largest layer, and by activations of twice the bytes.
     """
     hooks: list[Any] = []
+    told: list[Any] = [part for part in module.modules() if hasattr(part, "single")]
+    for part in told:
+        part.single = True
     for layer in module.modules():
         if any(p.is_floating_point() for p in layer.parameters(recurse=False)) and not any(True for _ in layer.children()):
             hooks.append(layer.register_forward_pre_hook(_widen, with_kwargs=True))
@@ -26,6 +29,8 @@ def in_single(module: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+        for part in told:
+            part.single = False
 
 
 def _widen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -126,7 +126,6 @@ def run_stage(
 
     Pure but for what it tells: run again, it gives the same.
     """
-    progress.begin()
     cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
     noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
     name = f"stage-{key[1]}-origin"
@@ -139,6 +138,7 @@ def run_stage(
     start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
     del begin  # not held through the stage where no guide needs it
     family.weights.ready("network")
+    progress.begin()
     return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
 
 
