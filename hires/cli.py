@@ -105,6 +105,9 @@ AttentionPolicy = Annotated[
         help=f"Beyond the trained size, instead of tiles: {', '.join(POLICIES[1:])}; npa:1024 sets a window in px.",
     ),
 ]
+AllowApproximate = Annotated[
+    bool, typer.Option("--allow-approximate", help="Where nothing exact has room, draw another picture with smaller windows.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished render, and fail where there is none.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished render of the same file away and begin again.")]
 NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of the render: what stops it loses it.")]
@@ -197,6 +200,7 @@ def render(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
     resume: Resume = False,
@@ -220,7 +224,8 @@ def render(
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
-                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention, attention_policy=attention_policy,
+                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention,
+                attention_policy=attention_policy, allow_approximate=allow_approximate,
             )  # fmt: skip
 
     say(guarded(work), as_json, quiet)
@@ -285,6 +290,7 @@ def edit(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     resume: Resume = False,
     restart: Restart = False,
@@ -305,7 +311,7 @@ def edit(
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
                 family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
-                attention_policy=attention_policy,
+                attention_policy=attention_policy, allow_approximate=allow_approximate,
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
             )  # fmt: skip
 
@@ -341,6 +347,7 @@ def plan(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     clean_caption: CleanCaption = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the plan to an SVG.")] = None,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw the plan to a PNG.")] = None,
@@ -376,6 +383,7 @@ def plan(
             tiny_vae=tiny_vae,
             attention=attention,
             attention_policy=attention_policy,
+            allow_approximate=allow_approximate,
             clean_caption=clean_caption,
         )
 

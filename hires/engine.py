@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hires import __version__, calibration, captions, machines, planner
 from hires.adapters import with_loras
 from hires.calibration import calibrated
-from hires.errors import OutputError, RequestError, SizeError
+from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
 from hires.resolution import check_size, parse_size
@@ -93,6 +93,7 @@ def render(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     clean_caption: bool = False,
     journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
@@ -133,6 +134,7 @@ def render(
             "kvpool:2" or "proportional": self-attention over the whole canvas, a named approximation. None: tiles.
         journal: how a render with an output is kept track of, so that the same call goes on after anything that stopped it;
             JournalOptions(resume=True) demands that there is something to go on from. None: not at all.
+        allow_approximate: where nothing exact has room, draw another picture with smaller windows, and say so.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -171,6 +173,7 @@ def render(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
     spec = text_to_image(spec_for(request), prompt)
@@ -221,6 +224,7 @@ def edit(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -258,6 +262,7 @@ def edit(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
     )
     return _carried_out(
         request, editing(spec_for(request)), output, overwrite, device, (vram, ram), pixels, on_event, journal=journal
@@ -291,6 +296,7 @@ def plan(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -321,6 +327,7 @@ def plan(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram), _budget(ram)))
@@ -354,7 +361,7 @@ def _carried_out(
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)
     if path is None or journal is None:
-        result = run_plan(request, made, spec, chosen, tell, picture, edges)
+        result = _unkept(request, made, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
         return result if path is None else _written(result, path, request, overwrite, on_event)
     from hires.job import describe_job
     from hires.journal import open_journal
@@ -362,12 +369,58 @@ def _carried_out(
     job = describe_job(request, made, spec, (picture, edges))
     kept = open_journal(path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
     try:
-        result = _written(run_plan(request, made, spec, chosen, tell, picture, edges, kept), path, request, overwrite, on_event)
+        drawn = run_plan(request, made, spec, chosen, tell, picture, edges, kept)
+    except MemoryLadderError as error:
+        kept.close()
+        cheaper = _cheaper(request, spec, error)
+        kept.remove()  # of another picture than the one that is drawn now
+        drawn = _approximate(cheaper, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
+    except BaseException:
+        kept.close()
+        raise
+    try:
+        result = _written(drawn, path, request, overwrite, on_event)
     except BaseException:
         kept.close()
         raise
     kept.remove()
     return result
+
+
+def _cheaper(request: RenderRequest, spec: ModelSpec, error: MemoryLadderError) -> RenderRequest:
+    """The next picture that takes less memory, where the user allows another one; else the error."""
+    found = next(planner.approximations(request, spec), None)
+    if found is None:
+        raise error
+    log.warning("%s; drawing another picture, as --allow-approximate allows", error)
+    return found
+
+
+def _unkept(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: DeviceSpec,
+    run: Callable[[RenderRequest, MemoryPlan], RenderResult],
+) -> RenderResult:
+    """A run without a journal, and cheaper pictures after it where they are allowed."""
+    try:
+        return run(request, made)
+    except MemoryLadderError as error:
+        cheaper = _cheaper(request, spec, error)
+    return _approximate(cheaper, spec, device, run)
+
+
+def _approximate(
+    request: RenderRequest, spec: ModelSpec, device: DeviceSpec, run: Callable[[RenderRequest, MemoryPlan], RenderResult]
+) -> RenderResult:
+    """The first of ever cheaper pictures that has room, its plan saying so. MemoryLadderError where none has."""
+    while True:
+        made = planner.noted(planner.plan(request, spec, device), request)
+        try:
+            return run(request, made)
+        except MemoryLadderError as error:
+            request = _cheaper(request, spec, error)
 
 
 def _picture(source: PictureLike) -> NDArray[np.uint8]:

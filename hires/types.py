@@ -91,7 +91,8 @@ class RenderRequest:
     of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
     TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
     that the network's attention is to run on. attention_policy: whom self-attention attends to beyond the trained size, such
-    as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile.
+    as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile. allow_approximate: where nothing exact has
+    room, smaller windows may draw another picture.
     """
 
     prompt: str
@@ -119,6 +120,7 @@ class RenderRequest:
     tiny_vae: str | None = None
     attention: str | None = None
     attention_policy: str | None = None
+    allow_approximate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):

@@ -142,6 +142,7 @@ def test_ctrl_c_stops_at_once_and_leaves_its_journal(tmp_path: Path) -> None:
         ],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stderr is not None
     line = process.stderr.readline()  # the model is loaded, the base stage runs
