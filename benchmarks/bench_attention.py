@@ -111,7 +111,9 @@ def keys_of(call: Call, index: int) -> list[int] | None:
     return [i * call.canvas[1] + j for i in lines for j in columns]
 
 
-def measure(call: Call, backend: str, parts: Any, exact: Tensor, picked: list[int], limit: float) -> dict[str, object]:
+def measure(
+    call: Call, backend: str, parts: Any, exact: Tensor, picked: list[int], limit: float, seconds: float = 2.0
+) -> dict[str, object]:
     q, k, v, mask = parts
     ceiling = peak_flops(q.device, q.dtype)
     estimate = call.flops / (EXPECTED_SHARE * ceiling)
@@ -123,7 +125,7 @@ def measure(call: Call, backend: str, parts: Any, exact: Tensor, picked: list[in
     if estimate > limit:
         taken, error = Timed(state=f"skipped: about {estimate:.0f} s a call"), None
     else:
-        taken = timed(run, q.device, least=3, seconds=min(2.0, limit))
+        taken = timed(run, q.device, least=3, seconds=min(seconds, limit))
         error = rms(run()[:, :, picked].cpu(), exact) if taken.p50 else None
     rate = call.flops / taken.p50 if taken.p50 else None
     kind = f"{call.layer}, {call.keys} words" if call.keys else call.layer
@@ -208,7 +210,9 @@ def main(arguments: list[str]) -> int:
             picked = sorted({(7919 * i + count // 3) % count for i in range(min(SAMPLED, count))})
             exact = exact_rows(call, parts, picked).cpu()
             for backend in options.backend or [b.name for b in BACKENDS]:
-                rows.append({"side": side} | measure(call, backend, parts, exact, picked, options.limit))
+                rows.append(
+                    {"side": side} | measure(call, backend, parts, exact, picked, options.limit, 0.0 if options.quick else 2.0)
+                )
                 print(f"{side:>5} {line(rows[-1])}", flush=True)
                 if options.csv:
                     append_row(RESULTS / "attention.csv", stamp() | rows[-1])

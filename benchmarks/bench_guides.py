@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.common import RESULTS, append_row, stamp
 from benchmarks.oracle import find_objects
-from benchmarks.outcome import averaged, drift, prior_energy, quiet_energy, seam_ratio
+from benchmarks.outcome import averaged, drift, prior_energy
 from benchmarks.recipes import Hold, Work, base, relay
 from benchmarks.subjects import OracleSubject
 from hires.guides import Strength, constant, power_ramp, variance_ramp
 from hires.lowpass import Area, Fourier, LowPass, Wavelet
-from hires.metrics import seam_lines
+from hires.metrics import quiet_energy, seam_lines, seam_ratio
 from hires.tiling.geometry import Size
 
 LOW_PASSES: dict[str, Callable[[float], LowPass]] = {

@@ -49,7 +49,7 @@ def bench(name: str, about: str, jobs: Jobs, backends: Sequence[str], arguments:
             exact = None
             for backend in options.backend or backends:
                 exact = job.exact() if exact is None else exact
-                rows.append(measure(job, backend, exact, device, side, kind))
+                rows.append(measure(job, backend, exact, device, side, kind, 0.0 if options.quick else 1.0))
                 print(line(rows[-1]))
                 if options.csv:
                     append_row(RESULTS / f"{name}.csv", stamp() | rows[-1])
@@ -57,8 +57,10 @@ def bench(name: str, about: str, jobs: Jobs, backends: Sequence[str], arguments:
     return 0
 
 
-def measure(job: Job, backend: str, exact: Tensor, device: torch.device, side: int, kind: str) -> dict[str, object]:
-    taken = timed(lambda: job.run(backend), device, seconds=1.0)
+def measure(
+    job: Job, backend: str, exact: Tensor, device: torch.device, side: int, kind: str, seconds: float
+) -> dict[str, object]:
+    taken = timed(lambda: job.run(backend), device, seconds=seconds)
     rate = job.moved / taken.p50 if taken.p50 else None
     error = rms(job.check(backend).cpu(), exact) if taken.p50 else None
     return {

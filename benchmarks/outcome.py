@@ -7,18 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.bench_scenes import ground_truth
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.scenes import Scene
+from hires import metrics
 from hires.imageio import to_uint8
 from hires.lowpass import area_axis
-from hires.metrics import band_energy, find_disks, local_band_energy, lopsided_disks, luma, seam_lines, seam_score, third_of
+from hires.metrics import (
+    find_disks,
+    local_band_energy,
+    lopsided_disks,
+    luma,
+    quiet_energy,
+    seam_lines,
+    seam_ratio,
+    seam_score,
+    third_of,
+)
 from hires.tiling.geometry import Size, TileGrid
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +95,8 @@ def averaged(picture: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def drift(small: Tensor, first: Tensor) -> float:
-    """RMS of the difference over the base picture's standard deviation."""
-    return float((small.double() - first.double()).square().mean().sqrt() / first.double().std())
-
-
-def quiet_energy(picture: Floats, cutoff: float, blocks: int = 8) -> float:
-    """The median of `band_energy` over blocks of 1 / `blocks` of a side that overlap by half: of the field, not of the few
-    blocks that an object is in."""
-    tall, wide = picture.shape[0] // blocks, picture.shape[1] // blocks
-    tops, lefts = (range(0, n - part + 1, part // 2) for n, part in zip(picture.shape, (tall, wide), strict=True))
-    return float(np.median([band_energy(picture[y : y + tall, x : x + wide], cutoff) for y in tops for x in lefts]))
+    """`metrics.drift` of tensors."""
+    return metrics.drift(small.numpy(), first.numpy())
 
 
 def prior_energy(oracle: Oracle, picture: Tensor, cutoff: float) -> float:
@@ -104,21 +104,3 @@ def prior_energy(oracle: Oracle, picture: Tensor, cutoff: float) -> float:
     prior = prior_of(oracle, Size(picture.shape[-2], picture.shape[-1]))
     radius = np.hypot(np.fft.fftfreq(picture.shape[-2])[:, None], np.fft.rfftfreq(picture.shape[-1])[None, :])
     return float((prior.spectrum * prior.halves)[torch.from_numpy(radius >= cutoff)].sum() / prior.size.area)
-
-
-def seam_ratio(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> float:
-    """Mean absolute gradient across the lines over that across all others; below 1 a blur, above an edge. 1.0 without lines.
-
-    Lines within one cell of a seam count as neither; the mean of both directions.
-    """
-    found = [_axis_ratio(part, lines) for part, lines in ((picture, rows), (picture.T, cols)) if len(lines)]
-    return float(np.mean(found)) if found else 1.0
-
-
-def _axis_ratio(picture: Floats, lines: Sequence[int]) -> float:
-    steps = np.abs(np.diff(picture.astype(np.float64), axis=0)).mean(1)  # steps[i - 1] is across the line at row i
-    at = np.asarray(lines) - 1
-    near = np.zeros(len(steps), dtype=bool)
-    for offset in (-1, 0, 1):
-        near[np.clip(at + offset, 0, len(steps) - 1)] = True
-    return float(steps[at].mean() / steps[~near].mean())

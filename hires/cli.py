@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `edit`, `plan`, `inspect`, `info`, `vae-roundtrip`."""
+"""The command line: `hires render`, `edit`, `plan`, `inspect`, `measure`, `info`, `vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -104,6 +105,9 @@ AttentionPolicy = Annotated[
         help=f"Beyond the trained size, instead of tiles: {', '.join(POLICIES[1:])}; npa:1024 sets a window in px.",
     ),
 ]
+AllowApproximate = Annotated[
+    bool, typer.Option("--allow-approximate", help="Where nothing exact has room, draw another picture with smaller windows.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished render, and fail where there is none.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished render of the same file away and begin again.")]
 NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of the render: what stops it loses it.")]
@@ -200,6 +204,7 @@ def render(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
     resume: Resume = False,
@@ -223,7 +228,8 @@ def render(
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
-                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention, attention_policy=attention_policy,
+                clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention,
+                attention_policy=attention_policy, allow_approximate=allow_approximate,
             )  # fmt: skip
 
     say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
@@ -288,6 +294,7 @@ def edit(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     resume: Resume = False,
     restart: Restart = False,
@@ -308,7 +315,7 @@ def edit(
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
                 family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
-                attention_policy=attention_policy,
+                attention_policy=attention_policy, allow_approximate=allow_approximate,
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
             )  # fmt: skip
 
@@ -344,6 +351,7 @@ def plan(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    allow_approximate: AllowApproximate = False,
     clean_caption: CleanCaption = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the plan to an SVG.")] = None,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw the plan to a PNG.")] = None,
@@ -379,6 +387,7 @@ def plan(
             tiny_vae=tiny_vae,
             attention=attention,
             attention_policy=attention_policy,
+            allow_approximate=allow_approximate,
             clean_caption=clean_caption,
         )
 
@@ -408,6 +417,42 @@ def inspect(
 
     document = guarded(lambda: report.inspect(name, family=family, parts=parts))
     print(json.dumps(document) if as_json else "\n".join(report.lines(document)))
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The picture to measure.", show_default=False)],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="FILE", help="The small picture that it was drawn from.")
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", metavar="TILE:OVERLAP", help="Its tiles in px, such as 1024:256; default: the plan in the PNG."),
+    ] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.png", help="Draw the measures into a PNG; overwritten.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a picture: contrast, detail beyond its base, seams against random grids, drift, duplicates."""
+    from hires import readout
+
+    def work() -> Any:
+        from hires.errors import OutputError
+        from hires.imageio import check_output, save_png
+
+        target = None if report_file is None else check_output(report_file, overwrite=True)
+        if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
+            raise OutputError(f"--report {target}: is a picture to be measured; give another name")
+        found, source = readout.measure_file(file, base, grid)
+        if target is not None:
+            from hires.chart import report as drawn
+
+            save_png(target, drawn(file.name, source, found), {"Software": f"hires {__version__}"}, overwrite=True)
+        return found
+
+    found = guarded(work)
+    print(json.dumps(found.to_json()) if as_json else "\n".join(readout.lines(str(file), found)))
 
 
 @app.command("vae-roundtrip")
@@ -450,6 +495,26 @@ def vae_roundtrip(
     elif not quiet:
         print(f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
               f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
+
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
+    """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
+
+    def work() -> Any:
+        from hires import calibration
+        from hires.bench import calibrate as measure
+        from hires.device import choose_device
+
+        found = measure(choose_device(device), (lambda line: None) if as_json else print)
+        return found, calibration.save(calibration.cache_folder(), found)
+
+    found, path = guarded(work)
+    print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
 
 
 @app.command()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import __version__, captions, machines, planner
+from hires import __version__, calibration, captions, machines, planner
 from hires.adapters import with_loras
-from hires.errors import OutputError, RequestError, SizeError
+from hires.calibration import calibrated
+from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
 from hires.resolution import check_size, parse_size
@@ -92,6 +93,7 @@ def render(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     clean_caption: bool = False,
     journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
@@ -132,6 +134,7 @@ def render(
             "kvpool:2" or "proportional": self-attention over the whole canvas, a named approximation. None: tiles.
         journal: how a render with an output is kept track of, so that the same call goes on after anything that stopped it;
             JournalOptions(resume=True) demands that there is something to go on from. None: not at all.
+        allow_approximate: where nothing exact has room, draw another picture with smaller windows, and say so.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
@@ -170,6 +173,7 @@ def render(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
     spec = text_to_image(spec_for(request), prompt)
@@ -220,6 +224,7 @@ def edit(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
 ) -> RenderResult:
@@ -257,6 +262,7 @@ def edit(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
     )
     return _carried_out(
         request, editing(spec_for(request)), output, overwrite, device, (vram, ram), pixels, on_event, journal=journal
@@ -290,6 +296,7 @@ def plan(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    allow_approximate: bool = False,
     clean_caption: bool = False,
 ) -> MemoryPlan:
     """What `render` would do with the same arguments, without loading weights.
@@ -320,6 +327,7 @@ def plan(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram), _budget(ram)))
@@ -347,12 +355,13 @@ def _carried_out(
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
-    made = planner.plan(request, spec, probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0))
+    facts = calibrated(probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0), calibration.load(calibration.cache_folder()))
+    made = planner.plan(request, spec, facts)
     if memory[1] is not None:
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)
     if path is None or journal is None:
-        result = run_plan(request, made, spec, chosen, tell, picture, edges)
+        result = _unkept(request, made, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
         return result if path is None else _written(result, path, request, overwrite, on_event)
     from hires.job import describe_job
     from hires.journal import open_journal
@@ -360,13 +369,58 @@ def _carried_out(
     job = describe_job(request, made, spec, (picture, edges))
     kept = open_journal(path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
     try:
-        result = run_plan(request, made, spec, chosen, tell, picture, edges, kept)
-        result = _written(result, path, request, overwrite, on_event, kept.folder)
+        drawn = run_plan(request, made, spec, chosen, tell, picture, edges, kept)
+    except MemoryLadderError as error:
+        kept.close()
+        cheaper = _cheaper(request, spec, error)
+        kept.remove()  # of another picture than the one that is drawn now
+        drawn = _approximate(cheaper, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
+    except BaseException:
+        kept.close()
+        raise
+    try:
+        result = _written(drawn, path, request, overwrite, on_event, kept.folder)
     except BaseException:
         kept.close()
         raise
     kept.remove()
     return result
+
+
+def _cheaper(request: RenderRequest, spec: ModelSpec, error: MemoryLadderError) -> RenderRequest:
+    """The next picture that takes less memory, where the user allows another one; else the error."""
+    found = next(planner.approximations(request, spec), None)
+    if found is None:
+        raise error
+    log.warning("%s; drawing another picture, as --allow-approximate allows", error)
+    return found
+
+
+def _unkept(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: DeviceSpec,
+    run: Callable[[RenderRequest, MemoryPlan], RenderResult],
+) -> RenderResult:
+    """A run without a journal, and cheaper pictures after it where they are allowed."""
+    try:
+        return run(request, made)
+    except MemoryLadderError as error:
+        cheaper = _cheaper(request, spec, error)
+    return _approximate(cheaper, spec, device, run)
+
+
+def _approximate(
+    request: RenderRequest, spec: ModelSpec, device: DeviceSpec, run: Callable[[RenderRequest, MemoryPlan], RenderResult]
+) -> RenderResult:
+    """The first of ever cheaper pictures that has room, its plan saying so. MemoryLadderError where none has."""
+    while True:
+        made = planner.noted(planner.plan(request, spec, device), request)
+        try:
+            return run(request, made)
+        except MemoryLadderError as error:
+            request = _cheaper(request, spec, error)
 
 
 def _picture(source: PictureLike) -> NDArray[np.uint8]:
@@ -436,13 +490,14 @@ def with_captions(request: RenderRequest) -> RenderRequest:
 
 def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
     """The device to plan for. torch is imported only to look at a card that is here."""
+    known = calibration.load(calibration.cache_folder())
     if device == "auto" and budget_bytes is not None:
         return machines.described_card(budget_bytes, ram_bytes or 0)
     if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return machines.host_device(budget_bytes, ram_bytes or 0)
+        return calibrated(machines.host_device(budget_bytes, ram_bytes or 0), known)
     from hires.device import choose_device, probe
 
-    return probe(choose_device(device), budget_bytes, ram_bytes or 0)
+    return calibrated(probe(choose_device(device), budget_bytes, ram_bytes or 0), known)
 
 
 def _budget(vram: str | int | None) -> int | None:
@@ -485,7 +540,8 @@ def _written(
 
     tell: OnEvent = on_event or (lambda event: None)
     tell(Event(stage="write", done=0, total=1))
-    save_png(path, result.pixels, metadata(request, result.plan), overwrite, within)
+    text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
+    save_png(path, result.pixels, text, overwrite, within)
     tell(Event(stage="write", done=1, total=1))
     return replace(result, path=path)
 

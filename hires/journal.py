@@ -169,7 +169,8 @@ class FileJournal:
     def remove(self) -> None:
         """The render is done: nothing stays."""
         self._waiting = {}
-        remove_folder(self.folder, self._lock or hold(self.folder))
+        if self._lock is not None or self.folder.exists():
+            remove_folder(self.folder, self._lock or hold(self.folder))
         self._lock = None
 
     def lock(self) -> None:

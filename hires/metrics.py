@@ -11,17 +11,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.tiling.geometry import TileGrid
+from hires.boxes import REC709, Floats, luma
+from hires.seams import lattice_score, seam_lines, seam_ratio, seam_score, seam_visibility
 
-Floats = NDArray[np.float32]
-REC709 = np.asarray((0.2126, 0.7152, 0.0722), dtype=np.float32)
-
-
-def luma(picture: NDArray[np.generic]) -> Floats:
-    """Luma (H, W) of a picture (H, W, 3)."""
-    scale = np.float32(1 / 255) if picture.dtype == np.uint8 else np.float32(1)
-    result: Floats = (picture.astype(np.float32) @ REC709) * scale
-    return result
+__all__ = [
+    "REC709",
+    "Floats",
+    "FoundDisk",
+    "band_energy",
+    "drift",
+    "find_disks",
+    "lattice_score",
+    "local_band_energy",
+    "lopsided_disks",
+    "luma",
+    "mean_colour",
+    "psnr",
+    "quiet_energy",
+    "seam_lines",
+    "seam_ratio",
+    "seam_score",
+    "seam_visibility",
+    "third_of",
+]
 
 
 def psnr(a: NDArray[np.generic], b: NDArray[np.generic], peak: float) -> float:
@@ -30,82 +42,10 @@ def psnr(a: NDArray[np.generic], b: NDArray[np.generic], peak: float) -> float:
     return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
 
 
-def seam_lines(grid: TileGrid, cell_px: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns, in pixels, where a tile begins or ends inside the picture."""
-
-    def lines(starts: Sequence[int], tile: int, extent: int) -> tuple[int, ...]:
-        edges = set(starts) | {start + tile for start in starts}
-        return tuple(sorted(edge * cell_px for edge in edges if 0 < edge < extent))
-
-    rows = lines(grid.tops, grid.tile.height, grid.canvas.height)
-    return rows, lines(grid.lefts, grid.tile.width, grid.canvas.width)
-
-
-CLIP_SIGMAS = 3.0
-
-
-def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> float:
-    """RMS of the coherent step across the given lines over that of all other lines; about 1 without seams, 3 at most.
-
-    The step across a line is the gradient there less the mean of the gradients on either side of it, averaged along each
-    edge of the grid (so a faint but steady offset adds up and texture cancels). Steps count in robust standard deviations
-    of their strip of the picture and at most `CLIP_SIGMAS`: one ridge or shore that happens to lie on a line is not a seam.
-    """
-    return _ratio(_steps(picture, cols, rows), _steps(picture.T, rows, cols))
-
-
-def lattice_score(picture: Floats, pitch: int) -> float:
-    """RMS of the steps across every line at a multiple of `pitch`, whole lines, over that of the others: how much a decoder's
-    cells are seen; 1 means not at all."""
-    rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
-    return _ratio(_steps(picture, cols, ()), _steps(picture.T, rows, ()))
-
-
-def _ratio(*steps: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
-    """RMS on the lines over RMS off them, of all directions together."""
-    on, off = (np.concatenate(part) for part in zip(*steps, strict=True))
-    return float(np.sqrt(np.mean(on**2) / np.mean(off**2)))
-
-
-def _steps(picture: Floats, cols: Sequence[int], rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coherent steps across vertical lines at `cols` and at all other columns, per segment between `rows`, in robust sigmas."""
-    gradient = np.diff(picture.astype(np.float64), axis=1)  # gradient[:, c - 1] is across the line at column c
-    step = gradient[:, 1:-1] - (gradient[:, :-2] + gradient[:, 2:]) / 2  # step[:, c - 2] is at column c
-    bounds = np.unique([0, *rows, picture.shape[0]])
-    sums = np.add.reduceat(step, bounds[:-1], axis=0) / np.diff(bounds)[:, None]
-    inner = [c - 2 for c in cols if 2 <= c < picture.shape[1] - 1]
-    mask = np.zeros(sums.shape[1], dtype=bool)
-    mask[inner] = True
-    sigma = 1.4826 * np.median(np.abs(sums[:, ~mask]), axis=1, keepdims=True)
-    sums = np.clip(sums / np.maximum(sigma, 1e-7), -CLIP_SIGMAS, CLIP_SIGMAS)  # 1e-7: float32 rounding of a luma
-    return sums[:, mask].ravel(), sums[:, ~mask].ravel()
-
-
-def seam_score(picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50) -> float:
-    """Seam visibility at the true grid over its median at `fakes` random grids of the same pitch; 1 means no seam is seen.
-
-    1.0 where there are no lines.
-    """
-    if not rows and not cols:
-        return 1.0
-    rng = np.random.default_rng(seed)
-    controls = [
-        seam_visibility(picture, _moved(rows, picture.shape[0], rng), _moved(cols, picture.shape[1], rng)) for _ in range(fakes)
-    ]
-    return seam_visibility(picture, rows, cols) / float(np.median(controls))
-
-
-def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The same lines shifted together by a random offset, wrapped, none within 2 px of a true one."""
-    if not lines:
-        return ()
-    true = np.asarray(lines)
-    for _ in range(100):
-        moved = (true + rng.integers(3, extent - 3)) % extent
-        moved = moved[(moved > 2) & (moved < extent - 2)]
-        if len(moved) and np.abs(moved[:, None] - true[None, :]).min() > 2:
-            break
-    return tuple(sorted(int(line) for line in moved))
+def drift(small: NDArray[np.generic], base: NDArray[np.generic]) -> float:
+    """RMS of the difference of a picture, averaged down, to its base, over the base's standard deviation (of a sample)."""
+    first = base.astype(np.float64)
+    return float(np.sqrt(np.mean((small.astype(np.float64) - first) ** 2)) / first.std(ddof=1))
 
 
 def band_energy(picture: Floats, cutoff: float) -> float:
@@ -141,6 +81,14 @@ def local_band_energy(picture: Floats, cutoff: float, away_from: Sequence[FoundD
             if not any(_touches(disk, part, picture.shape, unit) for disk in away_from):
                 found.append(band_energy(picture[top : top + tall, left : left + wide], cutoff))
     return float(np.mean(found))
+
+
+def quiet_energy(picture: Floats, cutoff: float, blocks: int = 8) -> float:
+    """The median of `band_energy` over blocks of 1 / `blocks` of a side that overlap by half: of the field, not of the few
+    blocks that an object is in."""
+    tall, wide = picture.shape[0] // blocks, picture.shape[1] // blocks
+    tops, lefts = (range(0, n - part + 1, part // 2) for n, part in zip(picture.shape, (tall, wide), strict=True))
+    return float(np.median([band_energy(picture[y : y + tall, x : x + wide], cutoff) for y in tops for x in lefts]))
 
 
 def _touches(disk: FoundDisk, part: tuple[float, float, float, float], shape: tuple[int, ...], unit: int) -> bool:

@@ -33,6 +33,40 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     BudgetError, with the smallest budget that would do, where nothing fits.
     """
     try:
+        return _within(request, spec, device)
+    except BudgetError:
+        cheaper = next(approximations(request, spec), None)
+        if cheaper is None:
+            raise
+    return noted(plan(cheaper, spec, device), cheaper)
+
+
+def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
+    """Requests for cheaper pictures, each another than the one before, where the user allows it: tiles for a canvas in one
+    piece, then tiles of half the side, down to a quarter of the trained size."""
+    if not request.allow_approximate:
+        return
+    if request.attention_policy is not None:
+        yield replace(request, attention_policy=None)
+        return
+    tile = request.tile_px or spec.defaults.tile_px
+    if tile // 2 >= spec.native_px // 4:
+        yield replace(request, tile_px=tile // 2, overlap_px=tile // 8, strategy=TILED.get(request.strategy, request.strategy))
+
+
+TILED = {"direct": "tiled"}  # a canvas in one piece has no tiles that could be smaller
+
+
+def noted(made: MemoryPlan, request: RenderRequest) -> MemoryPlan:
+    """The plan of an approximation, with its name."""
+    what = "tiles instead of the canvas in one piece" if request.tile_px is None else f"tiles of {request.tile_px} px"
+    note = f"approximation: {what}, because nothing exact has room and --allow-approximate was given"
+    return made if any(n.startswith("approximation: tiles") for n in made.notes) else replace(made, notes=(*made.notes, note))
+
+
+def _within(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
+    """The plan of just that picture."""
+    try:
         return _plan(request, spec, device)
     except BudgetError:
         weights = 4 * (spec.network_params + spec.vae_params)

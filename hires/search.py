@@ -38,6 +38,7 @@ class Way:
 
 def search(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, dtype: str) -> tuple[Way, tuple[str, ...]]:
     """The fastest way within the budget, and what else was considered. BudgetError where nothing fits."""
+    device = replace(device, budget_bytes=int(device.budget_bytes / (1 + device.slack)))
     found, others = [], []
     for offload in offloads(device):
         try:
@@ -147,6 +148,7 @@ def too_small(stages: Sequence[StagePlan], spec: ModelSpec, device: DeviceSpec, 
         move += ", or tiles: leave --attention-policy out"
     elif any(stage.grid.count == 1 and stage.canvas.area > 2 * spec.native_px**2 for stage in stages):
         move += ", or --strategy progressive"
+    move += ", or smaller windows: --allow-approximate"
     return BudgetError(f"{worst.stage} at {canvas} needs {gib(worst.peak_bytes)}, budget {gib(device.budget_bytes)}: {move}")
 
 

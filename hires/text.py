@@ -100,7 +100,7 @@ def _encode_clip(
     tower, vocabulary = names
     tokens = load_tokenizer(spec, vocabulary)
     length = min(tokens.model_max_length, spec.facts.tokens)
-    ids = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    ids = torch.tensor(tokens(prompts, padding="max_length", max_length=length, truncation=True).input_ids)
     _tell_cut(tokens, prompts, length, tower)
     model = load_clip(spec, tower, dtype, device, loras)
     with torch.inference_mode():
@@ -117,9 +117,9 @@ def _encode_t5(
     """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for. No LoRA is made for it."""
     prompts = [prompt.lower().strip() for prompt in prompts]  # as every caption PixArt was trained on
     tokens, length = load_tokenizer(spec, "tokenizer"), spec.facts.tokens
-    encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True)
     _tell_cut(tokens, prompts, length, "T5")
-    ids, mask = encoded.input_ids, encoded.attention_mask
+    ids, mask = torch.tensor(encoded.input_ids), torch.tensor(encoded.attention_mask)
     _tell_unknown(ids == tokens.unk_token_id, mask)
     model = load_t5(spec, torch.float32 if dtype == torch.float32 else torch.bfloat16, device)
     with torch.inference_mode():

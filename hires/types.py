@@ -37,6 +37,7 @@ class DeviceSpec:
     `most_bytes`: what a budget that nobody gave may grow to, 0 for a given one. `ram_bytes`: what the whole process may hold
     in host memory, 0 where nobody said. `attention_flops`: the rate of attention where it is known apart; `call_seconds`: what
     an evaluation of the network takes whatever its size; `copy_bytes_per_second`: between host memory and the device.
+    `slack`: what the allocator holds beyond what is in use, as a share of it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DeviceSpec:
     attention_flops: float = 0.0
     call_seconds: float = 0.0
     copy_bytes_per_second: float = 12e9
+    slack: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class RenderRequest:
     of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
     TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
     that the network's attention is to run on. attention_policy: whom self-attention attends to beyond the trained size, such
-    as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile.
+    as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile. allow_approximate: where nothing exact has
+    room, smaller windows may draw another picture.
     """
 
     prompt: str
@@ -117,6 +120,7 @@ class RenderRequest:
     tiny_vae: str | None = None
     attention: str | None = None
     attention_policy: str | None = None
+    allow_approximate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -407,8 +411,26 @@ class RenderResult:
     peak_rss_bytes: int
     pixels: Any = field(default=None, repr=False)
 
+    def predictions(self) -> list[dict[str, Any]]:
+        """Per stage that ran: predicted and measured peak bytes and seconds. On a CPU the measured bytes are the process's."""
+        planned = {cost.stage: cost for cost in self.plan.costs}
+        found = []
+        for stage in self.stats:
+            cost = planned.get(stage.stage.removesuffix(" (tiny)"))
+            if cost is not None:
+                found.append(
+                    {
+                        "stage": stage.stage,
+                        "predicted_peak_bytes": cost.peak_bytes,
+                        "measured_peak_bytes": stage.peak_bytes,
+                        "predicted_seconds": round(cost.seconds, 3),
+                        "measured_seconds": stage.seconds,
+                    }
+                )
+        return found
+
     def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values: path, size, seed, plan, stats."""
+        """The result as plain JSON values: path, size, seed, plan, predictions beside what was measured, stats."""
         return {
             "path": None if self.path is None else str(self.path),
             "size": str(self.size),
@@ -416,6 +438,7 @@ class RenderResult:
             "seconds": round(self.seconds, 3),
             "peak_rss_bytes": self.peak_rss_bytes,
             "plan": self.plan.to_json(),
+            "predictions": self.predictions(),
             "stats": [dataclasses.asdict(stage) for stage in self.stats],
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from hypothesis import settings
 
 if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here are the CPU's, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hires-tests-")  # what this machine was measured at is no part of a test
 
 from hires.specs import ModelSpec, load_spec
 

@@ -262,7 +262,13 @@ PER_CANVAS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "side", "window", "published"), PER_CANVAS)
+HEAVY = (("unet", 4096, 128, 107), ("unet", 8192, 128, 429))
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "window", "published"),
+    [pytest.param(*case, marks=pytest.mark.slow) if case in HEAVY else case for case in PER_CANVAS],
+)
 def test_flops_of_an_evaluation_by_policy(model: str, side: int, window: int | None, published: float) -> None:
     """One full-size evaluation, the calls of its attention counted op by op on meta tensors, within 3 % of the reference
     (which is rounded to whole TFLOP) and 1 % of the formula."""

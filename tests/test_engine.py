@@ -183,14 +183,17 @@ def test_names_of_other_programs_reach_the_plan_and_the_sigmas() -> None:
     assert again == stage
 
 
-def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
+def test_cancelling_leaves_no_file_but_what_is_finished(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event.stage == "base" and event.step >= 1:
             raise Cancelled("stopped by the caller")
 
     with pytest.raises(Cancelled):
         hires.render(PROMPT, size="256x256", output=tmp_path / "a.png", on_event=stop)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"]
+    with pytest.raises(Cancelled):
+        hires.render(PROMPT, size="256x256", output=tmp_path / "b.png", journal=None, on_event=stop)
+    assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"]
 
 
 def test_an_epsilon_model_goes_through_the_same_road(eps_folder: Path) -> None:

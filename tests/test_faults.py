@@ -61,7 +61,7 @@ def drawn(count: int, total: int, each: int = 1) -> list[set[int]]:
 
 
 def test_one_fault_anywhere_changes_nothing(undisturbed: tuple[RenderResult, int]) -> None:
-    for at in drawn(8, undisturbed[1]):
+    for at in drawn(4, undisturbed[1]):
         check(at, undisturbed)
 
 
@@ -82,6 +82,26 @@ def test_several_faults_change_nothing_or_are_refused(at: set[int], undisturbed:
 
 
 def test_memory_that_is_never_there_is_refused_with_the_next_move(undisturbed: tuple[RenderResult, int]) -> None:
-    for first in drawn(4, undisturbed[1]):
+    for first in drawn(2, undisturbed[1]):
         with pytest.raises(MemoryLadderError, match=NEXT_MOVE):
             rendered(set(range(min(first), 10**6)))
+
+
+def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that never has room for the trained tile: refused, or drawn in smaller ones that the plan names."""
+    from hires.unet import UNetNetwork
+
+    real = UNetNetwork.__call__
+
+    def scarce(self: UNetNetwork, x: torch.Tensor, time: float, cond: Any) -> torch.Tensor:
+        if x.shape[-1] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return real(self, x, time, cond)
+
+    monkeypatch.setattr(UNetNetwork, "__call__", scarce)
+    options = {"size": "256x256", "steps": 1, "strategy": "tiled"}
+    with pytest.raises(MemoryLadderError, match="--tile"):
+        hires.render("a sun", **options)  # type: ignore[arg-type]
+    result = hires.render("a sun", allow_approximate=True, **options)  # type: ignore[arg-type]
+    assert result.plan.latent_grid.tile.width == 16
+    assert any(note.startswith("approximation: tiles of 128 px") for note in result.plan.notes)

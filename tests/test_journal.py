@@ -33,8 +33,8 @@ from hires.types import Event
 
 PROMPT = "a sun over a lake"
 SMALL: dict[str, Any] = {"size": "400x272", "steps": 8, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands
-STOPS = [("base", 4), ("refine 1", 3), ("refine 1", 5), ("decode", 3), ("decode", 60), ("write", 1)]
-CHANGES = [{"seed": 6}, {"steps": 4}, {"size": "384x272"}, {"guidance": 3.0}, {"negative": "rain"}, {"sampler": "euler"}]
+STOPS = [("base", 4), ("refine 1", 5), ("decode", 60), ("write", 1)]
+CHANGES = [{"seed": 6}, {"size": "384x272"}, {"negative": "rain"}]
 AT_ONCE = JournalOptions(seconds=0)
 
 
@@ -113,7 +113,7 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_journal_torn_anywhere_is_never_trusted(undisturbed: Any, tmp_path: Path) -> None:
     chance = random.Random(3)
-    for trial, (stage, count) in enumerate([("base", 5), ("refine 1", 5), ("decode", 60), ("decode", 62)]):
+    for trial, (stage, count) in enumerate([("refine 1", 5), ("decode", 60)]):
         output = tmp_path / f"{trial}.png"
         with pytest.raises(Cancelled):
             hires.render(PROMPT, output=output, journal=AT_ONCE, on_event=stop_after(count, stage), **SMALL)
@@ -236,7 +236,7 @@ def killed(output: Path, after: float) -> bool:
     return False
 
 
-KILLS = [0.7, *(pytest.param(i / 50, marks=pytest.mark.slow) for i in range(50))]
+KILLS = [0.8, *(pytest.param(i / 50, marks=pytest.mark.slow) for i in range(50))]
 
 
 @pytest.fixture(scope="module")

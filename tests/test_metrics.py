@@ -24,20 +24,11 @@ from hires.metrics import (
     third_of,
 )
 from hires.tiling.geometry import Size, make_grid
-
-
-def textured(side: int, seed: int = 0) -> np.ndarray:
-    """A 1/f picture in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side)))
-    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
-    radius[0, 0] = 1
-    picture = np.fft.irfft2(spectrum / radius, (side, side))
-    return (0.5 + 0.15 * (picture - picture.mean()) / picture.std()).astype(np.float32)
+from tests.pictures import textured
 
 
 def test_seam_score_rises_with_the_step_and_is_one_without() -> None:
-    picture = textured(512)
+    picture = textured(512, 512)
     grid = make_grid(Size(64, 64), Size(16, 16), 0)
     rows, cols = seam_lines(grid, 8)
     assert rows == cols == (128, 256, 384)
@@ -65,7 +56,7 @@ def test_a_ridge_on_a_line_is_no_seam_and_an_offset_of_half_a_grey_level_is() ->
 
 
 def test_a_decoders_cells_are_seen_as_a_lattice() -> None:
-    picture = textured(512)
+    picture = textured(512, 512)
     assert lattice_score(picture, 8) == pytest.approx(1, abs=0.1)
     stripes = (np.arange(512) // 8 % 2).astype(np.float32)
     cells = picture + 0.004 * (stripes[:, None] + stripes[None, :])
@@ -73,7 +64,7 @@ def test_a_decoders_cells_are_seen_as_a_lattice() -> None:
 
 
 def test_no_lines_no_seam() -> None:
-    assert seam_score(textured(64), (), ()) == 1.0
+    assert seam_score(textured(64, 64), (), ()) == 1.0
 
 
 def test_seam_lines_are_where_overlapping_tiles_begin_and_end() -> None:
@@ -108,7 +99,7 @@ def test_local_energy_counts_every_part_alike_and_leaves_disks_out() -> None:
 def test_an_enlarged_picture_has_no_energy_beyond_its_base() -> None:
     from PIL import Image
 
-    picture = textured(256)
+    picture = textured(256, 256)
     small = Image.fromarray((picture * 255).astype(np.uint8)).resize((64, 64), Image.Resampling.LANCZOS)
     enlarged = np.asarray(small.resize((256, 256), Image.Resampling.LANCZOS)).astype(np.float32) / 255
     assert band_energy(enlarged, 64 / 512) < 0.1 * band_energy(picture, 64 / 512)

@@ -299,3 +299,20 @@ def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, 
     monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 8 * 2**30)
     with pytest.raises(BudgetError, match=r"text encoders need 8\.87 GiB of host memory in bf16, 8\.00 GiB are free"):
         plan(request(size), sigma, host_device(small))
+
+
+def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_asked_for(cosxl: ModelSpec) -> None:
+    tight = described_card(parse_bytes("900MB"))
+    with pytest.raises(BudgetError, match="--allow-approximate"):
+        plan(request(Size(2048, 2048), attention_policy="npa"), cosxl, tight)
+    made = plan(request(Size(2048, 2048), attention_policy="npa", allow_approximate=True), cosxl, tight)
+    assert made.latent_grid.count > 1 and made.peak_bytes <= tight.budget_bytes
+    assert any(note.startswith("approximation: tiles instead of the canvas") for note in made.notes)
+    plain = plan(request(Size(2048, 2048), allow_approximate=True), cosxl, described_card(parse_bytes("24GB")))
+    assert not any("approximation" in note for note in plain.notes), "nothing is approximated that fits"
+    tiny = described_card(parse_bytes("420MB"))
+    with pytest.raises(BudgetError, match="would do"):  # the base picture itself has no room
+        plan(request(Size(2048, 2048), allow_approximate=True), cosxl, tiny)
+    small = plan(request(Size(2048, 2048), strategy="tiled", allow_approximate=True), cosxl, tiny)
+    assert small.latent_grid.tile == Size(64, 64) and small.peak_bytes <= tiny.budget_bytes
+    assert any(note.startswith("approximation: tiles of 512 px") for note in small.notes)

@@ -60,7 +60,7 @@ def test_it_decodes_where_every_exact_way_ran_out_of_memory(
 ) -> None:
     real = TiledVAE.decode_bands
 
-    def scarce(self: TiledVAE, z: torch.Tensor, on_band: object = None) -> Iterator[torch.Tensor]:
+    def scarce(self: TiledVAE, z: torch.Tensor, on_band: object = None, start: int = 0) -> Iterator[torch.Tensor]:
         yield from list(real(self, z))[:1]
         raise MemoryLadderError("out of memory on every rung")
 

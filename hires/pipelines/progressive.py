@@ -35,7 +35,7 @@ from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher, attempt
-from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats
+from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats, gib
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,11 @@ def run(
                 recomputed=again(family) - recomputed,
             )
         )
-        log.info("stage %s took %.1f s", stage.name, result.stats[-1].seconds)
+        planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
+        if planned is not None:
+            last, peaks = result.stats[-1], (gib(result.stats[-1].peak_bytes), gib(planned.peak_bytes))
+            seconds = last.seconds, planned.seconds
+            log.info("stage %s took %.1f s (predicted %.1f), peak %s (predicted %s)", stage.name, *seconds, *peaks)
     return result
 
 
@@ -123,7 +127,6 @@ def run_stage(
 
     Pure but for what it tells: run again, it gives the same.
     """
-    progress.begin()
     cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
     noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
     name = f"stage-{key[1]}-origin"
@@ -136,6 +139,7 @@ def run_stage(
     start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
     del begin  # not held through the stage where no guide needs it
     family.weights.ready("network")
+    progress.begin()
     return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
 
 

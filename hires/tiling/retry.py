@@ -20,17 +20,19 @@ Result = TypeVar("Result")
 
 # CUDA libraries report a failed workspace allocation under these names.
 _DISGUISES = re.compile(
-    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
-    r"|shape of object type 'torch\.storage",  # torch.asarray, by which files are read, of a tensor that had no room
+    r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator",
     re.IGNORECASE,
 )
+_NO_STORAGE = "shape of object type 'torch.storage"  # torch.asarray, by which files are read, of a tensor that had no room
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for torch's and Python's own out-of-memory errors and for the errors that are one in disguise."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError | ValueError) and _DISGUISES.search(str(error)) is not None
+    if isinstance(error, ValueError):
+        return _NO_STORAGE in str(error)
+    return isinstance(error, RuntimeError) and _DISGUISES.search(str(error)) is not None
 
 
 def free_memory() -> None:
@@ -114,14 +116,13 @@ class Ladder(Generic[Item]):
 
 
 def twice(run: Callable[[], Result], what: str) -> Result:
-    """The result, tried once more after freeing what is free. MemoryLadderError, with `what` ran, where that fails too."""
-    for _ in range(2):
-        done, message = attempt(lambda _: run(), None)
-        if done is not None:
-            return done
-        free_memory()
-        log.warning("out of memory while %s (%s)", what, message)
-    raise MemoryLadderError(f"out of memory while {what} ({message}): close other programs, or give more memory (--vram)")
+    """The result, tried once more after freeing what is free where `what` ran out of memory."""
+    done, message = attempt(lambda _: run(), None)
+    if done is not None:
+        return done
+    free_memory()
+    log.warning("out of memory while %s (%s); trying once more", what, message)
+    return run()
 
 
 def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
