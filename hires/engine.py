@@ -379,7 +379,8 @@ def _carried_out(
         kept.close()
         raise
     try:
-        result = _written(drawn, path, request, overwrite, on_event, kept.folder)
+        within = kept.folder if kept.folder.is_dir() else None
+        result = _written(drawn, path, request, overwrite, on_event, within)
     except BaseException:
         kept.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_memory_that_is_never_there_is_refused_with_the_next_move(undisturbed: t
             rendered(set(range(min(first), 10**6)))
 
 
-def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A network that never has room for the trained tile: refused, or drawn in smaller ones that the plan names."""
     from hires.unet import UNetNetwork
 
@@ -102,6 +103,8 @@ def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyP
     options = {"size": "256x256", "steps": 1, "strategy": "tiled"}
     with pytest.raises(MemoryLadderError, match="--tile"):
         hires.render("a sun", **options)  # type: ignore[arg-type]
-    result = hires.render("a sun", allow_approximate=True, **options)  # type: ignore[arg-type]
+    output = tmp_path / "a.png"
+    result = hires.render("a sun", allow_approximate=True, output=output, **options)  # type: ignore[arg-type]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     assert result.plan.latent_grid.tile.width == 16
     assert any(note.startswith("approximation: tiles of 128 px") for note in result.plan.notes)
