@@ -10,6 +10,7 @@ SUITES = {
     "guides": "benchmarks.bench_guides",
     "lowpass": "benchmarks.bench_lowpass",
     "planner": "benchmarks.bench_planner",
+    "presets": "benchmarks.bench_presets",
     "group_norm": "benchmarks.bench_group_norm",
     "blend": "benchmarks.bench_blend",
     "scenes": "benchmarks.bench_scenes",

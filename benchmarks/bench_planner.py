@@ -136,8 +136,8 @@ def _built(make: Callable[[], Any], dtype: str) -> Any:
         torch.set_default_dtype(torch.float32)
 
 
-def network_bytes(model: str, cells: Size, batch: int, policy: Policy, dtype: str) -> int:
-    """One evaluation of `batch` pictures, from float32 latents. Blocks are alike: two of PixArt's hold what 28 do."""
+def network_bytes(model: str, cells: Size, batch: int, policy: Policy, dtype: str, layers: int = 2) -> int:
+    """One evaluation of `batch` pictures, from float32 latents. Blocks are alike: `layers` of PixArt's hold what 28 do."""
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
     shape, words, kind = network_shape(model), 300 if model == "pixart" else 77, DTYPES[dtype]
@@ -149,7 +149,7 @@ def network_bytes(model: str, cells: Size, batch: int, policy: Policy, dtype: st
             network = UNetNetwork(dispatch_attention(unet, "sdpa"), kind)
         else:
             options = {"caption_channels": 4096, "sample_size": 128, "use_additional_conditions": False}
-            transformer = _built(lambda: PixArtTransformer2DModel(num_layers=2, **options), dtype)
+            transformer = _built(lambda: PixArtTransformer2DModel(num_layers=layers, **options), dtype)
             network = PixArtNetwork(transformer, span=32.0, backend="sdpa")
         found.live = found.peak = 0
         width = shape.context_width if isinstance(shape, UNetShape) else shape.caption_width

@@ -17,7 +17,20 @@ import typer
 from hires import __version__
 from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
-from hires.types import DTYPES, POSITION_MODES, SAMPLERS, SCHEDULES, STRATEGIES, VAE_POLICIES, Event, OnEvent, gib
+from hires.presets import STAGE_KEYS
+from hires.types import (
+    COLOUR_FIXES,
+    DTYPES,
+    POSITION_MODES,
+    PRESETS,
+    SAMPLERS,
+    SCHEDULES,
+    STRATEGIES,
+    VAE_POLICIES,
+    Event,
+    OnEvent,
+    gib,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -102,7 +115,27 @@ AttentionPolicy = Annotated[
     typer.Option(
         "--attention-policy",
         metavar="NAME[:N]",
-        help=f"Beyond the trained size, instead of tiles: {', '.join(POLICIES[1:])}; npa:1024 sets a window in px.",
+        help=f"Beyond the trained size: {', '.join(POLICIES[1:])} over the whole canvas (npa:1024: of 1024 px), global: tiles.",
+    ),
+]
+PresetName = Annotated[str, typer.Option("--preset", help=f"How much work is done: {', '.join(PRESETS)}.")]
+Relay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help=f"What every stage after the first takes instead: {', '.join(STAGE_KEYS)}; such as sigma=1,steps=8,guide=none.",
+    ),
+]
+Stage = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WxH,KEY=VALUE,...", help="A stage, the base picture first; given once for each, the last of --size."),
+]
+ColourFix = Annotated[
+    str | None,
+    typer.Option(
+        "--colour-fix",
+        metavar="NAME",
+        help=f"{' or '.join(COLOUR_FIXES)}: the colours of --init, or of the base picture, for the finished picture.",
     ),
 ]
 AllowApproximate = Annotated[
@@ -204,6 +237,10 @@ def render(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    preset: PresetName = "balanced",
+    relay: Relay = None,
+    stage: Stage = None,
+    colour_fix: ColourFix = None,
     allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     clean_caption: CleanCaption = False,
@@ -229,7 +266,8 @@ def render(
                 strategy=strategy, dtype=dtype, tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, family=family,
                 parts=parts, loras=lora or (), position_mode=positions, kv_compression=kv_compression,
                 clean_caption=clean_caption, tiny_vae=tiny_vae, attention=attention,
-                attention_policy=attention_policy, allow_approximate=allow_approximate,
+                attention_policy=attention_policy, preset=preset, relay=relay,
+                stages=stage or (), colour_fix=colour_fix, allow_approximate=allow_approximate,
             )  # fmt: skip
 
     say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
@@ -294,6 +332,9 @@ def edit(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    preset: PresetName = "balanced",
+    relay: Relay = None,
+    stage: Stage = None,
     allow_approximate: AllowApproximate = False,
     preview: Preview = None,
     resume: Resume = False,
@@ -315,7 +356,8 @@ def edit(
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
                 family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
-                attention_policy=attention_policy, allow_approximate=allow_approximate,
+                attention_policy=attention_policy, preset=preset, relay=relay,
+                stages=stage or (),  allow_approximate=allow_approximate,
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
             )  # fmt: skip
 
@@ -351,6 +393,10 @@ def plan(
     tiny_vae: TinyVae = None,
     attention: AttentionName = None,
     attention_policy: AttentionPolicy = None,
+    preset: PresetName = "balanced",
+    relay: Relay = None,
+    stage: Stage = None,
+    colour_fix: ColourFix = None,
     allow_approximate: AllowApproximate = False,
     clean_caption: CleanCaption = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the plan to an SVG.")] = None,
@@ -387,6 +433,10 @@ def plan(
             tiny_vae=tiny_vae,
             attention=attention,
             attention_policy=attention_policy,
+            preset=preset,
+            relay=relay,
+            stages=stage or (),
+            colour_fix=colour_fix,
             allow_approximate=allow_approximate,
             clean_caption=clean_caption,
         )

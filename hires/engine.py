@@ -16,8 +16,10 @@ from hires.calibration import calibrated
 from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
+from hires.presets import parse_stage
 from hires.resolution import check_size, parse_size
 from hires.specs import ModelSpec, load_spec
+from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
 from hires.types import (
     DeviceSpec,
@@ -56,6 +58,7 @@ class JournalOptions:
             raise RequestError(f"--journal-seconds {self.seconds:g}: give seconds from 0 to 86400")
 
 
+StageLike = str | StageSpec
 SizeLike = str | tuple[int, int] | Size
 Loras = Sequence[str | LoraRef]
 STRENGTH = 0.5  # of a picture to start from, where none is given
@@ -93,6 +96,10 @@ def render(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    preset: str = "balanced",
+    relay: StageLike | None = None,
+    stages: Sequence[StageLike] = (),
+    colour_fix: str | None = None,
     allow_approximate: bool = False,
     clean_caption: bool = False,
     journal: JournalOptions | None = JournalOptions(),
@@ -130,8 +137,12 @@ def render(
         tiny_vae: the folder of a small autoencoder (TAESD, TAESDXL): every step's event carries a preview, and it decodes,
             as a named approximation, where every exact way ran out of memory.
         attention: run the network's attention on this backend (`hires info` lists them) or fail with its reason.
-        attention_policy: beyond the trained size, instead of tiles: "npa", "npa:1024" (a window in px), "npa+shift", "windows",
-            "kvpool:2" or "proportional": self-attention over the whole canvas, a named approximation. None: tiles.
+        attention_policy: beyond the trained size: "npa", "npa:1024" (a window in px), "npa+shift", "windows", "kvpool:2" or
+            "proportional": self-attention over the whole canvas, a named approximation; "global": tiles. None: the preset's.
+        preset: "fast", "balanced" or "best": how many stages and steps, and what guides them.
+        relay: what every stage after the first takes instead, as `StageSpec` or text such as "sigma=1,steps=8,guide=none".
+        stages: all of them, the base picture first, each with its size: "1024x1024,steps=30", "4096x4096,steps=8,sigma=1".
+        colour_fix: "wavelet" or "adain": the colours of `init`, or of the base picture, for the finished picture.
         journal: how a render with an output is kept track of, so that the same call goes on after anything that stopped it;
             JournalOptions(resume=True) demands that there is something to go on from. None: not at all.
         allow_approximate: where nothing exact has room, draw another picture with smaller windows, and say so.
@@ -173,6 +184,10 @@ def render(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        preset=preset,
+        relay=_relay(relay),
+        stages=_stages(stages),
+        colour_fix=colour_fix,
         allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
@@ -224,6 +239,9 @@ def edit(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    preset: str = "balanced",
+    relay: StageLike | None = None,
+    stages: Sequence[StageLike] = (),
     allow_approximate: bool = False,
     journal: JournalOptions | None = JournalOptions(),
     on_event: OnEvent | None = None,
@@ -262,6 +280,9 @@ def edit(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        preset=preset,
+        relay=_relay(relay),
+        stages=_stages(stages),
         allow_approximate=allow_approximate,
     )
     return _carried_out(
@@ -296,6 +317,10 @@ def plan(
     tiny_vae: str | Path | None = None,
     attention: str | None = None,
     attention_policy: str | None = None,
+    preset: str = "balanced",
+    relay: StageLike | None = None,
+    stages: Sequence[StageLike] = (),
+    colour_fix: str | None = None,
     allow_approximate: bool = False,
     clean_caption: bool = False,
 ) -> MemoryPlan:
@@ -327,6 +352,10 @@ def plan(
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
+        preset=preset,
+        relay=_relay(relay),
+        stages=_stages(stages),
+        colour_fix=colour_fix,
         allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
@@ -428,6 +457,20 @@ def _picture(source: PictureLike) -> NDArray[np.uint8]:
     from hires.imageio import read_picture
 
     return read_picture(source)
+
+
+def _relay(relay: StageLike | None) -> StageSpec:
+    """What is said of every stage after the first. RequestError for a size, which one stage has."""
+    if relay is None:
+        return NOTHING_SAID
+    found = parse_stage(relay, "--relay") if isinstance(relay, str) else relay
+    if found.size is not None:
+        raise RequestError(f"--relay {found.size}: is of every stage after the first; give a stage of a size with --stage")
+    return found
+
+
+def _stages(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
+    return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
 
 
 def _loras(loras: Loras) -> tuple[LoraRef, ...]:

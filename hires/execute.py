@@ -6,14 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hires.colour import Moments, adain, wavelet_fixed
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
-from hires.imageio import PictureSink, on_canvas
+from hires.imageio import PictureSink, fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
@@ -21,9 +23,13 @@ from hires.pipelines.base import Family, attention_backend, load_parts, load_tin
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
+from hires.pipelines.progressive import Denoised
+from hires.resolution import relay_view
 from hires.specs import ModelSpec
-from hires.tiling.geometry import Size
+from hires.tiling.geometry import Box, Size
+from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
+from hires.tiling.vae import PixelSource
 from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
 
 log = logging.getLogger(__name__)
@@ -76,7 +82,8 @@ def _run(
     family = twice(lambda: load_family(request, made, spec, device, ladder, seen, journal), "loading")
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell, drawn, journal)
-    sink, decoding = decode(family, denoised.latents, request.size, tell, journal)
+    fix = colour_fixer(family, made, denoised, drawn)
+    sink, decoding = decode(family, denoised.latents, request.size, tell, NO_JOURNAL if fix else journal, fix)
     if family.tiny is not None and decoding.stage == "decode (tiny)":
         ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
         made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
@@ -156,19 +163,56 @@ def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
     return describe
 
 
+Fixer = Callable[[Callable[[], Iterator[torch.Tensor]]], Iterator[torch.Tensor]]
+"""From what decodes a picture in bands, callable more than once, to its bands with other colours."""
+
+
+def colour_fixer(family: Family, made: MemoryPlan, denoised: Denoised, picture: NDArray[np.uint8] | None) -> Fixer | None:
+    """The colour fix of a plan: towards the picture that was given, else towards the base picture; None without either."""
+    if made.colour_fix is None or (picture is None and len(made.stages) == 1):
+        return None
+
+    def fixed(bands: Callable[[], Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
+        reference = Padded(fitted(picture, made.canvas), made.canvas) if picture is not None else base_picture()
+        if made.colour_fix == "wavelet":
+            return wavelet_fixed(bands(), reference)
+        wanted = Moments.of(source_bands(reference))
+        own = Moments.of(band.cpu() for band in bands())
+        return (adain(band.cpu(), own, wanted) for band in bands())
+
+    def base_picture() -> Enlarged:
+        rows = [band.float().cpu() for band in family.decode_bands(denoised.first, lambda done, total: None)]
+        base = torch.cat(rows, dim=-2)
+        return Enlarged(base, *relay_view(Size(base.shape[-2], base.shape[-1]), made.canvas))
+
+    return fixed
+
+
+def source_bands(source: PixelSource, rows: int = 256) -> Iterator[torch.Tensor]:
+    """A picture from top to bottom, (1, 3, rows, W) at a time."""
+    size = source.size
+    for top in range(0, size.height, rows):
+        yield source.crop(Box(top, 0, min(rows, size.height - top), size.width))
+
+
 def decode(
-    family: Family, latents: torch.Tensor, size: Size, tell: OnEvent, journal: Journal = NO_JOURNAL
+    family: Family,
+    latents: torch.Tensor,
+    size: Size,
+    tell: OnEvent,
+    journal: Journal = NO_JOURNAL,
+    fix: Fixer | None = None,
 ) -> tuple[PictureSink, StageStats]:
     """The picture and what it took. Where no exact way has room the small autoencoder starts over, if there is one."""
     if family.tiny is None:
-        return _decoded(family, family.decode_bands, latents, size, tell, journal)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal, fix)
     try:
-        return _decoded(family, family.decode_bands, latents, size, tell, journal)
+        return _decoded(family, family.decode_bands, latents, size, tell, journal, fix)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
     log.warning("%s; decoding with the tiny autoencoder, an approximation", message)
-    sink, stats = _decoded(family, family.decode_tiny, latents, size, tell)
+    sink, stats = _decoded(family, family.decode_tiny, latents, size, tell, fix=fix)
     return sink, replace(stats, stage="decode (tiny)")
 
 
@@ -179,8 +223,9 @@ def _decoded(
     size: Size,
     tell: OnEvent,
     journal: Journal = NO_JOURNAL,
+    fix: Fixer | None = None,
 ) -> tuple[PictureSink, StageStats]:
-    """Decode band by band."""
+    """Decode band by band. A colour fix needs rows above the first missing one, so it has no journal of bands."""
     begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
     reset_peak(family.device)
 
@@ -195,7 +240,8 @@ def _decoded(
             sink.write(rows)
             done += len(rows)
         with torch.inference_mode():
-            for band in way(latents, on_band, done) if done else way(latents, on_band):
+            plain = partial(way, latents, on_band, *([done] if done else []))
+            for band in plain() if fix is None else fix(plain):
                 rows = to_integers(band[0]).cpu().numpy()
                 journal.keep_rows(done, rows)
                 sink.write(rows)

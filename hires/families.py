@@ -6,13 +6,17 @@ Facts from the model cards, the papers and the upstream configurations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hires.catalogue import FEW_STEP
-from hires.types import ENLARGERS, SAMPLERS, SCHEDULES
+from hires.stage_spec import ENLARGERS, GUIDES
+from hires.types import SAMPLERS, SCHEDULES
+
+REFINES = ("npa", "tiles")
 
 SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)
 TURBO_RELAY = 1.6129  # of timestep 499: the relay takes 499 and 249
+SDXL_LEAST = 0.03  # the lowest level of SDXL's own timesteps; below it eight bits show nothing
 DMD_SIGMA = 2.0411  # of timestep 400, the only one that DMD knows
 PIXART_BETAS = ("linear", 0.0001, 0.02)
 
@@ -81,7 +85,9 @@ class Defaults:
     """How a model is run unless the request says otherwise.
 
     The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
-    `relay_steps` with guidance `relay_guidance` (1 = off, half the cost). `tile_px` is the training size.
+    `relay_steps` (of the first, the second, ...; the last for all after it) down to `relay_sigma_end`, 0 for the model's least,
+    with guidance `relay_guidance` (1 = off, half the cost), held to the picture before by `guides`; `refine`: with attention in
+    neighbourhoods over the whole canvas ("npa") or in "tiles". `tile_px` is the training size.
     `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd).
     """
 
@@ -90,20 +96,31 @@ class Defaults:
     steps: int
     guidance: float
     relay_sigma: float
-    relay_steps: int
+    relay_steps: tuple[int, ...]
     relay_guidance: float
     tile_px: int
     overlap_px: int
     enlarger: str
     image_guidance: float = 1.5
     few_step: str | None = None
+    relay_sigma_end: float = 0.0
+    refine: str = "npa"
+    guides: tuple[str, ...] = ("structure",)
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
-        if not (self.steps >= 1 and self.relay_steps >= 1 and 0 <= self.overlap_px < self.tile_px and self.relay_sigma > 0):
+        if not (
+            self.steps >= 1
+            and self.relay_steps
+            and min(self.relay_steps) >= 1
+            and 0 <= self.overlap_px < self.tile_px
+            and self.relay_sigma > 0
+        ):
             raise ValueError("steps, tile or relay values out of range")
         if self.sampler not in SAMPLERS or self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
             raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
+        if self.refine not in REFINES or not set(self.guides) <= set(GUIDES):
+            raise ValueError(f"refine {self.refine!r} or guides {self.guides!r}: one is unknown")
         if self.few_step is not None and self.few_step not in FEW_STEP:
             raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 
@@ -114,9 +131,10 @@ def _run(
     steps: int,
     guidance: float,
     tile_px: int,
-    relay_steps: int = 8,
+    relay_steps: tuple[int, ...] = (10, 8, 6),
     relay_guidance: float = 4.0,
     relay_sigma: float = 1.0,
+    relay_sigma_end: float = 0.0,
 ) -> Defaults:
     """Defaults with the relay values of the methods' reference; few-step models relay from a timestep they know."""
     return Defaults(
@@ -130,6 +148,7 @@ def _run(
         tile_px=tile_px,
         overlap_px=tile_px // 4,
         enlarger="pixel",
+        relay_sigma_end=relay_sigma_end,
     )
 
 
@@ -204,12 +223,13 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
 
 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
+COSXL_RUN = _run("euler", "exponential", 30, 7.0, 1024, relay_sigma_end=SDXL_LEAST)
 PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
 
 _ROWS = (
-    _sdxl("cosxl", "CosXL", "edm_v", _run("euler", "exponential", 30, 7.0, 1024), betas=None, sigma_range=(0.002, 120.0)),
+    _sdxl("cosxl", "CosXL", "edm_v", COSXL_RUN, betas=None, sigma_range=(0.002, 120.0)),
     _sdxl(
-        "cosxl-edit", "CosXL-Edit", "edm_v", _run("euler", "exponential", 20, 7.0, 1024), betas=None,
+        "cosxl-edit", "CosXL-Edit", "edm_v", replace(COSXL_RUN, steps=20), betas=None,
         sigma_range=(0.002, 120.0), image_channels=4,
     ),
     _sdxl("sdxl", "SDXL", "eps", _run("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
@@ -219,11 +239,11 @@ _ROWS = (
         image_channels=4, image_scaled=False,
     ),
     _sdxl(
-        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, 2, 1.0, TURBO_RELAY),
+        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, (2,), 1.0, TURBO_RELAY),
         native_px=512, bins=512, few_step="turbo", same_keys_as="sdxl",
     ),
     _sdxl(
-        "sdxl-lcm", "SDXL with LCM-LoRA", "eps", _run("lcm", "lcm", 4, 1.0, 1024, 2, 1.0), few_step="lcm",
+        "sdxl-lcm", "SDXL with LCM-LoRA", "eps", _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0), few_step="lcm",
         same_keys_as="sdxl",
     ),
     _sdxl(
@@ -241,15 +261,15 @@ _ROWS = (
     _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
     _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
     _pixart(
-        "pixart-delta", "PixArt-δ (LCM) 1024", 1024, _run("lcm", "lcm", 4, 1.0, 1024, 2, 1.0),
+        "pixart-delta", "PixArt-δ (LCM) 1024", 1024, _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
         size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, 1, 1.0, DMD_SIGMA), few_step="dmd",
+        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, (1,), 1.0, DMD_SIGMA), few_step="dmd",
         start_timestep=400, same_keys_as="pixart-alpha-512", **ALPHA,
     ),
     _pixart(
-        "yoso-pixart-512", "YOSO PixArt-α 512", 512, _run("lcm", "lcm", 2, 1.5, 512, 1, 1.0), few_step="lcm",
+        "yoso-pixart-512", "YOSO PixArt-α 512", 512, _run("lcm", "lcm", 2, 1.5, 512, (1,), 1.0), few_step="lcm",
         same_keys_as="pixart-alpha-512", **ALPHA,
     ),
 )  # fmt: skip

@@ -10,20 +10,16 @@ from dataclasses import replace
 
 from hires import cost
 from hires.errors import BudgetError
+from hires.kernels.policies import Global
+from hires.placement import choose_tile, in_tiles, policy_notes
+from hires.presets import preset
 from hires.resolution import check_size, relay_note, snap
-from hires.search import WHERE, Way, make_ladder, search, tiny_rung
+from hires.search import WHERE, Way, make_ladder, offloads, search, tiny_rung
 from hires.specs import ModelSpec
-from hires.stage_cost import choose_dtype, choose_text
-from hires.stages import (
-    check_steps,
-    choose_strategy,
-    choose_tile,
-    guidance_notes,
-    make_stages,
-    policy_notes,
-    sampler_notes,
-)
-from hires.types import DeviceSpec, MemoryPlan, RenderRequest, gib
+from hires.stage_cost import choose_dtype, choose_text, stage_cost
+from hires.stage_spec import WindowSpec
+from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
+from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan, gib
 
 
 def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
@@ -46,8 +42,12 @@ def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRe
     piece, then tiles of half the side, down to a quarter of the trained size."""
     if not request.allow_approximate:
         return
-    if request.attention_policy is not None:
-        yield replace(request, attention_policy=None)
+    if request.attention_policy is not None and request.attention_policy != "global":
+        yield replace(request, attention_policy="global")
+        return
+    if any(stage.attention for stage in (request.relay, *request.stages)):
+        unsaid = (replace(stage, attention=None) for stage in request.stages)
+        yield replace(request, attention_policy="global", relay=replace(request.relay, attention=None), stages=tuple(unsaid))
         return
     tile = request.tile_px or spec.defaults.tile_px
     if tile // 2 >= spec.native_px // 4:
@@ -90,6 +90,10 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
     notes.append(f"dtype {dtype}: {why}")
     tile, overlap = choose_tile(request, canvas, spec, strategy)
     stages = make_stages(request, canvas, spec, strategy, tile, overlap)
+    chosen = [*sampler_notes(request, stages, spec), *guidance_notes(request, spec)]
+    check_steps(stages, spec)
+    stages, cut = with_room(stages, request, spec, replace(device, budget_bytes=roomy_bytes(device)), dtype)
+    notes += cut
     notes.append(relay_note(tuple(stage.canvas for stage in stages), spec.bins))
     if request.sigma_max is not None:
         notes.append(
@@ -107,15 +111,17 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
     )
     text = choose_text(spec, device, dtype)
     notes += text.notes
-    notes += sampler_notes(request, stages, spec)
-    notes += guidance_notes(request, spec)
-    check_steps(stages, spec)
+    notes += chosen
     extra = cost.preview_bytes(4 if device.kind == "cpu" else 2, device.kind == "cpu") if request.tiny_vae is not None else 0
     way, alternatives = search(stages, spec, replace(device, budget_bytes=device.budget_bytes - extra), dtype)
     costs = [replace(made, peak_bytes=made.peak_bytes + extra) for made in way.costs[:-1]] + [way.costs[-1], text.cost]
     if extra:
         notes.append(f"previews by {request.tiny_vae}: up to {gib(extra)} after each step")
     notes += way_notes(way, device, dtype)
+    if request.colour_fix is not None:
+        notes.append(colour_note(request, stages))
+        if request.colour_fix == "adain":  # needs the whole picture's moments before its first row
+            costs[-2] = replace(costs[-2], flops=2 * costs[-2].flops, seconds=2 * costs[-2].seconds)
     return MemoryPlan(
         model=spec.name,
         output=request.size,
@@ -135,7 +141,47 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
         alternatives=alternatives,
         text_on_host=text.on_host,
         text_dtype=text.dtype,
+        preset=request.preset,
+        colour_fix=request.colour_fix,
     )
+
+
+def colour_note(request: RenderRequest, stages: tuple[StagePlan, ...]) -> str:
+    """What the colour fix does, and to what."""
+    if request.strength is None and len(stages) == 1:
+        return f"colour fix {request.colour_fix} changes nothing: there is no picture that this one started from"
+    source = "the picture it starts from" if request.strength is not None else "its base picture"
+    how = {"wavelet": "coarse colours", "adain": "mean and deviation of every colour (decoded twice)"}
+    return f"colour fix {request.colour_fix}: {how[request.colour_fix or 'wavelet']} of {source}"
+
+
+def roomy_bytes(device: DeviceSpec) -> int:
+    """What stages may take of a budget, the allocator's slack apart."""
+    return int(max(device.budget_bytes, device.most_bytes) / (1 + device.slack))
+
+
+def with_room(
+    stages: tuple[StagePlan, ...], request: RenderRequest, spec: ModelSpec, device: DeviceSpec, dtype: str
+) -> tuple[tuple[StagePlan, ...], list[str]]:
+    """The stages, those in tiles whose canvas in one piece has no room and was the preset's choice, and a note on each.
+
+    A budget that is larger draws them in one piece: another picture, so the note says it.
+    """
+    made, found, notes = preset(request.preset, spec), [], []
+    tiles = choose_tile(request, stages[-1].canvas, spec, "progressive")
+    for index, stage in enumerate(stages):
+        told, _ = said(request, made, spec, index)
+        asked = request.attention_policy or told.attention
+        least = min(stage_cost(stage, spec, device, 1, dtype, way).peak_bytes for way in offloads(device))
+        if stage.attention == Global() or asked or least <= device.budget_bytes:
+            found.append(stage)
+            continue
+        found.append(in_tiles(replace(stage, shift_cells=0), WindowSpec(), spec, tiles))
+        notes.append(
+            f"approximation: {stage.name} in tiles instead of one piece, which needs {gib(least)} of "
+            f"{gib(device.budget_bytes)}; a larger budget draws another picture (--attention-policy global: tiles on any)"
+        )
+    return tuple(found), notes
 
 
 def way_notes(way: Way, device: DeviceSpec, dtype: str) -> Iterator[str]:

@@ -120,8 +120,8 @@ def base_canvas(canvas: Size, bins: tuple[Size, ...], align_px: int) -> Size:
     return Size(max(align_px, round(width / aspect / align_px) * align_px), width)
 
 
-def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int) -> tuple[Size, ...]:
-    """Canvases from the model's bin to `canvas`, each at most about twice the side of the one before.
+def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int, growth: float = 2.0) -> tuple[Size, ...]:
+    """Canvases from the model's bin to `canvas`, each at most about `growth` times the side of the one before.
 
     A canvas no larger than its bin's area is one stage.
     """
@@ -129,7 +129,7 @@ def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int) -> tuple
     ratio = math.sqrt(canvas.area / base.area)
     if ratio <= 1.25:
         return (canvas,)
-    count = max(1, math.ceil(math.log2(ratio) - 0.05))
+    count = max(1, math.ceil(math.log(ratio, growth) - 0.05))
     sizes = [base]
     for k in range(1, count):
         scale = ratio ** (k / count) / ratio

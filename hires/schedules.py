@@ -1,57 +1,32 @@
-"""Noise levels: from the highest down to the lowest, then 0. float64 inside, float32 out, (steps + 1,).
-
-Every schedule has one signature, `(steps, sigma_min, sigma_max, table)`. Those on timesteps read `table`, the rising sigmas
-of a checkpoint's timesteps 0, 1, ...; they begin at `sigma_max`, which may lie inside the table, and the others leave
-`table` alone. Which parameterisation can take which: `catalogue.py`.
-"""
+"""Noise levels as tensors: `levels.py` in float32, (steps + 1,), ending with 0; computed in float64."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Protocol
+from functools import wraps
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hires.catalogue import LCM_TIMESTEPS, find_schedule_name
+from hires import levels
+from hires.catalogue import find_schedule_name
 from hires.errors import RequestError
-
-Table = Sequence[float]
+from hires.levels import Levels, Table, make_levels
 
 
 class Schedule(Protocol):
-    def __call__(self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor: ...
+    def __call__(
+        self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, **shape: float
+    ) -> Tensor: ...
 
 
-def make_sigmas(
-    schedule: str,
-    steps: int,
-    *,
-    sigma_min: float,
-    sigma_max: float,
-    table: Table | None = None,
-    start: float | None = None,
-    discard_penultimate: bool = False,
-) -> Tensor:
-    """The noise levels of a run, (steps + 1,) float32, ending with 0.
+def make_sigmas(schedule: str, steps: int, **where: Any) -> Tensor:
+    """`make_levels` as a tensor (steps + 1,) float32; the same arguments and errors."""
+    return as_sigmas(make_levels(schedule, steps, **where))
 
-    `start` begins the schedule at that sigma instead of `sigma_max`: a relay, or img2img. With `discard_penultimate` one
-    step more is made and the last level before 0 dropped. RequestError for an unknown name, a start out of range, a
-    missing table or more steps than the table has timesteps.
-    """
-    top = sigma_max if start is None else start
-    if not (math.isfinite(top) and sigma_min < top <= sigma_max):
-        raise RequestError(f"start {top:g}: give a sigma above {sigma_min:g} and at most {sigma_max:g}")
-    if steps < 1:
-        raise RequestError(f"--steps {steps}: give at least 1")
-    make = find_schedule(schedule)
-    if not discard_penultimate:
-        return make(steps, sigma_min, top, table)
-    sigmas = make(steps + 1, sigma_min, top, table)
-    return torch.cat([sigmas[:-2], sigmas[-1:]])
+
+def as_sigmas(found: list[float]) -> Tensor:
+    return torch.tensor(found, dtype=torch.float64).float()
 
 
 def strength_sigmas(sigmas: Tensor, strength: float) -> Tensor:
@@ -67,176 +42,18 @@ def strength_sigmas(sigmas: Tensor, strength: float) -> Tensor:
     return sigmas[steps - kept :]
 
 
-def karras(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, rho: float = 7.0) -> Tensor:
-    """sigma_i = (max^(1/rho) + i/(n-1) (min^(1/rho) - max^(1/rho)))^rho (Karras et al. 2022, eq. 5)."""
-    ramp = _ramp(steps)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return _closed((high + ramp * (low - high)) ** rho)
+def _tensor(make: Levels) -> Schedule:
+    @wraps(make)
+    def schedule(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, **shape: float) -> Tensor:
+        return as_sigmas(make(steps, sigma_min, sigma_max, table, **shape))
+
+    return schedule
 
 
-def exponential(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """sigma_i = max (min / max)^(i/(n-1)): equal steps of ln sigma, as recommended for CosXL."""
-    return _closed(sigma_max * (sigma_min / sigma_max) ** _ramp(steps))
-
-
-def polyexponential(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, rho: float = 1.0) -> Tensor:
-    """ln sigma_i = ln min + (1 - i/(n-1))^rho (ln max - ln min): exponential for rho 1 (k-diffusion)."""
-    return _closed(sigma_min * (sigma_max / sigma_min) ** ((1 - _ramp(steps)) ** rho))
-
-
-def cosine(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """sigma = tan(phi), phi linear: equal steps on the circle x = cos(phi) x0 + sin(phi) n of an EDM-v model."""
-    high, low = math.atan(sigma_max), math.atan(sigma_min)
-    return _closed(torch.tan(high + _ramp(steps) * (low - high)))
-
-
-def linear(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """'Normal': t_i from that of sigma_max to 0 in equal steps, both ends included; ln sigma linear between timesteps."""
-    top = _top(table, sigma_max)
-    return _at([top * (1 - i / max(steps - 1, 1)) for i in range(steps)], table, sigma_max)
-
-
-def linspace(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """t_i = round(t_max (1 - i/n)): 20 steps [999, 949, ..., 100, 50], as diffusers' DPM-Solver spaces them for PixArt."""
-    top = _top(table, sigma_max)
-    return _at([top, *(round(top * (1 - i / steps)) for i in range(1, steps))], table, sigma_max)
-
-
-def sgm_uniform(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """t_i = t_max (1 - i/n): `linear` of n + 1 steps without its last level."""
-    top = _top(table, sigma_max)
-    return _at([top * (1 - i / steps) for i in range(steps)], table, sigma_max)
-
-
-def simple(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """t_i = t_max - floor(i (t_max + 1) / n): every so many timesteps, from the top."""
-    top = _top(table, sigma_max)
-    return _at([top - math.floor(i * (top + 1) / steps) for i in range(steps)], table, sigma_max)
-
-
-def trailing(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """t_i = round((t_max + 1) (1 - i/n)) - 1 (Lin et al. 2023, table 2): 1 step [999], 4 steps [999, 749, 499, 249]."""
-    top = _top(table, sigma_max)
-    return _at([top, *(round((top + 1) * (1 - i / steps)) - 1 for i in range(1, steps))], table, sigma_max)
-
-
-def ddim_uniform(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> Tensor:
-    """'Leading': t_i = (n - 1 - i) floor((t_max + 1) / n) + 1, so 951, ..., 1 for 20 steps: it begins below sigma_max.
-
-    One step begins at sigma_max, where the formula would have t = 1 and next to no noise.
-    """
-    top = _top(table, sigma_max)
-    if steps == 1:
-        return _at([top], table, sigma_max)
-    spacing = int((top + 1) // steps)
-    offset = 1 if (steps - 1) * spacing + 1 <= top else 0
-    return _at([(steps - 1 - i) * spacing + offset for i in range(steps)], table)
-
-
-def beta(
-    steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, a: float = 0.6, b: float = 0.6
-) -> Tensor:
-    """t_i = t_max q(1 - i/n), q the quantiles of Beta(a, b): dense at both ends (Lee et al. 2024, arXiv 2407.12173).
-
-    Timesteps stay fractions, ln sigma linear between, so that n steps are n levels.
-    """
-    top = _top(table, sigma_max)
-    quantiles = beta_quantiles([1 - i / steps for i in range(steps)], a, b)
-    return _at([top * quantile for quantile in quantiles], table, sigma_max)
-
-
-def lcm(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, original: int = LCM_TIMESTEPS) -> Tensor:
-    """Evenly chosen among the `original` timesteps 19, 39, ..., 999 an LCM was distilled at: 4 steps [999, 759, 499, 259]."""
-    top = _top(table, sigma_max)
-    spacing = len(table or ()) // original
-    known = [k * spacing - 1 for k in range(original, 0, -1) if k * spacing - 1 <= top + 1e-6]
-    if steps > len(known):
-        raise RequestError(
-            f"--steps {steps}: an LCM knows {len(known)} timesteps below sigma {sigma_max:g}: give at most so many"
-        )
-    return _at([known[i * len(known) // steps] for i in range(steps)], table)
-
-
-def beta_quantiles(levels: Sequence[float], a: float, b: float) -> list[float]:
-    """x with I_x(a, b) = q for each q, by bisection on the regularised incomplete beta function."""
-    wanted = torch.tensor(levels, dtype=torch.float64)
-    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = _incomplete_beta(middle, a, b) < wanted
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    values: list[float] = torch.where(wanted >= 1, torch.ones_like(high), high).tolist()
-    return values
-
-
-def _incomplete_beta(x: Tensor, a: float, b: float) -> Tensor:
-    """I_x(a, b): its power series where x <= 1/2, 1 - I_(1-x)(b, a) elsewhere (Abramowitz and Stegun 26.5.2, 26.5.4)."""
-    mirrored = x > 0.5
-    near = torch.where(mirrored, 1 - x, x)
-    value = torch.where(mirrored, _beta_series(near, b, a), _beta_series(near, a, b))
-    return torch.where(mirrored, 1 - value, value)
-
-
-def _beta_series(x: Tensor, a: float, b: float) -> Tensor:
-    """x^a (1 - x)^b / (a B(a, b)) (1 + sum_k prod_(j<k) (a + b + j) / (a + 1 + j) x^(j+1)), for x <= 1/2."""
-    total = term = torch.ones_like(x)
-    for j in range(60):  # each term is below half of the one before, for a, b of order 1
-        term = term * x * ((a + b + j) / (a + 1 + j))
-        total = total + term
-    scale = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)) / a
-    return x**a * (1 - x) ** b * total * scale
-
-
-def _ramp(steps: int) -> Tensor:
-    return torch.linspace(0, 1, steps, dtype=torch.float64)
-
-
-def _closed(sigmas: Tensor) -> Tensor:
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
-
-
-def _top(table: Table | None, sigma: float) -> float:
-    """The timestep, a fraction, at which a table reaches sigma; ln sigma is linear between timesteps."""
-    if not table:
-        raise RequestError("this schedule is made of a checkpoint's timesteps, and there are none: take karras or exponential")
-    right = min(max(bisect_left(table, sigma * (1 - 1e-9)), 1), len(table) - 1)
-    low, high = math.log(table[right - 1]), math.log(table[right])
-    place = right - 1 + min(max((math.log(sigma) - low) / (high - low), 0.0), 1.0)
-    return float(round(place)) if abs(place - round(place)) < 1e-6 else place
-
-
-def _at(times: Sequence[float], table: Table | None, first: float | None = None) -> Tensor:
-    """The sigmas of falling timesteps; `first` replaces the first one, to the bit. RequestError where two coincide."""
-    values = table or ()
-    sigmas = []
-    for time in times:
-        left = min(max(int(time), 0), len(values) - 2)
-        share = time - left
-        sigmas.append(values[left] if share == 0 else values[left] ** (1 - share) * values[left + 1] ** share)
-    if first is not None:
-        sigmas[0] = first
-    if min(times) < 0 or any(b >= a for a, b in itertools.pairwise(sigmas)):
-        raise RequestError(
-            f"--steps {len(times)}: more than the timesteps there are below sigma {sigmas[0]:g}: give at most "
-            f"{int(max(times)) + 1}, or --schedule exponential"
-        )
-    return _closed(torch.tensor(sigmas, dtype=torch.float64))
-
-
-SCHEDULES: dict[str, Schedule] = {
-    "karras": karras,
-    "exponential": exponential,
-    "polyexponential": polyexponential,
-    "cosine": cosine,
-    "linear": linear,
-    "linspace": linspace,
-    "simple": simple,
-    "sgm_uniform": sgm_uniform,
-    "trailing": trailing,
-    "ddim_uniform": ddim_uniform,
-    "beta": beta,
-    "lcm": lcm,
-}
+SCHEDULES: dict[str, Schedule] = {name: _tensor(make) for name, make in levels.LEVELS.items()}
+karras, exponential, polyexponential, cosine = (
+    SCHEDULES[name] for name in ("karras", "exponential", "polyexponential", "cosine")
+)
 
 
 def find_schedule(name: str) -> Schedule:

@@ -369,7 +369,9 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     if not own.is_file():
         return facts.defaults
     try:
-        defaults = Defaults(**read_json(own)["defaults"])
+        given: Mapping[str, Any] = read_json(own)["defaults"]
+        listed: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        defaults = Defaults(**listed)
         defaults.check()
         return defaults
     except (KeyError, TypeError, ValueError) as error:

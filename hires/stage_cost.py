@@ -10,7 +10,7 @@ from hires import catalogue, cost, machines
 from hires.cost import VaePolicy
 from hires.errors import BudgetError
 from hires.specs import ModelSpec
-from hires.stages import estimates_per_step
+from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
 from hires.types import BYTES_PER_ELEMENT, VAE_POLICIES, DecodePlan, DeviceSpec, StageCost, StagePlan, gib
@@ -19,6 +19,7 @@ LARGE_TOWER = 10**9  # parameters above which text towers are weighed against ho
 STREAMED_BYTES = 2**28  # of weights fetched layer by layer: the layer at work, the next one, and what is not yet given back
 LIBRARY_BYTES = 700 * 2**20  # a process that has imported torch, diffusers and transformers, before any weight
 CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides what its sampler keeps
+GUIDE_BUFFERS = 5  # more where guides hold it to a picture: the picture, its low band, the estimate's and their difference
 
 
 def choose_dtype(asked: str, device: DeviceSpec) -> tuple[str, str]:
@@ -87,19 +88,19 @@ def stage_cost(
     units = estimates_per_step(stage, spec) * stage.grid.count
     pictures = min(batch, units)
     live = cost.network_live_bytes(spec.network, tile, pictures, element, cpu, words, stage.attention)
-    buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept
+    buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept + (GUIDE_BUFFERS if stage.guides else 0)
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = weights_on_device(spec, dtype, device, offload, "network")
-    evaluations = catalogue.evaluations(stage.sampler, stage.taken_steps)
+    counts = [count * stage.grid.count for count in estimates(stage, spec)]
     each = cost.network_flops(spec.network, tile.height, tile.width, words, stage.attention)
     mixing = cost.attention_flops(spec.network, tile.height, tile.width, stage.attention)
-    calls = evaluations * -(-units // pictures)
-    computing = evaluations * units * compute_seconds(each, mixing, device) + calls * device.call_seconds
+    calls = sum(-(-count // pictures) for count in counts)
+    computing = sum(counts) * compute_seconds(each, mixing, device) + calls * device.call_seconds
     fetching = calls * spec.network_params * element / device.copy_bytes_per_second if offload == "layers" else 0.0
     return StageCost(
         stage=stage.name,
         peak_bytes=int(weights + live + canvas),
-        flops=evaluations * units * each,
+        flops=sum(counts) * each,
         seconds=max(computing, fetching),
     )
 

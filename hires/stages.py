@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from hires import catalogue
+from hires.catalogue import SCHEDULES
 from hires.errors import RequestError
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
-from hires.resolution import round_up, stage_canvases
+from hires.levels import make_levels
+from hires.placement import place, whole_grid
+from hires.presets import Preset, preset
+from hires.renoise import relay_sigma
+from hires.resolution import snap, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
-from hires.tiling.geometry import Size, make_grid
-from hires.types import RenderRequest, StagePlan, parse_policy
+from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec
+from hires.tiling.geometry import Size
+from hires.types import RenderRequest, StagePlan
 
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
-LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans
 
 
 def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tuple[str, str]:
     asked, strength = request.strategy, request.strength
+    if request.stages:
+        if asked not in ("auto", "progressive"):
+            raise RequestError(
+                f"--strategy {asked}: --stage lists the stages of a progressive render; leave one of the two out"
+            )
+        return "progressive", "the stages that were asked for"
     several = len(stage_canvases(canvas, spec.bins, spec.align_px)) > 1
     if strength is not None and several and strength <= REFINED_STRENGTH and asked in ("auto", "tiled"):
         return "tiled", f"at strength {strength:g} the picture's own composition holds the tiles together"
@@ -37,61 +51,10 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tu
     return asked, "as asked for"
 
 
-def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str) -> tuple[int, int]:
-    """Tile and overlap in cells. Beyond `direct`, the trained size unless asked otherwise."""
-    step = spec.align_px // spec.cell_px
-    if strategy == "direct":
-        return max(canvas.height, canvas.width) // spec.cell_px, 0
-    tile_px = request.tile_px or spec.defaults.tile_px
-    tile = max(step, round_up(tile_px, spec.align_px) // spec.cell_px)
-    default_px = min(spec.defaults.overlap_px, tile * spec.cell_px // 4)
-    overlap_px = default_px if request.overlap_px is None else request.overlap_px
-    if request.overlap_px is not None and overlap_px >= tile * spec.cell_px:
-        raise RequestError(
-            f"--overlap {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
-        )
-    return tile, overlap_px // spec.cell_px
-
-
-def choose_policy(request: RenderRequest, spec: ModelSpec) -> Policy:
-    """Whom self-attention attends to beyond the trained size, counted in latent cells; windows are of the trained size
-    unless one is asked for. RequestError for a window that is none, and beside tiles."""
-    asked = parse_policy(request.attention_policy)
-    option = f"--attention-policy {request.attention_policy}"
-    if asked.name == "global":
-        return Global()
-    if request.strategy == "tiled" or request.tile_px or request.overlap_px:
-        raise RequestError(f"{option}: goes over the whole canvas; leave --tile, --overlap and --strategy tiled out")
-    if asked.name == "kvpool" or asked.value is None:
-        return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value)
-    if asked.value < LEAST_WINDOW * spec.align_px:
-        raise RequestError(f"{option}: give a window of {LEAST_WINDOW * spec.align_px} px or more")
-    return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value // spec.cell_px)
-
-
-def policy_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
-    """Every approximation of attention is named; RequestError where no stage would use it."""
-    if parse_policy(request.attention_policy).name == "global":
-        return
-    used = [stage for stage in stages if stage.attention != Global()]
-    if not used:
-        yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
-        return
-    policy = used[-1].attention
-    reach = {NPA: "a neighbourhood of", Windows: "a window of"}.get(type(policy))
-    if isinstance(policy, NPA | Windows):
-        what = f"attends to {reach} {policy.window * spec.cell_px} px over the whole canvas"
-    elif isinstance(policy, KVPool):
-        what = f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
-    else:
-        what = "attends to the whole canvas, its scores scaled for the greater length"
-    yield f"approximation: self-attention {what}, as asked for ({', '.join(stage.name for stage in used)})"
-
-
-def choose_sampler(request: RenderRequest, spec: ModelSpec) -> tuple[str, str, str]:
+def choose_sampler(request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID) -> tuple[str, str, str]:
     """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
-    for certain ones, what the sampler asked for is usually run on; else the model's own."""
-    sampler, schedule = catalogue.resolve(request.sampler, request.schedule)
+    for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it."""
+    sampler, schedule = catalogue.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
     if schedule is not None:
         return sampler or spec.defaults.sampler, schedule, "as asked for"
     own = sampler == spec.defaults.sampler
@@ -133,14 +96,15 @@ def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
 def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
     """What was chosen and why; RequestError for a sampler and a schedule that do not fit the model or each other."""
     sampler, schedule, why = choose_sampler(request, spec)
-    catalogue.check_combination(
-        sampler,
-        schedule,
-        spec.parameterisation,
-        moving_tiles=any(stage.shift_cells for stage in stages),
-        few_step=spec.facts.few_step,
-        steps=max(stage.steps for stage in stages),
-    )
+    for stage in stages:
+        catalogue.check_combination(
+            stage.sampler,
+            stage.schedule,
+            spec.parameterisation,
+            moving_tiles=stage.shift_cells > 0,
+            few_step=spec.facts.few_step,
+            steps=stage.steps,
+        )
     chosen = "as asked for" if request.sampler else "the model's own"
     yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"
     if not catalogue.SAMPLERS[sampler].known:
@@ -153,48 +117,146 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
 def make_stages(
     request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, tile: int, overlap: int
 ) -> tuple[StagePlan, ...]:
-    defaults = spec.defaults
-    steps = request.steps or defaults.steps
-    guidance = choose_guidance(request, spec)
-    image_guidance = defaults.image_guidance if request.image_guidance is None else request.image_guidance
-    sampler, schedule, _ = choose_sampler(request, spec)
-    share = 1.0 if spec.facts.few_step else steps / defaults.steps  # a few-step model relays as it was distilled
-    relay_steps = max(1, round(defaults.relay_steps * share))
-    strength = request.strength
+    """The stages of a request: what it says of each, else of the relay, else its preset, else the model."""
+    made = preset(request.preset, spec)
+    sizes = stage_sizes(request, canvas, spec, strategy, made.growth)
+    strength, steps = request.strength, request.steps or made.stages[0].steps or spec.defaults.steps
     if strength is not None and int(steps * strength) < 1:
         raise RequestError(
             f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
         )
-    policy = choose_policy(request, spec)
-    moves = parse_policy(request.attention_policy).shift
-    sizes = stage_canvases(canvas, spec.bins, spec.align_px) if strategy == "progressive" else (canvas,)
-    stages = []
+    stages: list[StagePlan] = []
     for index, size in enumerate(sizes):
-        cells = size.divided(spec.cell_px)
-        first = index == 0
-        beyond = not (first and strategy == "progressive") and len(stage_canvases(size, spec.bins, spec.align_px)) > 1
-        attention = policy if beyond else Global()
-        within = first and strategy == "progressive" and cells.area <= (2 * spec.native_px // spec.cell_px) ** 2
-        whole = within or attention != Global()
-        grid = make_grid(cells, cells, 0) if whole else make_grid(cells, Size(tile, tile), overlap)
-        stages.append(
-            StagePlan(
-                name="base" if first else f"refine {index}",
-                canvas=size,
-                grid=grid,
-                sigma_start=choose_sigma_max(request, spec, size) if first else min(defaults.relay_sigma, spec.sigma_max),
-                steps=steps if first else relay_steps,
-                sampler=sampler,
-                schedule=schedule,
-                guidance=guidance if first else min(guidance, defaults.relay_guidance),
-                image_guidance=image_guidance,
-                strength=strength if first else None,
-                enlarger=None if first else defaults.enlarger,
-                attention=attention,
-                shift_cells=attention.window // 4 if moves and isinstance(attention, NPA | Windows) else 0,
-            )
-        )
+        told, behind = said(request, made, spec, index)
+        drawn = relay_stage if index else base_stage
+        stage = drawn(request, told, behind, spec, sizes, index)
+        base = index == 0 and strategy == "progressive" and size.area <= (2 * spec.native_px) ** 2
+        stages.append(stage if base else place(stage, told, behind, request, spec, (tile, overlap)))
     return tuple(stages)
+
+
+def stage_sizes(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, growth: float) -> tuple[Size, ...]:
+    """The canvases that a render goes through. RequestError for stages asked for that do not grow to the last."""
+    if not request.stages:
+        return stage_canvases(canvas, spec.bins, spec.align_px, growth) if strategy == "progressive" else (canvas,)
+    found: list[Size] = []
+    for spec_of_stage in request.stages:
+        if spec_of_stage.size is None:
+            raise RequestError(f"--stage {len(found) + 1}: give its size first, such as {canvas},steps=8")
+        found.append(snap(spec_of_stage.size, spec.align_px))
+    if found[-1] != canvas:
+        raise RequestError(
+            f"--stage: the last is {found[-1]} and the picture's canvas {canvas}; give a last stage of that size"
+        )
+    if any(after.area <= before.area for before, after in itertools.pairwise(found)):
+        raise RequestError(f"--stage: {', '.join(map(str, found))} do not grow; give them from small to large")
+    return tuple(found)
+
+
+def said(request: RenderRequest, made: Preset, spec: ModelSpec, index: int) -> tuple[StageSpec, StageSpec]:
+    """What the user says of a stage, and the preset behind it, its number of steps being the request's share."""
+    behind = made.stage(index)
+    if index and request.steps is not None and not spec.facts.few_step:  # a few-step model relays as it was distilled
+        share = request.steps / (made.stages[0].steps or request.steps)
+        behind = replace(behind, steps=max(1, round((behind.steps or 1) * share)))
+    told = request.stages[index] if request.stages else NOTHING_SAID
+    return told.over(request.relay) if index or request.strength is not None else told, behind
+
+
+def base_stage(
+    request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
+) -> StagePlan:
+    """The first stage: from noise, or from a picture by its strength."""
+    sampler, schedule, _ = choose_sampler(request, spec, told)
+    size, drawn_over = sizes[0], request.strength is not None
+    sigma = told.sigma_start if told.sigma_start and not drawn_over else choose_sigma_max(request, spec, size)
+    return StagePlan(
+        name="base",
+        canvas=size,
+        grid=whole_grid(size, spec),
+        sigma_start=checked_sigma(sigma, spec),
+        steps=told.steps or request.steps or behind.steps or spec.defaults.steps,
+        sampler=sampler,
+        schedule=schedule,
+        guidance=choose_guidance(request, spec) if told.guidance is None else told.guidance,
+        image_guidance=image_guidance(request, spec),
+        strength=request.strength,
+        guides=resolved_guides(told, sizes[0], sizes[0]) if drawn_over else (),
+        sigma_end=checked_end(told.sigma_end or 0.0, schedule),
+        **guidance_policy(told, spec),
+    )
+
+
+def relay_stage(
+    request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
+) -> StagePlan:
+    """A later stage: the one before enlarged, re-noised and refined."""
+    sampler, schedule, _ = choose_sampler(request, spec, told)
+    wanted = told.over(behind)
+    assert wanted.steps and wanted.sigma_start and wanted.enlarger and wanted.guidance is not None, "a preset says all of it"
+    start = relay_sigma(wanted.renoise or "fixed", wanted.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)
+    if told.sigma_start is not None:
+        checked_sigma(told.sigma_start, spec)
+    table = SCHEDULES[schedule].table
+    end = told.sigma_end if told.sigma_end is not None else 0.0 if table else behind.sigma_end or 0.0
+    return StagePlan(
+        name=f"refine {index}",
+        canvas=sizes[index],
+        grid=whole_grid(sizes[index], spec),
+        sigma_start=checked_sigma(start, spec),
+        steps=wanted.steps,
+        sampler=sampler,
+        schedule=schedule,
+        guidance=min(wanted.guidance, choose_guidance(request, spec)) if told.guidance is None else told.guidance,
+        image_guidance=image_guidance(request, spec),
+        enlarger=wanted.enlarger,
+        guides=resolved_guides(wanted, sizes[0], sizes[index]),
+        sigma_end=checked_end(end if end < start else 0.0, schedule),
+        **guidance_policy(wanted, spec),
+    )
+
+
+def image_guidance(request: RenderRequest, spec: ModelSpec) -> float:
+    return spec.defaults.image_guidance if request.image_guidance is None else request.image_guidance
+
+
+def guidance_policy(wanted: StageSpec, spec: ModelSpec) -> dict[str, Any]:
+    """The fields of a stage that say how its guidance acts. RequestError for a model whose guidance is of another kind."""
+    given = {
+        "guidance_high": wanted.guidance_high,
+        "guidance_rescale": wanted.guidance_rescale or 0.0,
+        "guidance_interval": wanted.guidance_interval,
+    }
+    if spec.facts.image_channels and any(given.values()):
+        raise RequestError(
+            f"stage: high, rescale and interval are of text guidance; {spec.name} edits with two: leave them out"
+        )
+    return given
+
+
+def resolved_guides(wanted: StageSpec, base: Size, size: Size) -> tuple[GuidePlan, ...]:
+    """The guides of a stage with their cutoffs: by default the base picture's Nyquist frequency on the stage's canvas."""
+    factor = max(1.0, math.sqrt(size.area / base.area))
+    return tuple(replace(guide, cutoff=guide.cutoff or 0.5 / factor) for guide in wanted.guides or ())
+
+
+def checked_sigma(sigma: float, spec: ModelSpec) -> float:
+    """RequestError for a noise level that the model does not know."""
+    if not spec.sigma_min < sigma <= spec.sigma_max:
+        raise RequestError(
+            f"stage: sigma={sigma:g}: {spec.name} knows levels above {spec.sigma_min:g} and up to {spec.sigma_max:g}"
+        )
+    return sigma
+
+
+def checked_end(sigma: float, schedule: str) -> float:
+    """RequestError where a schedule ends where its timesteps end."""
+    if sigma and SCHEDULES[schedule].table:
+        raise RequestError(
+            f"stage: sigma ends at {sigma:g}, and schedule {schedule} goes down a checkpoint's timesteps: leave the end "
+            "out, or take karras or exponential"
+        )
+    return sigma
 
 
 def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> float:
@@ -212,8 +274,31 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
     return request.sigma_max
 
 
+def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
+    """The noise levels that a stage goes down, ending with 0."""
+    levels = make_levels(
+        stage.schedule,
+        stage.steps,
+        sigma_min=max(spec.sigma_min, stage.sigma_end),
+        sigma_max=spec.sigma_max,
+        table=sigma_table(spec),
+        start=stage.sigma_start,
+        discard_penultimate=catalogue.SAMPLERS[stage.sampler].discard_penultimate,
+    )
+    return levels[stage.steps - stage.taken_steps :]
+
+
 def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
-    """How many conditions a step evaluates: an edit three, guidance two, none one."""
+    """How many conditions a step evaluates at most: an edit three, guidance two, none one."""
     if spec.facts.image_channels:
         return 3
-    return 1 if stage.guidance == 1.0 else 2
+    return 1 if stage.guidance == 1.0 and stage.guidance_high in (None, 1.0) else 2
+
+
+def estimates(stage: StagePlan, spec: ModelSpec) -> list[int]:
+    """How many conditions every evaluation of a stage is of, in turn; evaluations within a step count as at its level."""
+    levels = stage_levels(spec, stage)[:-1]
+    count, most = catalogue.evaluations(stage.sampler, stage.taken_steps), estimates_per_step(stage, spec)
+    low, high = stage.guidance_interval or (0.0, math.inf)
+    at = [most if low < level <= high or spec.facts.image_channels else 1 for level in levels]
+    return [at[i * len(at) // count] for i in range(count)]

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from hires import catalogue
-from hires.errors import RequestError, unknown
-from hires.kernels.policies import EVERYWHERE, MOVING, POLICIES, Policy
+from hires.errors import RequestError
+from hires.kernels.policies import EVERYWHERE, Policy
+from hires.stage_spec import ENLARGERS as ENLARGERS
+from hires.stage_spec import NOTHING_SAID, StageSpec, known
+from hires.stage_spec import GuidePlan as GuidePlan
+from hires.stage_spec import parse_policy as parse_policy
 from hires.tiling.geometry import Size, TileGrid
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
+PRESETS = ("fast", "balanced", "best")
+COLOUR_FIXES = ("wavelet", "adain")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULES = tuple(catalogue.SCHEDULES)
-ENLARGERS = ("pixel", "latent", "lanczos", "unsharp", "mix")
-GUIDES = ("structure", "pull")
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
 PREVIEW_CELLS = 64  # the longest side of a preview's latents
@@ -92,7 +96,9 @@ class RenderRequest:
     TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
     that the network's attention is to run on. attention_policy: whom self-attention attends to beyond the trained size, such
     as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile. allow_approximate: where nothing exact has
-    room, smaller windows may draw another picture.
+    room, smaller windows may draw another picture. preset: how much work is done, one of `PRESETS`. relay: what every stage
+    after the first takes instead of the preset's; stages: all of them, each with its size, the base picture first.
+    colour_fix: draws the colours of the picture that a render starts from, or of its base picture, back into the finished one.
     """
 
     prompt: str
@@ -121,6 +127,10 @@ class RenderRequest:
     attention: str | None = None
     attention_policy: str | None = None
     allow_approximate: bool = False
+    preset: str = "balanced"
+    relay: StageSpec = NOTHING_SAID
+    stages: tuple[StageSpec, ...] = ()
+    colour_fix: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile_px", "overlap_px"):
@@ -133,10 +143,13 @@ class RenderRequest:
             if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
                 raise RequestError(f"prompt {text!r}: give valid text")
         parse_policy(self.attention_policy)
-        _known("strategy", self.strategy, STRATEGIES)
-        _known("dtype", self.dtype, DTYPES)
-        _known("position mode", self.position_mode, POSITION_MODES)
-        _known("key-value compression", self.kv_compression, KV_COMPRESSIONS)
+        known("strategy", self.strategy, STRATEGIES)
+        known("dtype", self.dtype, DTYPES)
+        known("preset", self.preset, PRESETS)
+        if self.colour_fix is not None:
+            known("colour fix", self.colour_fix, COLOUR_FIXES)
+        known("position mode", self.position_mode, POSITION_MODES)
+        known("key-value compression", self.kv_compression, KV_COMPRESSIONS)
         for name in ("sampler", "schedule"):
             if not isinstance(getattr(self, name), str | None):
                 raise RequestError(f"{name}={getattr(self, name)!r}: give a name, such as euler or karras")
@@ -169,39 +182,6 @@ class RenderRequest:
             raise RequestError(f"--sigma-max {value!r}: give 'auto' or a noise level above 0, such as 60")
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyName:
-    """What `--attention-policy` says: a name of `POLICIES`, its number, and whether the grid of its blocks moves per step."""
-
-    name: str = "global"
-    value: int | None = None
-    shift: bool = False
-
-
-def parse_policy(text: str | None) -> PolicyName:
-    """'npa', 'npa:1024', 'npa:1024+shift', 'windows:512', 'kvpool:2', 'proportional' or 'global'; None is 'global'.
-
-    RequestError for anything else.
-    """
-    found = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
-    if (
-        found is None
-        or found[1] not in POLICIES
-        or (found[1] == "global" and found[2])
-        or (found[1] not in MOVING and found[3])
-    ):
-        raise RequestError(
-            f"--attention-policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
-            "or a factor, such as kvpool:2; and +shift where there are windows"
-        )
-    return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))
-
-
-def _known(what: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise RequestError(unknown(what, value, names))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
     """What one stage is predicted to take: device bytes at its peak (weights included), FLOPs, seconds."""
@@ -213,23 +193,6 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuidePlan:
-    """What holds a stage to the picture it starts from, falling with sigma: 'structure' below `cutoff` cycles per cell, by
-    ScaleDiff's ramp; 'pull' as a whole, by the fourth power of sigma over the first (SUPIR)."""
-
-    kind: str = "structure"
-    cutoff: float = 0.25
-
-    def __post_init__(self) -> None:
-        _known("guide", self.kind, GUIDES)
-        if not 0 < self.cutoff <= 0.5:
-            raise RequestError(f"guide cutoff {self.cutoff:g}: give cycles per cell, above 0 and up to 0.5")
-
-    def __str__(self) -> str:
-        return f"held below {self.cutoff:g} cycles per cell" if self.kind == "structure" else "pulled"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
 
@@ -238,7 +201,8 @@ class StagePlan:
     how much at most the tiles' grid, or the policy's, moves from step to step. `batch`: pictures evaluated at once, a picture
     being one tile for one estimate. `guides` hold the stage to the picture it starts from. `guidance` is the weight of what
     the prompt changes, of its low band only where there is a `guidance_high` for the rest; outside `guidance_interval`,
-    (low, high] in sigma, the prompt stands alone and costs half.
+    (low, high] in sigma, the prompt stands alone and costs half. `sigma_end`: the last level before 0, where it is above the
+    model's least. `blend`: the tiles' weights, one of `BLENDS`.
     """
 
     name: str
@@ -259,6 +223,8 @@ class StagePlan:
     guidance_high: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    sigma_end: float = 0.0
+    blend: str = "hann"
 
     @property
     def taken_steps(self) -> int:
@@ -322,6 +288,8 @@ class MemoryPlan:
     alternatives: tuple[str, ...] = ()
     text_on_host: bool = False
     text_dtype: str = "fp32"
+    preset: str = "balanced"
+    colour_fix: str | None = None
 
     @property
     def latent_grid(self) -> TileGrid:
@@ -336,6 +304,10 @@ class MemoryPlan:
     def seconds(self) -> float:
         return sum(cost.seconds for cost in self.costs)
 
+    @property
+    def flops(self) -> float:
+        return sum(cost.flops for cost in self.costs)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         document = dataclasses.asdict(self)
@@ -343,6 +315,7 @@ class MemoryPlan:
         for stage, written in zip(self.stages, document["stages"], strict=True):
             written["attention"] = str(stage.attention)
         document["predicted_peak_bytes"] = self.peak_bytes
+        document["predicted_flops"] = self.flops
         document["predicted_seconds"] = round(self.seconds, 2)
         return document
 
@@ -356,11 +329,16 @@ class MemoryPlan:
                 f" cells, {stage.taken_steps} steps of {stage.sampler} on {stage.schedule} from sigma {stage.sigma_start:g}"
                 f"{f' at strength {stage.strength:g}' if stage.strength is not None else ''}"
                 f"{''.join(f', {guide}' for guide in stage.guides)}"
-                f"  | peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s"
+                f"  | peak {gib(cost.peak_bytes)}, {pflop(cost.flops)}, about {cost.seconds:.0f} s"
             )
         for cost in self.costs[len(self.stages) :]:
-            lines.append(f"  {cost.stage:<10} peak {gib(cost.peak_bytes)}, about {cost.seconds:.0f} s")
+            lines.append(f"  {cost.stage:<10} peak {gib(cost.peak_bytes)}, {pflop(cost.flops)}, about {cost.seconds:.0f} s")
+        lines.append(f"  preset {self.preset}: {pflop(self.flops)} in all, about {self.seconds:.0f} s")
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
+
+
+def pflop(count: float) -> str:
+    return f"{count / 1e15:.2f} PFLOP" if count >= 1e14 else f"{count / 1e12:.2f} TFLOP"
 
 
 def gib(count: float) -> str:

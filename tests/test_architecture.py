@@ -15,6 +15,7 @@ ROWS = (
     (
         "errors",
         "catalogue",
+        "stage_spec",
         "types",
         "tiling.geometry",
         "kernels.policies",
@@ -36,6 +37,9 @@ ROWS = (
         "cost",
         "machines",
         "calibration",
+        "levels",
+        "presets",
+        "placement",
         "stages",
         "stage_cost",
         "search",

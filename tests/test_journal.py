@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -236,7 +237,21 @@ def killed(output: Path, after: float) -> bool:
     return False
 
 
+def killed_with(output: Path, files: int, more: tuple[str, ...]) -> bool:
+    """Start a render and kill it as soon as its journal has written so many files; whether it was still at work."""
+    process, seen = subprocess.Popen(command(output, *more), stderr=subprocess.DEVNULL), set()
+    while process.poll() is None:
+        seen |= {file.name for file in folder_of(output).glob("*") if not file.name.startswith(".")}
+        if len(seen) >= files:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
 KILLS = [0.8, *(pytest.param(i / 50, marks=pytest.mark.slow) for i in range(50))]
+BANDS = ("--vram", "60MB")  # so small that it decodes in bands
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +267,35 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
 def test_killed_at_any_moment_and_resumed_is_never_killed(share: float, whole: Any, tmp_path: Path) -> None:
     pixels, seconds = whole
     output = tmp_path / "a.png"
-    if killed(output, seconds * share):
+    gone_on_with(killed(output, seconds * share), output, pixels)
+
+
+@pytest.mark.slow
+def test_killed_after_every_file_of_a_journal_and_resumed_is_never_killed(tmp_path: Path) -> None:
+    """None of these moments lies in start-up: conditions, every evaluation, stages, bands, until the picture is written."""
+    output = tmp_path / "first.png"
+    subprocess.run(command(output, *BANDS), check=True, capture_output=True)
+    pixels, kills = np.asarray(Image.open(output)), []
+    for files in itertools.count(1):
+        output = tmp_path / str(files) / "a.png"
+        output.parent.mkdir()
+        if not killed_with(output, files, BANDS):
+            break
+        kept = folder_of(output)
+        kills.append(sorted(file.name for file in kept.iterdir()) if kept.exists() else [])
+        gone_on_with(True, output, pixels, BANDS)
+    assert any("stage-1" in names for names in kills) and sum("rows-00000000" in names for names in kills) >= 2, kills
+    print(len(kills), "kills")
+
+
+def gone_on_with(stopped: bool, output: Path, pixels: Any, more: tuple[str, ...] = ()) -> None:
+    """The same command again where a render was stopped; what is there then is the picture and nothing beside it."""
+    if stopped:
         assert not output.exists() or np.array_equal(np.asarray(Image.open(output)), pixels)
         output.unlink(missing_ok=True)
-        subprocess.run(command(output), check=True, capture_output=True)
+        subprocess.run(command(output, *more), check=True, capture_output=True)
     assert np.array_equal(np.asarray(Image.open(output)), pixels)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    assert [file.name for file in output.parent.iterdir()] == ["a.png"]
 
 
 def test_the_jobs_command_lists_and_cleans(tmp_path: Path) -> None:

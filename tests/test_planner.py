@@ -68,8 +68,9 @@ def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:
 
 
 def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:
-    rich = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("24GB")))
-    poor = plan(request(Size(4096, 4096)), cosxl, described_card(parse_bytes("8GB")))
+    size, tiles = Size(4096, 4096), {"attention_policy": "global"}
+    rich = plan(request(size, **tiles), cosxl, described_card(parse_bytes("24GB")))
+    poor = plan(request(size, **tiles), cosxl, described_card(parse_bytes("8GB")))
     assert poor.batch < rich.batch
     assert poor.peak_bytes < rich.peak_bytes
     assert [replace(s, batch=1) for s in poor.stages] == [replace(s, batch=1) for s in rich.stages]  # how, not what
@@ -94,7 +95,7 @@ def test_strategies_are_what_was_asked_for(demo: ModelSpec) -> None:
 
 def test_a_policy_of_attention_takes_the_canvas_in_one_piece_and_is_named(cosxl: ModelSpec) -> None:
     card = described_card(parse_bytes("24GB"))
-    tiled, made = (plan(request(Size(4096, 4096), attention_policy=p), cosxl, card) for p in (None, "npa"))
+    tiled, made = (plan(request(Size(4096, 4096), attention_policy=p), cosxl, card) for p in ("global", "npa"))
     assert [stage.attention for stage in made.stages] == [Global(), NPA(128), NPA(128)]
     assert all(stage.grid.count == 1 for stage in made.stages) and tiled.latent_grid.count == 25
     assert made.costs[2].flops < 0.7 * tiled.costs[2].flops
@@ -157,13 +158,14 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
         plan(request(size, schedule="beta"), demo, device)
     with pytest.raises(RequestError, match="--sampler lcm is for checkpoints distilled by LCM"):
         plan(request(size, sampler="LCM"), demo, device)
-    turbo = replace(demo, parameterisation="eps", facts=replace(demo.facts, few_step="turbo"))
+    betas = ("scaled_linear", 0.00085, 0.012)
+    turbo = replace(demo, parameterisation="eps", vp_betas=betas, facts=replace(demo.facts, few_step="turbo"), sigma_max=14.6)
     with pytest.raises(RequestError, match="take trailing"):
         plan(request(size), turbo, device)
     assert plan(request(size, schedule="trailing", steps=1), turbo, device).stages[0].schedule == "trailing"
     trailing = replace(turbo, defaults=replace(turbo.defaults, schedule="trailing"))
     assert plan(request(size, sampler="DPM++ 2M"), trailing, device).stages[0].schedule == "trailing"
-    one = replace(demo.defaults, steps=1, relay_steps=4)
+    one = replace(demo.defaults, steps=1, relay_steps=(4,))
     dmd = replace(turbo, facts=replace(demo.facts, few_step="dmd"), defaults=one)
     assert plan(request(size), dmd, device).stages[0].steps == 1
     with pytest.raises(RequestError, match="--steps 4: a DMD checkpoint"):
@@ -309,7 +311,7 @@ def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_a
     assert made.latent_grid.count > 1 and made.peak_bytes <= tight.budget_bytes
     assert any(note.startswith("approximation: tiles instead of the canvas") for note in made.notes)
     plain = plan(request(Size(2048, 2048), allow_approximate=True), cosxl, described_card(parse_bytes("24GB")))
-    assert not any("approximation" in note for note in plain.notes), "nothing is approximated that fits"
+    assert not any("has room" in note for note in plain.notes), "what fits is not cut"
     tiny = described_card(parse_bytes("420MB"))
     with pytest.raises(BudgetError, match="would do"):  # the base picture itself has no room
         plan(request(Size(2048, 2048), allow_approximate=True), cosxl, tiny)

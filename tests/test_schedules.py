@@ -8,9 +8,9 @@ import torch
 
 from hires import catalogue
 from hires.errors import RequestError
+from hires.levels import beta_quantiles
 from hires.schedules import (
     SCHEDULES,
-    beta_quantiles,
     cosine,
     exponential,
     find_schedule,

@@ -29,8 +29,9 @@ from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
 from hires.pipelines.base import Family
 from hires.samplers import CanvasNoise, find_sampler
-from hires.schedules import make_sigmas
-from hires.specs import ModelSpec, sigma_table
+from hires.schedules import as_sigmas
+from hires.specs import ModelSpec
+from hires.stages import stage_levels
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box
 from hires.tiling.resize import Padded
@@ -42,9 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Denoised:
-    """Final latents (1, C, h, w) float32 on the CPU and what each stage took."""
+    """Final latents (1, C, h, w) float32 on the CPU, those of the first stage, and what each stage took."""
 
     latents: Tensor
+    first: Tensor = field(default_factory=lambda: torch.empty(0))
     stats: list[StageStats] = field(default_factory=list)
 
 
@@ -87,7 +89,7 @@ def run(
             batcher.lessen(batcher.batch, message)
             latents, message = attempt(work, batcher)
         journal.finish_stage(index, latents)
-        result.latents = latents
+        result.latents, result.first = latents, result.first if index else latents
         progress.finish()
         most = batcher.batch if batcher.retries else most
         result.stats.append(
@@ -145,16 +147,7 @@ def run_stage(
 
 def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
     """The noise levels that a stage goes down, ending with 0."""
-    sigmas = make_sigmas(
-        stage.schedule,
-        stage.steps,
-        sigma_min=spec.sigma_min,
-        sigma_max=spec.sigma_max,
-        table=sigma_table(spec),
-        start=stage.sigma_start,
-        discard_penultimate=SAMPLERS[stage.sampler].discard_penultimate,
-    )
-    return sigmas[stage.steps - stage.taken_steps :]
+    return as_sigmas(stage_levels(spec, stage))
 
 
 def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
@@ -195,7 +188,7 @@ def denoise_stage(
     noise = start.noise
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
     network = family.denoiser(attending(stage.attention, shift))
-    on_canvas = tiled(network, stage.grid, batch=batcher, shift=shift, on_tiles=progress.advance)
+    on_canvas = tiled(network, stage.grid, batch=batcher, kind=stage.blend, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = family.guided(on_canvas, stage)
         recall = partial(progress.recall, stage.grid.count)
@@ -214,6 +207,7 @@ def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
     first = float(start.sigmas[0])
     for guide in stage.guides:
         if guide.kind == "structure":
+            assert guide.cutoff is not None, "a plan's guides are resolved"
             denoise = structure_guided(denoise, start.origin, variance_ramp(first), Fourier(guide.cutoff))
         else:
             denoise = centre_pulled(denoise, start.origin, first)

@@ -1,0 +1,125 @@
+"""Where a stage is computed: in tiles, or in one piece with self-attention in neighbourhoods. Core: no budget, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from hires.errors import RequestError
+from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
+from hires.resolution import round_up, stage_canvases
+from hires.specs import ModelSpec
+from hires.stage_spec import StageSpec, WindowSpec, parse_policy
+from hires.tiling.geometry import Size, TileGrid, make_grid
+from hires.types import RenderRequest, StagePlan
+
+LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans
+
+
+def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str) -> tuple[int, int]:
+    """Tile and overlap in cells. Beyond `direct`, the trained size unless asked otherwise."""
+    step = spec.align_px // spec.cell_px
+    if strategy == "direct":
+        return max(canvas.height, canvas.width) // spec.cell_px, 0
+    tile_px = request.tile_px or spec.defaults.tile_px
+    tile = max(step, round_up(tile_px, spec.align_px) // spec.cell_px)
+    default_px = min(spec.defaults.overlap_px, tile * spec.cell_px // 4)
+    overlap_px = default_px if request.overlap_px is None else request.overlap_px
+    if request.overlap_px is not None and overlap_px >= tile * spec.cell_px:
+        raise RequestError(
+            f"--overlap {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
+        )
+    return tile, overlap_px // spec.cell_px
+
+
+def choose_policy(request: RenderRequest, text: str | None, spec: ModelSpec) -> Policy:
+    """Whom self-attention attends to beyond the trained size, counted in latent cells; windows are of the trained size
+    unless one is asked for. RequestError for a window that is none, and beside tiles."""
+    asked = parse_policy(text)
+    option = f"--attention-policy {text}"
+    if asked.name == "global":
+        return Global()
+    if request.strategy == "tiled" or request.tile_px or request.overlap_px:
+        raise RequestError(f"{option}: goes over the whole canvas; leave --tile, --overlap and --strategy tiled out")
+    if asked.name == "kvpool" or asked.value is None:
+        return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value)
+    if asked.value < LEAST_WINDOW * spec.align_px:
+        raise RequestError(f"{option}: give a window of {LEAST_WINDOW * spec.align_px} px or more")
+    return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value // spec.cell_px)
+
+
+def policy_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
+    """Every approximation of attention is named, and a policy that was asked for and changes nothing."""
+    asked = parse_policy(request.attention_policy).name != "global"
+    used = [stage for stage in stages if stage.attention != Global()]
+    if not used:
+        if asked:
+            yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
+        return
+    policy = used[-1].attention
+    reach = {NPA: "a neighbourhood of", Windows: "a window of"}.get(type(policy))
+    if isinstance(policy, NPA | Windows):
+        what = f"attends to {reach} {policy.window * spec.cell_px} px over the whole canvas"
+    elif isinstance(policy, KVPool):
+        what = f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
+    else:
+        what = "attends to the whole canvas, its scores scaled for the greater length"
+    why = "as asked for" if asked or request.stages or request.relay.attention else f"as preset {request.preset} has it"
+    yield f"approximation: self-attention {what}, {why} ({', '.join(stage.name for stage in used)})"
+
+
+def place(
+    stage: StagePlan, told: StageSpec, behind: StageSpec, request: RenderRequest, spec: ModelSpec, tiles: tuple[int, int]
+) -> StagePlan:
+    """A stage of a canvas beyond the trained size with its tiles, or its attention over the whole canvas.
+
+    told: what the user says of this stage, behind which stand `--attention-policy`, `--tile` and the preset, which speaks of
+    relays only. tiles: side and overlap in cells where no stage says more.
+    """
+    text = policy_text(told, behind, request, relayed=stage.enlarger is not None)
+    beyond = len(stage_canvases(stage.canvas, spec.bins, spec.align_px)) > 1
+    attention = choose_policy(request, text, spec) if beyond else Global()
+    if attention == Global():
+        return in_tiles(stage, told.windows or WindowSpec(), spec, tiles)
+    moves = parse_policy(text).shift and isinstance(attention, NPA | Windows)
+    return replace(
+        stage,
+        grid=whole_grid(stage.canvas, spec),
+        attention=attention,
+        shift_cells=attention.window // 4 if moves else 0,  # type: ignore[union-attr]
+    )
+
+
+def policy_text(told: StageSpec, behind: StageSpec, request: RenderRequest, relayed: bool) -> str | None:
+    """Who has the say on a stage's attention, and what it says; None for tiles."""
+    if told.windows or told.attention:
+        return told.attention
+    if request.attention_policy:
+        return request.attention_policy
+    tiled = request.tile_px or request.overlap_px is not None or request.strategy == "tiled"
+    return behind.attention if relayed and not tiled else None
+
+
+def whole_grid(canvas: Size, spec: ModelSpec) -> TileGrid:
+    """A canvas, in pixels, as one tile."""
+    cells = canvas.divided(spec.cell_px)
+    return make_grid(cells, cells, 0)
+
+
+def in_tiles(stage: StagePlan, windows: WindowSpec, spec: ModelSpec, tiles: tuple[int, int]) -> StagePlan:
+    """The same stage in tiles: side and overlap of the windows in pixels, else `tiles` in cells."""
+    tile, overlap = tiles
+    if windows.tile_px is not None:
+        tile = max(spec.align_px // spec.cell_px, round_up(windows.tile_px, spec.align_px) // spec.cell_px)
+        overlap = min(overlap, tile // 4)
+    if windows.overlap_px is not None:
+        overlap = windows.overlap_px // spec.cell_px
+    if overlap >= tile:
+        raise RequestError(f"stage: overlap={overlap * spec.cell_px}: must be below the tile of {tile * spec.cell_px} px")
+    return replace(
+        stage,
+        grid=make_grid(stage.canvas.divided(spec.cell_px), Size(tile, tile), overlap),
+        attention=Global(),
+        shift_cells=max(1, (tile - overlap) // 2) if windows.shift else 0,
+        blend=windows.blend,
+    )

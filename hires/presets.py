@@ -1,0 +1,169 @@
+"""Presets: how much work a render is, as stages; and stages as text, such as `2048x2048,sigma=1,steps=8,guide=structure`.
+
+The numbers are those of the methods' reference: a base picture at the trained size, then each stage enlarged, re-noised to
+about sigma 1 and refined in few steps whose self-attention stays at the trained length. Guidance below sigma 0.28 changes
+little and costs half of a step (Kynkäänniemi et al. 2024, 2404.07724), so only `best` pays for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hires import catalogue
+from hires.errors import RequestError, unknown
+from hires.resolution import parse_size
+from hires.specs import ModelSpec
+from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
+
+LEAST_GUIDED = 0.28
+WIDEST_WINDOW_PX = 1024  # of attention outside `best`: wider ones cost more than convolutions and the rest together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Stages by their place: the base picture first, the last for all that come after; `growth`: by how much a side grows at
+    most from one to the next."""
+
+    stages: tuple[StageSpec, ...]
+    growth: float = 2.0
+
+    def stage(self, index: int) -> StageSpec:
+        return self.stages[min(index, len(self.stages) - 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a preset makes of a model's own numbers: shares of its steps, guidance in the relay, its interval, moving blocks."""
+
+    base: float
+    relay: float
+    guided: bool
+    interval: tuple[float, float] | None
+    widest: bool
+    shift: bool
+    growth: float
+
+
+EFFORTS = {
+    "fast": Effort(base=1.0, relay=0.45, guided=False, interval=None, widest=False, shift=False, growth=4.0),
+    "balanced": Effort(
+        base=1.0, relay=1.0, guided=True, interval=(LEAST_GUIDED, math.inf), widest=False, shift=False, growth=2.0
+    ),
+    "best": Effort(base=5 / 3, relay=2.0, guided=True, interval=None, widest=True, shift=True, growth=2.0),
+}
+
+
+def preset(name: str, spec: ModelSpec) -> Preset:
+    """A model's stages at an effort. A few-step model takes the steps it was distilled for at any; so do its relay's levels."""
+    effort, own = EFFORTS[name], spec.defaults
+    few = spec.facts.few_step is not None
+    base = StageSpec(steps=own.steps if few else round(own.steps * effort.base), guidance=own.guidance)
+    relay = tuple(
+        StageSpec(
+            sigma_start=min(own.relay_sigma, spec.sigma_max),
+            sigma_end=own.relay_sigma_end,
+            renoise="fixed",
+            steps=steps if few else max(1, round(steps * effort.relay)),
+            enlarger=own.enlarger,
+            guides=tuple(GuidePlan(kind=kind) for kind in own.guides),
+            attention=attention(spec, effort),
+            guidance=min(own.guidance, own.relay_guidance) if effort.guided else 1.0,
+            guidance_interval=None if few or spec.facts.image_channels else effort.interval,
+        )
+        for steps in own.relay_steps
+    )
+    return Preset(stages=(base, *relay), growth=effort.growth)
+
+
+def attention(spec: ModelSpec, effort: Effort) -> str | None:
+    """Whom the relay's stages attend to: neighbourhoods over the whole canvas, or None, tiles."""
+    if spec.defaults.refine == "tiles":
+        return None
+    side = spec.native_px if effort.widest else min(spec.native_px, WIDEST_WINDOW_PX)
+    return f"npa:{side}{'+shift' if effort.shift and not few_steps(spec) else ''}"
+
+
+def few_steps(spec: ModelSpec) -> bool:
+    """Whether blocks that move every step would upset the sampler: those that reuse estimates, and the fewest steps."""
+    return spec.facts.few_step is not None or catalogue.SAMPLERS[spec.defaults.sampler].multistep
+
+
+def parse_stage(text: str, option: str = "--stage") -> StageSpec:
+    """'[WxH,]key=value,...' as a stage; `STAGE_KEYS` lists the keys. RequestError names what is not understood."""
+    given: dict[str, object] = {}
+    windows: dict[str, object] = {}
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        key, equals, value = part.partition("=")
+        if not equals:
+            given["size"] = parse_size(part)
+            continue
+        if key not in STAGE_KEYS:
+            raise RequestError(f"{option} {text}: " + unknown("key", key, tuple(STAGE_KEYS)))
+        try:
+            found = STAGE_KEYS[key](value)
+        except (ValueError, KeyError):
+            raise RequestError(f"{option} {text}: {part} is not understood; {STAGE_HELP}") from None
+        (windows if key in ("tile", "overlap", "blend", "move") else given).update(found)
+    if windows:
+        given["windows"] = WindowSpec(**windows)  # type: ignore[arg-type]
+    return StageSpec(**given)  # type: ignore[arg-type]
+
+
+Found = dict[str, object]
+
+
+def _sigma(text: str) -> Found:
+    """'1', '1:0.03' (down to), 'area:0.57' (FreCaS's rule)."""
+    rule, _, rest = text.partition(":")
+    if rule == "area":
+        return {"renoise": "area", "sigma_start": float(rest)}
+    return {"renoise": "fixed", "sigma_start": float(rule)} | ({"sigma_end": float(rest)} if rest else {})
+
+
+def _guides(text: str) -> Found:
+    """'structure', 'structure:0.125', 'structure+pull', 'none'."""
+    if text == "none":
+        return {"guides": ()}
+    found = []
+    for part in text.split("+"):
+        kind, _, cutoff = part.partition(":")
+        found.append(GuidePlan(kind=kind, cutoff=float(cutoff) if cutoff else None))
+    return {"guides": tuple(found)}
+
+
+def _interval(text: str) -> Found:
+    low, high = text.split(":")
+    return {"guidance_interval": (float(low or 0), float(high or "inf"))}
+
+
+def _as(name: str, read: Callable[[str], object]) -> Callable[[str], Found]:
+    return lambda text: {name: read(text)}
+
+
+def _yes(text: str) -> bool:
+    return {"yes": True, "no": False}[text]
+
+
+STAGE_KEYS: dict[str, Callable[[str], Found]] = {
+    "sigma": _sigma,
+    "steps": _as("steps", int),
+    "sampler": _as("sampler", str),
+    "schedule": _as("schedule", str),
+    "enlarger": _as("enlarger", str),
+    "guide": _guides,
+    "attention": _as("attention", str),
+    "tile": _as("tile_px", int),
+    "overlap": _as("overlap_px", int),
+    "blend": _as("blend", str),
+    "move": _as("shift", _yes),
+    "guidance": _as("guidance", float),
+    "high": _as("guidance_high", float),
+    "rescale": _as("guidance_rescale", float),
+    "interval": _interval,
+}
+STAGE_HELP = (
+    "write such as sigma=1, sigma=1:0.03 or sigma=area:0.57, steps=8, guide=structure:0.125+pull or none, attention=npa:1024, "
+    "tile=1024, overlap=256, blend=hann, move=yes, guidance=4, high=7, rescale=0.7, interval=0.28:inf, enlarger=pixel"
+)

@@ -1,0 +1,159 @@
+"""What a stage of a render can be told: sizes, noise levels, guides, attention, windows. Parsed and checked here; no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+from hires import catalogue
+from hires.errors import RequestError, unknown
+from hires.kernels.policies import MOVING, POLICIES
+from hires.renoise import RULES
+from hires.tiling.geometry import Size
+
+ENLARGERS = ("pixel", "latent", "lanczos", "unsharp", "mix")
+GUIDES = ("structure", "pull")
+BLENDS = ("hann", "gauss", "box", "linear")
+
+
+def known(what: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise RequestError(unknown(what, value, names))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyName:
+    """What `--attention-policy` says: a name of `POLICIES`, its number, and whether the grid of its blocks moves per step."""
+
+    name: str = "global"
+    value: int | None = None
+    shift: bool = False
+
+
+def parse_policy(text: str | None) -> PolicyName:
+    """'npa', 'npa:1024', 'npa:1024+shift', 'windows:512', 'kvpool:2', 'proportional' or 'global'; None is 'global'.
+
+    RequestError for anything else.
+    """
+    found = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
+    if (
+        found is None
+        or found[1] not in POLICIES
+        or (found[1] == "global" and found[2])
+        or (found[1] not in MOVING and found[3])
+    ):
+        raise RequestError(
+            f"--attention-policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
+            "or a factor, such as kvpool:2; and +shift where there are windows"
+        )
+    return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidePlan:
+    """What holds a stage to the picture it starts from, falling with sigma: 'structure' below `cutoff` cycles per cell, by
+    ScaleDiff's ramp; 'pull' as a whole, by the fourth power of sigma over the first (SUPIR).
+
+    cutoff None, in a `StageSpec`: all that the base picture can hold, its Nyquist frequency on the stage's canvas.
+    """
+
+    kind: str = "structure"
+    cutoff: float | None = None
+
+    def __post_init__(self) -> None:
+        known("guide", self.kind, GUIDES)
+        if self.cutoff is not None and not 0 < self.cutoff <= 0.5:
+            raise RequestError(f"guide cutoff {self.cutoff:g}: give cycles per cell, above 0 and up to 0.5")
+
+    def __str__(self) -> str:
+        if self.kind == "pull":
+            return "pulled"
+        return f"held below {self.cutoff:g} cycles per cell" if self.cutoff else "held to all that the base picture holds"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSpec:
+    """Tiles of a stage: side and overlap in pixels, None for the model's own; their weights, one of `BLENDS`; `shift`: their
+    grid moves at every step (Spot's)."""
+
+    tile_px: int | None = None
+    overlap_px: int | None = None
+    blend: str = "hann"
+    shift: bool = False
+
+    def __post_init__(self) -> None:
+        known("blend", self.blend, BLENDS)
+        if self.tile_px is not None and self.tile_px < 1:
+            raise RequestError(f"stage: tile={self.tile_px}: give a tile side in pixels, such as 1024")
+        if self.overlap_px is not None and self.overlap_px < 0:
+            raise RequestError(f"stage: overlap={self.overlap_px}: give a number of pixels from 0 up to below the tile")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """One stage of a render; None takes what stands behind it: the relay's, the preset's, the model's own.
+
+    size: its canvas in pixels. sigma_start: the noise that the enlarged picture is given, or under the rule `renoise` "area"
+    (FreCaS's) what that rule starts from; sigma_end: the last level before 0. enlarger: one of `ENLARGERS`. guides: what
+    holds it to the picture it starts from. attention: as `--attention-policy`, whole canvas; windows: tiles instead. guidance
+    and the three after it as in `StagePlan`.
+    """
+
+    size: Size | None = None
+    sigma_start: float | None = None
+    sigma_end: float | None = None
+    renoise: str | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    enlarger: str | None = None
+    guides: tuple[GuidePlan, ...] | None = None
+    attention: str | None = None
+    windows: WindowSpec | None = None
+    guidance: float | None = None
+    guidance_high: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.enlarger is not None:
+            known("enlarger", self.enlarger, ENLARGERS)
+        if self.renoise is not None:
+            known("re-noise rule", self.renoise, RULES)
+        parse_policy(self.attention)
+        if self.windows is not None and self.attention not in (None, "global"):
+            raise RequestError(
+                f"stage: attention={self.attention} goes over the whole canvas, and tile or overlap cut it: one of the two"
+            )
+        catalogue.resolve(self.sampler, self.schedule)
+        if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= 1000):
+            raise RequestError(f"stage: steps={self.steps}: give a number of steps from 1 to 1000")
+        for name in ("sigma_start", "guidance", "guidance_high"):
+            self._within(name, 0.0, 1e6, open_low=name == "sigma_start")
+        self._within("sigma_end", 0.0, 1e6)
+        self._within("guidance_rescale", 0.0, 1.0)
+        low, high = self.guidance_interval or (0.0, math.inf)
+        if not 0 <= low < high:
+            raise RequestError(f"stage: interval={low:g}:{high:g}: give a lower and a higher sigma, such as 0.28:inf")
+
+    def _within(self, name: str, low: float, high: float, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if value is not None and not (low <= value <= high and not (open_low and value == low)):
+            raise RequestError(f"stage: {name}={value:g}: give a number from {low:g} to {high:g}")
+
+    def over(self, *behind: StageSpec) -> StageSpec:
+        """Every field the first that says something, of this one and those behind it."""
+        order = (self, *behind)
+
+        def first(name: str) -> object:
+            return next((value for spec in order if (value := getattr(spec, name)) is not None), None)
+
+        found = {field.name: first(field.name) for field in fields(self)}
+        if any(spec.windows for spec in order):  # tiles and whole-canvas attention shut each other out: the first to speak
+            speaker = next(spec for spec in order if spec.windows or spec.attention)
+            found |= {"windows": speaker.windows, "attention": speaker.attention}
+        return StageSpec(**found)  # type: ignore[arg-type]
+
+
+NOTHING_SAID = StageSpec()
