@@ -22,7 +22,8 @@ NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(scope="module")
 def made(demo: ModelSpec) -> MemoryPlan:
-    return plan(RenderRequest(prompt="", size=Size(2160, 3840)), full_size(demo, "cosxl"), described_card(parse_bytes("12GB")))
+    request = RenderRequest(prompt="", size=Size(2160, 3840), attention_policy="global")
+    return plan(request, full_size(demo, "cosxl"), described_card(parse_bytes("12GB")))
 
 
 def test_the_bars_are_as_long_as_the_peaks(made: MemoryPlan) -> None:

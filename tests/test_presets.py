@@ -21,6 +21,7 @@ from hires.tiling.geometry import Size
 from hires.types import PRESETS, MemoryPlan, RenderRequest, parse_bytes
 
 CARD = described_card(parse_bytes("24GB"))
+SPOT = WindowSpec(tile_px=512, overlap_px=0, blend="box", shift=True)
 
 
 def made(size: Size, family: str = "cosxl", **options: object) -> MemoryPlan:

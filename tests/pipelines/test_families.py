@@ -357,7 +357,7 @@ def test_more_steps_than_timesteps_are_refused_before_anything_runs(tmp_path: Pa
     assert [stage.steps for stage in engine.plan(size="4096x4096", steps=28, **given).stages] == [28, 2, 2]
     sigma = checkpoints.make(tmp_path, "pixart-sigma-256")
     given |= {"model": str(sigma.path), "parts": sigma.parts}
-    with pytest.raises(RequestError, match=r"refine 1 would take 400 steps of --schedule linspace, which has 259 timesteps"):
+    with pytest.raises(RequestError, match=r"refine 1 would take 500 steps of --schedule linspace, which has 259 timesteps"):
         engine.plan(size="1024x1024", steps=1000, **given)
 
 

@@ -88,7 +88,7 @@ def sampled(ours: PixArtSigma, start: torch.Tensor, sigmas: torch.Tensor, size: 
 def test_a_plan_is_carried_out_in_tiles_to_the_size_asked_for(demo: ModelSpec) -> None:
     """From a bin through one relay to a canvas that no bin and no multiple of a tile gives."""
     of = spec(demo, "pixart-sigma-256")
-    request = RenderRequest(prompt="a sun", size=Size(313, 555), steps=2, sampler="euler")
+    request = RenderRequest(prompt="a sun", size=Size(313, 555), steps=2, sampler="euler", attention_policy="global")
     made = plan(request, of, host_device(parse_bytes("2GiB")))
     assert made.canvas == Size(320, 560)
     assert made.stages[0].canvas == Size(192, 336)
