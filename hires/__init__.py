@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["JournalOptions", "__version__", "edit", "plan", "render"]
+__all__ = ["GuidePlan", "JournalOptions", "StageSpec", "WindowSpec", "__version__", "edit", "plan", "render"]
 
 if TYPE_CHECKING:
     from hires.engine import JournalOptions, edit, plan, render
+    from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from hires import engine
 
         return getattr(engine, name)
+    if name in ("GuidePlan", "StageSpec", "WindowSpec"):
+        from hires import stage_spec
+
+        return getattr(stage_spec, name)
     raise AttributeError(f"module 'hires' has no attribute {name!r}")

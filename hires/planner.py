@@ -101,14 +101,7 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
             + ("what goes with the size" if request.sigma_max == "auto" else "as asked for")
         )
     notes += policy_notes(request, stages, spec)
-    tile_px = tile * spec.cell_px
-    asked = "as asked for" if request.tile_px == tile_px else f"--tile {request.tile_px} rounded up to {spec.align_px} px"
-    notes.append(
-        f"tiles of {tile_px} px, {overlap * spec.cell_px} px shared: "
-        + (asked if request.tile_px else "what the model was trained at")
-        if any(stage.grid.count > 1 for stage in stages)
-        else "no latent tiling: one tile covers the canvas"
-    )
+    notes += tile_notes(request, stages, spec, (tile, overlap))
     text = choose_text(spec, device, dtype)
     notes += text.notes
     notes += chosen
@@ -144,6 +137,24 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
         preset=request.preset,
         colour_fix=request.colour_fix,
     )
+
+
+def tile_notes(request: RenderRequest, stages: tuple[StagePlan, ...], spec: ModelSpec, tiles: tuple[int, int]) -> Iterator[str]:
+    """Where tiles and their weights come from."""
+    if all(stage.grid.count == 1 for stage in stages):
+        yield "no latent tiling: one tile covers the canvas"
+        return
+    told = [stage.windows for stage in (request.relay, *request.stages) if stage.windows]
+    tile_px, overlap_px = (cells * spec.cell_px for cells in tiles)
+    if told:
+        side, blend = stages[-1].grid.tile.width * spec.cell_px, stages[-1].blend
+        moving = ", moved at every step" if stages[-1].shift_cells else ""
+        yield f"tiles of {side} px in the last stage, {blend} weights{moving}: as asked for"
+    elif request.tile_px:
+        rounded = f"--tile {request.tile_px} rounded up to {spec.align_px} px"
+        yield f"tiles of {tile_px} px, {overlap_px} px shared: {'as asked for' if request.tile_px == tile_px else rounded}"
+    else:
+        yield f"tiles of {tile_px} px, {overlap_px} px shared: what the model was trained at"
 
 
 def colour_note(request: RenderRequest, stages: tuple[StagePlan, ...]) -> str:
