@@ -285,13 +285,13 @@ def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
 def preview_file(path: Path | None, tiny_vae: str | None) -> Path | None:
     """The file for previews, if it can be written and there is what draws them."""
     from hires.errors import RequestError
-    from hires.imageio import check_output
+    from hires.imageio import check_png
 
     if path is None:
         return None
     if tiny_vae is None:
         raise RequestError(f"--preview {path}: a small autoencoder draws previews; give --tiny-vae FOLDER, such as taesdxl")
-    return check_output(path, overwrite=True)
+    return check_png(path, overwrite=True)
 
 
 def say(result: Any, as_json: bool, quiet: bool) -> None:
@@ -489,9 +489,9 @@ def measure(
 
     def work() -> Any:
         from hires.errors import OutputError
-        from hires.imageio import check_output, save_png
+        from hires.imageio import check_png, save_png
 
-        target = None if report_file is None else check_output(report_file, overwrite=True)
+        target = None if report_file is None else check_png(report_file, overwrite=True)
         if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
             raise OutputError(f"--report {target}: is a picture to be measured; give another name")
         found, source = readout.measure_file(file, base, grid)

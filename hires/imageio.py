@@ -1,45 +1,43 @@
-"""Pictures in and out: read whole, written from bands as one whole file, or none."""
+"""Pictures in and out, whole; `ImageSource` and `ImageSink` are those that are read and written part by part."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
-from hires.errors import OutputError, RequestError, WriteError
+from hires.errors import OutputError, RequestError
 from hires.resolution import cover
+from hires.sinks import ArraySink, ImageSink, check_fits, check_output, read_text
+from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 
-SUFFIXES = (".png",)
+__all__ = [
+    "ArraySink",
+    "ImageSink",
+    "ImageSource",
+    "PictureSink",
+    "check_fits",
+    "check_output",
+    "check_png",
+    "fitted",
+    "on_canvas",
+    "read_picture",
+    "read_text",
+    "save_png",
+    "to_uint8",
+]
 
 
-def check_output(path: Path, overwrite: bool) -> Path:
-    """The path, if a file can be written there. OutputError says what is in the way, before any work is done."""
-    if path.suffix.lower() not in SUFFIXES:
+def check_png(path: Path, overwrite: bool) -> Path:
+    """As `check_output`, for what is drawn as a PNG and nothing else."""
+    if path.suffix.lower() != ".png":
         raise OutputError(f"output {path}: the name must end in .png")
-    try:
-        return _check_place(path, overwrite)
-    except OSError as error:
-        raise OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another -o") from None
-
-
-def _check_place(path: Path, overwrite: bool) -> Path:
-    if path.is_dir():
-        raise OutputError(f"output {path}: is a folder; name a file in it, such as {path / 'picture.png'}")
-    folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(f"output {path}: the folder {folder} does not exist; create it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"output {path}: the folder {folder} is not writable")
-    if path.exists() and not overwrite:
-        raise OutputError(f"output {path}: exists already; give --overwrite or another name")
-    return path
+    return check_output(path, overwrite)
 
 
 def to_uint8(band: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -77,50 +75,9 @@ def save_png(
 
     within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
     """
-    info = PngImagePlugin.PngInfo()
-    for key, value in text.items():
-        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=_place(path, within))
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=4)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        if path.exists() and not overwrite:
-            raise OutputError(f"output {path}: appeared while rendering; give --overwrite or another name")
-        temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WriteError(f"output {path}: {reason}; nothing was written; make room or give another -o") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _place(path: Path, within: Path | None) -> Path:
-    """`within` where it is there and a file can be renamed from it, else the output's own folder."""
-    try:
-        return within if within is not None and within.stat().st_dev == path.parent.stat().st_dev else path.parent
-    except OSError:
-        return path.parent
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def read_text(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG."""
-    with Image.open(path) as picture:
-        picture.load()
-        chunks: dict[str, Any] = getattr(picture, "text", {})
-        return {key: str(value) for key, value in chunks.items()}
+    size = Size(*pixels.shape[:2])
+    with ImageSink.open(path, size, metadata=text, overwrite=overwrite, within=within) as sink:
+        sink.write(pixels)
 
 
 def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:

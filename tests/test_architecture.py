@@ -61,6 +61,11 @@ ROWS = (
         "samplers",
     ),
     (
+        "outputs",
+        "png",
+        "tiff",
+        "sinks",
+        "sources",
         "imageio",
         "boxes",
         "contrast",

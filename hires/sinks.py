@@ -1,0 +1,373 @@
+"""Pictures written from rows as they come: PNG, BigTIFF, JPEG, WebP, or an array. Host memory does not grow with the height."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hires.errors import OutputError, RequestError, WriteError
+from hires.outputs import Unfinished, check_place, refusing
+from hires.png import LARGEST_SIDE, PngWriter, read_png_text
+from hires.tiff import TiffWriter, pyramid
+from hires.tiling.geometry import Size
+
+log = logging.getLogger(__name__)
+Rows = NDArray[Any]
+QUALITY = 95  # of JPEG and WebP, in their own scales
+LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
+UINT8, UINT16, FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """What a file format can hold: its title, the largest side, the kinds of values, and bands."""
+
+    title: str
+    largest: int
+    dtypes: tuple[np.dtype[Any], ...]
+    bands: tuple[int, ...] = (1, 2, 3, 4)
+
+
+PNG = Format(title="PNG", largest=LARGEST_SIDE, dtypes=(UINT8, UINT16))
+TIFF = Format(title="TIFF", largest=2**31 - 1, dtypes=(UINT8, UINT16, FLOAT32))
+JPEG = Format(title="JPEG", largest=65_535, dtypes=(UINT8,), bands=(1, 3))
+WEBP = Format(title="WebP", largest=16_383, dtypes=(UINT8,))
+FORMATS = {".png": PNG, ".tif": TIFF, ".tiff": TIFF, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
+
+
+def format_of(path: Path) -> Format:
+    """The format of a name. OutputError for one that is not written."""
+    found = FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise OutputError(f"output {path}: the name must end in {', '.join(FORMATS)}")
+    return found
+
+
+def check_output(path: Path, overwrite: bool) -> Path:
+    """The path, if a picture can be written there. OutputError says what is in the way, before any work is done."""
+    format_of(path)
+    return check_place(path, overwrite)
+
+
+def check_fits(path: Path, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8) -> Format:
+    """The format of a name. OutputError where it cannot hold such a picture, with one that can."""
+    found, kind = format_of(path), np.dtype(dtype)
+    if max(size.height, size.width) > found.largest:
+        raise OutputError(
+            f"output {path}: {size} is over {found.title}'s limit of {found.largest} px a side; give a name in .png or .tif"
+        )
+    if bands not in found.bands:
+        raise OutputError(f"output {path}: {found.title} has no transparency; give a name in .png, .webp or .tif")
+    if kind not in found.dtypes:
+        held = " or ".join(known.name for known in found.dtypes)
+        raise OutputError(f"output {path}: {found.title} holds {held}, not {kind.name}; give a name in .tif, or other values")
+    return found
+
+
+class Encoder(Protocol):
+    """What a format does with rows."""
+
+    def write(self, rows: Rows) -> None: ...
+    def finish(self, text: Mapping[str, str]) -> None: ...
+    def abort(self) -> None: ...
+
+
+class ImageSink:
+    """A picture of known size that is given from top to bottom: `write(rows)`, then `close()`, or `abort()`.
+
+    A file appears whole at `close`, by a rename, or not at all. As a context manager it aborts where an error leaves the
+    block, and closes otherwise.
+    """
+
+    def __init__(self, encoder: Encoder, size: Size, bands: int, dtype: np.dtype[Any], unfinished: Unfinished | None) -> None:
+        self.size, self.bands, self.dtype, self.rows = size, bands, dtype, 0
+        self._encoder, self._unfinished, self._open = encoder, unfinished, True
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        size: Size,
+        bands: int = 3,
+        dtype: DTypeLike = np.uint8,
+        icc: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        overwrite: bool = False,
+        within: Path | None = None,
+    ) -> ImageSink:
+        """A sink to a file by its name: .png (8, 16 bits), .tif (BigTIFF, tiled, with a pyramid; also float32), .jpg, .webp.
+
+        Args:
+            bands: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (not multiplied in).
+            icc: the colour profile; None says sRGB (nothing for grey outside PNG).
+            metadata: text by key; what `close` is given comes on top.
+            within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
+
+        Raises:
+            OutputError: the format cannot hold the picture, or the place cannot be written. WriteError: the disk refuses.
+        """
+        place, kind = check_output(Path(path), overwrite), np.dtype(dtype)
+        found = check_fits(place, size, bands, kind)
+        unfinished = Unfinished(place, overwrite, within)
+        try:
+            with refusing(place):
+                encoder = _encoder(found, unfinished, _Picture(size, bands, kind, icc, dict(metadata or {})))
+        except BaseException:
+            unfinished.discard()
+            raise
+        return cls(encoder, size, bands, kind, unfinished)
+
+    def write(self, rows: Rows) -> None:
+        """Append rows (n, W, bands) of the sink's type. WriteError where the disk refuses; nothing is left behind then."""
+        assert self._open, "a sink that is closed takes no rows"
+        expected = (self.size.width, self.bands)
+        if rows.shape[1:] != expected or rows.dtype != self.dtype or self.rows + len(rows) > self.size.height:
+            raise ValueError(
+                f"rows {rows.shape} of {rows.dtype} after {self.rows}: the picture is {self.size}, {self.bands} bands of "
+                f"{self.dtype}"
+            )
+        self._doing(lambda: self._encoder.write(rows))
+        self.rows += len(rows)
+
+    def close(self, metadata: Mapping[str, str] | None = None) -> None:
+        """Finish the picture, with more text. An invariant that every row came."""
+        if not self._open:
+            return
+        assert self.rows == self.size.height, f"{self.rows} of {self.size.height} rows were written"
+        self._doing(lambda: self._encoder.finish(dict(metadata or {})))
+        self._open = False
+        if self._unfinished is not None:
+            try:
+                self._unfinished.commit()
+            finally:
+                self._unfinished.discard()
+
+    def abort(self) -> None:
+        """Leave nothing behind. Does nothing after `close`."""
+        if self._open:
+            self._open = False
+            self._encoder.abort()
+            if self._unfinished is not None:
+                self._unfinished.discard()
+
+    def __enter__(self) -> ImageSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _doing(self, work: Any) -> None:
+        try:
+            if self._unfinished is None:
+                work()
+            else:
+                with refusing(self._unfinished.path):
+                    work()
+        except BaseException:
+            self.abort()
+            raise
+
+
+class ArraySink(ImageSink):
+    """A sink into `pixels` (H, W, bands): an array of its own, or one that is given, such as a memory-mapped file."""
+
+    def __init__(self, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8, pixels: Rows | None = None) -> None:
+        shape = (size.height, size.width, bands)
+        self.pixels: Rows = np.zeros(shape, dtype=dtype) if pixels is None else pixels
+        if self.pixels.shape != shape:
+            raise RequestError(f"array of shape {self.pixels.shape} for a picture of {shape}: give one of that shape")
+        self.text: dict[str, str] = {}
+        super().__init__(_IntoArray(self), size, bands, self.pixels.dtype, None)
+
+
+@dataclass(slots=True)
+class _IntoArray:
+    sink: ArraySink
+
+    def write(self, rows: Rows) -> None:
+        self.sink.pixels[self.sink.rows : self.sink.rows + len(rows)] = rows
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        self.sink.text |= text
+
+    def abort(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    size: Size
+    bands: int
+    dtype: np.dtype[Any]
+    icc: bytes | None
+    text: dict[str, str]
+
+
+def _encoder(found: Format, unfinished: Unfinished, picture: _Picture) -> Encoder:
+    if found is PNG:
+        return _Png(unfinished.temporary.open("wb"), picture)
+    if found is TIFF:
+        return _Tiff(unfinished, picture)
+    return _Whole(found, unfinished, picture)
+
+
+class _Png:
+    def __init__(self, file: IO[bytes], picture: _Picture) -> None:
+        self.file = file
+        self.writer = PngWriter(file, picture.size, picture.bands, picture.dtype, picture.icc)
+        self.writer.text(picture.text)
+
+    def write(self, rows: Rows) -> None:
+        self.writer.write(rows)
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        self.writer.finish(text)
+        self.file.close()
+
+    def abort(self) -> None:
+        self.writer.abort()
+        self.file.close()
+
+
+class _Tiff:
+    def __init__(self, unfinished: Unfinished, picture: _Picture) -> None:
+        scratch = [unfinished.scratch() for _ in pyramid(picture.size)]
+        icc = tagged(picture)
+        self.text = picture.text
+        self.writer = TiffWriter(unfinished.temporary, picture.size, picture.bands, picture.dtype, icc, scratch)
+
+    def write(self, rows: Rows) -> None:
+        self.writer.write(rows)
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        self.writer.finish(self.text | dict(text))
+
+    def abort(self) -> None:
+        self.writer.abort()
+
+
+@dataclass
+class _Whole:
+    """JPEG and WebP by libvips, which pulls a picture and cannot be fed: rows go to a raw scratch file that it reads."""
+
+    found: Format
+    unfinished: Unfinished
+    picture: _Picture
+    raw: Path = field(init=False)
+    file: IO[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.raw = self.unfinished.scratch()
+        self.file = self.raw.open("wb")
+
+    def write(self, rows: Rows) -> None:
+        self.file.write(np.ascontiguousarray(rows).data)
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        import pyvips
+
+        self.file.close()
+        size, bands = self.picture.size, self.picture.bands
+        image = pyvips.Image.rawload(str(self.raw), size.width, size.height, bands, access="sequential", revalidate=True)
+        image = image.copy(interpretation="b-w" if bands < 3 else "srgb")
+        icc, blob = tagged(self.picture), pyvips.GValue.blob_type
+        if icc is not None:
+            image.set_type(blob, "icc-profile-data", icc)
+        exif = _exif(self.picture.text | dict(text), self.found)
+        if exif is not None:
+            image.set_type(blob, "exif-data", exif)
+        try:
+            if self.found is JPEG:
+                image.jpegsave(str(self.unfinished.temporary), Q=QUALITY, subsample_mode="off", optimize_coding=True)
+            else:
+                image.webpsave(str(self.unfinished.temporary), Q=QUALITY, smart_subsample=True)
+        except pyvips.Error as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WriteError(
+                f"output {self.unfinished.path}: {reason}; nothing was written; make room or give another -o"
+            ) from None
+
+    def abort(self) -> None:
+        self.file.close()
+
+
+def tagged(picture: _Picture) -> bytes | None:
+    """The profile that goes into a file: the one given, else sRGB for colour."""
+    return picture.icc if picture.icc is not None or picture.bands < 3 else srgb_profile()
+
+
+def srgb_profile() -> bytes:
+    """An ICC profile of sRGB (IEC 61966-2-1)."""
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+DESCRIPTION = 0x010E  # EXIF and TIFF: ImageDescription
+
+
+def _exif(text: Mapping[str, str], found: Format) -> bytes | None:
+    """The text as one JSON document in ImageDescription; in a JPEG the longest values go until the rest fits its 64 KiB."""
+    from PIL import Image
+
+    kept = dict(text)
+    while kept:
+        exif = Image.Exif()
+        exif[DESCRIPTION] = json.dumps(kept)
+        content = exif.tobytes()
+        if found is not JPEG or len(content) <= LARGEST_EXIF:
+            return content
+        longest = max(kept, key=lambda key: len(kept[key]))
+        log.warning("%s has no room in a JPEG's metadata and is left out; a PNG or TIFF keeps it", longest)
+        del kept[longest]
+    return None
+
+
+def read_text(path: Path) -> dict[str, str]:
+    """The text that a picture file brings: a PNG's chunks, what `ImageSink` wrote elsewhere. Pixels are not read.
+
+    RequestError for a file that is no picture.
+    """
+    try:
+        with path.open("rb") as file:
+            png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+        return read_png_text(path) if png else _described(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"picture {str(path)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
+
+
+def _described(path: Path) -> dict[str, str]:
+    import pyvips
+    from PIL import Image
+
+    try:
+        image = pyvips.Image.new_from_file(str(path), revalidate=True)
+    except pyvips.Error as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+    if image.get_typeof("image-description"):
+        return _document(image.get("image-description"))
+    if image.get_typeof("exif-data"):
+        exif = Image.Exif()
+        exif.load(image.get("exif-data"))
+        return _document(str(exif.get(DESCRIPTION, "")))
+    return {}
+
+
+def _document(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text.rstrip("\0"))
+    except ValueError:
+        return {"Description": text} if text else {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {"Description": text}
