@@ -1,0 +1,149 @@
+"""A network over a picture in tiles with a halo, by rows from top to bottom. Out of memory, a tile is halved; the rest stays."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hires.errors import MemoryLadderError
+from hires.tiling.geometry import Box, Size
+from hires.tiling.resample import RowSource
+from hires.tiling.retry import attempt, free_memory
+
+log = logging.getLogger(__name__)
+OnTile = Callable[[int, int], None]
+SMALLEST_TILE = 16  # pixels of a side, halo apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """Tiles of a network: the core's rows and columns in pixels of the input, the halo around it, and the multiple that their
+    corners lie on."""
+
+    rows: int
+    cols: int
+    halo: int
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.rows % self.multiple == self.cols % self.multiple == self.halo % self.multiple == 0, f"{self}"
+
+    def count(self, size: Size) -> int:
+        return math.ceil(size.height / self.rows) * math.ceil(size.width / self.cols)
+
+
+class NetworkRows:
+    """The rows of a picture enlarged by a network: (1, C, h, w) to (1, C', scale h, scale w).
+
+    Tiles are cut at multiples of the core, each is read with its halo, where the picture has one, and only its core is kept. A
+    network whose receptive radius is at most the halo gives the picture it would give whole. After an out-of-memory the tile
+    is halved, and so are those to come; MemoryLadderError where the smallest has no room.
+    """
+
+    def __init__(
+        self, source: RowSource, network: Callable[[Tensor], Tensor], scale: int, tiling: Tiling, on_tile: OnTile | None = None
+    ) -> None:
+        self.source, self.network, self.scale, self.tiling = source, network, scale, tiling
+        self.size = source.size.times(scale)
+        self.retries, self.tiles = 0, 0
+        self._on_tile, self._total = on_tile, tiling.count(source.size)
+        self._most = (tiling.rows + 2 * tiling.halo) * (tiling.cols + 2 * tiling.halo)  # pixels that had room so far
+        self._kept: list[Tensor] = []
+        self._top = self._bottom = 0
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        while self._bottom < bottom:
+            self._next_band(top)
+        self._let_go(top)
+        kept = self._kept[0] if len(self._kept) == 1 else torch.cat(self._kept, dim=1)
+        return kept[:, top - self._top : bottom - self._top]
+
+    def _let_go(self, top: int) -> None:
+        while self._kept and self._top + self._kept[0].shape[1] <= top:
+            self._top += self._kept.pop(0).shape[1]
+
+    def _next_band(self, top: int) -> None:
+        self._let_go(top)
+        size, tiling, first = self.source.size, self.tiling, self._bottom // self.scale
+        last = min(first + tiling.rows, size.height)
+        above = max(0, first - tiling.halo)
+        seen = self.source.rows(above, min(last + tiling.halo, size.height))
+        parts = []
+        for left in range(0, size.width, tiling.cols):
+            core = Box(first, left, last - first, min(tiling.cols, size.width - left))
+            parts.append(self._enlarged(core, seen, above))
+            self.tiles += 1
+            if self._on_tile is not None:
+                self._on_tile(self.tiles, self._total)
+        self._kept.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))
+        self._bottom = last * self.scale
+
+    def _enlarged(self, core: Box, seen: Tensor, above: int) -> Tensor:
+        """The core enlarged (C', rows, cols) on the CPU, in halves where it has no room."""
+        with_halo = self._around(core)
+        if with_halo.height * with_halo.width > self._most and (halves := self._halves(core)):
+            near, far = (self._enlarged(half, seen, above) for half in halves)
+            return torch.cat([near, far], dim=1 if halves[0].left == halves[1].left else 2)
+        done, message = attempt(lambda box: self._run(core, box, seen, above), with_halo)
+        if done is not None:
+            return done
+        free_memory()
+        if not self._halves(core):
+            raise MemoryLadderError(
+                f"one tile of {core.width}x{core.height} px with a halo of {self.tiling.halo} runs out of memory ({message}): "
+                "close other programs, give --device cpu, or a smaller network"
+            )
+        self.retries += 1
+        self._most = with_halo.height * with_halo.width - 1
+        log.warning("out of memory with a tile of %dx%d px (%s); going on with halves", core.width, core.height, message)
+        return self._enlarged(core, seen, above)
+
+    def _run(self, core: Box, box: Box, seen: Tensor, above: int) -> Tensor:
+        part = seen[:, box.top - above : box.bottom - above, box.cols]
+        out, by = self.network(part[None])[0], self.scale
+        top, left = (core.top - box.top) * by, (core.left - box.left) * by
+        return out[:, top : top + core.height * by, left : left + core.width * by].float().cpu()
+
+    def _around(self, core: Box) -> Box:
+        halo, size = self.tiling.halo, self.source.size
+        top, left = max(0, core.top - halo), max(0, core.left - halo)
+        return Box(top, left, min(core.bottom + halo, size.height) - top, min(core.right + halo, size.width) - left)
+
+    def _halves(self, core: Box) -> tuple[Box, Box] | None:
+        """Two parts of a core, cut across its longer axis at a multiple; None where it is too small."""
+        multiple = self.tiling.multiple
+        long = max(core.height, core.width)
+        cut = -(-long // 2 // multiple) * multiple
+        if long < 2 * SMALLEST_TILE or not 0 < cut < long:
+            return None
+        if core.height >= core.width:
+            return Box(core.top, core.left, cut, core.width), Box(core.top + cut, core.left, core.height - cut, core.width)
+        return Box(core.top, core.left, core.height, cut), Box(core.top, core.left + cut, core.height, core.width - cut)
+
+
+def choose_tiling(
+    size: Size, *, halo: int, multiple: int, bytes_per_px: float, budget_bytes: int, band_bytes: int, row_bytes: int
+) -> Tiling:
+    """The tiles that a network with `bytes_per_px` of working memory per pixel of its input runs in.
+
+    budget_bytes: on the device for one tile with its halo. band_bytes: on the host for a band of the result, of which one row
+    of the input makes `row_bytes`. As square as both allow, for halos are read over and over.
+    """
+    most = max(1.0, budget_bytes / bytes_per_px)
+    side = int(math.sqrt(most)) - 2 * halo
+    rows = _whole(min(side, band_bytes // row_bytes), multiple, size.height)
+    cols = _whole(int(most / (rows + 2 * halo)) - 2 * halo, multiple, size.width)
+    return Tiling(rows=rows, cols=cols, halo=halo, multiple=multiple)
+
+
+def _whole(wanted: int, multiple: int, extent: int) -> int:
+    """Rounded down to a multiple, at least `SMALLEST_TILE`, and such that tiles over the extent are about of one size."""
+    least = -(-SMALLEST_TILE // multiple) * multiple
+    most = max(least, wanted // multiple * multiple)
+    count = math.ceil(extent / most)
+    return max(least, -(-math.ceil(extent / count) // multiple) * multiple)
