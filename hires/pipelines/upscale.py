@@ -1,0 +1,284 @@
+"""Enlarging a picture by rows: a network of spandrel's in tiles, then Lanczos to the exact size; alpha by Lanczos beside it.
+
+Values are those of the file in [0, 1]: an ESRGAN-class network was trained on coded ones, and what colours they stand for is the
+profile's affair. Rows leave from top to bottom and are held no longer than what comes after them reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hires.boxes import unit
+from hires.device import TORCH_DTYPE
+from hires.errors import ModelError, RequestError
+from hires.quiet import quiet_imports
+from hires.resolution import cover
+from hires.sources import ImageSource
+from hires.tiling.geometry import Box, Size
+from hires.tiling.network import NetworkRows, OnTile, Tiling, choose_tiling
+from hires.tiling.reach import Halo, choose_halo
+from hires.tiling.resample import Resampled, RowSource
+
+SUFFIXES = (".safetensors", ".pth", ".ckpt")
+BAND_BYTES = 2**26  # float32 rows of a network's result on the host
+ROWS_BYTES = 2**23  # float32 rows that leave at once
+CPU_BUDGET = 2**29  # where nobody said: larger tiles are no faster on a CPU
+PROBE_PX = 64
+SPARE = 0.75  # of the budget: convolutions' workspaces grow otherwise than maps do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upscaler:
+    """A network that enlarges, on its device. network: (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w), any size that
+    `multiple` divides, others padded."""
+
+    name: str
+    architecture: str
+    network: Callable[[Tensor], Tensor]
+    scale: int
+    channels: int
+    multiple: int
+    halo: Halo
+    whole: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def notes(self) -> tuple[str, ...]:
+        """What is said of it: how it is tiled, and whether that is exact."""
+        kind = str(self.dtype).removeprefix("torch.")
+        said = "not tiled: the network does that itself" if self.whole else str(self.halo)
+        return f"{self.name}: {self.architecture}, {self.scale}x, {kind} on {self.device}", said
+
+
+def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -> Upscaler:
+    """A super-resolution network from a file that spandrel knows. ModelError says what it lacks.
+
+    dtype: "auto" takes half precision on a card where the architecture bears it. The halo is measured here, on the CPU.
+    """
+    found = _described(Path(file))
+    facts: Any = found
+    required = facts.size_requirements
+    halo = choose_halo(found, facts.input_channels, facts.scale, required.multiple_of)
+    kind = _dtype(facts, device, dtype)
+    facts.to(device, kind)
+
+    def network(part: Tensor) -> Tensor:
+        with torch.inference_mode():
+            enlarged: Tensor = found(part.to(device, kind))
+        return enlarged
+
+    return Upscaler(
+        name=Path(file).name,
+        architecture=str(facts.architecture.name),
+        network=network,
+        scale=int(facts.scale),
+        channels=int(facts.input_channels),
+        multiple=int(required.multiple_of),
+        halo=halo,
+        whole=facts.tiling.name == "INTERNAL" or required.square,
+        device=device,
+        dtype=kind,
+    )
+
+
+def _described(path: Path) -> Callable[[Tensor], Tensor]:
+    """spandrel's descriptor of a file, its network on the CPU in float32."""
+    if not path.is_file():
+        raise ModelError(f"--upscaler {path}: is not there; give a network file, or lanczos")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"--upscaler {path}: the name must end in {', '.join(SUFFIXES)}")
+    spandrel = _spandrel(path)
+    try:
+        found = spandrel.ModelLoader(device="cpu").load_from_file(str(path))
+    except spandrel.UnsupportedModelError:
+        raise ModelError(f"--upscaler {path}: no architecture that spandrel knows; give one of those, or lanczos") from None
+    except Exception as error:  # noqa: BLE001  a file can be wrong in any way, and each reader has its own error for it
+        raise ModelError(f"--upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose not in ("SR", "Restoration"):
+        raise ModelError(f"--upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another")
+    if found.input_channels not in (1, 3):
+        raise ModelError(f"--upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
+    module: nn.Module = found.model
+    module.eval().requires_grad_(False)
+    return found
+
+
+def _spandrel(path: Path) -> Any:
+    try:
+        with quiet_imports():
+            import spandrel
+    except ModuleNotFoundError:
+        raise ModelError(f"--upscaler {path}: needs spandrel: pip install 'hires[upscale]'; or give --upscaler lanczos") from None
+    except (RuntimeError, ImportError, OSError) as error:
+        raise ModelError(
+            f"--upscaler {path}: spandrel does not import ({str(error)[:120]}): install the torchvision that was built for "
+            f"torch {torch.__version__}"
+        ) from None
+    return spandrel
+
+
+def _dtype(facts: Any, device: torch.device, asked: str) -> torch.dtype:
+    bears = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
+    if asked != "auto":
+        if not bears[asked]:
+            raise RequestError(f"--dtype {asked}: {facts.architecture.name} does not bear it; give fp32")
+        return TORCH_DTYPE[asked]
+    best = next(name for name in ("fp16", "bf16", "fp32") if bears[name])
+    return TORCH_DTYPE[best] if device.type == "cuda" else torch.float32
+
+
+class PictureRows:
+    """The colour or the alpha of a picture as rows (C, n, W) in [0, 1] float32; grey as `channels` equal ones."""
+
+    def __init__(self, source: ImageSource, channels: int, alpha: bool = False) -> None:
+        self.source, self.channels = source, channels
+        last = source.bands - 1
+        self._bands = slice(last, last + 1) if alpha else slice(0, source.bands - source.has_alpha)
+
+    @property
+    def size(self) -> Size:
+        return self.source.size
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        pixels = self.source.read(Box(top, 0, bottom - top, self.size.width))[..., self._bands]
+        planes = torch.from_numpy(np.ascontiguousarray(unit(pixels).transpose(2, 0, 1)))
+        return planes if len(planes) == self.channels else planes.expand(self.channels, -1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a picture as a picture."""
+
+    source: RowSource
+    box: Box
+
+    @property
+    def size(self) -> Size:
+        return Size(self.box.height, self.box.width)
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.source.rows(self.box.top + top, self.box.top + bottom)[..., self.box.cols]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enlargement:
+    """How one picture is enlarged: rows of its colour, of its alpha where it has one, and the tiles that a network runs in."""
+
+    colour: RowSource
+    alpha: RowSource | None
+    grey: bool
+    network: NetworkRows | None
+
+    @property
+    def size(self) -> Size:
+        return self.colour.size
+
+
+def enlarge(
+    source: ImageSource,
+    beside: ImageSource | None,
+    size: Size,
+    upscaler: Upscaler | None = None,
+    tiling: Tiling | None = None,
+    on_tile: OnTile | None = None,
+) -> Enlargement:
+    """A picture at exactly `size`, cut evenly on one axis where its shape is another.
+
+    beside: the same picture opened once more, for its alpha, whose rows are read at another pace. upscaler: None for Lanczos.
+    """
+    planes = source.bands - source.has_alpha
+    plain: RowSource = PictureRows(source, planes if upscaler is None else upscaler.channels)
+    network = None
+    if upscaler is not None:
+        assert tiling is not None, "a network has tiles"
+        if planes == 3 and upscaler.channels == 1:
+            raise RequestError(f"--upscaler {upscaler.name}: takes grey pictures only, this one has colour; give another")
+        network = NetworkRows(plain, upscaler.network, upscaler.scale, tiling, on_tile)
+        plain = network
+    alpha = PictureRows(beside, 1, alpha=True) if beside is not None and source.has_alpha else None
+    return Enlargement(
+        colour=_sized(plain, source.size, size),
+        alpha=None if alpha is None else _sized(alpha, source.size, size),
+        grey=planes == 1,
+        network=network,
+    )
+
+
+def _sized(plain: RowSource, shape: Size, size: Size) -> RowSource:
+    """A picture of the proportions of `shape` that fills `size`."""
+    resized, box = cover(shape, size)
+    whole: RowSource = plain if plain.size == resized else Resampled(plain, resized)
+    return whole if resized == size else Cut(whole, box)
+
+
+def bands_of(made: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Finished rows (n, W, bands) from top to bottom, coded as `dtype`; the first planes are colour, alpha comes last."""
+    size = made.size
+    rows = max(1, ROWS_BYTES // (size.width * 16))
+    for top in range(0, size.height, rows):
+        bottom = min(top + rows, size.height)
+        planes = made.colour.rows(top, bottom)
+        if made.grey and len(planes) > 1:
+            planes = planes.mean(0, keepdim=True)
+        if made.alpha is not None:
+            planes = torch.cat([planes, made.alpha.rows(top, bottom).clamp(0, 1)])
+        yield coded(planes, dtype)
+
+
+def coded(planes: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Planes (C, n, W) in [0, 1] as (n, W, C): integers rounded half up and clipped, floats as they are."""
+    values = planes.permute(1, 2, 0).contiguous()
+    if np.issubdtype(dtype, np.floating):
+        return values.numpy().astype(dtype, copy=False)
+    levels = np.iinfo(dtype).max
+    whole: NDArray[Any] = values.mul(levels).add_(0.5).clamp_(0, levels).numpy().astype(dtype)
+    return whole
+
+
+def plan_tiles(upscaler: Upscaler, size: Size, budget_bytes: int | None, tile_px: int | None = None) -> Tiling:
+    """The tiles of a network over a picture: of `tile_px` where that is given, else the largest that the budget holds.
+
+    budget_bytes: of working memory on the device, None for `CPU_BUDGET`.
+    """
+    unit_px, halo = upscaler.multiple, upscaler.halo.pixels
+    if upscaler.whole:
+        whole = Size(*(-(-side // unit_px) * unit_px for side in (size.height, size.width)))
+        return Tiling(rows=whole.height, cols=whole.width, halo=0, multiple=unit_px)
+    if tile_px is not None:
+        side = max(1, tile_px // unit_px) * unit_px
+        return Tiling(rows=side, cols=side, halo=halo, multiple=unit_px)
+    return choose_tiling(
+        size,
+        halo=halo,
+        multiple=unit_px,
+        bytes_per_px=working_bytes(upscaler),
+        budget_bytes=int(SPARE * (budget_bytes or CPU_BUDGET)),
+        band_bytes=BAND_BYTES,
+        row_bytes=4 * upscaler.channels * upscaler.scale**2 * size.width,
+    )
+
+
+def working_bytes(upscaler: Upscaler) -> float:
+    """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on a
+    card, else by counting live tensors."""
+    from hires.tiling.footprint import counted
+
+    side = math.ceil(PROBE_PX / upscaler.multiple) * upscaler.multiple
+    probe = torch.full((1, upscaler.channels, side, side), 0.5)
+    if upscaler.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(upscaler.device)
+        before = torch.cuda.memory_allocated(upscaler.device)
+        upscaler.network(probe)
+        return float(torch.cuda.max_memory_allocated(upscaler.device) - before) / side**2
+    with counted() as live:
+        upscaler.network(probe)
+    return live.peak / side**2
