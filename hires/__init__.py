@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GuidePlan", "JournalOptions", "StageSpec", "WindowSpec", "__version__", "edit", "plan", "render"]
+__all__ = ["GuidePlan", "JournalOptions", "StageSpec", "WindowSpec", "__version__", "edit", "plan", "render", "upscale"]
 
 if TYPE_CHECKING:
     from hires.engine import JournalOptions, edit, plan, render
     from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
+    from hires.upscaling import upscale
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from hires import stage_spec
 
         return getattr(stage_spec, name)
+    if name == "upscale":
+        from hires import upscaling
+
+        return upscaling.upscale
     raise AttributeError(f"module 'hires' has no attribute {name!r}")

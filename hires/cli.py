@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `edit`, `plan`, `inspect`, `measure`, `info`, `vae-roundtrip`."""
+"""The command line: `hires render`, `edit`, `upscale`, `plan`, `inspect`, `measure`, `info`, `vae-roundtrip`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from hires import __version__
+from hires import __version__, cli_upscale
 from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
 from hires.presets import STAGE_KEYS
@@ -716,6 +716,8 @@ def main(
         print(f"hires {__version__}")
         raise typer.Exit
 
+
+cli_upscale.register(app, progress_display, guarded)
 
 if __name__ == "__main__":
     app()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
 from hires.presets import parse_stage
-from hires.resolution import check_size, parse_size
+from hires.resolution import SizeLike, as_size, check_size
 from hires.specs import ModelSpec, load_spec
 from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
@@ -59,7 +58,6 @@ class JournalOptions:
 
 
 StageLike = str | StageSpec
-SizeLike = str | tuple[int, int] | Size
 Loras = Sequence[str | LoraRef]
 STRENGTH = 0.5  # of a picture to start from, where none is given
 
@@ -560,15 +558,7 @@ def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Si
         if picture is None:
             raise SizeError("no size: give --size WIDTHxHEIGHT, such as 4096x4096")
         return check_size(Size(*picture.shape[:2]))
-    if isinstance(size, str):
-        return parse_size(size)
-    if isinstance(size, Size):
-        return check_size(size)
-    try:
-        width, height = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        raise SizeError(f"size {size!r}: give 'WIDTHxHEIGHT' or a pair of whole numbers (width, height)") from None
-    return check_size(Size(height, width))
+    return as_size(size)
 
 
 def _written(

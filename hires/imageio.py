@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hires.errors import OutputError, RequestError
+from hires.formats import check_fits, check_output, read_text
 from hires.resolution import cover
-from hires.sinks import ArraySink, ImageSink, check_fits, check_output, read_text
+from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import re
 
 from hires.errors import SizeError
@@ -23,6 +24,22 @@ def parse_size(text: str) -> Size:
         raise SizeError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
     width = int(match[1])
     return check_size(Size(int(match[2] or width), width))
+
+
+SizeLike = str | tuple[int, int] | Size
+
+
+def as_size(size: SizeLike) -> Size:
+    """ "4096x4096" (WIDTHxHEIGHT), a pair (width, height) or a Size as a Size; SizeError for anything else."""
+    if isinstance(size, str):
+        return parse_size(size)
+    if isinstance(size, Size):
+        return check_size(size)
+    try:
+        width, height = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise SizeError(f"size {size!r}: give 'WIDTHxHEIGHT' or a pair of whole numbers (width, height)") from None
+    return check_size(Size(height, width))
 
 
 def check_size(size: Size) -> Size:

@@ -13,9 +13,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hires.errors import OutputError, RequestError, WriteError
-from hires.outputs import Unfinished, check_place, refusing
-from hires.png import LARGEST_SIDE, PngWriter, read_png_text
+from hires.errors import RequestError, WriteError
+from hires.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
+from hires.outputs import Unfinished, refusing
+from hires.png import PngWriter
 from hires.tiff import TiffWriter, pyramid
 from hires.tiling.geometry import Size
 
@@ -23,53 +24,6 @@ log = logging.getLogger(__name__)
 Rows = NDArray[Any]
 QUALITY = 95  # of JPEG and WebP, in their own scales
 LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
-UINT8, UINT16, FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """What a file format can hold: its title, the largest side, the kinds of values, and bands."""
-
-    title: str
-    largest: int
-    dtypes: tuple[np.dtype[Any], ...]
-    bands: tuple[int, ...] = (1, 2, 3, 4)
-
-
-PNG = Format(title="PNG", largest=LARGEST_SIDE, dtypes=(UINT8, UINT16))
-TIFF = Format(title="TIFF", largest=2**31 - 1, dtypes=(UINT8, UINT16, FLOAT32))
-JPEG = Format(title="JPEG", largest=65_535, dtypes=(UINT8,), bands=(1, 3))
-WEBP = Format(title="WebP", largest=16_383, dtypes=(UINT8,))
-FORMATS = {".png": PNG, ".tif": TIFF, ".tiff": TIFF, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
-
-
-def format_of(path: Path) -> Format:
-    """The format of a name. OutputError for one that is not written."""
-    found = FORMATS.get(path.suffix.lower())
-    if found is None:
-        raise OutputError(f"output {path}: the name must end in {', '.join(FORMATS)}")
-    return found
-
-
-def check_output(path: Path, overwrite: bool) -> Path:
-    """The path, if a picture can be written there. OutputError says what is in the way, before any work is done."""
-    format_of(path)
-    return check_place(path, overwrite)
-
-
-def check_fits(path: Path, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8) -> Format:
-    """The format of a name. OutputError where it cannot hold such a picture, with one that can."""
-    found, kind = format_of(path), np.dtype(dtype)
-    if max(size.height, size.width) > found.largest:
-        raise OutputError(
-            f"output {path}: {size} is over {found.title}'s limit of {found.largest} px a side; give a name in .png or .tif"
-        )
-    if bands not in found.bands:
-        raise OutputError(f"output {path}: {found.title} has no transparency; give a name in .png, .webp or .tif")
-    if kind not in found.dtypes:
-        held = " or ".join(known.name for known in found.dtypes)
-        raise OutputError(f"output {path}: {found.title} holds {held}, not {kind.name}; give a name in .tif, or other values")
-    return found
 
 
 class Encoder(Protocol):
@@ -315,9 +269,6 @@ def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-DESCRIPTION = 0x010E  # EXIF and TIFF: ImageDescription
-
-
 def _exif(text: Mapping[str, str], found: Format) -> bytes | None:
     """The text as one JSON document in ImageDescription; in a JPEG the longest values go until the rest fits its 64 KiB."""
     from PIL import Image
@@ -333,41 +284,3 @@ def _exif(text: Mapping[str, str], found: Format) -> bytes | None:
         log.warning("%s has no room in a JPEG's metadata and is left out; a PNG or TIFF keeps it", longest)
         del kept[longest]
     return None
-
-
-def read_text(path: Path) -> dict[str, str]:
-    """The text that a picture file brings: a PNG's chunks, what `ImageSink` wrote elsewhere. Pixels are not read.
-
-    RequestError for a file that is no picture.
-    """
-    try:
-        with path.open("rb") as file:
-            png = file.read(8) == b"\x89PNG\r\n\x1a\n"
-        return read_png_text(path) if png else _described(path)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"picture {str(path)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
-
-
-def _described(path: Path) -> dict[str, str]:
-    import pyvips
-    from PIL import Image
-
-    try:
-        image = pyvips.Image.new_from_file(str(path), revalidate=True)
-    except pyvips.Error as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
-    if image.get_typeof("image-description"):
-        return _document(image.get("image-description"))
-    if image.get_typeof("exif-data"):
-        exif = Image.Exif()
-        exif.load(image.get("exif-data"))
-        return _document(str(exif.get(DESCRIPTION, "")))
-    return {}
-
-
-def _document(text: str) -> dict[str, str]:
-    try:
-        found = json.loads(text.rstrip("\0"))
-    except ValueError:
-        return {"Description": text} if text else {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {"Description": text}

@@ -1,7 +1,7 @@
 """Enlarging a picture by rows: a network of spandrel's in tiles, then Lanczos to the exact size; alpha by Lanczos beside it.
 
-Values are those of the file in [0, 1]: an ESRGAN-class network was trained on coded ones, and what colours they stand for is the
-profile's affair. Rows leave from top to bottom and are held no longer than what comes after them reads.
+Values are those of the file in [0, 1]: an ESRGAN-class network was trained on coded ones, and what colours they stand for is
+the profile's affair. Rows leave from top to bottom and are held no longer than what comes after them reads.
 """
 
 from __future__ import annotations
@@ -104,12 +104,15 @@ def _described(path: Path) -> Callable[[Tensor], Tensor]:
     except Exception as error:  # noqa: BLE001  a file can be wrong in any way, and each reader has its own error for it
         raise ModelError(f"--upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose not in ("SR", "Restoration"):
-        raise ModelError(f"--upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another")
+        raise ModelError(
+            f"--upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another"
+        )
     if found.input_channels not in (1, 3):
         raise ModelError(f"--upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
     module: nn.Module = found.model
     module.eval().requires_grad_(False)
-    return found
+    described: Callable[[Tensor], Tensor] = found
+    return described
 
 
 def _spandrel(path: Path) -> Any:
@@ -117,7 +120,9 @@ def _spandrel(path: Path) -> Any:
         with quiet_imports():
             import spandrel
     except ModuleNotFoundError:
-        raise ModelError(f"--upscaler {path}: needs spandrel: pip install 'hires[upscale]'; or give --upscaler lanczos") from None
+        raise ModelError(
+            f"--upscaler {path}: needs spandrel: pip install 'hires[upscale]'; or give --upscaler lanczos"
+        ) from None
     except (RuntimeError, ImportError, OSError) as error:
         raise ModelError(
             f"--upscaler {path}: spandrel does not import ({str(error)[:120]}): install the torchvision that was built for "
@@ -268,8 +273,8 @@ def plan_tiles(upscaler: Upscaler, size: Size, budget_bytes: int | None, tile_px
 
 
 def working_bytes(upscaler: Upscaler) -> float:
-    """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on a
-    card, else by counting live tensors."""
+    """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on
+    a card, else by counting live tensors."""
     from hires.tiling.footprint import counted
 
     side = math.ceil(PROBE_PX / upscaler.multiple) * upscaler.multiple

@@ -1,4 +1,4 @@
-"""A network over a picture in tiles with a halo, by rows from top to bottom. Out of memory, a tile is halved; the rest stays."""
+"""A network over a picture in tiles with a halo, by rows from top to bottom. After an out-of-memory a tile is halved."""
 
 from __future__ import annotations
 

@@ -81,9 +81,12 @@ def _reach(network: Network, channels: int, scale: int, multiple: int, place: in
 def probe_picture(channels: int, height: int, width: int) -> Tensor:
     """A 1/f texture in [0, 1], (1, channels, height, width), the same each time: about what photographs hold."""
     noise = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(1))
-    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]).clamp_min(1 / max(height, width))
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]).clamp_min(
+        1 / max(height, width)
+    )
     texture = torch.fft.irfft2(torch.fft.rfft2(noise) / radius, (height, width))
-    return (0.5 + 0.2 * texture / texture.std()).clamp(0, 1)
+    picture: Tensor = (0.5 + 0.2 * texture / texture.std()).clamp(0, 1)
+    return picture
 
 
 def measured_halo(network: Network, channels: int, scale: int, multiple: int, known: int | None) -> Halo:

@@ -1,0 +1,313 @@
+"""`hires upscale`: a picture of any size enlarged to exactly what was asked for, by rows, one or many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hires import __version__
+from hires.device import choose_device, peak_resident_bytes, probe
+from hires.engine import Loras, render
+from hires.errors import Cancelled, HiresError, RequestError
+from hires.formats import check_fits, check_output, format_of, read_text
+from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
+from hires.resolution import SizeLike, as_size, check_size
+from hires.sinks import ArraySink, ImageSink
+from hires.sources import ImageSource
+from hires.tiling.geometry import Size
+from hires.types import Event, OnEvent, RenderResult, parse_bytes
+from hires.upscale_options import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
+
+if TYPE_CHECKING:
+    from hires.sources import PictureLike
+
+log = logging.getLogger(__name__)
+DEFAULT_SCALE = 4
+OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale")  # of another picture than the enlarged one
+
+
+def upscale(
+    image: PictureLike,
+    *,
+    scale: float | None = None,
+    size: SizeLike | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    upscaler: str | Path | None = None,
+    refine: bool = False,
+    strength: float | None = None,
+    prompt: str = "",
+    negative: str = "",
+    model: str = "demo",
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    preset: str = "balanced",
+    family: str | None = None,
+    parts: str | Path | None = None,
+    loras: Loras = (),
+    colour_fix: str | None = "wavelet",
+    bits: int | None = None,
+    tile_px: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    vram: str | int | None = None,
+    ram: str | int | None = None,
+    on_event: OnEvent | None = None,
+) -> UpscaleResult:
+    """Enlarge a picture to exactly `size`, or by `scale`, keeping its profile, its transparency and its bits.
+
+    Files are read and written by rows, so memory does not grow with the height of the picture; `refine` holds it.
+
+    Args:
+        image: a path, a PIL picture, or an array (H, W) or (H, W, 1 to 4) of uint8, uint16 or float in [0, 1].
+        scale: factor of both sides; default the network's own, 4 for Lanczos. size: exact pixels instead, as for `render`; the
+            picture fills them, cut evenly where its shape is another.
+        output: a path in .png, .tif, .jpg or .webp; None keeps the picture in memory.
+        upscaler: a file of a network that spandrel knows (extra `upscale`), "lanczos", the default, or "demo": Lanczos refined
+            by the model that ships.
+        refine: draw over the enlarged picture with the diffusion `model` at `strength` (default 0.35), held to what the given
+            picture can show and, by `colour_fix` ("wavelet", "adain" or None), to its colours. The others as of `render`.
+        bits: 8 or 16 of each value; default as the picture's, where the format holds them.
+        tile_px: side of a network's tiles in pixels of the input; default: what the budget holds.
+        vram, ram, device: as for `render`; dtype: of the network: "auto", "fp32", "fp16", "bf16".
+        on_event: called with an Event after every tile; raising hires.errors.Cancelled in it stops and leaves no file.
+
+    Raises:
+        RequestError: a value, a file or a network that cannot be used. RunError: memory or disk ran out. No file is left then.
+    """
+    if strength is not None and not refine and upscaler != "demo":
+        raise RequestError(f"--strength {strength:g}: is of a refinement; add --refine")
+    named = "lanczos" if upscaler in (None, "demo") else str(upscaler)
+    refinement = Refinement(
+        strength=REFINE_STRENGTH if strength is None else strength, prompt=prompt, negative=negative, seed=seed, steps=steps,
+        model=model, guidance=guidance, preset=preset, family=family, parts=parts, loras=loras, colour_fix=colour_fix,
+    )  # fmt: skip
+    options = UpscaleOptions(
+        scale=scale, size=None if size is None else as_size(size), upscaler=named, bits=bits, tile_px=tile_px,
+        refinement=refinement if refine or upscaler == "demo" else None, device=device, dtype=dtype, vram=vram, ram=ram,
+    )  # fmt: skip
+    path = None if output is None else check_output(Path(output).expanduser(), overwrite)
+    return Batch(options).run(image, path, overwrite, on_event)
+
+
+class Batch:
+    """Pictures enlarged one after another with the network loaded once."""
+
+    def __init__(self, options: UpscaleOptions) -> None:
+        self.options, self.device = options, choose_device(options.device)
+        self._budget = None if options.vram is None else parse_bytes(str(options.vram))
+        self._upscaler: Upscaler | None = None
+
+    @property
+    def upscaler(self) -> Upscaler | None:
+        """The network, loaded when it is first needed; None for Lanczos."""
+        if self._upscaler is None and self.options.upscaler != "lanczos":
+            self._upscaler = load_upscaler(self.options.upscaler, self.device, self.options.dtype)
+        return self._upscaler
+
+    def run(
+        self, image: PictureLike, path: Path | None = None, overwrite: bool = False, on_event: OnEvent | None = None
+    ) -> UpscaleResult:
+        """One picture; errors as of `upscale`."""
+        begun = time.monotonic()
+        tell: OnEvent = on_event or (lambda event: None)
+        with ImageSource.open(image) as source:
+            size = target_size(source.size, self.options, self.upscaler)
+            dtype = values_of(source, path, self.options.bits)
+            if path is not None:
+                check_fits(path, size, source.bands, dtype)
+            sink = _sink(path, source, size, dtype, overwrite, text_of(image))
+            with sink, _beside(image, source) as beside:
+                if self.options.refinement is None:
+                    made = self._enlarged(source, beside, size, sink, tell)
+                else:
+                    made = self._refined(source, beside, size, sink, tell)
+                notes = () if self.upscaler is None else self.upscaler.notes()
+                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": notes})} | made.text)
+            return UpscaleResult(
+                path=path,
+                source=source.size,
+                size=size,
+                upscaler=self.options.upscaler,
+                notes=notes,
+                tiles=made.tiles,
+                retries=made.retries,
+                seconds=time.monotonic() - begun,
+                peak_rss_bytes=peak_resident_bytes(),
+                refined=made.refined,
+                pixels=sink.pixels if isinstance(sink, ArraySink) else None,
+            )
+
+    def _enlarged(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+        """The picture by rows into a sink."""
+        upscaler = self.upscaler
+        tiling = None if upscaler is None else plan_tiles(upscaler, source.size, self._working_bytes(), self.options.tile_px)
+
+        def on_tile(done: int, total: int) -> None:
+            tell(Event(stage="enlarge", done=done, total=total))
+
+        made = enlarge(source, beside, size, upscaler, tiling, on_tile)
+        for rows in bands_of(made, sink.dtype):
+            sink.write(rows)
+            if upscaler is None:
+                tell(Event(stage="enlarge", done=sink.rows, total=size.height))
+        network = made.network
+        return _Made(tiles=network.tiles, retries=network.retries) if network is not None else _Made()
+
+    def _refined(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+        """The picture enlarged in memory, drawn over, and written with its alpha beside."""
+        options, wanted = self.options, self.options.refinement
+        assert wanted is not None
+        whole = ArraySink(size, source.bands, sink.dtype)
+        made = self._enlarged(source, beside, size, whole, tell)
+        planes = source.bands - source.has_alpha
+        colour = whole.pixels[..., :planes]
+        drawn = render(
+            wanted.prompt, size=size, init=_bytes(colour), strength=wanted.strength, model=wanted.model,
+            negative=wanted.negative, seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset,
+            tile_px=wanted.tile_px, family=wanted.family, parts=wanted.parts, loras=wanted.loras, device=options.device,
+            relay=f"guide=structure:{structure_cutoff(source.size, size):.6g}" if wanted.structure else None,
+            colour_fix=wanted.colour_fix, vram=options.vram, ram=options.ram, on_event=tell,
+        )  # fmt: skip
+        rows = max(1, 2**22 // (size.width * source.bands))
+        for top in range(0, size.height, rows):
+            fine = drawn.pixels[top : top + rows]
+            own = np.rint(fine.mean(axis=2, keepdims=True)) if planes == 1 else fine
+            coded = np.concatenate([_as(own, sink.dtype), whole.pixels[top : top + rows, :, planes:]], axis=2)
+            sink.write(coded)
+        text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
+        text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
+        return replace(made, refined=replace(drawn, pixels=None), text=text)
+
+    def _working_bytes(self) -> int | None:
+        """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""
+        if self.device.type != "cuda":
+            return self._budget
+        return probe(self.device, self._budget).budget_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    tiles: int = 0
+    retries: int = 0
+    refined: RenderResult | None = None
+    text: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def _beside(image: PictureLike, source: ImageSource) -> Iterator[ImageSource | None]:
+    """The same picture opened once more where it has an alpha, which is read at another pace."""
+    if not source.has_alpha:
+        yield None
+        return
+    with ImageSource.open(image) as beside:
+        yield beside
+
+
+def target_size(source: Size, options: UpscaleOptions, upscaler: Upscaler | None) -> Size:
+    """The exact size of the result. SizeError for one that is none."""
+    if options.size is not None:
+        return options.size
+    by = options.scale or (DEFAULT_SCALE if upscaler is None else upscaler.scale)
+    return check_size(Size(max(1, round(source.height * by)), max(1, round(source.width * by))))
+
+
+def structure_cutoff(source: Size, size: Size) -> float:
+    """The Nyquist frequency of the given picture on the canvas, cycles per cell: below it the picture is kept."""
+    return min(0.5, 0.5 * max(source.height / size.height, source.width / size.width))
+
+
+def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[Any]:
+    """The type of values that is written: what was asked for, else the picture's own, else the most that the format holds."""
+    if bits is not None:
+        return BITS[bits]
+    if path is None:
+        return source.dtype
+    held: tuple[np.dtype[Any], ...] = format_of(path).dtypes
+    return source.dtype if source.dtype in held else held[-1]
+
+
+def text_of(image: PictureLike) -> dict[str, str]:
+    """The text that a file brings, without what is of its own size only."""
+    if not isinstance(image, str | Path):
+        return {}
+    return {key: value for key, value in read_text(Path(image)).items() if key not in OWN_TEXT}
+
+
+def _sink(
+    path: Path | None, source: ImageSource, size: Size, dtype: np.dtype[Any], overwrite: bool, text: dict[str, str]
+) -> ImageSink:
+    if path is None:
+        return ArraySink(size, source.bands, dtype)
+    text = text | {"Software": f"hires {__version__}"}
+    return ImageSink.open(path, size, source.bands, dtype, source.icc, text, overwrite=overwrite)
+
+
+def _bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels (H, W, 1 or 3) as (H, W, 3) uint8, which a diffusion model starts from."""
+    eight = _as(pixels, np.dtype(np.uint8))
+    return np.ascontiguousarray(np.broadcast_to(eight, (*eight.shape[:2], 3)))
+
+
+def _as(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Coded values as those of another type: white stays white."""
+    if pixels.dtype == dtype:
+        return pixels
+    most, least = (1.0 if np.issubdtype(kind, np.floating) else float(np.iinfo(kind).max) for kind in (dtype, pixels.dtype))
+    scaled = pixels.astype(np.float32) * np.float32(most / least)
+    if np.issubdtype(dtype, np.floating):
+        return scaled.astype(dtype)
+    whole: NDArray[Any] = np.clip(np.rint(scaled), 0, most).astype(dtype)
+    return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One picture of a batch: its result, or the error that it was skipped with."""
+
+    file: Path
+    result: UpscaleResult | None = None
+    error: HiresError | None = None
+
+
+def upscale_files(
+    files: Sequence[Path],
+    folder: Path,
+    options: UpscaleOptions,
+    *,
+    suffix: str | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+) -> Iterator[Outcome]:
+    """Enlarge files into a folder under their own names, with another `suffix` if one is given; bad ones are told and skipped.
+
+    Events tell of the files, stage "files", and of each one's own stages. RequestError where the network cannot be used or two
+    files would get one name.
+    """
+    named = {file: folder / (file.name if suffix is None else file.stem + suffix) for file in files}
+    doubled = sorted({path.name for path in named.values() if list(named.values()).count(path) > 1})
+    if doubled:
+        raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
+    batch = Batch(options)
+    tell: OnEvent = on_event or (lambda event: None)
+    _ = batch.upscaler  # what is wrong with the network is wrong for all
+    for done, (file, path) in enumerate(named.items()):
+        tell(Event(stage="files", done=done, total=len(named)))
+        try:
+            yield Outcome(file=file, result=batch.run(file, check_output(path, overwrite), overwrite, on_event))
+        except Cancelled:
+            raise
+        except HiresError as error:
+            log.debug("%s: %s", file, error)
+            yield Outcome(file=file, error=error)
+    tell(Event(stage="files", done=len(named), total=len(named)))
