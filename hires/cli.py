@@ -76,7 +76,10 @@ Strength = Annotated[
 Control = Annotated[
     Path | None, typer.Option("--control", metavar="EDGES", help="White edges on black that a PixArt ControlNet follows.")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The PNG to write.", show_default=False)]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write: .png, .tif, .jpg, .webp.", show_default=False)
+]
+Bits = Annotated[int | None, typer.Option("--bits", parser=whole, metavar="N", help="8, or 16 of each value (.png, .tif).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 Model = Annotated[
@@ -211,6 +214,7 @@ def render(
     prompt: Prompt,
     output: Output,
     size: PictureSize = None,
+    bits: Bits = None,
     init: Init = None,
     strength: Strength = None,
     control: Control = None,
@@ -252,13 +256,13 @@ def render(
     quiet: Quiet = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Render PROMPT at exactly WxH pixels into a PNG; with --init from a picture instead of noise."""
+    """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise."""
     from hires import engine
 
     def work() -> Any:
         with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.render(
-                prompt, size=size, init=None if init is None else str(init), strength=strength,
+                prompt, size=size, bits=bits, init=None if init is None else str(init), strength=strength,
                 control=None if control is None else str(control), output=output,
                 overwrite=overwrite, device=device, vram=vram, ram=ram,
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
@@ -309,6 +313,7 @@ def edit(
     output: Output,
     model: Annotated[str, typer.Option(help="A model that edits, such as cosxl_edit.safetensors.", show_default=False)],
     size: PictureSize = None,
+    bits: Bits = None,
     negative: Negative = "",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -345,13 +350,13 @@ def edit(
     quiet: Quiet = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a PNG."""
+    """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a file."""
     from hires import engine
 
     def work() -> Any:
         with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.edit(
-                str(picture), instruction, model=model, size=size, output=output, overwrite=overwrite, negative=negative,
+                str(picture), instruction, model=model, size=size, bits=bits, output=output, overwrite=overwrite, negative=negative,
                 seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
                 strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
@@ -508,7 +513,7 @@ def measure(
 @app.command("vae-roundtrip")
 def vae_roundtrip(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A picture file of any size.", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The PNG to write.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     vae: Annotated[str, typer.Option(help="demo, or a diffusers folder of a model or of an autoencoder.")] = "demo",
     vram: Vram = None,
     policy: Annotated[

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import __version__, calibration, captions, machines, planner
+from hires import calibration, captions, machines, planner
 from hires.adapters import with_loras
 from hires.calibration import calibrated
+from hires.delivery import DEPTHS, Delivery
 from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
@@ -22,7 +22,6 @@ from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
 from hires.types import (
     DeviceSpec,
-    Event,
     LoraRef,
     MemoryPlan,
     OnEvent,
@@ -101,9 +100,10 @@ def render(
     allow_approximate: bool = False,
     clean_caption: bool = False,
     journal: JournalOptions | None = JournalOptions(),
+    bits: int | None = None,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
-    """Render a prompt at exactly `size` and return the result; with `output` also write a PNG that holds prompt and plan.
+    """Render a prompt at exactly `size` and return the result; with `output` write a file that holds prompt and plan.
 
     Args:
         prompt: what to draw.
@@ -112,7 +112,8 @@ def render(
             cut evenly where its shape is another.
         strength: how much of it is drawn anew, above 0 up to 1; default 0.5. The run takes the last `strength` of its steps.
         control: white edges on black (HED) that a PixArt ControlNet checkpoint follows; it fills the size as `init` does.
-        output: a path ending in .png; None keeps the picture in memory only. It appears whole or not at all.
+        output: a path in .png, .tif (BigTIFF, tiled, with a pyramid), .jpg or .webp, written while the picture is decoded; it
+            appears whole or not at all. None keeps the picture in memory.
         overwrite: replace a file that exists.
         model: "demo", a checkpoint file, a diffusers folder, or "org/name" on the Hugging Face hub.
         negative: what to keep out of the picture.
@@ -145,10 +146,11 @@ def render(
             JournalOptions(resume=True) demands that there is something to go on from. None: not at all.
         allow_approximate: where nothing exact has room, draw another picture with smaller windows, and say so.
         clean_caption: clean prompts as PixArt's training captions were; refused where it would lose most of one.
+        bits: 8, the default, or 16 of each value, which PNG and TIFF hold.
         on_event: called with an Event after every tile batch; raising hires.errors.Cancelled in it stops the render.
 
     Returns:
-        A RenderResult; its `pixels` are (height, width, 3) uint8.
+        A RenderResult; its `pixels` are (height, width, 3) uint8 or uint16, read from the file where there is one.
 
     Raises:
         RequestError: a value that cannot be carried out; nothing was rendered.
@@ -191,7 +193,8 @@ def render(
     )
     spec = text_to_image(spec_for(request), prompt)
     edges = _edges(control, spec)
-    return _carried_out(request, spec, output, overwrite, device, (vram, ram), picture, on_event, edges, journal)
+    file = delivery(output, overwrite, request.size, bits)
+    return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal)
 
 
 def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
@@ -242,6 +245,7 @@ def edit(
     stages: Sequence[StageLike] = (),
     allow_approximate: bool = False,
     journal: JournalOptions | None = JournalOptions(),
+    bits: int | None = None,
     on_event: OnEvent | None = None,
 ) -> RenderResult:
     """Change a picture as an instruction says, at the picture's own size or `size`, with a model that edits (CosXL-Edit).
@@ -283,9 +287,8 @@ def edit(
         stages=_stages(stages),
         allow_approximate=allow_approximate,
     )
-    return _carried_out(
-        request, editing(spec_for(request)), output, overwrite, device, (vram, ram), pixels, on_event, journal=journal
-    )
+    spec, file = editing(spec_for(request)), delivery(output, overwrite, request.size, bits)
+    return _carried_out(request, spec, file, device, (vram, ram), pixels, on_event, journal=journal)
 
 
 def plan(
@@ -363,8 +366,7 @@ def plan(
 def _carried_out(
     request: RenderRequest,
     spec: ModelSpec,
-    output: str | Path | None,
-    overwrite: bool,
+    file: Delivery,
     device: str,
     memory: tuple[str | int | None, str | int | None],
     picture: NDArray[np.uint8] | None,
@@ -373,11 +375,28 @@ def _carried_out(
     journal: JournalOptions | None = None,
 ) -> RenderResult:
     """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
+    try:
+        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal)
+    except BaseException:
+        file.abort()
+        raise
+
+
+def _delivered(
+    request: RenderRequest,
+    spec: ModelSpec,
+    file: Delivery,
+    device: str,
+    memory: tuple[str | int | None, str | int | None],
+    picture: NDArray[np.uint8] | None,
+    on_event: OnEvent | None,
+    edges: NDArray[np.uint8] | None,
+    journal: JournalOptions | None,
+) -> RenderResult:
     from hires.device import choose_device, probe, return_pages
     from hires.execute import run_plan
-    from hires.imageio import check_output
+    from hires.journal import NO_JOURNAL, Journal, open_journal
 
-    path = None if output is None else check_output(_path(output), overwrite)
     chosen = choose_device(device)
     if spec.missing:
         raise missing(spec.missing, spec.facts)
@@ -387,27 +406,29 @@ def _carried_out(
     if memory[1] is not None:
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)
-    if path is None or journal is None:
-        result = _unkept(request, made, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
-        return result if path is None else _written(result, path, request, overwrite, on_event)
+
+    def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
+        return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file)
+
+    if file.path is None or journal is None:
+        return file.finish(_unkept(request, made, spec, facts, run), request, tell)
     from hires.job import describe_job
-    from hires.journal import open_journal
 
     job = describe_job(request, made, spec, (picture, edges))
-    kept = open_journal(path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
+    kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
+    file.within = kept.folder
     try:
-        drawn = run_plan(request, made, spec, chosen, tell, picture, edges, kept)
+        drawn = run(request, made, kept)
     except MemoryLadderError as error:
         kept.close()
         cheaper = _cheaper(request, spec, error)
         kept.remove()  # of another picture than the one that is drawn now
-        drawn = _approximate(cheaper, spec, facts, lambda r, p: run_plan(r, p, spec, chosen, tell, picture, edges))
+        drawn = _approximate(cheaper, spec, facts, run)
     except BaseException:
         kept.close()
         raise
     try:
-        within = kept.folder if kept.folder.is_dir() else None
-        result = _written(drawn, path, request, overwrite, on_event, within)
+        result = file.finish(drawn, request, tell)
     except BaseException:
         kept.close()
         raise
@@ -546,6 +567,19 @@ def _budget(vram: str | int | None) -> int | None:
     return None if vram is None else parse_bytes(str(vram))
 
 
+def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
+    """Where a picture goes. OutputError where it cannot be written there, before any work."""
+    if bits not in (None, *DEPTHS):
+        raise RequestError(f"--bits {bits}: give 8 or 16")
+    if output is None:
+        return Delivery(None, bits=bits or 8)
+    from hires.imageio import check_fits, check_output
+
+    path = check_output(_path(output), overwrite)
+    check_fits(path, size, dtype=f"uint{bits or 8}")
+    return Delivery(path, overwrite, bits or 8)
+
+
 def _path(output: str | Path) -> Path:
     try:
         return Path(output).expanduser()
@@ -559,36 +593,3 @@ def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Si
             raise SizeError("no size: give --size WIDTHxHEIGHT, such as 4096x4096")
         return check_size(Size(*picture.shape[:2]))
     return as_size(size)
-
-
-def _written(
-    result: RenderResult,
-    path: Path,
-    request: RenderRequest,
-    overwrite: bool,
-    on_event: OnEvent | None,
-    within: Path | None = None,
-) -> RenderResult:
-    """The result with its file: whole, or an error and no file; unfinished it lies `within` a folder."""
-    from hires.imageio import save_png
-
-    tell: OnEvent = on_event or (lambda event: None)
-    tell(Event(stage="write", done=0, total=1))
-    text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
-    save_png(path, result.pixels, text, overwrite, within)
-    tell(Event(stage="write", done=1, total=1))
-    return replace(result, path=path)
-
-
-def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The PNG's text chunks: prompt, seed, sampler, schedule and the whole plan."""
-    return {
-        "Software": f"hires {__version__}",
-        "prompt": request.prompt,
-        "negative": request.negative,
-        "seed": str(request.seed),
-        "sampler": made.stages[0].sampler,
-        "schedule": made.stages[0].schedule,
-        "model": made.model,
-        "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
-    }

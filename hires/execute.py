@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from hires.colour import Moments, adain, wavelet_fixed
+from hires.delivery import Delivery, OpenSink
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
-from hires.imageio import PictureSink, fitted, on_canvas
+from hires.imageio import ImageSink, fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
@@ -44,13 +45,17 @@ def run_plan(
     picture: NDArray[np.uint8] | None = None,
     edges: NDArray[np.uint8] | None = None,
     journal: Journal = NO_JOURNAL,
+    open_sink: OpenSink | None = None,
 ) -> RenderResult:
-    """Carry out a plan in memory: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
+    """Carry out a plan: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
 
-    picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows.
+    picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows. open_sink: opens what
+    takes the finished rows, which is left open; without it they are the result's pixels.
     """
+    into = open_sink or Delivery(None)
     try:
-        return _run(request, made, spec, device, tell, picture, edges, journal)
+        result = _run(request, made, spec, device, tell, picture, edges, journal, into)
+        return into.finish(result, request, tell) if open_sink is None and isinstance(into, Delivery) else result
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -70,6 +75,7 @@ def _run(
     picture: NDArray[np.uint8] | None,
     edges: NDArray[np.uint8] | None,
     journal: Journal,
+    open_sink: OpenSink,
 ) -> RenderResult:
     begun = time.monotonic()
     name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
@@ -83,7 +89,7 @@ def _run(
     tell(Event(stage="load", done=1, total=1))
     denoised = progressive.run(family, made, request.seed, tell, drawn, journal)
     fix = colour_fixer(family, made, denoised, drawn)
-    sink, decoding = decode(family, denoised.latents, request.size, tell, NO_JOURNAL if fix else journal, fix)
+    decoding = decode(family, denoised.latents, lambda: open_sink(request.size), tell, NO_JOURNAL if fix else journal, fix)
     if family.tiny is not None and decoding.stage == "decode (tiny)":
         ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
         made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
@@ -98,7 +104,6 @@ def _run(
         stats=(*denoised.stats, decoding),
         seconds=time.monotonic() - begun,
         peak_rss_bytes=peak_resident_bytes(),
-        pixels=sink.finished(),
     )
 
 
@@ -198,33 +203,36 @@ def source_bands(source: PixelSource, rows: int = 256) -> Iterator[torch.Tensor]
 def decode(
     family: Family,
     latents: torch.Tensor,
-    size: Size,
+    open_sink: Callable[[], ImageSink],
     tell: OnEvent,
     journal: Journal = NO_JOURNAL,
     fix: Fixer | None = None,
-) -> tuple[PictureSink, StageStats]:
-    """The picture and what it took. Where no exact way has room the small autoencoder starts over, if there is one."""
+) -> StageStats:
+    """The picture into the sink that is opened last, which stays open; what it took.
+
+    Where no exact way has room the small autoencoder starts over, if there is one.
+    """
     if family.tiny is None:
-        return _decoded(family, family.decode_bands, latents, size, tell, journal, fix)
+        return _decoded(family, family.decode_bands, latents, open_sink, tell, journal, fix)
     try:
-        return _decoded(family, family.decode_bands, latents, size, tell, journal, fix)
+        return _decoded(family, family.decode_bands, latents, open_sink, tell, journal, fix)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
     log.warning("%s; decoding with the tiny autoencoder, an approximation", message)
-    sink, stats = _decoded(family, family.decode_tiny, latents, size, tell, fix=fix)
-    return sink, replace(stats, stage="decode (tiny)")
+    stats = _decoded(family, family.decode_tiny, latents, open_sink, tell, fix=fix)
+    return replace(stats, stage="decode (tiny)")
 
 
 def _decoded(
     family: Family,
     way: Callable[..., Iterator[torch.Tensor]],
     latents: torch.Tensor,
-    size: Size,
+    open_sink: Callable[[], ImageSink],
     tell: OnEvent,
     journal: Journal = NO_JOURNAL,
     fix: Fixer | None = None,
-) -> tuple[PictureSink, StageStats]:
+) -> StageStats:
     """Decode band by band. A colour fix needs rows above the first missing one, so it has no journal of bands."""
     begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
     reset_peak(family.device)
@@ -234,25 +242,27 @@ def _decoded(
         tiles = total
         tell(Event(stage="decode", done=done, total=total))
 
-    def fill(sink: PictureSink) -> PictureSink:
-        done = 0
+    def fill(sink: ImageSink) -> ImageSink:
+        done, bits = 0, 8 * sink.dtype.itemsize
         for rows in journal.rows():
-            sink.write(rows)
+            if rows.dtype != sink.dtype:
+                break  # they were of other bits
+            sink.put(rows)
             done += len(rows)
         with torch.inference_mode():
             plain = partial(way, latents, on_band, *([done] if done else []))
             for band in plain() if fix is None else fix(plain):
-                rows = to_integers(band[0]).cpu().numpy()
+                rows = to_integers(band[0], bits).cpu().numpy()
                 journal.keep_rows(done, rows)
-                sink.write(rows)
+                sink.put(rows)
                 done += len(rows)
         return sink
 
-    sink, message = attempt(fill, PictureSink(size))
+    sink, message = attempt(fill, open_sink())
     while sink is None:  # outside the bands, which have a ladder of their own
         family.vae.descend(message)
-        sink, message = attempt(fill, PictureSink(size))
-    return sink, StageStats(
+        sink, message = attempt(fill, open_sink())
+    return StageStats(
         stage="decode",
         seconds=round(time.monotonic() - begun, 3),
         peak_bytes=peak_device_bytes(family.device),

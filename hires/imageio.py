@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ __all__ = [
     "ArraySink",
     "ImageSink",
     "ImageSource",
-    "PictureSink",
     "check_fits",
     "check_output",
     "check_png",
@@ -45,28 +43,6 @@ def to_uint8(band: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(h, w, 3) in [-1, 1] to rounded 8-bit values."""
     scaled: NDArray[np.float32] = np.clip(band * np.float32(127.5) + np.float32(127.5), 0, 255)
     return (scaled + np.float32(0.5)).astype(np.uint8)
-
-
-class PictureSink:
-    """Collects bands (band_h, W, 3), float32 in [-1, 1] or 8-bit, into pixels cut to `size`; the whole picture is held."""
-
-    def __init__(self, size: Size) -> None:
-        self.size = size
-        self.pixels: NDArray[np.uint8] = np.zeros((size.height, size.width, 3), dtype=np.uint8)
-        self.rows = 0
-
-    def write(self, band: NDArray[np.float32] | NDArray[np.uint8]) -> None:
-        """Append a band; rows and columns beyond the picture are cut off."""
-        keep = min(band.shape[0], self.size.height - self.rows)
-        if keep > 0:
-            part: Any = band[:keep, : self.size.width]
-            self.pixels[self.rows : self.rows + keep] = part if part.dtype == np.uint8 else to_uint8(part)
-            self.rows += keep
-
-    def finished(self) -> NDArray[np.uint8]:
-        """The picture; an invariant that every row came."""
-        assert self.rows == self.size.height, f"{self.rows} of {self.size.height} rows were written"
-        return self.pixels
 
 
 def save_png(

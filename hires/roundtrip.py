@@ -78,10 +78,10 @@ def vae_roundtrip(
     device: str = "auto",
     on_event: OnEvent | None = None,
 ) -> RoundTrip:
-    """Encode and decode a picture file band by band and write the result, at the input's exact size, as a PNG.
+    """Encode and decode a picture file band by band and write the result, at the input's exact size.
 
     Args:
-        source: a picture that Pillow reads; output: a path ending in .png.
+        source: a picture that Pillow reads; output: a path as of `render`.
         vae: "demo", a diffusers model folder, or an autoencoder's own (AutoencoderKL or AutoencoderTiny); vram: what it
             may hold, such as "8GB"; policy: one of `types.VAE_POLICIES` instead; band_px: rows of a map at a time;
             attention_policy: an approximation of the mid block, such as "npa" or "kvpool:2", see `render`;
@@ -93,7 +93,7 @@ def vae_roundtrip(
     import torch
 
     from hires.device import choose_device, peak_resident_bytes, probe
-    from hires.imageio import PictureSink, check_output, read_picture, save_png
+    from hires.imageio import ArraySink, ImageSink, check_fits, check_output, read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics import psnr
     from hires.tiling.halo import tiled_autoencoder
@@ -104,6 +104,7 @@ def vae_roundtrip(
     begun, tell = time.monotonic(), on_event or (lambda event: None)
     path = check_output(Path(output), overwrite)
     pixels = read_picture(source)
+    check_fits(path, Size(*pixels.shape[:2]))
     chosen = choose_device(device)
     if vram is not None and policy is not None:
         raise RequestError(f"--vram {vram} and --policy {policy}: a budget chooses the policy; give one of the two")
@@ -132,11 +133,13 @@ def vae_roundtrip(
     with torch.inference_mode():
         latents = tiled.encode(picture, watch("encode"))
         encoded = tiled.plan(cells.height, cells.width, encode=True)[tiled.last.taken if tiled.last else 0]
-        sink = PictureSink(size)
+        sink = ArraySink(size)
         for band in tiled.decode_bands(latents, watch("decode")):
-            sink.write(to_integers(band[0]).cpu().numpy())
+            sink.put(to_integers(band[0]).cpu().numpy())
     decoded = tiled.plan(cells.height, cells.width)[tiled.last.taken if tiled.last else 0]
-    save_png(path, sink.finished(), {"Software": "hires vae-roundtrip", "vae": vae}, overwrite)
+    sink.close()
+    with ImageSink.open(path, size, metadata={"Software": "hires vae-roundtrip", "vae": vae}, overwrite=overwrite) as file:
+        file.write(sink.pixels)
     return RoundTrip(
         path=path,
         size=size,

@@ -92,6 +92,12 @@ class ImageSink:
         self._doing(lambda: self._encoder.write(rows))
         self.rows += len(rows)
 
+    def put(self, rows: Rows) -> None:
+        """Append rows of a canvas that the picture is cut from: what lies beyond its size is left out."""
+        keep = min(len(rows), self.size.height - self.rows)
+        if keep > 0:
+            self.write(rows[:keep, : self.size.width])
+
     def close(self, metadata: Mapping[str, str] | None = None) -> None:
         """Finish the picture, with more text. An invariant that every row came."""
         if not self._open:

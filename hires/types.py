@@ -378,7 +378,7 @@ class StageStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderResult:
-    """A finished render: where the file is, what was planned and what it took."""
+    """A finished render: where the file is, what was planned and what it took. drawn: its pixels, or what reads them."""
 
     path: Path | None
     size: Size
@@ -387,7 +387,12 @@ class RenderResult:
     stats: tuple[StageStats, ...]
     seconds: float
     peak_rss_bytes: int
-    pixels: Any = field(default=None, repr=False)
+    drawn: Any = field(default=None, repr=False)
+
+    @property
+    def pixels(self) -> Any:
+        """(height, width, 3), in memory or, where there is a file, read from it each time."""
+        return self.drawn() if callable(self.drawn) else self.drawn
 
     def predictions(self) -> list[dict[str, Any]]:
         """Per stage that ran: predicted and measured peak bytes and seconds. On a CPU the measured bytes are the process's."""

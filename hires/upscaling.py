@@ -187,7 +187,7 @@ class Batch:
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
-        return replace(made, refined=replace(drawn, pixels=None), text=text)
+        return replace(made, refined=replace(drawn, drawn=None), text=text)
 
     def _working_bytes(self) -> int | None:
         """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""

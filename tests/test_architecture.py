@@ -86,7 +86,7 @@ ROWS = (
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     ("quiet", "offload", "single", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
     ("pipelines",),
-    ("execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
+    ("delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
     ("cli_upscale", "cli"),
 )
 

@@ -70,7 +70,7 @@ def test_bad_input_is_one_message_and_exit_code_2(options: list[str], words: str
 
 def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_bytes(b"keep me")
-    for target, words in (("there.png", "--overwrite"), ("no/such/a.png", "does not exist"), ("a.jpg", "must end in .png")):
+    for target, words in (("there.png", "--overwrite"), ("no/such/a.png", "does not exist"), ("a.gif", "must end in .png")):
         code, _, stderr = run("render", PROMPT, "--size", "64x64", "-o", str(tmp_path / target))
         assert (code, "Traceback" in stderr) == (2, False)
         assert words in stderr

@@ -9,24 +9,8 @@ import pytest
 from PIL import Image
 
 from hires.errors import OutputError, RequestError
-from hires.imageio import PictureSink, check_output, fitted, read_picture, read_text, save_png, to_uint8
+from hires.imageio import check_output, fitted, read_picture, read_text, save_png, to_uint8
 from hires.tiling.geometry import Size
-
-
-def test_bands_are_cut_to_the_size_asked_for() -> None:
-    sink = PictureSink(Size(10, 7))
-    for value in (-1.0, 0.0, 1.0):
-        sink.write(np.full((4, 16, 3), value, dtype=np.float32))
-    pixels = sink.finished()
-    assert pixels.shape == (10, 7, 3)
-    assert pixels[[0, 4, 8], 0, 0].tolist() == [0, 128, 255]
-
-
-def test_a_missing_row_is_noticed() -> None:
-    sink = PictureSink(Size(10, 7))
-    sink.write(np.zeros((9, 7, 3), dtype=np.float32))
-    with pytest.raises(AssertionError, match="9 of 10 rows"):
-        sink.finished()
 
 
 def test_values_beyond_the_range_are_clipped_and_rounded() -> None:

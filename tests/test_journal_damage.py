@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import hires
 from hires import job as jobs_of
@@ -25,6 +24,7 @@ from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.imageio import save_png
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
+from hires.png import PngWriter
 from hires.records import hold
 from hires.types import Event
 from tests.test_journal import AT_ONCE, PROMPT, SMALL, stop_after
@@ -170,13 +170,13 @@ def _killed(target: Callable[[Path], None], output: Path) -> None:
 
 
 def _render_killed_in_write(output: Path) -> None:
-    real = Image.Image.save
+    real = PngWriter.finish
 
-    def save(*args: Any, **kwargs: Any) -> None:
-        real(*args, **kwargs)
+    def finish(*args: Any) -> None:
+        real(*args)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Image.Image.save = save  # type: ignore[method-assign]
+    PngWriter.finish = finish  # type: ignore[method-assign]
     journal = open_journal(output, JOB)
     save_png(output, np.zeros((8, 8, 3), np.uint8), {}, False, journal.folder)
 

@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_named(picture: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="unknown VAE policy 'fast'"):
         vae_roundtrip(picture, out, policy="fast")
     with pytest.raises(OutputError, match=r"must end in .png"):
-        vae_roundtrip(picture, tmp_path / "out.jpg")
+        vae_roundtrip(picture, tmp_path / "out.gif")
     with pytest.raises(BudgetError, match="would do"):
         vae_roundtrip(picture, out, vram="10kB")
     assert not out.exists()

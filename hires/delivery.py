@@ -1,0 +1,85 @@
+"""Where a render's rows go: a file that is written while they are decoded, or an array; and the text that goes with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hires import __version__
+from hires.types import Event, MemoryPlan, OnEvent, RenderRequest, RenderResult
+
+if TYPE_CHECKING:
+    from hires.imageio import ImageSink
+    from hires.tiling.geometry import Size
+
+OpenSink = Callable[["Size"], "ImageSink"]
+DEPTHS = (8, 16)
+
+
+@dataclass
+class Delivery:
+    """The output of one render; called with a size it opens a sink, again after a way to decode that was given up.
+
+    path: None for an array. bits: of each value. within: a folder for the unfinished file, where it is there.
+    """
+
+    path: Path | None
+    overwrite: bool = False
+    bits: int = 8
+    within: Path | None = None
+    _sink: ImageSink | None = field(default=None, init=False)
+
+    def __call__(self, size: Size) -> ImageSink:
+        from hires.imageio import ArraySink, ImageSink
+
+        self.abort()
+        kind = f"uint{self.bits}"
+        if self.path is None:
+            self._sink = ArraySink(size, dtype=kind)
+        else:
+            within = self.within if self.within is not None and self.within.is_dir() else None
+            self._sink = ImageSink.open(self.path, size, dtype=kind, overwrite=self.overwrite, within=within)
+        return self._sink
+
+    def finish(self, result: RenderResult, request: RenderRequest, tell: OnEvent) -> RenderResult:
+        """The result with its file, which now is there, or with its pixels."""
+        from hires.imageio import ArraySink
+
+        assert self._sink is not None, "a picture was decoded"
+        if isinstance(self._sink, ArraySink):
+            return replace(result, drawn=self._sink.pixels)
+        assert self.path is not None
+        path = self.path
+        tell(Event(stage="write", done=0, total=1))
+        self._sink.close(metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())})
+        tell(Event(stage="write", done=1, total=1))
+        return replace(result, path=path, drawn=lambda: _read(path))
+
+    def abort(self) -> None:
+        if self._sink is not None:
+            self._sink.abort()
+
+
+def _read(path: Path) -> Any:
+    from hires.imageio import ImageSource
+    from hires.tiling.geometry import Box
+
+    with ImageSource.open(path) as source:
+        return source.read(Box(0, 0, source.size.height, source.size.width))
+
+
+def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
+    """The text in a file: prompt, seed, sampler, schedule and the whole plan."""
+    return {
+        "Software": f"hires {__version__}",
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "seed": str(request.seed),
+        "sampler": made.stages[0].sampler,
+        "schedule": made.stages[0].schedule,
+        "model": made.model,
+        "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
+    }
