@@ -356,9 +356,9 @@ def edit(
     def work() -> Any:
         with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
             return engine.edit(
-                str(picture), instruction, model=model, size=size, bits=bits, output=output, overwrite=overwrite, negative=negative,
-                seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance, sampler=sampler, schedule=schedule,
-                strategy=strategy,
+                str(picture), instruction, model=model, size=size, bits=bits, output=output, overwrite=overwrite,
+                negative=negative, seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance,
+                sampler=sampler, schedule=schedule, strategy=strategy,
                 tile_px=tile, overlap_px=overlap, sigma_max=sigma_max, dtype=dtype, device=device, vram=vram, ram=ram,
                 family=family, parts=parts, loras=lora or (), tiny_vae=tiny_vae, attention=attention,
                 attention_policy=attention_policy, preset=preset, relay=relay,

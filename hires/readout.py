@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from hires.boxes import ArraySource
 from hires.contrast import FULL, VIVID, Contrast
 from hires.errors import RequestError
-from hires.imageio import read_picture
+from hires.imageio import read_picture, read_text
 from hires.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
 
@@ -82,11 +80,10 @@ def parse_grid(text: str, size: Size) -> TileGrid:
 def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
     """The plan that hires saved in a PNG, and notes: why one that is there is not used. None where there is none."""
     try:
-        with Image.open(file) as picture:
-            text = picture.info.get("hires:plan")
-    except (OSError, ValueError, SyntaxError):
+        text = read_text(Path(file)).get("hires:plan")
+    except RequestError:
         return None, ()
-    if not isinstance(text, str):
+    if text is None:
         return None, ()
     try:
         return _planned(json.loads(text), size)

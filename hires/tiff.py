@@ -20,7 +20,8 @@ from hires.tiling.geometry import Size
 
 TILE = 256
 SMALLEST_LEVEL = 512  # a pyramid ends where its longer side is no longer than this
-LEVEL = 6
+LEVEL = 4  # of zlib
+BUFFER_BYTES = 2**23  # of tiles that are compressed at once; tifffile would take 256 MiB
 Rows = NDArray[Any]
 
 
@@ -188,6 +189,7 @@ class TiffWriter:
             subfiletype=subfiletype,
             subifds=subifds,
             maxworkers=min(8, os.cpu_count() or 1),
+            buffersize=BUFFER_BYTES,
         )
 
     def _whole(self) -> Iterator[Rows]:
