@@ -19,7 +19,7 @@ from hires.types import PRESETS, Event, OnEvent, gib
 if TYPE_CHECKING:
     from hires.upscale_options import UpscaleOptions
 
-READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".heic", ".avif", ".jp2", ".jxl", ".ppm", ".hdr")
+READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 ANY = "lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows."
 Display = Callable[..., AbstractContextManager[OnEvent | None]]
 

@@ -29,6 +29,8 @@ PictureLike = str | Path | Image.Image | NDArray[Any]
 STRIP_BYTES = 2**22
 IN_MEMORY_BYTES = 2**25  # up to which a turned picture needs no scratch file
 VALUES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16), "float": np.dtype(np.float32)}
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PILLOWS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # BMP, PPM and its kin
 AS_THEY_ARE = ("b-w", "srgb", "rgb", "rgb16", "grey16", "scrgb", "multiband")  # others are converted to sRGB
 
 
@@ -166,11 +168,21 @@ def _of_pil(picture: Image.Image) -> Pixels:
 
 def _opened(path: Path) -> ImageSource:
     name = str(path)[:200]
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "is not there"
+        raise RequestError(f"picture {name}: {reason}; give a picture file such as a PNG or JPEG")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise _damaged(name, error) from None
+    if head[:2] in PILLOWS:
+        return _by_pillow(path, name)
     image, icc = _uniform(_loaded(path, "sequential"), name)
     turn = image.get("orientation") if image.get_typeof("orientation") else 1
     if turn in range(2, 9):
         return _turned(image, icc, name)
-    if _is_tiled(path):
+    if head in TIFFS and _is_tiled(path):
         return TilePicture(_uniform(_loaded(path, "random"), name)[0], icc, name)
     return RowPicture(path, image, icc)
 
@@ -178,14 +190,10 @@ def _opened(path: Path) -> ImageSource:
 def _loaded(path: Path, access: str) -> pyvips.Image:
     import pyvips
 
-    name = str(path)[:200]
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "is not there"
-        raise RequestError(f"picture {name}: {reason}; give a picture file such as a PNG or JPEG")
     try:  # revalidate: libvips otherwise gives what it last read under that name
         return pyvips.Image.new_from_file(str(path), access=access, fail_on="error", revalidate=True)
     except pyvips.Error as error:
-        raise _damaged(name, error) from None
+        raise _damaged(str(path)[:200], error) from None
 
 
 def _uniform(image: pyvips.Image, name: str) -> tuple[pyvips.Image, bytes | None]:
@@ -220,10 +228,16 @@ def _turned(image: pyvips.Image, icc: bytes | None, name: str) -> TilePicture:
         raise _damaged(name, error) from None
 
 
+def _by_pillow(path: Path, name: str) -> ArrayPicture:
+    """A format that libvips is built without, read whole."""
+    try:
+        with Image.open(path) as picture:
+            return ArrayPicture(_of_pil(picture), picture.info.get("icc_profile"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _damaged(name, error) from None
+
+
 def _is_tiled(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return False
     from tifffile import TiffFile, TiffFileError
 
     try:

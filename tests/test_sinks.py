@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from hires.errors import OutputError, RequestError, WriteError
 from hires.formats import check_fits, check_output, read_text
+from hires.outputs import Unfinished
 from hires.sinks import ArraySink, ImageSink, srgb_profile
 from hires.tiff import halved, pyramid
 from hires.tiling.geometry import Size
@@ -107,7 +109,7 @@ def test_each_level_of_the_pyramid_is_the_mean_of_the_one_above(tmp_path: Path) 
     with tifffile.TiffFile(path) as file:
         levels = [level.asarray() for level in file.series[0].levels]
     assert [level.shape[:2] for level in levels[1:]] == [(s.height, s.width) for s in pyramid(Size(1101, 1203))]
-    for above, level in zip(levels, levels[1:], strict=False):
+    for above, level in itertools.pairwise(levels):
         even = np.pad(above, ((0, above.shape[0] % 2), (0, above.shape[1] % 2), (0, 0)), mode="edge").astype(float)
         mean = (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
         assert np.array_equal(level, np.floor(mean + 0.5))
@@ -261,6 +263,4 @@ def test_the_place_is_checked(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         check_output(tmp_path / "no" / "a.tif", overwrite=False)
     with pytest.raises(WriteError, match="nothing was written"):
-        from hires.outputs import Unfinished
-
         Unfinished(tmp_path / "no" / "a.tif", overwrite=False)

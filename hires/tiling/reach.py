@@ -6,6 +6,7 @@ are the receptive field, exactly, of convolutions as of attention windows. Measu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,8 +68,7 @@ def _reach(network: Network, channels: int, scale: int, multiple: int, place: in
         at = rows // 2 // multiple * multiple + place
         strip = torch.full((1, channels, rows, width), 0.5)
         strip[:, :, at, width // 2] = torch.nan
-        with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=False):  # Winograd's would spread over its tiles
-            out = network(strip if axis == 0 else strip.mT.contiguous())
+        out = _plainly(network, strip if axis == 0 else strip.mT.contiguous())
         touched = torch.isnan(out if axis == 0 else out.mT).any(dim=-1).any(dim=1)[0].nonzero().flatten()
         if not len(touched):
             return 0
@@ -76,6 +76,14 @@ def _reach(network: Network, channels: int, scale: int, multiple: int, place: in
         if first > 0 and last < rows - 1:
             return max(at - first, last - at)
     return None
+
+
+def _plainly(network: Network, strip: Tensor) -> Tensor:
+    """By convolutions that read what they need: Winograd's, which oneDNN may take, spread a NaN over their tiles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of TF32 on other hardware, on switching oneDNN off
+        with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=False):
+            return network(strip)
 
 
 def probe_picture(channels: int, height: int, width: int) -> Tensor:
