@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hires import __version__
+from hires import __version__, planner
 from hires.device import choose_device, peak_resident_bytes, probe
-from hires.engine import Loras, render
+from hires.engine import Loras, describe_device, render, spec_for, text_to_image
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.formats import check_fits, check_output, format_of, read_text
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
@@ -24,7 +24,7 @@ from hires.resolution import SizeLike, as_size, check_size
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
-from hires.types import Event, OnEvent, RenderResult, parse_bytes
+from hires.types import Event, OnEvent, RenderRequest, RenderResult, parse_bytes
 from hires.upscale_options import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ class Batch:
         """The picture enlarged in memory, drawn over, and written with its alpha beside."""
         options, wanted = self.options, self.options.refinement
         assert wanted is not None
+        self._check_refinement(wanted, size)
         whole = ArraySink(size, source.bands, sink.dtype)
         made = self._enlarged(source, beside, size, whole, tell)
         planes = source.bands - source.has_alpha
@@ -188,6 +189,17 @@ class Batch:
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
         return replace(made, refined=replace(drawn, drawn=None), text=text)
+
+    def _check_refinement(self, wanted: Refinement, size: Size) -> None:
+        """Plan the refinement, so that what cannot run is said before anything is enlarged."""
+        request = RenderRequest(
+            prompt=wanted.prompt, size=size, strength=wanted.strength, negative=wanted.negative, model=wanted.model,
+            seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset, tile_px=wanted.tile_px,
+            family=wanted.family, parts=None if wanted.parts is None else str(wanted.parts), colour_fix=wanted.colour_fix,
+        )  # fmt: skip
+        spec = text_to_image(spec_for(request), wanted.prompt)
+        ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
+        planner.plan(request, spec, describe_device(self.options.device, self._budget, ram))
 
     def _working_bytes(self) -> int | None:
         """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""

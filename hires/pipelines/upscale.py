@@ -67,8 +67,8 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
     found = _described(Path(file))
     facts: Any = found
     required = facts.size_requirements
-    halo = choose_halo(found, facts.input_channels, facts.scale, required.multiple_of)
     kind = _dtype(facts, device, dtype)
+    halo = choose_halo(found, facts.input_channels, facts.scale, required.multiple_of)
     facts.to(device, kind)
 
     def network(part: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hires.errors import ModelError, RequestError
-from hires.pipelines.upscale import PictureRows, Upscaler, bands_of, coded, enlarge, load_upscaler, plan_tiles, working_bytes
+from hires.pipelines.upscale import (
+    PictureRows,
+    Upscaler,
+    _dtype,
+    bands_of,
+    coded,
+    enlarge,
+    load_upscaler,
+    plan_tiles,
+    working_bytes,
+)
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
@@ -147,8 +158,18 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelError, match=words):
             load_upscaler(file, CPU)
-    with pytest.raises(RequestError, match="--dtype fp16: CRAFT does not bear it"):
-        load_upscaler(need(CRAFT), CPU, "fp16")
+
+
+def test_half_precision_is_taken_on_a_card_by_those_that_bear_it() -> None:
+    def facts(half: bool, bfloat: bool) -> Any:
+        return SimpleNamespace(supports_half=half, supports_bfloat16=bfloat, architecture=SimpleNamespace(name="HAT"))
+
+    card = torch.device("cuda", 0)
+    for known, best in (((True, True), "float16"), ((False, True), "bfloat16"), ((False, False), "float32")):
+        assert str(_dtype(facts(*known), card, "auto")) == f"torch.{best}"
+        assert _dtype(facts(*known), CPU, "auto") == torch.float32
+    with pytest.raises(RequestError, match="--dtype fp16: HAT does not bear it"):
+        _dtype(facts(False, True), card, "fp16")
 
 
 def test_without_spandrel_the_extra_is_named(tmp_path: Path) -> None:
