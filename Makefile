@@ -25,12 +25,14 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks scenes
 
+# spandrel for the tests lies apart: its torchvision is a CUDA build, over which transformers trip beside a CPU torch.
 # torch first and pinned: a later resolver step then finds it satisfied instead of taking the newest build.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hires needs Python 3.11 or later; make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/upscale spandrel torchvision einops
 	touch $(READY)
 
 clean:

@@ -8,6 +8,7 @@ import sys
 SUITES = {
     "attention": "benchmarks.bench_attention",
     "guides": "benchmarks.bench_guides",
+    "io": "benchmarks.bench_io",
     "lowpass": "benchmarks.bench_lowpass",
     "planner": "benchmarks.bench_planner",
     "presets": "benchmarks.bench_presets",
@@ -15,6 +16,7 @@ SUITES = {
     "blend": "benchmarks.bench_blend",
     "scenes": "benchmarks.bench_scenes",
     "strategies": "benchmarks.bench_strategies",
+    "upscale": "benchmarks.bench_upscale",
     "vae": "benchmarks.bench_vae",
 }
 
