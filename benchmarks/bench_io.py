@@ -4,9 +4,9 @@
     python -m benchmarks io --width 1024 --heights 512,1024 --repeats 1
 
 Each row is a process of its own that makes its rows as it goes: a mosaic of a photograph of the test data (a texture where
-there is none), so that its peak memory is that of writing. `pillow` holds the picture and writes it at once, at the same zlib level.
-Rows go to results/io.csv. The last line of stdout is one JSON document; the exit code is 1 where a lossless file is not exact,
-or a picture twice as tall takes over 1.1 times the memory.
+there is none), so that its peak memory is that of writing. `pillow` holds the picture and writes it at once, at the same zlib
+level. Rows go to results/io.csv. The last line of stdout is one JSON document; the exit code is 1 where a lossless file is not
+exact, or a picture twice as tall takes over 1.1 times the memory.
 """
 
 from __future__ import annotations
