@@ -628,7 +628,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     spec = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=4096, keys=4096, masked=False)
     maps = group_norm.MapSpec(device=device.type, dtype=dtype)
     libraries = {"hires": __version__, "python": sys.version.split()[0]}
-    for name in ("torch", "diffusers", "transformers", "triton", "xformers"):
+    for name in ("torch", "diffusers", "transformers", "triton", "xformers", "tifffile", "pyvips", "spandrel"):
         with quiet_imports() as said:
             try:
                 importlib.import_module(name)

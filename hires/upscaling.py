@@ -24,6 +24,7 @@ from hires.resolution import SizeLike, as_size, check_size
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
+from hires.tiling.retry import free_memory
 from hires.types import Event, OnEvent, RenderRequest, RenderResult, parse_bytes
 from hires.upscale_options import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
@@ -132,14 +133,13 @@ class Batch:
                     made = self._enlarged(source, beside, size, sink, tell)
                 else:
                     made = self._refined(source, beside, size, sink, tell)
-                notes = () if self.upscaler is None else self.upscaler.notes()
-                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": notes})} | made.text)
+                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": made.notes})} | made.text)
             return UpscaleResult(
                 path=path,
                 source=source.size,
                 size=size,
                 upscaler=self.options.upscaler,
-                notes=notes,
+                notes=made.notes,
                 tiles=made.tiles,
                 retries=made.retries,
                 seconds=time.monotonic() - begun,
@@ -161,8 +161,9 @@ class Batch:
             sink.write(rows)
             if upscaler is None:
                 tell(Event(stage="enlarge", done=sink.rows, total=size.height))
-        network = made.network
-        return _Made(tiles=network.tiles, retries=network.retries) if network is not None else _Made()
+        if upscaler is None or made.network is None:
+            return _Made()
+        return _Made(tiles=made.network.tiles, retries=made.network.retries, notes=upscaler.notes())
 
     def _refined(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
         """The picture enlarged in memory, drawn over, and written with its alpha beside."""
@@ -171,6 +172,8 @@ class Batch:
         self._check_refinement(wanted, size)
         whole = ArraySink(size, source.bands, sink.dtype)
         made = self._enlarged(source, beside, size, whole, tell)
+        self._upscaler = None  # the diffusion model gets its memory; loading it again costs less than a refinement
+        free_memory()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
         drawn = render(
@@ -179,11 +182,12 @@ class Batch:
             tile_px=wanted.tile_px, family=wanted.family, parts=wanted.parts, loras=wanted.loras, device=options.device,
             relay=f"guide=structure:{structure_cutoff(source.size, size):.6g}" if wanted.structure else None,
             colour_fix=wanted.colour_fix, vram=options.vram, ram=options.ram, on_event=tell,
+            bits=8 if sink.dtype == np.uint8 else 16,
         )  # fmt: skip
         rows = max(1, 2**22 // (size.width * source.bands))
         for top in range(0, size.height, rows):
             fine = drawn.pixels[top : top + rows]
-            own = np.rint(fine.mean(axis=2, keepdims=True)) if planes == 1 else fine
+            own = np.rint(fine.mean(axis=2, keepdims=True)).astype(fine.dtype) if planes == 1 else fine
             coded = np.concatenate([_as(own, sink.dtype), whole.pixels[top : top + rows, :, planes:]], axis=2)
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
@@ -210,6 +214,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Made:
+    notes: tuple[str, ...] = ()
     tiles: int = 0
     retries: int = 0
     refined: RenderResult | None = None
@@ -253,7 +258,11 @@ def text_of(image: PictureLike) -> dict[str, str]:
     """The text that a file brings, without what is of its own size only."""
     if not isinstance(image, str | Path):
         return {}
-    return {key: value for key, value in read_text(Path(image)).items() if key not in OWN_TEXT}
+    try:
+        found = read_text(Path(image))
+    except RequestError:  # a format that brings none
+        return {}
+    return {key: value for key, value in found.items() if key not in OWN_TEXT}
 
 
 def _sink(

@@ -78,6 +78,12 @@ def test_profile_text_and_sixteen_bits_are_kept(tmp_path: Path) -> None:
     assert ImageSource.open(tmp_path / "b.png").dtype == np.uint8
 
 
+@pytest.mark.parametrize("name", ["in.bmp", "in.gif", "in.ppm", "in.webp"])
+def test_other_formats_are_taken(tmp_path: Path, name: str) -> None:
+    Image.fromarray(picture()).save(tmp_path / name)
+    assert hires.upscale(tmp_path / name, scale=2, output=tmp_path / "a.png").size == Size(120, 180)
+
+
 def test_a_turned_photograph_comes_out_upright(tmp_path: Path) -> None:
     turned = Image.fromarray(picture(40, 60))
     exif = turned.getexif()
@@ -215,10 +221,14 @@ def test_refinement_keeps_the_size_the_grey_the_alpha_and_the_colours(tmp_path: 
     assert np.abs(result.pixels.mean((0, 1)) - lanczos.mean((0, 1))).max() < 2
     assert np.abs(result.pixels.astype(int) - lanczos).mean() > 0.5, "something is drawn anew"
     alpha = np.linspace(0, 255, 64).astype(np.uint8)[:, None, None].repeat(64, 1)
-    layered = np.concatenate([small[..., :1], alpha], axis=2)
+    layered = np.concatenate([small[..., :1], alpha], axis=2).astype(np.uint16) * 257
+    alpha = layered[..., 1:]
     found = hires.upscale(layered, scale=2, upscaler="demo", steps=4, output=tmp_path / "a.png")
     pixels = whole(tmp_path / "a.png")
-    assert pixels.shape == (128, 128, 2)
+    assert (pixels.shape, pixels.dtype) == ((128, 128, 2), np.uint16)
+    assert (pixels[..., 0] % 257 > 0).mean() > 0.5, "drawn in 16 bits as well"
+    grey = hires.upscale(layered, scale=2).pixels[..., 0].astype(float)
+    assert np.abs(pixels[..., 0] - grey).mean() < 257 * 8
     assert np.array_equal(pixels[..., 1:], hires.upscale(alpha, scale=2).pixels)
     assert read_text(tmp_path / "a.png")["model"] == "demo"
     assert found.refined is not None
