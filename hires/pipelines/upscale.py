@@ -29,7 +29,7 @@ from hires.tiling.reach import Halo, choose_halo
 from hires.tiling.resample import Resampled, RowSource
 
 SUFFIXES = (".safetensors", ".pth", ".ckpt")
-BAND_BYTES = 2**26  # float32 rows of a network's result on the host
+BAND_BYTES = 2**28  # float32 rows of a network's result on the host; lower bands read more of their halo than of themselves
 ROWS_BYTES = 2**23  # float32 rows that leave at once
 CPU_BUDGET = 2**29  # where nobody said: larger tiles are no faster on a CPU
 PROBE_PX = 64

@@ -59,13 +59,20 @@ class NetworkRows:
     def rows(self, top: int, bottom: int) -> Tensor:
         while self._bottom < bottom:
             self._next_band(top)
-        self._let_go(top)
-        kept = self._kept[0] if len(self._kept) == 1 else torch.cat(self._kept, dim=1)
-        return kept[:, top - self._top : bottom - self._top]
+        parts, at = [], self._top
+        for band in self._kept:
+            start, stop = max(0, top - at), min(band.shape[1], bottom - at)
+            if start < stop:
+                parts.append(band[:, start:stop])
+            at += band.shape[1]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _let_go(self, top: int) -> None:
+        """Keep nothing above `top`; what is left of a band is copied, so that the rest is free."""
         while self._kept and self._top + self._kept[0].shape[1] <= top:
             self._top += self._kept.pop(0).shape[1]
+        if self._kept and self._top < top:
+            self._kept[0], self._top = self._kept[0][:, top - self._top :].clone(), top
 
     def _next_band(self, top: int) -> None:
         self._let_go(top)
@@ -73,14 +80,18 @@ class NetworkRows:
         last = min(first + tiling.rows, size.height)
         above = max(0, first - tiling.halo)
         seen = self.source.rows(above, min(last + tiling.halo, size.height))
-        parts = []
+        band: Tensor | None = None
         for left in range(0, size.width, tiling.cols):
             core = Box(first, left, last - first, min(tiling.cols, size.width - left))
-            parts.append(self._enlarged(core, seen, above))
+            part = self._enlarged(core, seen, above)
+            if band is None:
+                band = part.new_empty(part.shape[0], core.height * self.scale, self.size.width)
+            band[..., left * self.scale : (left + core.width) * self.scale] = part
             self.tiles += 1
             if self._on_tile is not None:
                 self._on_tile(self.tiles, self._total)
-        self._kept.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))
+        assert band is not None
+        self._kept.append(band)
         self._bottom = last * self.scale
 
     def _enlarged(self, core: Box, seen: Tensor, above: int) -> Tensor:
