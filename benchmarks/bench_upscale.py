@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,25 +83,21 @@ def quality(tiles: list[int]) -> Iterator[dict[str, object]]:
         "lanczos": lambda small: eight(through(None, small, None)),
     }
     for name, way in plain.items():
-        begun = time.perf_counter()
-        found = [way(small) for small in smalls]
-        yield _row(name, "whole", 0, 1, found, truths, 0.0, time.perf_counter() - begun)
+        yield _row(name, "whole", 0, 1, [way(small) for small in smalls], truths, 0.0)
     for name in NETWORKS:
         made = load_upscaler(DATA / "upscalers" / name, torch.device("cpu"))
         whole = [made.network(torch.from_numpy(small / np.float32(255)).permute(2, 0, 1)[None])[0] for small in smalls]
         pictures = [one.permute(1, 2, 0).numpy() for one in whole]
-        yield _row(name, "whole", 0, 1, [eight(one) for one in pictures], truths, 0.0, 0.0)
+        yield _row(name, "whole", 0, 1, [eight(one) for one in pictures], truths, 0.0)
         for tile in tiles:
-            begun = time.perf_counter()
             tiled = [through(made, small, plan_tiles(made, Size(*small.shape[:2]), None, tile)) for small in smalls]
-            taken = time.perf_counter() - begun
             apart = max(float(np.abs(a - b).max()) for a, b in zip(tiled, pictures, strict=True))
             kept, halo = [eight(one) for one in tiled], made.halo
-            yield _row(name, f"tile {tile} + {halo.pixels}", halo.pixels, int(halo.exact), kept, truths, apart, taken)
+            yield _row(name, f"tile {tile} + {halo.pixels}", halo.pixels, int(halo.exact), kept, truths, apart)
 
 
 def _row(
-    name: str, way: str, halo: int, exact: int, found: list[Picture], truths: list[Picture], apart: float, seconds: float
+    name: str, way: str, halo: int, exact: int, found: list[Picture], truths: list[Picture], apart: float
 ) -> dict[str, object]:
     db = [y_psnr(one, truth) for one, truth in zip(found, truths, strict=True)]
     return {
@@ -113,8 +108,6 @@ def _row(
         "crops": len(db),
         "y_psnr_db": round(float(np.mean(db)), 3),
         "max_abs_from_whole": f"{apart:.1e}",
-        "seconds": round(seconds, 2),
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -129,7 +122,7 @@ def quality_kept(rows: list[dict[str, object]]) -> bool:
 
 
 CHILD = """
-import json, sys, time, torch, hires
+import json, sys, torch, hires
 torch.set_num_threads(1)
 result = hires.upscale(sys.argv[1], scale=4, output=sys.argv[2], bits=int(sys.argv[3]), upscaler=sys.argv[4])
 print(json.dumps(result.to_json()))
@@ -155,10 +148,8 @@ def memory(upscalers: list[str]) -> Iterator[dict[str, object]]:
                         "bits": bits,
                         "source": found["source"] if times == 1 else f"{found['source']} (mirrored)",
                         "size": found["size"],
-                        "seconds": round(found["seconds"], 1),
                         "file_mb": round(content / 1e6, 1),
                         "peak_rss_gib": round(found["peak_rss_bytes"] / 2**30, 3),
-                        "threads": 1,
                     }
 
 
@@ -200,8 +191,6 @@ def refine(count: int, strengths: list[float]) -> Iterator[dict[str, object]]:
                 "truth_over_lanczos": round(truth, 2),
                 "worst_tile_de2000": round(float(apart.max()), 3),
                 "mean_de2000": round(float(apart.mean()), 3),
-                "seconds": round(result.seconds, 1),
-                "threads": torch.get_num_threads(),
             }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,10 +270,11 @@ def tagged(picture: _Picture) -> bytes | None:
 
 
 def srgb_profile() -> bytes:
-    """An ICC profile of sRGB (IEC 61966-2-1)."""
+    """An ICC profile of sRGB (IEC 61966-2-1), the same bytes at any time: LittleCMS writes the time of day into its header."""
     from PIL import ImageCms
 
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]
 
 
 def _exif(text: Mapping[str, str], found: Format) -> bytes | None:

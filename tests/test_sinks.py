@@ -136,6 +136,15 @@ def test_what_has_no_room_in_a_jpeg_is_left_out_and_said(tmp_path: Path, caplog:
     assert "plan has no room" in caplog.text
 
 
+def test_the_same_picture_is_the_same_file_at_any_time(tmp_path: Path) -> None:
+    import time
+
+    names, pixels = ("a.png", "a.tif", "a.jpg", "a.webp"), random_pixels(ODD, 3, np.uint8)
+    first = [write(tmp_path / name, pixels, metadata={"seed": "7"}).read_bytes() for name in names]
+    time.sleep(1.01)
+    assert first == [write(tmp_path / name, pixels, 7, metadata={"seed": "7"}, overwrite=True).read_bytes() for name in names]
+
+
 def test_colour_without_a_profile_is_tagged_srgb(tmp_path: Path) -> None:
     from PIL import ImageCms
 
