@@ -18,6 +18,7 @@ DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[2] / "share
 FOLDER = Path(os.environ.get("HIRES_TEST_SPANDREL", Path(sys.prefix) / "upscale"))
 COMPACT = DATA / "upscalers" / "RealESRGAN_General_x4_v3.safetensors"
 CRAFT = DATA / "upscalers" / "craft_x4.pth"
+untyped: Any = torch.library.Library
 _kept: list[Any] = []  # the library lives as long as its definitions
 
 
@@ -28,7 +29,7 @@ def why_not() -> str | None:
             return f"spandrel is not installed, nor in {FOLDER}"
         sys.path.append(str(FOLDER))
     if not _kept and torch.version.cuda is None:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = untyped("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)
