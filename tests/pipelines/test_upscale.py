@@ -139,6 +139,25 @@ def test_the_compact_network_tiled_is_the_whole(tile: int) -> None:
     assert torch.allclose(tiled.colour.rows(0, 280), whole, atol=1e-5, rtol=0)
 
 
+def test_what_rounding_leaves_is_that_of_the_kernels() -> None:
+    """A crop whose rounding the network enlarges most. By kernels that do not depend on the shape tiles are the whole, bit for
+    bit; by oneDNN's, which do, both are as far from float64 as they are from each other."""
+    made = load_upscaler(need(COMPACT), CPU)
+    small = np.asarray(Image.fromarray(crop("kodim23.png", 20, 20, 384, 384)).resize((96, 96), Image.Resampling.BICUBIC))
+    source = ImageSource.open(small)
+    planes = PictureRows(source, 3).rows(0, 96)
+
+    def both() -> tuple[Tensor, Tensor]:
+        tiled = enlarge(source, None, Size(384, 384), made, plan_tiles(made, source.size, None, 32))
+        return made.network(planes[None])[0], tiled.colour.rows(0, 384)
+
+    with torch.backends.mkldnn.flags(enabled=False):
+        whole, tiled = both()
+    assert torch.equal(whole, tiled)
+    by_onednn = both()
+    assert max(float((found - whole).abs().max()) for found in by_onednn) < 3e-5
+
+
 def test_what_a_network_works_with_is_counted() -> None:
     """The compact one holds two maps of 64 channels at once, in float32, at the least."""
     made = load_upscaler(need(COMPACT), CPU)
