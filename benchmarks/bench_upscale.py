@@ -128,7 +128,7 @@ def _row(
 
 
 def quality_kept(rows: list[dict[str, object]]) -> bool:
-    """The compact network's tiles are exact, by the same kernels; CRAFT's are within 0.1 dB of whole and 1.5 dB over bicubic."""
+    """The compact network's tiles are exact by the same kernels; CRAFT's within 0.1 dB of whole and 1.5 dB over bicubic."""
     db = {(str(row["upscaler"]), str(row["way"])): float(str(row["y_psnr_db"])) for row in rows}
     compact, craft = NETWORKS
     exact = all(float(str(row["max_abs_same_kernels"])) <= 1e-5 for row in rows if row["upscaler"] == compact)
