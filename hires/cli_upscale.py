@@ -113,7 +113,7 @@ def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) ->
             with display(shown=not quiet) as on_event:
                 return carried_out(pictures, output, options, suffix, overwrite, on_event)
 
-        report: Report = guarded(work)
+        report: Report = guarded(work, "the picture in progress was not written")
         report.say(as_json, quiet)
         if report.failed:
             raise typer.Exit(1)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hires.boxes import unit
 from hires.errors import OutputError, RequestError
 from hires.formats import check_fits, check_output, read_text
 from hires.resolution import cover
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
-from hires.tiling.geometry import Size
+from hires.tiling.geometry import Box, Size
 
 __all__ = [
     "ArraySink",
@@ -70,9 +71,25 @@ def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArra
         return _as_rgb(source)
     try:
         with Image.open(source) as opened:
-            return _as_rgb(opened)
+            deep = opened.mode.startswith(("I", "F"))  # Pillow would clip them to 8 bits
+            return _by_source(Path(source)) if deep else _as_rgb(opened)
+    except UnidentifiedImageError:  # 16 bits of colour in a TIFF, HEIC, AVIF
+        return _by_source(Path(source))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RequestError(f"picture {str(source)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
+
+
+def _by_source(path: Path) -> NDArray[np.uint8]:
+    """A picture that Pillow does not know, by `ImageSource`; no larger than Pillow takes."""
+    with ImageSource.open(path) as source:
+        size, most = source.size, Image.MAX_IMAGE_PIXELS
+        if most is not None and size.area > 2 * most:
+            raise RequestError(f"picture {path}: {size} is over {2 * most / 1e6:.0f} megapixels; give a smaller one")
+        values = unit(source.read(Box(0, 0, size.height, size.width)))
+        if source.has_alpha:
+            values = values[..., :-1] * values[..., -1:] + (1 - values[..., -1:])
+    eight = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(eight, (size.height, size.width, 3)))
 
 
 def _as_rgb(picture: Image.Image) -> NDArray[np.uint8]:

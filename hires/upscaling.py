@@ -23,6 +23,7 @@ from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, 
 from hires.resolution import SizeLike, as_size, check_size
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
+from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
 from hires.types import Event, OnEvent, RenderRequest, RenderResult, parse_bytes
@@ -194,16 +195,25 @@ class Batch:
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
         return replace(made, refined=replace(drawn, drawn=None), text=text)
 
+    def prepare(self) -> None:
+        """Load the network, look at the model: what is wrong with them is wrong for every picture. Errors as of `upscale`."""
+        _ = self.upscaler
+        if self.options.refinement is not None:
+            self._refinement_of(self.options.refinement, Size(1024, 1024))
+
     def _check_refinement(self, wanted: Refinement, size: Size) -> None:
         """Plan the refinement, so that what cannot run is said before anything is enlarged."""
+        request, spec = self._refinement_of(wanted, size)
+        ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
+        planner.plan(request, spec, describe_device(self.options.device, self._budget, ram))
+
+    def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
         request = RenderRequest(
             prompt=wanted.prompt, size=size, strength=wanted.strength, negative=wanted.negative, model=wanted.model,
             seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset, tile_px=wanted.tile_px,
             family=wanted.family, parts=None if wanted.parts is None else str(wanted.parts), colour_fix=wanted.colour_fix,
         )  # fmt: skip
-        spec = text_to_image(spec_for(request), wanted.prompt)
-        ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
-        planner.plan(request, spec, describe_device(self.options.device, self._budget, ram))
+        return request, text_to_image(spec_for(request), wanted.prompt)
 
     def _working_bytes(self) -> int | None:
         """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""
@@ -321,7 +331,7 @@ def upscale_files(
         raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
     batch = Batch(options)
     tell: OnEvent = on_event or (lambda event: None)
-    _ = batch.upscaler  # what is wrong with the network is wrong for all
+    batch.prepare()
     for done, (file, path) in enumerate(named.items()):
         tell(Event(stage="files", done=done, total=len(named)))
         try:

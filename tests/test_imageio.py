@@ -10,6 +10,7 @@ from PIL import Image
 
 from hires.errors import OutputError, RequestError
 from hires.imageio import check_output, fitted, read_picture, read_text, save_png, to_uint8
+from hires.sinks import ImageSink
 from hires.tiling.geometry import Size
 
 
@@ -80,6 +81,19 @@ def test_a_picture_is_turned_as_its_exif_says_and_laid_on_white(tmp_path: Path) 
     assert read[0, -1].tolist() == [255, 255, 255]
     clear = np.zeros((4, 4, 4), dtype=np.uint8)
     assert (read_picture(Image.fromarray(clear)) == 255).all()
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_a_picture_that_pillow_does_not_know_is_read(tmp_path: Path, bands: int, kind: type) -> None:
+    """Deep TIFFs, as `--bits 16` writes them: to 8 bits (Pillow cuts those of colour off), grey as colour, on white."""
+    values = np.random.default_rng(0).random((20, 30, bands))
+    deep = (values * (65535 if kind is np.uint16 else 1)).astype(kind)
+    with ImageSink.open(tmp_path / "a.tif", Size(20, 30), bands, kind) as sink:
+        sink.write(deep)
+    colour, alpha = (values[..., :-1], values[..., -1:]) if bands in (2, 4) else (values, 1.0)
+    expected = np.broadcast_to((colour * alpha + 1 - alpha) * 255, (20, 30, 3))
+    assert np.abs(read_picture(tmp_path / "a.tif") - expected).max() <= 2
 
 
 @pytest.mark.parametrize("target", [Size(10, 10), Size(33, 47), Size(200, 31), Size(20, 30)])

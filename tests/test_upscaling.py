@@ -189,6 +189,16 @@ def test_a_batch_tells_bad_files_and_goes_on(tmp_path: Path, how: str) -> None:
     assert len(json.loads(stdout)["skipped"]) == 4, "they exist already"
 
 
+def test_what_is_wrong_for_all_is_said_once_before_any(tmp_path: Path) -> None:
+    for index in range(2):
+        Image.fromarray(picture(seed=index)).save(tmp_path / f"{index}.png")
+    for wrong, words in ((["--refine", "--model", "demmo"], "did you mean 'demo'"), (["--upscaler", "no.pth"], "is not there")):
+        code, _, stderr = run(tmp_path / "*.png", "-o", tmp_path / "out", "--scale", "2", *wrong)
+        assert (code, stderr.count("error: "), stderr.count("skipped")) == (2, 1, 0)
+        assert words in stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_files_that_would_get_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
