@@ -93,7 +93,7 @@ def test_a_picture_that_pillow_does_not_know_is_read(tmp_path: Path, bands: int,
         sink.write(deep)
     colour, alpha = (values[..., :-1], values[..., -1:]) if bands in (2, 4) else (values, 1.0)
     expected = np.broadcast_to((colour * alpha + 1 - alpha) * 255, (20, 30, 3))
-    assert np.abs(read_picture(tmp_path / "a.tif") - expected).max() <= 2
+    assert np.abs(read_picture(tmp_path / "a.tif") - expected).max() < 2.6  # colour cut, alpha cut, their product rounded
 
 
 @pytest.mark.parametrize("target", [Size(10, 10), Size(33, 47), Size(200, 31), Size(20, 30)])
