@@ -63,14 +63,14 @@ def sky_part(picture: NDArray[np.generic], scene: Scene) -> NDArray[np.generic]:
 
 
 def seams(picture: NDArray[np.float32], plan: MemoryPlan, cell_px: int) -> float:
-    """The worse of the seam scores on the last stage's tile grid and on the decoder's bands."""
+    """The worse of the seam scores on the last stage's tile grid and on the decoder's bands, against grids on its cells."""
     height = plan.canvas.height
     lines = tuple(top for top, _ in bands(height, plan.decode.band_rows or height))[1:], ()
     scores = []
     for rows, cols in (seam_lines(plan.latent_grid, cell_px), lines):
         keep_rows = [r for r in rows if r < picture.shape[0]]
         keep_cols = [c for c in cols if c < picture.shape[1]]
-        scores.append(seam_score(picture, keep_rows, keep_cols))
+        scores.append(seam_score(picture, keep_rows, keep_cols, cell_px=cell_px))
     return max(scores)
 
 
@@ -205,11 +205,11 @@ def limits(table: list[dict[str, Any]]) -> dict[str, bool]:
     verdict = {}
     for line in (line for line in table if line["strategy"] == "progressive"):
         name = f"{line['side']}: "
-        verdict[name + "one disk in its third in 90 %"] = line["one_disk_right_third"] >= 0.9
-        verdict[name + "seam over control <= 1.25"] = line["seam_max"] <= 1.25
-        verdict[name + "energy over Lanczos >= 5"] = line["energy_over_lanczos_min"] >= 5
-        verdict[name + "energy over truth 0.2 to 2"] = (
-            line["energy_over_truth_min"] >= 0.2 and line["energy_over_truth_max"] <= 2
+        verdict[name + "one disk in its third in 96 %"] = line["one_disk_right_third"] >= 0.96
+        verdict[name + "seam over control <= 1.15"] = line["seam_max"] <= 1.15
+        verdict[name + "energy over Lanczos >= 10"] = line["energy_over_lanczos_min"] >= 10
+        verdict[name + "energy over truth 0.5 to 1.5"] = (
+            line["energy_over_truth_min"] >= 0.5 and line["energy_over_truth_max"] <= 1.5
         )
         verdict[name + "sky energy over truth <= 2"] = line["sky_energy_over_truth_max"] <= 2
     return verdict

@@ -158,27 +158,33 @@ def in_sigmas(steps: Doubles, counted: NDArray[np.bool_]) -> Doubles:
     return clipped
 
 
-def seam_score(picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50) -> float:
+def seam_score(
+    picture: Floats, rows: Sequence[int], cols: Sequence[int], seed: int = 0, fakes: int = 50, cell_px: int = 1
+) -> float:
     """Seam visibility at the true grid over its median at `fakes` random grids of the same pitch; 1 means no seam is seen.
 
-    1.0 where there are no lines.
+    cell_px: random grids are moved by multiples of it. Tiles and bands lie on a decoder's cells: with the cells' side the score
+    is of the tiles alone, what the cells show being in both (`lattice_score` has that). 1.0 where there are no lines.
     """
     if not rows and not cols:
         return 1.0
     rng = np.random.default_rng(seed)
     controls = [
-        seam_visibility(picture, _moved(rows, picture.shape[0], rng), _moved(cols, picture.shape[1], rng)) for _ in range(fakes)
+        seam_visibility(picture, _moved(rows, picture.shape[0], rng, cell_px), _moved(cols, picture.shape[1], rng, cell_px))
+        for _ in range(fakes)
     ]
     return seam_visibility(picture, rows, cols) / float(np.median(controls))
 
 
-def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The same lines shifted together by a random offset, wrapped, none within 2 px of a true one."""
+def _moved(lines: Sequence[int], extent: int, rng: np.random.Generator, cell_px: int = 1) -> tuple[int, ...]:
+    """The same lines shifted together by a random number of cells, wrapped, none within 2 px of a true one."""
     if not lines:
         return ()
     true = np.asarray(lines)
     for _ in range(100):
-        moved = (true + rng.integers(3, extent - 3)) % extent
+        moved = (
+            true + (rng.integers(3, extent - 3) if cell_px == 1 else cell_px * rng.integers(1, extent // cell_px))
+        ) % extent
         moved = moved[(moved > 2) & (moved < extent - 2)]
         if len(moved) and np.abs(moved[:, None] - true[None, :]).min() > 2:
             break

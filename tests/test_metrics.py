@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,22 @@ def test_a_ridge_on_a_line_is_no_seam_and_an_offset_of_half_a_grey_level_is() ->
     sides = [np.searchsorted(lines, np.arange(768), side="right") % 2 for lines in (rows, cols)]
     offset = np.where(sides[0][:, None] == sides[1][None, :], 0.002, -0.002).astype(np.float32)
     assert seam_score(picture + offset, rows, cols) > 1.5
+
+
+def striped(side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Stripes down and across, 256 x 320 px."""
+    return ((np.arange(256)[:, None] // side) % 2 + (np.arange(320) // side) % 2).astype(np.float32)
+
+
+def test_a_seam_is_told_from_the_cells_that_it_lies_on() -> None:
+    """Steps at every cell are the decoder's: no seam against grids on its cells, and one more on top of them is."""
+    picture = textured(256, 320)
+    rows, cols = (64, 128, 192), (64, 128, 192, 256)
+    cells = picture + 0.05 * striped(8)
+    assert seam_score(cells, rows, cols) > 1.5
+    assert seam_score(cells, rows, cols, cell_px=8) < 1.15
+    tiles = cells + 0.2 * striped(64)
+    assert seam_score(tiles, rows, cols, cell_px=8) > 1.3
 
 
 def test_a_decoders_cells_are_seen_as_a_lattice() -> None:
