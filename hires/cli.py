@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from hires import __version__, cli_upscale
+from hires import __version__, cli_serve, cli_upscale
 from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
 from hires.presets import STAGE_KEYS
@@ -73,6 +73,9 @@ Strength = Annotated[
     float | None,
     typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
 ]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", metavar="IMAGE", help="White where --init is drawn anew; the rest stays as it is.")
+]
 Control = Annotated[
     Path | None, typer.Option("--control", metavar="EDGES", help="White edges on black that a PixArt ControlNet follows.")
 ]
@@ -108,7 +111,8 @@ TinyVae = Annotated[
     typer.Option("--tiny-vae", metavar="FOLDER", help="A small autoencoder (TAESDXL): for previews and as the last resort."),
 ]
 Preview = Annotated[
-    Path | None, typer.Option("--preview", metavar="FILE", help="A PNG that shows each step, drawn by --tiny-vae; overwritten.")
+    Path | None,
+    typer.Option("--preview", metavar="FILE", help="A PNG that shows each step, sharper with --tiny-vae; overwritten."),
 ]
 AttentionName = Annotated[
     str | None, typer.Option("--attention", metavar="NAME", help="Force an attention backend; `hires info` lists them.")
@@ -217,6 +221,7 @@ def render(
     bits: Bits = None,
     init: Init = None,
     strength: Strength = None,
+    mask: Mask = None,
     control: Control = None,
     model: Model = "demo",
     negative: Negative = "",
@@ -260,10 +265,10 @@ def render(
     from hires import engine
 
     def work() -> Any:
-        with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
+        with progress_display(shown=not quiet, preview=preview_file(preview)) as on_event:
             return engine.render(
                 prompt, size=size, bits=bits, init=None if init is None else str(init), strength=strength,
-                control=None if control is None else str(control), output=output,
+                mask=None if mask is None else str(mask), control=None if control is None else str(control), output=output,
                 overwrite=overwrite, device=device, vram=vram, ram=ram,
                 journal=kept(resume, restart, no_journal, journal_seconds), on_event=on_event,
                 model=model, negative=negative, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule, seed=seed,
@@ -286,15 +291,12 @@ def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
     return None if no_journal else JournalOptions(resume=resume, restart=restart, seconds=seconds)
 
 
-def preview_file(path: Path | None, tiny_vae: str | None) -> Path | None:
-    """The file for previews, if it can be written and there is what draws them."""
-    from hires.errors import RequestError
+def preview_file(path: Path | None) -> Path | None:
+    """The file for previews, if it can be written."""
     from hires.imageio import check_png
 
     if path is None:
         return None
-    if tiny_vae is None:
-        raise RequestError(f"--preview {path}: a small autoencoder draws previews; give --tiny-vae FOLDER, such as taesdxl")
     return check_png(path, overwrite=True)
 
 
@@ -354,7 +356,7 @@ def edit(
     from hires import engine
 
     def work() -> Any:
-        with progress_display(shown=not quiet, preview=preview_file(preview, tiny_vae)) as on_event:
+        with progress_display(shown=not quiet, preview=preview_file(preview)) as on_event:
             return engine.edit(
                 str(picture), instruction, model=model, size=size, bits=bits, output=output, overwrite=overwrite,
                 negative=negative, seed=seed, steps=steps, guidance=guidance, image_guidance=image_guidance,
@@ -723,6 +725,7 @@ def main(
 
 
 cli_upscale.register(app, progress_display, guarded)
+cli_serve.register(app, guarded)
 
 if __name__ == "__main__":
     app()

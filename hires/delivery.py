@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hires import __version__
+from hires.catalogue import SAMPLERS, SCHEDULES
+from hires.infotext import written
 from hires.types import Event, MemoryPlan, OnEvent, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
@@ -72,14 +74,25 @@ def _read(path: Path) -> Any:
 
 
 def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The text in a file: prompt, seed, sampler, schedule and the whole plan."""
+    """The text in a file: A1111's parameters, prompt, seed, sampler, schedule and the whole plan."""
+    first = made.stages[0]
+    values = {
+        "Steps": first.taken_steps,
+        "Sampler": SAMPLERS[first.sampler].label,
+        "Schedule type": SCHEDULES[first.schedule].label,
+        "CFG scale": f"{first.guidance:g}",
+        "Seed": request.seed,
+        "Size": made.output,
+        "Model": made.model,
+    } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
     return {
         "Software": f"hires {__version__}",
+        "parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"}),
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": str(request.seed),
-        "sampler": made.stages[0].sampler,
-        "schedule": made.stages[0].schedule,
+        "sampler": first.sampler,
+        "schedule": first.schedule,
         "model": made.model,
         "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
     }

@@ -67,6 +67,7 @@ def render(
     size: SizeLike | None = None,
     init: PictureLike | None = None,
     strength: float | None = None,
+    mask: PictureLike | None = None,
     control: PictureLike | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -111,6 +112,7 @@ def render(
         init: a picture to start from instead of noise: a path, a PIL image or (height, width, 3) uint8. It fills the size,
             cut evenly where its shape is another.
         strength: how much of it is drawn anew, above 0 up to 1; default 0.5. The run takes the last `strength` of its steps.
+        mask: of `init`: white where it is drawn anew, black where its pixels stay as they are, blended between.
         control: white edges on black (HED) that a PixArt ControlNet checkpoint follows; it fills the size as `init` does.
         output: a path in .png, .tif (BigTIFF, tiled, with a pyramid), .jpg or .webp, written while the picture is decoded; it
             appears whole or not at all. None keeps the picture in memory.
@@ -158,6 +160,8 @@ def render(
         Cancelled: raised by `on_event`.
     """
     picture = None if init is None else _picture(init)
+    if init is None and mask is not None:
+        raise RequestError("--mask: says where a picture is drawn anew; give the picture with --init")
     if init is None and strength is not None:
         raise RequestError(f"--strength {strength}: how much of a picture to draw anew; give the picture with --init")
     request = RenderRequest(
@@ -194,7 +198,8 @@ def render(
     spec = text_to_image(spec_for(request), prompt)
     edges = _edges(control, spec)
     file = delivery(output, overwrite, request.size, bits)
-    return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal)
+    redrawn = None if mask is None else _picture(mask)
+    return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal, redrawn)
 
 
 def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
@@ -373,10 +378,11 @@ def _carried_out(
     on_event: OnEvent | None,
     edges: NDArray[np.uint8] | None = None,
     journal: JournalOptions | None = None,
+    mask: NDArray[np.uint8] | None = None,
 ) -> RenderResult:
     """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
     try:
-        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal)
+        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal, mask)
     except BaseException:
         file.abort()
         raise
@@ -392,6 +398,7 @@ def _delivered(
     on_event: OnEvent | None,
     edges: NDArray[np.uint8] | None,
     journal: JournalOptions | None,
+    mask: NDArray[np.uint8] | None,
 ) -> RenderResult:
     from hires.device import choose_device, probe, return_pages
     from hires.execute import run_plan
@@ -408,13 +415,13 @@ def _delivered(
     tell: OnEvent = on_event or (lambda event: None)
 
     def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
-        return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file)
+        return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
 
     if file.path is None or journal is None:
         return file.finish(_unkept(request, made, spec, facts, run), request, tell)
     from hires.job import describe_job
 
-    job = describe_job(request, made, spec, (picture, edges))
+    job = describe_job(request, made, spec, (picture, edges, mask))
     kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
     file.within = kept.folder
     try:

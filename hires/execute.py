@@ -46,15 +46,17 @@ def run_plan(
     edges: NDArray[np.uint8] | None = None,
     journal: Journal = NO_JOURNAL,
     open_sink: OpenSink | None = None,
+    mask: NDArray[np.uint8] | None = None,
 ) -> RenderResult:
     """Carry out a plan: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
 
     picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows. open_sink: opens what
-    takes the finished rows, which is left open; without it they are the result's pixels.
+    takes the finished rows, which is left open; without it they are the result's pixels. mask: (H, W, 3), white where the
+    picture is drawn anew; elsewhere its pixels stay as they are.
     """
     into = open_sink or Delivery(None)
     try:
-        result = _run(request, made, spec, device, tell, picture, edges, journal, into)
+        result = _run(request, made, spec, device, tell, picture, edges, journal, into, mask)
         return into.finish(result, request, tell) if open_sink is None and isinstance(into, Delivery) else result
     except Exception as error:
         if not is_out_of_memory(error):
@@ -76,6 +78,7 @@ def _run(
     edges: NDArray[np.uint8] | None,
     journal: Journal,
     open_sink: OpenSink,
+    mask: NDArray[np.uint8] | None = None,
 ) -> RenderResult:
     begun = time.monotonic()
     name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
@@ -87,8 +90,12 @@ def _run(
     seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
     family = twice(lambda: load_family(request, made, spec, device, ladder, seen, journal), "loading")
     tell(Event(stage="load", done=1, total=1))
-    denoised = progressive.run(family, made, request.seed, tell, drawn, journal)
+    redrawn = None if mask is None else on_canvas(mask, request.size, made.canvas)[..., 0]
+    denoised = progressive.run(family, made, request.seed, tell, drawn, journal, redrawn)
     fix = colour_fixer(family, made, denoised, drawn)
+    if redrawn is not None:
+        assert drawn is not None, "a mask is of a picture"
+        fix = masked_fixer(drawn, redrawn, fix)
     decoding = decode(family, denoised.latents, lambda: open_sink(request.size), tell, NO_JOURNAL if fix else journal, fix)
     if family.tiny is not None and decoding.stage == "decode (tiny)":
         ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
@@ -189,6 +196,22 @@ def colour_fixer(family: Family, made: MemoryPlan, denoised: Denoised, picture: 
         rows = [band.float().cpu() for band in family.decode_bands(denoised.first, lambda done, total: None)]
         base = torch.cat(rows, dim=-2)
         return Enlarged(base, *relay_view(Size(base.shape[-2], base.shape[-1]), made.canvas))
+
+    return fixed
+
+
+def masked_fixer(picture: NDArray[np.uint8], mask: NDArray[np.uint8], fix: Fixer | None) -> Fixer:
+    """After another fix, if there is one: the picture's own pixels where its mask (H, W) is 0, blends of both between."""
+
+    def fixed(bands: Callable[[], Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
+        top = 0
+        for band in bands() if fix is None else fix(bands):
+            bottom = top + band.shape[-2]
+            rows = torch.from_numpy(np.ascontiguousarray(picture[top:bottom])).to(band.device).permute(2, 0, 1)[None]
+            share = torch.from_numpy(np.ascontiguousarray(mask[top:bottom])).to(band.device).float() / 255
+            known = rows.to(band.dtype) / 127.5 - 1
+            yield torch.where(share > 0, known + share * (band - known), known)
+            top = bottom
 
     return fixed
 

@@ -88,7 +88,8 @@ class Defaults:
     `relay_steps` (of the first, the second, ...; the last for all after it) down to `relay_sigma_end`, 0 for the model's least,
     with guidance `relay_guidance` (1 = off, half the cost), held to the picture before by `guides`; `refine`: with attention in
     neighbourhoods over the whole canvas ("npa") or in "tiles". `tile_px` is the training size.
-    `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd).
+    `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd). `latent_rgb`: as a
+    row of `previews.RGB_OF_LATENTS`, for an autoencoder of its own.
     """
 
     sampler: str
@@ -106,6 +107,7 @@ class Defaults:
     relay_sigma_end: float = 0.0
     refine: str = "npa"
     guides: tuple[str, ...] = ("structure",)
+    latent_rgb: tuple[tuple[float, ...], ...] | None = None
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
@@ -121,6 +123,8 @@ class Defaults:
             raise ValueError(f"one of {self.sampler!r}, {self.schedule!r}, {self.enlarger!r} is unknown")
         if self.refine not in REFINES or not set(self.guides) <= set(GUIDES):
             raise ValueError(f"refine {self.refine!r} or guides {self.guides!r}: one is unknown")
+        if self.latent_rgb is not None and not all(len(row) == 3 for row in self.latent_rgb):
+            raise ValueError("latent_rgb: a row holds three colours")
         if self.few_step is not None and self.few_step not in FEW_STEP:
             raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 

@@ -370,9 +370,14 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
         return facts.defaults
     try:
         given: Mapping[str, Any] = read_json(own)["defaults"]
-        listed: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        listed: Any = {name: _tuples(value) for name, value in given.items()}
         defaults = Defaults(**listed)
         defaults.check()
         return defaults
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{own}: its 'defaults' are not those of this version ({error}); remove the file") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of a JSON value, at any depth, as tuples."""
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

@@ -349,7 +349,8 @@ def gib(count: float) -> str:
 class Event:
     """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them.
 
-    preview: after a step, where a small autoencoder was given: the estimate as (h, w, 3) uint8 pixels, 512 px at most.
+    preview: after a step: the estimate as (h, w, 3) uint8 pixels, 512 px at most, drawn by a small autoencoder where one was
+    given, else by one linear map per latent cell; None for autoencoders that have no such map.
     """
 
     stage: str

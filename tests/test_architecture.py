@@ -84,10 +84,23 @@ ROWS = (
     ),
     ("kernels",),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
-    ("quiet", "offload", "single", "weights", "single_file", "lora", "text", "processors", "control", "pixart", "unet"),
+    (
+        "quiet",
+        "offload",
+        "previews",
+        "single",
+        "weights",
+        "single_file",
+        "lora",
+        "text",
+        "processors",
+        "control",
+        "pixart",
+        "unet",
+    ),
     ("pipelines",),
-    ("delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
-    ("cli_upscale", "cli"),
+    ("infotext", "delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
+    ("server", "client", "cli_serve", "cli_upscale", "cli"),
 )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
@@ -31,6 +30,7 @@ from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.policies import Attending, everywhere
 from hires.lowpass import Fourier
 from hires.offload import HOST, Weights
+from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.single import finite_pictures
 from hires.specs import ModelSpec, sigma_table
@@ -40,7 +40,7 @@ from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import PREVIEW_CELLS, DecodePlan, LoraRef, StagePlan
+from hires.types import DecodePlan, LoraRef, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ class Family(Protocol):
         ...
 
     def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
-        """Latents (1, C, h, w) as a small picture (h', w', 3), at most `PREVIEW_CELLS` cells a side; None without `tiny`."""
+        """Latents (1, C, h, w) as a small picture (h', w', 3), at most `PREVIEW_CELLS` cells a side: by `tiny`, else by
+        one linear map per cell; None where there is none."""
         ...
 
 
@@ -313,9 +314,13 @@ class LoadedFamily:
 
     def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
         if self.tiny is None:
-            return None
-        factor = -(-max(latents.shape[-2:]) // PREVIEW_CELLS)
-        small = F.avg_pool2d(latents[:1].float(), factor, ceil_mode=True) if factor > 1 else latents[:1]
+            colours = mapped(latents, self.spec)
+            return (
+                None
+                if colours is None
+                else to_uint8(colours.repeat_interleave(4, 1).repeat_interleave(4, 2).permute(1, 2, 0).numpy())
+            )
+        small = thumbnail(latents)
         pixels, message = attempt(self.tiny.decode, small)
         if pixels is None:
             log.warning("no preview: %s", message)

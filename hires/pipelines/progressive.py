@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from hires.denoisers import Denoiser
 from hires.device import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.errors import NotFiniteError
-from hires.guides import centre_pulled, structure_guided, variance_ramp
+from hires.guides import centre_pulled, masked, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.policies import NPA, Attending, Policy, Windows
@@ -33,7 +34,7 @@ from hires.schedules import as_sigmas
 from hires.specs import ModelSpec
 from hires.stages import stage_levels
 from hires.tiling.denoise import Shift, seeded_shift, tiled
-from hires.tiling.geometry import Box
+from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher, attempt
 from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats, gib
@@ -53,12 +54,13 @@ class Denoised:
 @dataclass(frozen=True, slots=True)
 class Start:
     """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
-    hold it to them, the noise levels, and the canvas's noise."""
+    or a mask hold it to them, the noise levels, the canvas's noise, and the mask's share of every cell (1, 1, h, w)."""
 
     x: Tensor
     origin: Tensor | None
     sigmas: Tensor
     noise: CanvasNoise
+    drawn: Tensor | None = None
 
 
 def run(
@@ -68,11 +70,12 @@ def run(
     on_event: OnEvent,
     picture: NDArray[np.uint8] | None = None,
     journal: Journal = NO_JOURNAL,
+    mask: NDArray[np.uint8] | None = None,
 ) -> Denoised:
     """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
 
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
-    journal: what is in it is not done again.
+    journal: what is in it is not done again. mask: (H, W) of the canvas, 255 where the picture is drawn anew, 0 where it stays.
     """
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
@@ -81,7 +84,7 @@ def run(
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
-        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal)
+        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal, mask=mask)
         latents, message = journal.tensor(f"stage-{index}"), ""
         if latents is None:
             latents, message = attempt(work, batcher)
@@ -124,6 +127,7 @@ def run_stage(
     progress: TileProgress,
     journal: Journal,
     batcher: Batcher,
+    mask: NDArray[np.uint8] | None = None,
 ) -> Tensor:
     """The latents of one stage, (1, C, h, w) float32 on the CPU, from those of the stage before; key: seed and stage index.
 
@@ -138,11 +142,19 @@ def run_stage(
         if begin is not None:
             journal.keep(name, begin)
     begin = None if begin is None else begin.to(family.device)
-    start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), begin if stage.guides else None, sigmas, noise)
+    drawn = None if mask is None or begin is None else cell_mask(mask, cells).to(family.device)
+    held = begin if stage.guides or drawn is not None else None
+    start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), held, sigmas, noise, drawn)
     del begin  # not held through the stage where no guide needs it
     family.weights.ready("network")
     progress.begin()
     return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
+
+
+def cell_mask(mask: NDArray[np.uint8], cells: Size) -> Tensor:
+    """A mask (H, W) of 0 to 255 as shares of latent cells, (1, 1, h, w) in [0, 1]."""
+    whole = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None] / 255
+    return F.adaptive_avg_pool2d(whole, (cells.height, cells.width))
 
 
 def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
@@ -201,7 +213,8 @@ def denoise_stage(
 
 
 def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
-    """The canvas's estimate under the guides of a stage, each around the one before; unchanged where no picture is held to."""
+    """The canvas's estimate under the guides of a stage, each around the one before, and under its mask; unchanged where no
+    picture is held to."""
     if start.origin is None:
         return denoise
     first = float(start.sigmas[0])
@@ -211,7 +224,7 @@ def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
             denoise = structure_guided(denoise, start.origin, variance_ramp(first), Fourier(guide.cutoff))
         else:
             denoise = centre_pulled(denoise, start.origin, first)
-    return denoise
+    return denoise if start.drawn is None else masked(denoise, start.origin, start.drawn)
 
 
 def attending(policy: Policy, shift: Shift | None) -> Attending:

@@ -1,0 +1,124 @@
+"""The bodies that A1111's clients send. Fields that are not listed are let through and told in the answer's `info`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from hires.server.settings import PROMPT_CHARACTERS
+
+Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
+Side = Annotated[int, Field(ge=0, le=131_072)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Lenient(BaseModel):
+    """Further fields are kept in `model_extra`; null is as good as left out."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any, info: Any) -> Any:
+        if value is not None:
+            return value
+        field = cls.model_fields.get(info.field_name)
+        return value if field is None or field.is_required() else field.get_default(call_default_factory=True)
+
+
+class Drawing(Lenient):
+    """What `txt2img` and `img2img` share."""
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    styles: list[str] = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] = -1
+    sampler_name: Annotated[str, Field(max_length=200)] | None = None
+    sampler_index: Annotated[str, Field(max_length=200)] | None = None
+    scheduler: Annotated[str, Field(max_length=200)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1
+    n_iter: Annotated[int, Field(ge=1, le=10_000)] = 1
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    width: Side = 512
+    height: Side = 512
+    denoising_strength: Share | None = None
+    override_settings: dict[str, Any] = Field(default_factory=dict)
+    script_name: Annotated[str, Field(max_length=200)] | None = None
+    script_args: list[Any] = Field(default_factory=list)
+    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    send_images: bool = True
+    save_images: bool = False
+
+
+class Txt2Img(Drawing):
+    enable_hr: bool = False
+    hr_scale: Annotated[float, Field(gt=0, le=64)] = 2.0
+    hr_upscaler: Annotated[str, Field(max_length=200)] | None = None
+    hr_second_pass_steps: Annotated[int, Field(ge=0, le=1000)] = 0
+    hr_resize_x: Side = 0
+    hr_resize_y: Side = 0
+    hr_prompt: Text = ""
+    hr_negative_prompt: Text = ""
+
+
+class Img2Img(Drawing):
+    init_images: Annotated[list[str], Field(max_length=64)] | None = None
+    resize_mode: Annotated[int, Field(ge=0, le=3)] = 0
+    image_cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    mask: str | None = None
+    mask_blur: Annotated[float, Field(ge=0, le=1024)] = 4.0
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: Annotated[int, Field(ge=0, le=16_384)] = 0
+    inpainting_mask_invert: Annotated[int, Field(ge=0, le=1)] = 0
+    include_init_images: bool = False
+
+
+class Extras(Lenient):
+    resize_mode: Annotated[int, Field(ge=0, le=1)] = 0
+    upscaling_resize: Annotated[float, Field(gt=0, le=64)] = 2.0
+    upscaling_resize_w: Side = 512
+    upscaling_resize_h: Side = 512
+    upscaling_crop: bool = True
+    upscaler_1: Annotated[str, Field(max_length=200)] = "None"
+    upscaler_2: Annotated[str, Field(max_length=200)] = "None"
+    extras_upscaler_2_visibility: Share = 0.0
+
+
+class ExtrasSingle(Extras):
+    image: str
+
+
+class NamedPicture(Lenient):
+    data: str
+    name: Annotated[str, Field(max_length=1000)] = ""
+
+
+class ExtrasBatch(Extras):
+    imageList: Annotated[list[NamedPicture], Field(max_length=256)]  # noqa: N815  the field's name
+
+
+class PngInfo(Lenient):
+    image: str
+
+
+NEUTRAL: dict[str, Any] = {
+    "show_extras_results": True,
+    "do_not_save_samples": False,
+    "s_noise": 1,
+    "eta": 1.0,
+    "initial_noise_multiplier": 1,
+    "subseed": -1,
+    "override_settings_restore_afterwards": True,
+    "firstphase_width": 0,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": -1,
+    "hr_checkpoint_name": "Use same checkpoint",
+}
+"""What an unlisted field says where it asks for nothing, if that is not false, 0, "" or an empty list."""
+
+
+def ignored(body: Lenient) -> list[str]:
+    """The fields of a body that ask for something which is not done here."""
+    return sorted(name[:100] for name, value in (body.model_extra or {}).items() if value and NEUTRAL.get(name) != value)

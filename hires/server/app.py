@@ -1,0 +1,73 @@
+"""The application: every route over one queue, errors as JSON with a reason, the guard around it all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from hires import __version__
+from hires.errors import HiresError
+from hires.server import a1111, jobs_api, openai, page
+from hires.server.guard import Guard
+from hires.server.queue import JobQueue
+from hires.server.settings import Library, Settings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application; its queue works from start-up to shutdown."""
+    library = Library(settings)
+    queue = JobQueue(settings, library)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        queue.start()
+        yield
+        queue.close()
+
+    app = FastAPI(title="hires", version=__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.queue = queue
+    for routes in (jobs_api.router(queue), a1111.router(queue), openai.router(queue), page.router(queue)):
+        app.include_router(routes)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HiresError, _failed)
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def _said(request: Request, status: int, reason: str, code: str | None = None) -> JSONResponse:
+    """An error in the words of the API that was called: FastAPI's and A1111's `detail`, or OpenAI's `error`."""
+    if request.url.path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return JSONResponse({"error": {"message": reason, "type": kind, "param": None, "code": code}}, status)
+    return JSONResponse({"detail": reason, "error": code or "HTTPException", "errors": reason}, status)
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    parts = []
+    for found in error.errors()[:8]:
+        where = ".".join(str(part) for part in found.get("loc", ()) if part != "body")
+        parts.append(f"{where[:120]}: {str(found.get('msg', 'is not understood'))[:200]}")
+    return _said(request, 422, "; ".join(parts) or "the request is not understood", "RequestValidationError")
+
+
+async def _refused(request: Request, error: Any) -> JSONResponse:
+    answer = _said(request, error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _failed(request: Request, error: Any) -> JSONResponse:
+    status = jobs_api.http_status(error)
+    if status == 500:
+        log.warning("%s: %s", request.url.path, error)
+    return _said(request, status, str(error), type(error).__name__)

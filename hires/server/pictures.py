@@ -1,0 +1,132 @@
+"""Pictures of requests: looked at before they are decoded, kept as files of their job, cut and masked as A1111 does."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageFilter, ImageOps
+
+from hires.errors import RequestError
+from hires.server.settings import Limits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+LONGEST_SHOWN = 60
+
+
+def from_base64(text: str, limits: Limits, what: str = "image") -> Image.Image:
+    """A picture of a request: base64, or 'data:image/...;base64,'. RequestError says what is wrong; nothing is fetched."""
+    if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
+        raise RequestError(f"{what} {_short(text)}: addresses are not loaded; send the picture itself in base64")
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise RequestError(f"{what} {_short(head)}: give 'data:image/png;base64,' and the picture")
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"{what} {_short(text)!r}: is no base64 ({error}); send a PNG, JPEG or WebP in base64") from None
+    return from_bytes(content, limits, what)
+
+
+def from_bytes(content: bytes, limits: Limits, what: str = "image") -> Image.Image:
+    """A picture file in memory, decoded. RequestError for what is none, is damaged, or has too many pixels."""
+    if not content:
+        raise RequestError(f"{what}: is empty; send a PNG, JPEG or WebP")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check(opened.size, limits, what)
+            opened.load()
+    except Image.DecompressionBombError as error:
+        raise RequestError(f"{what}: {error}; send a smaller one") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, TypeError, IndexError, ArithmeticError) as error:
+        raise RequestError(f"{what}: cannot be read ({_short(str(error))}); send a PNG, JPEG or WebP") from None
+    return opened
+
+
+def _check(size: tuple[int, int], limits: Limits, what: str) -> None:
+    width, height = size
+    if not width * height:
+        raise RequestError(f"{what} of {width}x{height}: has no pixels; send another")
+    if width * height > limits.input_pixels or max(size) > limits.side_px:
+        most = f"{limits.input_pixels / 1e6:.0f} megapixels and {limits.side_px} px a side"
+        raise RequestError(f"{what} of {width}x{height}: is over the limit of {most}; send a smaller one")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, in RGB or RGBA."""
+    turned = ImageOps.exif_transpose(picture)
+    return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+
+
+def kept(picture: Image.Image, folder: Path, name: str) -> str:
+    """Write a picture as a PNG file of a job; its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = picture if picture.mode in ("L", "LA", "RGB", "RGBA", "I;16") else picture.convert("RGB")
+    plain.save(folder / name, format="PNG", compress_level=1, icc_profile=picture.info.get("icc_profile"))
+    return name
+
+
+def resized(picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:
+    """A1111's resize_mode on exactly width x height: 0 stretch, 1 cut, 2 fill with the edge's colours, 3 as 0."""
+    if picture.size == (width, height):
+        return picture
+    lanczos = Image.Resampling.LANCZOS
+    if mode == 1:
+        return ImageOps.fit(picture, (width, height), lanczos)
+    if mode == 2:
+        inner = ImageOps.contain(picture, (width, height), lanczos)
+        left, top = (width - inner.width) // 2, (height - inner.height) // 2
+        around = Image.new(picture.mode, (width, height))
+        around.paste(inner, (left, top))
+        return _edges_out(around, (left, top, left + inner.width, top + inner.height))
+    return picture.resize((width, height), lanczos)
+
+
+def _edges_out(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """What lies outside a box painted with the nearest row or column within it."""
+    left, top, right, bottom = box
+    width, height = picture.size
+    for source, target in (
+        ((left, top, left + 1, bottom), (0, top, left, bottom)),
+        ((right - 1, top, right, bottom), (right, top, width, bottom)),
+        ((0, top, width, top + 1), (0, 0, width, top)),
+        ((0, bottom - 1, width, bottom), (0, bottom, width, height)),
+    ):
+        size = (target[2] - target[0], target[3] - target[1])
+        if min(size) > 0:
+            picture.paste(picture.crop(source).resize(size, Image.Resampling.NEAREST), target[:2])
+    return picture
+
+
+def mask_of(picture: Image.Image, size: tuple[int, int], blur: float, invert: bool) -> Image.Image:
+    """Where to draw, white, as L of a size; blurred by `blur` px."""
+    grey = picture.convert("L").resize(size, Image.Resampling.BILINEAR)
+    grey = ImageOps.invert(grey) if invert else grey
+    return grey.filter(ImageFilter.GaussianBlur(blur)) if blur > 0 else grey
+
+
+def around(mask: Image.Image, padding: int, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """The box that holds a mask's white with a padding, widened to the shape width : height; None where nothing is white."""
+    inner = mask.point([0] * 1 + [255] * 255).getbbox()
+    if inner is None:
+        return None
+    left, top = max(0, inner[0] - padding), max(0, inner[1] - padding)
+    right, bottom = min(mask.width, inner[2] + padding), min(mask.height, inner[3] + padding)
+    across, down = right - left, bottom - top
+    if across * height < down * width:
+        across = min(mask.width, round(down * width / height))
+    else:
+        down = min(mask.height, round(across * height / width))
+    left = min(max(0, (left + right - across) // 2), mask.width - across)
+    top = min(max(0, (top + bottom - down) // 2), mask.height - down)
+    return left, top, left + across, top + down
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."

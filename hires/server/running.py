@@ -1,0 +1,230 @@
+"""One task of a job carried out: planned, run with the engine, its file in the job's folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hires import __version__, planner
+from hires.engine import describe_device, editing, spec_for, text_to_image, with_captions
+from hires.errors import RequestError, SizeError
+from hires.formats import check_fits
+from hires.imageio import ImageSink, ImageSource
+from hires.resolution import check_size, parse_size
+from hires.server.settings import Library, Settings
+from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
+from hires.tiling.geometry import Size
+from hires.types import MemoryPlan, OnEvent, RenderRequest, parse_bytes
+from hires.upscale_options import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
+
+SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tif": ".tif"}
+ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A finished picture: its file in the job's folder, size, seed, seconds, sampler and schedule it took, notes."""
+
+    file: str
+    size: Size
+    seed: int
+    seconds: float
+    sampler: str = ""
+    schedule: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Runner:
+    """Plans and runs tasks on one device. Errors as of `hires.render`, `edit` and `upscale`."""
+
+    def __init__(self, settings: Settings, library: Library, device: str) -> None:
+        self.settings, self.library, self.device = settings, library, device
+
+    def plan(self, task: Any, folder: Path) -> MemoryPlan | None:
+        """What a task would do; None for an enlargement without a diffusion model. RequestError for what cannot be done."""
+        own = budget(task, self.settings.vram)
+        if isinstance(task, UpscaleTask):
+            request = self._refinement(task, folder)
+            if request is None:
+                return None
+            spec = text_to_image(spec_for(request), task.prompt)
+        else:
+            size = size_of(task, self.settings.limits, self._picture_size(task, folder))
+            check_fits(Path(f"result{SUFFIX[task.format]}"), size, dtype=f"uint{task.bits or 8}")
+            request = request_of(task, size, self.library)
+            if isinstance(task, RenderTask) and task.mask is not None and task.init is None:
+                raise RequestError("mask: is of a picture; send the picture as init")
+            if isinstance(task, RenderTask) and task.strength is not None and task.init is None:
+                raise RequestError(f"strength {task.strength:g}: is of a picture; send the picture as init")
+            spec = editing(spec_for(request)) if isinstance(task, EditTask) else text_to_image(spec_for(request), task.prompt)
+        ram = None if self.settings.ram is None else parse_bytes(self.settings.ram)
+        budget_bytes = None if own is None else parse_bytes(own)
+        return planner.plan(with_captions(request), spec, describe_device(self.device, budget_bytes, ram))
+
+    def weights(self, task: Any, plan: MemoryPlan | None) -> dict[str, float]:
+        """The share of its time that each stage of a task is expected to take."""
+        costs = {} if plan is None else {cost.stage: max(cost.seconds, 1e-3) for cost in plan.costs}
+        if isinstance(task, UpscaleTask):
+            share = sum(costs.values()) * ENLARGE_SHARE / (1 - ENLARGE_SHARE) if costs else 1.0
+            return {"enlarge": share, **costs}
+        return costs
+
+    def run(self, task: Any, folder: Path, name: str, on_event: OnEvent) -> Made:
+        """Carry a task out; its file is `name` and the format's ending. Cancelled is raised by on_event."""
+        output = folder / f"{name}{SUFFIX[task.format]}"
+        if isinstance(task, UpscaleTask):
+            return self._upscaled(task, folder, output, on_event)
+        return self._rendered(task, folder, output, on_event)
+
+    def _rendered(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> Made:
+        import hires
+
+        options: dict[str, Any] = {
+            "model": self.library.model(task.model),
+            "loras": [self.library.lora(name) for name in task.loras],
+            "tiny_vae": self.settings.tiny_vae,
+            "device": self.device,
+            "vram": budget(task, self.settings.vram),
+            "ram": self.settings.ram,
+            "output": output,
+            "overwrite": True,
+            "bits": task.bits,
+            "on_event": on_event,
+            "size": str(size_of(task, self.settings.limits, self._picture_size(task, folder))),
+        }
+        options |= {
+            field: getattr(task, field)
+            for field in (
+                "negative",
+                "seed",
+                "steps",
+                "guidance",
+                "preset",
+                "sampler",
+                "schedule",
+                "strategy",
+                "tile_px",
+                "overlap_px",
+            )
+        }
+        if isinstance(task, EditTask):
+            result = hires.edit(folder / task.picture, task.prompt, image_guidance=task.image_guidance, **options)
+        else:
+            options |= {
+                field: getattr(task, field)
+                for field in ("sigma_max", "attention_policy", "relay", "colour_fix", "clean_caption")
+            }
+            pictures: dict[str, Any] = {field: _within(folder, getattr(task, field)) for field in ("init", "mask", "control")}
+            result = hires.render(task.prompt, strength=task.strength, stages=task.stages, **pictures, **options)
+        stage = result.plan.stages[0]
+        return Made(
+            file=output.name,
+            size=result.size,
+            seed=result.seed,
+            seconds=result.seconds,
+            sampler=stage.sampler,
+            schedule=stage.schedule,
+            steps=stage.taken_steps,
+            guidance=stage.guidance,
+            notes=result.plan.notes,
+        )
+
+    def _upscaled(self, task: UpscaleTask, folder: Path, output: Path, on_event: OnEvent) -> Made:
+        size, source = self._target(task, folder), folder / task.picture
+        first = self.library.upscaler(task.upscaler)
+        share = 0.0 if task.mixed is None else task.mixed[1]
+        if not share:
+            found = self._enlarged(task, source, size, first, output, on_event)
+            return Made(file=output.name, size=size, seed=task.seed or 0, seconds=found.seconds, notes=found.notes)
+        return self._mixed(task, source, size, output, on_event)
+
+    def _mixed(self, task: UpscaleTask, source: Path, size: Size, output: Path, on_event: OnEvent) -> Made:
+        """Two upscalers' pictures, 8 bit, in memory, added in the shares asked for."""
+        assert task.mixed is not None
+        begun = time.monotonic()
+        names = (self.library.upscaler(task.upscaler), self.library.upscaler(task.mixed[0]))
+        first, second = (self._enlarged(task, source, size, name, None, on_event).pixels for name in names)
+        mixed = Image.blend(_pillow(first), _pillow(second), task.mixed[1])
+        pixels = np.asarray(mixed).reshape(size.height, size.width, -1)
+        with ImageSink.open(
+            output, size, pixels.shape[2], metadata={"Software": f"hires {__version__}"}, overwrite=True
+        ) as sink:
+            sink.write(pixels)
+        return Made(file=output.name, size=size, seed=task.seed or 0, seconds=time.monotonic() - begun)
+
+    def _enlarged(
+        self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
+    ) -> UpscaleResult:
+        from hires.upscaling import Batch
+
+        refinement = Refinement(
+            strength=task.strength or REFINE_STRENGTH, prompt=task.prompt, negative=task.negative,
+            model=self.library.model(task.model), seed=task.seed or 0, steps=task.steps, guidance=task.guidance,
+            preset=task.preset, tile_px=task.tile_px, loras=[self.library.lora(name) for name in task.loras],
+            colour_fix=task.colour_fix,
+        )  # fmt: skip
+        picture: Any = source
+        if upscaler == "nearest":
+            picture = picture if task.refine else _nearest(source, size)
+            upscaler = "lanczos"
+        options = UpscaleOptions(
+            size=size, upscaler=upscaler, refinement=refinement if task.refine else None, bits=task.bits, device=self.device,
+            vram=budget(task, self.settings.vram), ram=self.settings.ram,
+        )  # fmt: skip
+        return Batch(options).run(picture, output, overwrite=True, on_event=on_event)
+
+    def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
+        size = self._target(task, folder)
+        check_fits(Path(f"result{SUFFIX[task.format]}"), size, dtype=f"uint{task.bits or 8}")
+        self.library.upscaler(task.upscaler)
+        if task.mixed is not None:
+            self.library.upscaler(task.mixed[0])
+        if not task.refine:
+            if task.strength is not None:
+                raise RequestError(f"strength {task.strength:g}: is of a refinement; set refine")
+            return None
+        drawn = RenderTask(
+            prompt=task.prompt, negative=task.negative, model=task.model, seed=task.seed, steps=task.steps,
+            guidance=task.guidance, preset=task.preset, loras=task.loras, init=task.picture,
+            strength=task.strength or REFINE_STRENGTH, tile_px=task.tile_px, colour_fix=task.colour_fix,
+        )  # fmt: skip
+        return request_of(drawn, size, self.library)
+
+    def _target(self, task: UpscaleTask, folder: Path) -> Size:
+        if task.size is not None:
+            if task.scale is not None:
+                raise SizeError(f"scale {task.scale:g} and size {task.size}: give one of the two")
+            return allowed(parse_size(task.size), self.settings.limits)
+        with ImageSource.open(folder / task.picture) as source:
+            by = task.scale or 4
+            size = Size(max(1, round(source.size.height * by)), max(1, round(source.size.width * by)))
+        return allowed(check_size(size), self.settings.limits)
+
+    def _picture_size(self, task: RenderTask | EditTask, folder: Path) -> tuple[int, int] | None:
+        name = task.picture if isinstance(task, EditTask) else task.init
+        if name is None:
+            return None
+        with Image.open(folder / name) as opened:
+            return opened.size
+
+
+def _within(folder: Path, name: str | None) -> Path | None:
+    return None if name is None else folder / name
+
+
+def _nearest(source: Path, size: Size) -> Image.Image:
+    with Image.open(source) as opened:
+        plain = opened if opened.mode in ("L", "LA", "RGB", "RGBA") else opened.convert("RGB")
+        return plain.resize((size.width, size.height), Image.Resampling.NEAREST)
+
+
+def _pillow(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -1,0 +1,154 @@
+"""How a server is set up: where it listens and keeps things, whom it lets in, what it lets through, which models it offers."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hires.errors import ModelError, RequestError, unknown
+from hires.folders import is_model_folder
+from hires.locate import NAMED_MODELS
+from hires.types import LoraRef, parse_bytes, parse_lora
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+PROMPT_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request may ask for. body_seconds: the longest silence within a body. waiting: jobs that may wait for a device;
+    kept: finished jobs whose files stay."""
+
+    body_bytes: int = 256 * 2**20
+    body_seconds: float = 30.0
+    input_pixels: int = 150_000_000
+    output_pixels: int = 2**30
+    side_px: int = 65_536
+    pictures: int = 64
+    waiting: int = 64
+    kept: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A server's own options. folder: of jobs and outputs. models, loras, upscalers: folders whose files requests may name;
+    nothing else on the disk can be named. hosts: further names that the server answers to."""
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    api_key: str | None = None
+    hosts: tuple[str, ...] = ()
+    model: str = "demo"
+    models: Path | None = None
+    loras: Path | None = None
+    upscalers: Path | None = None
+    tiny_vae: str | None = None
+    vram: str | None = None
+    ram: str | None = None
+    devices: tuple[str, ...] = ("auto",)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise RequestError(f"--port {self.port}: give a port from 1 to 65535, or 0 for any that is free")
+        if not self.loopback and not self.api_key:
+            raise RequestError(f"--host {self.host}: is open to the network; add --api-key KEY, or serve on 127.0.0.1")
+        if self.api_key is not None and len(self.api_key) < 8:
+            raise RequestError(f"--api-key of {len(self.api_key)} characters: give 8 or more")
+        for option, folder in (("models", self.models), ("loras", self.loras), ("upscalers", self.upscalers)):
+            if folder is not None and not folder.is_dir():
+                raise RequestError(f"--{option} {folder}: is not a folder; give the one that the files are in")
+        for amount in (self.vram, self.ram):
+            if amount is not None:
+                parse_bytes(amount)
+        if self.limits.waiting < 1:
+            raise RequestError(f"--queue {self.limits.waiting}: give how many jobs may wait, 1 or more")
+        if len(set(self.devices)) < len(self.devices) or not self.devices:
+            raise RequestError(f"--device {', '.join(self.devices)}: give each device once")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A file that a request may name. title: as A1111 shows it."""
+
+    name: str
+    path: str
+    title: str
+
+
+class Library:
+    """The models, LoRAs and upscaling networks that a server offers by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def models(self) -> list[Offer]:
+        """The server's own model first, then the shipped one, then those of the folder."""
+        own = self.settings.model
+        found = {_stem(own): own} | {name: name for name in NAMED_MODELS}
+        for path in _listed(self.settings.models):
+            if path.suffix in WEIGHTS or (path.is_dir() and is_model_folder(path)):
+                found.setdefault(path.stem if path.suffix in WEIGHTS else path.name, str(path))
+        return [Offer(name, path, name if name == path else Path(path).name) for name, path in found.items()]
+
+    def model(self, name: str | None) -> str:
+        """What `hires.render(model=)` takes for a name, a title or a file name. ModelError lists what is offered."""
+        offers = self.models()
+        if name is None:
+            return offers[0].path
+        plain = name.split(" [")[0].strip()  # A1111 shows "file.safetensors [hash]"
+        for offer in offers:
+            if plain in (offer.name, offer.title):
+                return offer.path
+        raise ModelError(unknown("model", name[:200], [offer.name for offer in offers]))
+
+    def loras(self) -> list[Offer]:
+        return _offers(self.settings.loras)
+
+    def lora(self, text: str) -> LoraRef:
+        """'style' or 'style:0.8' of the folder. RequestError lists what is offered."""
+        ref = parse_lora(text)
+        for offer in self.loras():
+            if ref.path in (offer.name, offer.title):
+                return LoraRef(offer.path, ref.scale)
+        raise RequestError(unknown("LoRA", ref.path[:200], [offer.name for offer in self.loras()]))
+
+    def upscalers(self) -> list[Offer]:
+        """Lanczos and Nearest, then the networks of the folder."""
+        return [
+            Offer("Lanczos", "lanczos", "Lanczos"),
+            Offer("Nearest", "nearest", "Nearest"),
+            *_offers(self.settings.upscalers),
+        ]
+
+    def upscaler(self, name: str | None) -> str:
+        """'lanczos', 'nearest' or a network's file. RequestError lists what is offered."""
+        if name is None or name.lower() in ("", "none"):
+            return "lanczos"
+        for offer in self.upscalers():
+            if name in (offer.name, offer.title) or name.lower() == offer.path:
+                return offer.path
+        raise RequestError(unknown("upscaler", name[:200], [offer.name for offer in self.upscalers()]))
+
+
+def _listed(folder: Path | None) -> list[Path]:
+    return [] if folder is None else sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _offers(folder: Path | None) -> list[Offer]:
+    return [Offer(path.stem, str(path), path.name) for path in _listed(folder) if path.is_file() and path.suffix in WEIGHTS]
+
+
+def _stem(model: str) -> str:
+    path = Path(model)
+    return path.stem if path.suffix in WEIGHTS else path.name
