@@ -11,9 +11,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GuidePlan", "JournalOptions", "StageSpec", "WindowSpec", "__version__", "edit", "plan", "render", "upscale"]
+__all__ = [
+    "Client",
+    "GuidePlan",
+    "JournalOptions",
+    "StageSpec",
+    "WindowSpec",
+    "__version__",
+    "edit",
+    "plan",
+    "render",
+    "upscale",
+]
 
 if TYPE_CHECKING:
+    from hires.client import Client
     from hires.engine import JournalOptions, edit, plan, render
     from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
     from hires.upscaling import upscale
@@ -28,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from hires import stage_spec
 
         return getattr(stage_spec, name)
+    if name == "Client":
+        from hires import client
+
+        return client.Client
     if name == "upscale":
         from hires import upscaling
 

@@ -120,6 +120,7 @@ def listener(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen(2048)  # who comes before the server is ready waits
     except OSError as error:
         raise RequestError(f"--host {host} --port {port}: {error.strerror or error}; give another port, or 0 for any") from None
     return opened

@@ -25,13 +25,15 @@ DEPTHS = (8, 16)
 class Delivery:
     """The output of one render; called with a size it opens a sink, again after a way to decode that was given up.
 
-    path: None for an array. bits: of each value. within: a folder for the unfinished file, where it is there.
+    path: None for an array. bits: of each value. within: a folder for the unfinished file, where it is there. head: text that
+    goes before the pixels, where other tools look for it; all else is known when they are there.
     """
 
     path: Path | None
     overwrite: bool = False
     bits: int = 8
     within: Path | None = None
+    head: dict[str, str] = field(default_factory=dict)
     _sink: ImageSink | None = field(default=None, init=False)
 
     def __call__(self, size: Size) -> ImageSink:
@@ -43,7 +45,9 @@ class Delivery:
             self._sink = ArraySink(size, dtype=kind)
         else:
             within = self.within if self.within is not None and self.within.is_dir() else None
-            self._sink = ImageSink.open(self.path, size, dtype=kind, overwrite=self.overwrite, within=within)
+            self._sink = ImageSink.open(
+                self.path, size, dtype=kind, metadata=self.head, overwrite=self.overwrite, within=within
+            )
         return self._sink
 
     def finish(self, result: RenderResult, request: RenderRequest, tell: OnEvent) -> RenderResult:
@@ -73,8 +77,8 @@ def _read(path: Path) -> Any:
         return source.read(Box(0, 0, source.size.height, source.size.width))
 
 
-def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The text in a file: A1111's parameters, prompt, seed, sampler, schedule and the whole plan."""
+def parameters(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
+    """The text by which A1111 and the tools around it tell how a picture was made."""
     first = made.stages[0]
     values = {
         "Steps": first.taken_steps,
@@ -85,14 +89,18 @@ def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
         "Size": made.output,
         "Model": made.model,
     } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
+    return {"parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"})}
+
+
+def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
+    """The text in a file: prompt, seed, sampler, schedule and the whole plan."""
     return {
         "Software": f"hires {__version__}",
-        "parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"}),
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": str(request.seed),
-        "sampler": first.sampler,
-        "schedule": first.schedule,
+        "sampler": made.stages[0].sampler,
+        "schedule": made.stages[0].schedule,
         "model": made.model,
         "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hires import calibration, captions, machines, planner
 from hires.adapters import with_loras
 from hires.calibration import calibrated
-from hires.delivery import DEPTHS, Delivery
+from hires.delivery import DEPTHS, Delivery, parameters
 from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
 from hires.locate import missing
@@ -410,6 +410,7 @@ def _delivered(
     request = with_captions(request)
     facts = calibrated(probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0), calibration.load(calibration.cache_folder()))
     made = planner.plan(request, spec, facts)
+    file.head = parameters(request, made)
     if memory[1] is not None:
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 from hires.types import DecodePlan, LoraRef, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 
+PREVIEW_PX = 4  # per cell of a linear preview
 log = logging.getLogger(__name__)
 
 
@@ -315,11 +317,10 @@ class LoadedFamily:
     def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
         if self.tiny is None:
             colours = mapped(latents, self.spec)
-            return (
-                None
-                if colours is None
-                else to_uint8(colours.repeat_interleave(4, 1).repeat_interleave(4, 2).permute(1, 2, 0).numpy())
-            )
+            if colours is None:
+                return None
+            smooth = F.interpolate(colours[None], scale_factor=PREVIEW_PX, mode="bicubic", align_corners=False)[0]
+            return to_uint8(smooth.permute(1, 2, 0).numpy())
         small = thumbnail(latents)
         pixels, message = attempt(self.tiny.decode, small)
         if pixels is None:

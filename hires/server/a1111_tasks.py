@@ -30,7 +30,6 @@ from hires.upscaling import structure_cutoff
 LORA = re.compile(r"<lora:([^:<>]+)(?::([-+]?[\d.]+))?(?::[^<>]*)?>")
 AUTOMATIC = ("", "automatic")
 INIT_STRENGTH = 0.75  # A1111's, where a client says none
-LEAST_STRENGTH = 0.01
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,7 +152,7 @@ class Maker:
             made.ignored.append("hr_prompt")
         if body.hr_upscaler and body.hr_upscaler.lower() not in ("none", "latent", "lanczos"):
             made.notes.append(f"hires fix: hr_upscaler {body.hr_upscaler[:80]}: the picture is enlarged by Lanczos")
-        strength = INIT_STRENGTH if body.denoising_strength is None else max(LEAST_STRENGTH, body.denoising_strength)
+        strength = _strength(body, made.model)
         steps = body.hr_second_pass_steps or body.steps or 20
         taken, sigma = _relay_of(self.library, made.model, strength, steps)
         return width, height, [f"{body.width}x{body.height}", f"{width}x{height},sigma={sigma:.6g},steps={taken}"]
@@ -172,9 +171,10 @@ class Maker:
         if scripted.scale and (scripted.enlarge or scripted.keep_input):
             width, height = round(picture.width * scripted.scale), round(picture.height * scripted.scale)
         size = f"{width}x{height}"
-        strength = INIT_STRENGTH if body.denoising_strength is None else body.denoising_strength
+        strength = _strength(body, made.model)
         larger = width > picture.width and height > picture.height
         if scripted.enlarge or (scripted.guided and larger):
+            scripted = replace(scripted, redraw=scripted.redraw and body.denoising_strength != 0)
             return self._enlarged(common, kept(picture, folder, name), size, strength, scripted)
         if load_spec(made.model).facts.image_channels:
             fields = {key: value for key, value in common.items() if key in EditTask.model_fields}
@@ -187,9 +187,7 @@ class Maker:
             cutoff = structure_cutoff(Size(picture.height, picture.width), Size(height, width))
             relay = f"guide=structure:{min(cutoff, 0.25):.6g}"
         stored = kept(resized(picture, width, height, body.resize_mode), folder, name)
-        return RenderTask(
-            **common, size=size, init=stored, strength=max(LEAST_STRENGTH, strength), relay=relay, **_tiles(scripted)
-        )
+        return RenderTask(**common, size=size, init=stored, strength=strength, relay=relay, **_tiles(scripted))
 
     def _enlarged(self, common: dict[str, Any], name: str, size: str, strength: float, scripted: Scripted) -> UpscaleTask:
         fields = {key: value for key, value in common.items() if key in UpscaleTask.model_fields}
@@ -199,7 +197,7 @@ class Maker:
             if not 0 <= upscaler < len(offers):
                 raise RequestError(f"{scripts.ULTIMATE}: upscaler_index {upscaler}; give 0 to {len(offers) - 1}")
             upscaler = offers[upscaler]
-        redraw = scripted.redraw and strength > 0
+        redraw = scripted.redraw
         return UpscaleTask(
             **fields, picture=name, size=size, upscaler=upscaler, refine=redraw, strength=strength if redraw else None,
             tile_px=scripted.tile_px if redraw else None,
@@ -212,7 +210,7 @@ class Maker:
         assert body.mask is not None
         tasks, cuts = [], []
         mask = from_base64(body.mask, self.settings.limits, "mask")
-        strength = INIT_STRENGTH if body.denoising_strength is None else max(LEAST_STRENGTH, body.denoising_strength)
+        strength = _strength(body, made.model)
         for index, picture in enumerate(pictures):
             plain = picture.convert("RGB")
             grey = mask_of(mask, plain.size, body.mask_blur, bool(body.inpainting_mask_invert))
@@ -255,6 +253,12 @@ def _scripts(body: Drawing) -> Scripted:
         return scripts.read(body.script_name, body.script_args, body.alwayson_scripts)
     except scripts.ScriptNotFoundError as error:
         raise HTTPException(422, str(error)) from None
+
+
+def _strength(body: Drawing, model: str) -> float:
+    """What is drawn anew; a strength that leaves none of the steps takes one, as A1111's does."""
+    asked = INIT_STRENGTH if body.denoising_strength is None else body.denoising_strength
+    return max(asked, 1 / (body.steps or load_spec(model).defaults.steps))
 
 
 def _plain(name: str | None) -> str | None:
