@@ -33,6 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/upscale spandrel torchvision einops
+	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/npm --no-audit --no-fund --ignore-scripts --loglevel=error node-sd-webui@0.0.8 || echo "no npm client; its test skips"; fi
 	touch $(READY)
 
 clean:

@@ -18,6 +18,8 @@ __all__ = [
     "StageSpec",
     "WindowSpec",
     "__version__",
+    "attach",
+    "detach",
     "edit",
     "plan",
     "render",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hires.attaching import attach, detach
     from hires.client import Client
     from hires.engine import JournalOptions, edit, plan, render
     from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
@@ -40,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from hires import stage_spec
 
         return getattr(stage_spec, name)
+    if name in ("attach", "detach"):
+        from hires import attaching
+
+        return getattr(attaching, name)
     if name == "Client":
         from hires import client
 

@@ -83,11 +83,11 @@ def parameters(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
     values = {
         "Steps": first.taken_steps,
         "Sampler": SAMPLERS[first.sampler].label,
-        "Schedule type": SCHEDULES[first.schedule].label,
         "CFG scale": f"{first.guidance:g}",
         "Seed": request.seed,
         "Size": made.output,
         "Model": made.model,
+        "Schedule type": SCHEDULES[first.schedule].label,
     } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
     return {"parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"})}
 

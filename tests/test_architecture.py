@@ -100,7 +100,7 @@ ROWS = (
     ),
     ("pipelines",),
     ("infotext", "delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
-    ("server", "client", "cli_serve", "cli_upscale", "cli"),
+    ("attaching", "server", "client", "cli_serve", "cli_upscale", "cli"),
 )
 
 

@@ -191,17 +191,21 @@ class TiledVAE:
                 ladder.descend(message)
         self._finished(run, ladder, begun)
 
-    @torch.no_grad()
     def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
         """The posterior's mean (B, C, h, w), unscaled, of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box."""
+        return self.moments(x, on_band).chunk(2, dim=1)[0]
+
+    @torch.no_grad()
+    def moments(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
+        """The posterior's mean and log variance, (B, 2 C, h, w), as diffusers' DiagonalGaussianDistribution takes them."""
         source = WholePicture(x) if isinstance(x, Tensor) else x
         run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
         cells, batch = source.size.divided(self.cell_px), x.shape[0] if isinstance(x, Tensor) else 1
         ladder = self._ladder(cells.height, cells.width, batch=batch, encode=True)
         begun = ladder.taken
-        mean = ladder.run(lambda rung: run.encode(source, rung))
+        found = ladder.run(lambda rung: run.encode(source, rung))
         self._finished(run, ladder, begun)
-        return mean
+        return found
 
     def _finished(self, run: Run, ladder: Ladder[Any], begun: int) -> None:
         taken = ladder.taken - begun
@@ -276,22 +280,22 @@ class Run:
         yield from last_rows(picture, setting, start)
 
     def encode(self, source: PixelSource, rung: Rung) -> Tensor:
-        """The posterior's mean by one policy."""
+        """The posterior's mean and log variance by one policy."""
         size = source.size
         if self._is_module(rung):
             pixels = source.crop(Box(0, 0, size.height, size.width)).to(self.device, self.dtype)
-            mean: Tensor = self.vae.encode(pixels).latent_dist.mean  # type: ignore[operator]
-            if self._finite(mean):
+            found: Tensor = self.vae.encode(pixels).latent_dist.parameters  # type: ignore[operator]
+            if self._finite(found):
                 self._report(1, 1)
-                return mean
-            del mean, pixels
+                return found
+            del found, pixels
         setting = self._setting(rung, size.height)
 
         def read(top: int, bottom: int) -> Tensor:
             return source.crop(Box(top, 0, bottom - top, size.width)).to(self.device, setting.dtype)
 
         latents = self._through(encode_layers(self.vae), Given(3, size.height, size.width, read), setting)
-        return join([band.chunk(2, dim=1)[0] for band in last_rows(latents, setting)])
+        return join(list(last_rows(latents, setting)))
 
     def _through(self, layers: list[Layer], given: RowMap, setting: Setting, start: int = 0) -> RowMap:
         """The last layer's map, from the last whole one on; counts bands towards the total from there."""
