@@ -7,14 +7,13 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from hires import __version__, cli_serve, cli_upscale
+from hires import __version__, cli_bench, cli_serve, cli_upscale
 from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
 from hires.presets import STAGE_KEYS
@@ -554,26 +553,6 @@ def vae_roundtrip(
               f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
 
 
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command()
-def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
-    """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
-
-    def work() -> Any:
-        from hires import calibration
-        from hires.bench import calibrate as measure
-        from hires.device import choose_device
-
-        found = measure(choose_device(device), (lambda line: None) if as_json else print)
-        return found, calibration.save(calibration.cache_folder(), found)
-
-    found, path = guarded(work)
-    print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
-
-
 @app.command()
 def jobs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the outputs are.", show_default=False)] = Path(),
@@ -726,6 +705,7 @@ def main(
 
 cli_upscale.register(app, progress_display, guarded)
 cli_serve.register(app, guarded)
+cli_bench.register(app, guarded)
 
 if __name__ == "__main__":
     app()

@@ -99,8 +99,8 @@ ROWS = (
         "unet",
     ),
     ("pipelines",),
-    ("infotext", "delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "bench"),
-    ("attaching", "server", "client", "cli_serve", "cli_upscale", "cli"),
+    ("infotext", "delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "timing", "benching", "bench"),
+    ("attaching", "server", "client", "cli_serve", "cli_upscale", "cli_bench", "cli"),
 )
 
 

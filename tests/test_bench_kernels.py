@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import bench_attention, bench_blend, bench_group_norm
-from benchmarks.timing import quantile, timed
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS
 from hires.kernels.policies import NPA
+from hires.timing import quantile, timed
 
 
 @pytest.mark.parametrize("suite", [bench_group_norm, bench_blend], ids=["group_norm", "blend"])

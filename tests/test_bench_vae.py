@@ -26,6 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_rows_of_every_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "vae.csv"
     bench_vae.main(

@@ -51,6 +51,7 @@ def test_adain_brings_mean_and_deviation_back() -> None:
     assert twice.costs[-2].flops == 2 * plain.costs[-2].flops
 
 
+@pytest.mark.slow
 def test_any_bands_give_the_same_and_a_base_picture_lends_its_colours() -> None:
     """Two stages from noise; decoded whole, and in bands under a small budget."""
     options: dict[str, Any] = {"size": "400x272", "steps": 3, "colour_fix": "wavelet"}
@@ -61,6 +62,7 @@ def test_any_bands_give_the_same_and_a_base_picture_lends_its_colours() -> None:
     assert not np.array_equal(whole.pixels, hires.render(PROMPT, **options | {"colour_fix": None}).pixels)
 
 
+@pytest.mark.slow
 def test_a_stopped_render_goes_on_to_the_same_picture(tmp_path: Path) -> None:
     options: dict[str, Any] = {"size": "400x272", "steps": 3, "colour_fix": "wavelet", "vram": "60MB"}
     expected = hires.render(PROMPT, **options).pixels

@@ -86,6 +86,7 @@ def test_law_3_tile_batch_and_retries_do_not_change_the_picture(small: RenderRes
     assert np.abs(result.pixels.astype(int) - small.pixels.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_law_3_tile_batch_and_threads_leave_the_canvas_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[torch.Tensor]] = []
     made: list[MemoryPlan] = []
@@ -230,6 +231,7 @@ def test_a_folder_says_what_its_checkpoint_was_distilled_for(eps_folder: Path, t
         hires.plan(size="256x256", model=str(folder))
 
 
+@pytest.mark.slow
 def test_a_single_file_renders_the_picture_of_its_folder(tmp_path: Path, checkpoint: Callable[..., Checkpoint]) -> None:
     """And a LoRA changes it, the more the stronger it is."""
     from tests.checkpoints import lora

@@ -82,12 +82,14 @@ def test_several_faults_change_nothing_or_are_refused(at: set[int], undisturbed:
             raise
 
 
+@pytest.mark.slow
 def test_memory_that_is_never_there_is_refused_with_the_next_move(undisturbed: tuple[RenderResult, int]) -> None:
     for first in drawn(2, undisturbed[1]):
         with pytest.raises(MemoryLadderError, match=NEXT_MOVE):
             rendered(set(range(min(first), 10**6)))
 
 
+@pytest.mark.slow
 def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A network that never has room for the trained tile: refused, or drawn in smaller ones that the plan names."""
     from hires.unet import UNetNetwork

@@ -298,6 +298,7 @@ def gone_on_with(stopped: bool, output: Path, pixels: Any, more: tuple[str, ...]
     assert [file.name for file in output.parent.iterdir()] == ["a.png"]
 
 
+@pytest.mark.slow
 def test_the_jobs_command_lists_and_cleans(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         hires.render(PROMPT, output=tmp_path / "a.png", journal=AT_ONCE, on_event=stop_after(9), **SMALL)

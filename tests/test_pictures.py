@@ -33,6 +33,7 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(np.abs(a.astype(float) - b.astype(float)).mean())
 
 
+@pytest.mark.slow
 def test_the_stronger_the_more_is_drawn_anew() -> None:
     picture = drawn()
     made = [hires.render(PROMPT, init=picture, strength=s, steps=12, seed=2) for s in (0.1, 0.4, 0.9)]
@@ -127,6 +128,7 @@ def test_the_command_line_edits(tmp_path: Path, checkpoint: Callable[..., Checkp
     assert not (tmp_path / "b.png").exists()
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_large_picture_sees_it_at_every_stage(tmp_path: Path, checkpoint: Callable[..., Checkpoint]) -> None:
     made = checkpoint("sdxl-ip2p", "folder")
     result = hires.edit(drawn(96, 160), "make it winter", model=str(made.path), steps=1, strategy="tiled", tile_px=64)

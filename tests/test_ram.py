@@ -27,7 +27,10 @@ def render(size: str, ram: str, output: Path) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize(("size", "ram"), [("1024x1024", "1GB"), pytest.param("4096x4096", "3GB", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "ram"),
+    [pytest.param("1024x1024", "1GB", marks=pytest.mark.slow), pytest.param("4096x4096", "3GB", marks=pytest.mark.slow)],
+)
 def test_a_render_stays_below_its_ram(size: str, ram: str, tmp_path: Path) -> None:
     document = render(size, ram, tmp_path / "a.png")
     print(size, ram, document["peak_rss_bytes"] / 1e9, "GB")

@@ -55,6 +55,7 @@ def test_every_step_has_a_preview_and_the_picture_is_the_same(tiny: Path) -> Non
     assert result.plan.costs[0].peak_bytes - plain.plan.costs[0].peak_bytes == preview_bytes(4, cpu=True)
 
 
+@pytest.mark.slow
 def test_it_decodes_where_every_exact_way_ran_out_of_memory(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

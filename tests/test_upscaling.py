@@ -220,6 +220,7 @@ def tile_colours(pixels: NDArray[np.uint8], tiles: int, to: int) -> NDArray[np.f
     return lab(small).reshape(tiles, side, tiles, side, 3).swapaxes(1, 2).reshape(tiles, tiles, side**2, 3)
 
 
+@pytest.mark.slow
 def test_refinement_keeps_the_size_the_grey_the_alpha_and_the_colours(tmp_path: Path) -> None:
     small = scene_pixels(0, 64)
     result = hires.upscale(small, size="250x260", refine=True, steps=8, strength=0.3)

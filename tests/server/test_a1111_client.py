@@ -209,6 +209,7 @@ def test_options_choose_the_model_and_listings_list(api: Any) -> None:
     assert api.get_loras() == [] and api.get_sd_vae() == [] and api.get_cmd_flags()["api"] is True
 
 
+@pytest.mark.slow
 def test_every_listed_sampler_is_taken(api: Any) -> None:
     for sampler in api.get_samplers():
         if sampler["name"] not in ("LCM", "DPM adaptive"):  # of distilled models; of no fixed length
@@ -312,5 +313,5 @@ def test_many_clients_at_once_are_answered_in_turn(server: Live) -> None:
         return found
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(call, range(16))) == list(range(16))
-    assert sorted(order) == list(range(16))
+        assert list(pool.map(call, range(8))) == list(range(8))
+    assert sorted(order) == list(range(8))

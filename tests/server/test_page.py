@@ -77,7 +77,7 @@ def test_plan_render_watch_and_zoom_to_one_pixel_for_one(page: Any, server: Live
     page.wait_for_selector("#preview:not([hidden])", timeout=60_000)
     assert 0 <= float(page.get_attribute("#bar", "value") or 0) < 1
     until(page, "document.getElementById('bar').value > 0.05")
-    assert "step" in page.text_content("#status")
+    until(page, "document.getElementById('status').textContent.includes('step')")
     shot(page, "watch")
 
     page.wait_for_selector("#finished:not([hidden])", timeout=120_000)

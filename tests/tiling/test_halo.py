@@ -164,6 +164,7 @@ def real_vae_and_photo() -> tuple[nn.Module, Tensor]:
     return vae, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
+@pytest.mark.slow
 def test_the_real_taesdxl_on_part_of_a_photograph() -> None:
     vae, picture = real_vae_and_photo()
     picture = picture[..., 800:1600, 2400:2912]

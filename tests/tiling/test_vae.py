@@ -239,7 +239,11 @@ def test_out_of_memory_at_every_operator_call(
 
 
 @pytest.mark.usefixtures("frozen_heap")
-@pytest.mark.parametrize("error", DISGUISES, ids=lambda error: str(error)[:40])
+@pytest.mark.parametrize(
+    "error",
+    [*DISGUISES[:2], *(pytest.param(error, marks=pytest.mark.slow) for error in DISGUISES[2:])],
+    ids=lambda error: str(error)[:40],
+)
 def test_out_of_memory_in_encoding(error: BaseException) -> None:
     vae, x = small_vae(), torch.randn(1, 3, 18, 12)
     tiled = TiledVAE(vae, policy="bands", band_px=5)
@@ -307,7 +311,11 @@ def test_a_map_that_the_next_policy_must_not_hold_is_no_place_to_go_on_from() ->
     assert progress.resume(setting_of("recompute_up", 4, (False, False), torch.float32), given) is given
 
 
-@pytest.mark.parametrize("error", [RuntimeError("device-side assert"), ValueError("mine"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("device-side assert"), pytest.param(ValueError("mine"), marks=pytest.mark.slow), KeyboardInterrupt()],
+    ids=repr,
+)
 def test_any_other_error_comes_out_unchanged(error: BaseException) -> None:
     vae, z = small_vae(), torch.randn(1, 4, 8, 5)
     tiled = TiledVAE(vae, policy="bands", band_px=5)

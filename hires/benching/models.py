@@ -1,0 +1,192 @@
+"""`hires bench vae | denoise | render`: the parts of a render, and renders, on the user's device within the user's budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.device import probe
+from hires.errors import RequestError
+from hires.timing import Timed, peak_flops
+from hires.types import gib, parse_bytes
+
+
+def vae_rows(setting: Setting) -> Iterator[Row]:
+    """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
+    from hires.specs import load_spec
+    from hires.types import VAE_POLICIES
+    from hires.weights import load_autoencoder
+
+    vae = load_autoencoder(load_spec(setting.model).path / "vae", setting.torch_dtype, setting.device)
+    for size in setting.of("vae"):
+        cells, generator = (size.height // 8, size.width // 8), torch.Generator().manual_seed(0)
+        latents = torch.randn(1, 4, *cells, generator=generator).to(setting.device, setting.torch_dtype)
+        picture = (torch.rand(1, 3, 8 * cells[0], 8 * cells[1], generator=generator) * 2 - 1).to(latents)
+        for case, given in (("decode", latents), ("encode", picture)):
+            first: Tensor | None = None
+            for policy in VAE_POLICIES:
+                row, found = _vae_row(setting, vae, (case, policy, cells), given, first)
+                first = found if first is None else first
+                yield row
+
+
+def _vae_row(
+    setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: Tensor | None
+) -> tuple[Row, Tensor | None]:
+    """One policy beside the first that ran, and its result."""
+    from hires.cost import vae_decode_flops, vae_encode_flops
+    from hires.metrics import psnr
+    from hires.tiling.vae import TiledVAE
+
+    case, policy, cells = what
+    encode, dtype = case == "encode", setting.torch_dtype
+    tiled = TiledVAE(vae, policy=policy, band_px=None if policy == "whole" else 64)
+    way = tiled.plan(*cells, encode=encode)[0]
+    row = Row(
+        suite="vae",
+        case=case,
+        way=policy,
+        size=f"{8 * cells[1]}x{8 * cells[0]}",
+        dtype=name_of(dtype),
+        flops=(vae_encode_flops if encode else vae_decode_flops)(tiled.shape, *cells),
+        peak_flops=peak_flops(setting.device, dtype),
+        predicted_peak_bytes=way.peak_bytes + (way.host_bytes if setting.device.type == "cpu" else 0),
+        taken=Timed(state=""),
+    )
+    if way.peak_bytes > setting.budget_bytes:
+        return replace(row, taken=Timed(state=f"needs {gib(way.peak_bytes)}, the budget is {gib(setting.budget_bytes)}")), None
+
+    def run() -> Tensor:
+        return tiled.encode(given) if encode else tiled.decode(given)
+
+    taken = setting.time(run)
+    if taken.p50 is None:
+        return replace(row, taken=taken), None
+    found = run()
+    against = found if first is None else first
+    same = min(psnr(found.float().cpu().numpy(), against.float().cpu().numpy(), 2.0), 999.0)
+    return replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run), measure="PSNR dB", quality=same), found
+
+
+def denoise_rows(setting: Setting) -> Iterator[Row]:
+    """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
+    from hires.cost import network_flops
+    from hires.execute import load_family
+    from hires.pipelines.progressive import attending
+    from hires.planner import plan
+    from hires.specs import load_spec
+    from hires.stages import estimates_per_step
+    from hires.tiling.denoise import tiled
+    from hires.tiling.retry import Batcher, Ladder
+    from hires.types import RenderRequest
+
+    spec = load_spec(setting.model)
+    for size in setting.of("denoise"):
+        for way, policy in (("tiles", None), ("npa", "npa")):
+            request = RenderRequest(
+                prompt="a lake",
+                size=size,
+                model=setting.model,
+                strategy="tiled" if policy is None else "direct",
+                steps=2,
+                dtype=setting.dtype,
+                attention_policy=policy,
+            )
+            facts = probe(setting.device, None if setting.vram is None else parse_bytes(setting.vram))
+            try:
+                made = plan(request, spec, facts)
+            except RequestError as error:
+                yield Row(suite="denoise", case=spec.name, way=way, size=str(size), taken=Timed(state=f"refused: {error}"))
+                continue
+            stage = made.stages[-1]
+            family = load_family(request, made, spec, setting.device, Ladder([made.decode], str), None)
+            family.weights.ready("network")
+            estimates = estimates_per_step(stage, spec)
+            x = torch.randn(
+                1,
+                spec.facts.latent_channels,
+                stage.grid.canvas.height,
+                stage.grid.canvas.width,
+                generator=torch.Generator().manual_seed(0),
+            )
+            x = (x * stage.sigma_start).to(setting.device)
+
+            def run(batch: int, stage: Any = stage, family: Any = family, x: Tensor = x) -> Tensor:
+                on_canvas = tiled(family.denoiser(attending(stage.attention, None)), stage.grid, batch=Batcher(batch))
+                denoise, cond = family.guided(on_canvas, stage)
+                found: Tensor = denoise(x, stage.sigma_start, cond)
+                return found
+
+            tile = stage.grid.tile
+            flops = network_flops(spec.network, tile.height, tile.width, policy=stage.attention) * stage.grid.count * estimates
+            cost = next(cost for cost in made.costs if cost.stage == stage.name)
+            dtype = DTYPES[made.dtype]
+            row = Row(
+                suite="denoise",
+                case=spec.name,
+                way=f"{way}, {stage.grid.count} of {tile}, batch {stage.batch}",
+                size=str(size),
+                dtype=made.dtype,
+                flops=flops,
+                peak_flops=peak_flops(setting.device, dtype),
+                predicted_peak_bytes=cost.peak_bytes,
+                taken=setting.time(lambda run=run, stage=stage: run(stage.batch)),  # type: ignore[misc]
+            )
+            if row.taken.p50 is None:
+                yield row
+                continue
+            with torch.inference_mode():
+                difference = float((run(stage.batch) - run(1)).abs().max() / x.abs().max())
+            peak = setting.peak_of(lambda run=run, stage=stage: run(stage.batch))  # type: ignore[misc]
+            yield replace(row, measured_peak_bytes=peak, measure="max difference to batch 1", quality=difference)
+
+
+def render_rows(setting: Setting) -> Iterator[Row]:
+    """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
+    from hires.engine import render
+    from hires.seams import seam_lines, seam_score
+    from hires.types import PRESETS
+
+    for size in setting.of("render"):
+        for preset in ("fast",) if setting.quick else PRESETS:
+            before = resident_from_now() if setting.device.type == "cpu" else 0
+            begun = time.perf_counter()
+            result = render(
+                "a sun on the right over green mountains and a lake at dusk",
+                size=size,
+                model=setting.model,
+                preset=preset,
+                device=str(setting.device),
+                vram=setting.vram,
+                dtype=setting.dtype,
+            )
+            taken = time.perf_counter() - begun
+            grid = result.plan.latent_grid
+            rows, cols = seam_lines(grid, 8)
+            rows, cols = (
+                tuple(line for line in lines if line < extent) for lines, extent in ((rows, size.height), (cols, size.width))
+            )
+            picture = result.pixels.astype(np.float32) / 255
+            dtype = DTYPES[result.plan.dtype]
+            measured = None if before is None else max(stage.peak_bytes for stage in result.stats) - before
+            yield Row(
+                suite="render",
+                case=result.plan.model,
+                way=f"{preset}, {result.plan.strategy}",
+                size=str(size),
+                dtype=result.plan.dtype,
+                taken=Timed(p20=taken, p50=taken, p80=taken, repeats=1),
+                flops=result.plan.flops,
+                peak_flops=peak_flops(setting.device, dtype),
+                predicted_peak_bytes=result.plan.peak_bytes,
+                measured_peak_bytes=measured,
+                measure="seam score",
+                quality=seam_score(picture, rows, cols, cell_px=8),
+            )

@@ -1,0 +1,199 @@
+"""What a row of `hires bench` holds, and what all suites share.
+
+Every row has quantiles, rates with their share of the measured peak and of the floor (the larger of FLOPs over the peak rate
+and bytes over the peak bandwidth), predicted and measured peak bytes, and a quality.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hires.device import peak_resident_bytes, probe
+from hires.errors import RequestError
+from hires.tiling.geometry import Size
+from hires.tiling.retry import free_memory
+from hires.timing import Timed, timed
+from hires.types import parse_bytes
+
+SUITES = ("attention", "norm", "vae", "denoise", "render", "io", "upscale")
+SIZES = {"attention": 1024, "norm": 1024, "vae": 1024, "denoise": 1024, "render": 1024, "io": 4096, "upscale": 1024}
+QUICK = {"attention": 128, "norm": 128, "vae": 128, "denoise": 320, "render": 256, "io": 512, "upscale": 96}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measurement. way: backend, policy or format. flops, moved: of one call, None where they are not counted.
+
+    quality: what `measure` says: 'rms error', 'max difference', 'PSNR dB', 'seam score', 'exact'.
+    """
+
+    suite: str
+    case: str
+    way: str
+    size: str
+    dtype: str = ""
+    taken: Timed = field(default_factory=Timed)
+    flops: float | None = None
+    moved: float | None = None
+    peak_flops: float | None = None
+    peak_bandwidth: float | None = None
+    predicted_peak_bytes: int | None = None
+    measured_peak_bytes: int | None = None
+    measure: str = ""
+    quality: float | None = None
+
+    @property
+    def floor_seconds(self) -> float | None:
+        """What the machine needs at least for the row's FLOPs and bytes."""
+        compute = self.flops / self.peak_flops if self.flops and self.peak_flops else None
+        copy = self.moved / self.peak_bandwidth if self.moved and self.peak_bandwidth else None
+        found = [seconds for seconds in (compute, copy) if seconds is not None]
+        return max(found) if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat JSON values; what is not known is None."""
+        p50, floor = self.taken.p50, self.floor_seconds
+        rate = self.flops / p50 if self.flops and p50 else None
+        return {
+            "suite": self.suite,
+            "case": self.case,
+            "way": self.way,
+            "size": self.size,
+            "dtype": self.dtype,
+            "p20_ms": _milli(self.taken.p20),
+            "p50_ms": _milli(p50),
+            "p80_ms": _milli(self.taken.p80),
+            "repeats": self.taken.repeats,
+            "tflop_per_s": None if rate is None else round(rate / 1e12, 5),
+            "gb_per_s": round(self.moved / p50 / 1e9, 3) if self.moved and p50 else None,
+            "share_of_peak": round(rate / self.peak_flops, 4) if rate and self.peak_flops else None,
+            "share_of_floor": round(floor / p50, 4) if floor and p50 else None,
+            "predicted_peak_mib": _mebi(self.predicted_peak_bytes),
+            "measured_peak_mib": _mebi(self.measured_peak_bytes),
+            "measure": self.measure,
+            "quality": None if self.quality is None else float(f"{self.quality:.5g}"),
+            "state": self.taken.state,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all suites share. sizes: of pictures; empty for each suite's own. seconds: spent on each row after its warm-up."""
+
+    device: torch.device
+    dtype: str = "auto"
+    sizes: tuple[Size, ...] = ()
+    vram: str | None = None
+    model: str = "demo"
+    upscaler: str | None = None
+    quick: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return 0.1 if self.quick else 2.0
+
+    @property
+    def least(self) -> int:
+        return 2 if self.quick else 5
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype != "auto":
+            if self.dtype not in DTYPES:
+                raise RequestError(f"--dtype {self.dtype}: give auto, {', '.join(DTYPES)}")
+            return DTYPES[self.dtype]
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def budget_bytes(self) -> int:
+        return probe(self.device, None if self.vram is None else parse_bytes(self.vram)).budget_bytes
+
+    def check(self) -> None:
+        """RequestError or ModelError for what no suite could use."""
+        from hires.specs import load_spec
+
+        _ = self.torch_dtype, self.budget_bytes, load_spec(self.model)
+
+    def of(self, suite: str) -> tuple[Size, ...]:
+        """The sizes that a suite runs at."""
+        side = (QUICK if self.quick else SIZES)[suite]
+        return self.sizes or (Size(side, side),)
+
+    def time(self, run: Callable[[], object]) -> Timed:
+        with torch.inference_mode():
+            return timed(run, self.device, least=self.least, seconds=self.seconds)
+
+    def peak_of(self, run: Callable[[], object]) -> int | None:
+        """Bytes beyond what was held before that one call takes: the allocator's on a card, resident ones on a CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            held = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            with torch.inference_mode():
+                run()
+            torch.cuda.synchronize(self.device)
+            return int(torch.cuda.max_memory_allocated(self.device)) - held
+        before = resident_from_now()
+        with torch.inference_mode():
+            run()
+        return None if before is None else peak_resident_bytes() - before
+
+
+def resident_from_now() -> int | None:
+    """Resident bytes now, after what is free in the heap went back, with the peak starting anew; None where that cannot be."""
+    free_memory()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the warm-up is used again and nothing is seen
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return peak_resident_bytes()
+
+
+def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:
+    """A suite by its name."""
+    from hires.benching import files, kernels, models
+
+    return {
+        "attention": kernels.attention_rows,
+        "norm": kernels.norm_rows,
+        "vae": models.vae_rows,
+        "denoise": models.denoise_rows,
+        "render": models.render_rows,
+        "io": files.io_rows,
+        "upscale": files.upscale_rows,
+    }[name]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def _milli(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 4)
+
+
+def _mebi(count: int | None) -> float | None:
+    return None if count is None else round(count / 2**20, 2)
+
+
+def described(setting: Setting) -> dict[str, Any]:
+    """The machine that rows are of."""
+    from hires import __version__
+
+    facts = probe(setting.device)
+    return {"hires": __version__, "torch": torch.__version__, "device": facts.name, "budget_bytes": setting.budget_bytes} | {
+        key: value for key, value in asdict(facts).items() if key in ("kind", "capability")
+    }
+
+
+COLUMNS = tuple(Row(suite="", case="", way="", size="").to_json())

@@ -1,0 +1,118 @@
+"""`hires bench`: what this machine does; registered by `cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hires.errors import RequestError
+
+if TYPE_CHECKING:
+    from hires.benching.rows import Row, Setting
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--size", metavar="WxH", help="Of the pictures; may be given several times; default: the suite's."),
+]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")]
+Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB; default: what is free.")]
+Model = Annotated[str, typer.Option(help="For vae, denoise, render, upscale: as of hires render.")]
+Upscaler = Annotated[str | None, typer.Option("--upscaler", metavar="FILE", help="For upscale: a network beside Lanczos.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes and few repeats: every code path in seconds.")]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Append the rows to a CSV file.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows into a .png or .svg (extra plot).")]
+
+ABOUT = {
+    "attention": "Attention of CosXL, PixArt and the autoencoder, by every backend and policy, checked in float64.",
+    "norm": "GroupNorm's statistics and its apply with SiLU, on maps of the UNet and of the autoencoder.",
+    "vae": "The autoencoder by every policy that fits the budget, against the module itself.",
+    "denoise": "One evaluation of the guided denoiser: in tiles, and by neighbourhood attention over the canvas.",
+    "render": "Whole renders by every preset: seconds, predicted and measured bytes, seam score.",
+    "io": "Pictures written by rows and read back, beside Pillow.",
+    "upscale": "Four times a picture: Lanczos, a network, and refined by the model.",
+}
+
+
+def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
+    """Add the commands. guarded: what turns errors into messages and exit codes."""
+    bench = typer.Typer(
+        help="Measure this machine. Rows go to stderr as they come; the last line of stdout is one JSON document.",
+        no_args_is_help=True,
+    )
+    app.add_typer(bench, name="bench")
+    for name, about in [*ABOUT.items(), ("all", "Every suite in turn.")]:
+        bench.command(name, help=about)(_command(name, guarded))
+
+    @bench.command()
+    def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
+        """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
+
+        def work() -> Any:
+            from hires import calibration
+            from hires.bench import calibrate as measure
+            from hires.device import choose_device
+
+            found = measure(choose_device(device), (lambda line: None) if as_json else print)
+            return found, calibration.save(calibration.cache_folder(), found)
+
+        found, path = guarded(work)
+        print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
+
+
+def _command(name: str, guarded: Callable[..., Any]) -> Callable[..., None]:
+    def command(
+        size: Sizes = None,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        vram: Vram = None,
+        model: Model = "demo",
+        upscaler: Upscaler = None,
+        quick: Quick = False,
+        csv: Csv = None,
+        plot: Plot = None,
+    ) -> None:
+        def work() -> dict[str, Any]:
+            from hires.benching.rows import SUITES, Setting
+            from hires.device import choose_device
+            from hires.resolution import parse_size
+
+            setting = Setting(
+                device=choose_device(device), dtype=dtype, sizes=tuple(parse_size(text) for text in size or ()), vram=vram,
+                model=model, upscaler=upscaler, quick=quick,
+            )  # fmt: skip
+            return carried_out(SUITES if name == "all" else (name,), setting, csv, plot)
+
+        print(json.dumps(guarded(work, "the rows so far are above")))
+
+    return command
+
+
+def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot: Path | None) -> dict[str, Any]:
+    """Run suites, each row told and kept as it comes; the document of all of them. An out-of-memory is a row."""
+    from hires.benching import report
+    from hires.benching.rows import described, suite_of
+
+    setting.check()
+    if plot is not None:
+        report.check_plot(plot)
+    machine, rows = described(setting), list[Row]() if TYPE_CHECKING else []
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)
+    for name in names:
+        for row in suite_of(name)(setting):
+            print(report.line(row), file=sys.stderr, flush=True)
+            rows.append(row)
+            if csv is not None:
+                report.append_csv(csv, [row], machine)
+    if not rows:
+        raise RequestError(f"bench {names[0]}: nothing to measure at this size")
+    if plot is not None:
+        report.plot(plot, rows, f"hires bench {' '.join(names)} on {machine['device']}")
+    return machine | {"rows": [row.to_json() for row in rows]}
