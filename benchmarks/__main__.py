@@ -18,6 +18,7 @@ SUITES = {
     "strategies": "benchmarks.bench_strategies",
     "upscale": "benchmarks.bench_upscale",
     "vae": "benchmarks.bench_vae",
+    "waterfall": "benchmarks.bench_waterfall",
 }
 
 
