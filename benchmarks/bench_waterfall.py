@@ -3,15 +3,16 @@
     python -m benchmarks waterfall                 # 2048 px, every row under ten minutes on two cores
     python -m benchmarks waterfall --quick         # some steps at 320 px, into no file
 
-A held-out caption by the shipped model. Every row is a process of its own; rows that results/waterfall.csv has for the same code
-are kept. Pictures lie in runs/waterfall. The last line of stdout is one JSON document; the exit code is 1 where ours is not the
-fastest, or a step that promises the same picture draws another one.
+A held-out caption by the shipped model. Every row is a process of its own; rows that results/waterfall.csv has for the same
+code are kept. Pictures lie in runs/waterfall. The last line of stdout is one JSON document; the exit code is 1 where ours is
+not the fastest, or a step that promises the same picture draws another one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ SUITE = Suite(
     code=("bench_waterfall", "scenes", "held_out"),
 )  # fmt: skip
 PICTURES = Path("runs/waterfall")
+SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
 SAME_DB = 50.0
 EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
 QUICK = (0, 1, 2, 6, 8)  # the steps that go by other code
@@ -216,18 +218,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| | s | this step | in all | TFLOP | of peak | GiB | suns | seam | texture ÷ truth | PSNR to ours |",
         "|---" * 11 + "|",
     ]
-    first = before = None
+    first = before = 0.0
     for row in in_order(rows):
         if row[STATE] != "ran":
             lines.append(f"| {row['step']} | {row[STATE]} |" + " |" * 9)
             continue
-        seconds = float(row["seconds"])
+        seconds, decibels = float(row["seconds"]), float(row["psnr_to_ours_db"])
         gains = [f"{earlier / seconds:.2f}×" if earlier else "" for earlier in (before, first)]
         first, before = first or seconds, seconds
-        decibels = float(row["psnr_to_ours_db"])
         same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
-        numbers = [f"{float(row[name]):.{digits}f}" for name, digits in
-                   (("tflop", 1), ("share_of_peak", 2), ("peak_rss_gib", 2), ("disks", 0), ("seam_score", 2), ("texture_over_truth", 2))]  # fmt: skip
+        numbers = [f"{float(row[name]):.{digits}f}" for name, digits in SHOWN.items()]
         lines.append(f"| {row['step']} | {seconds:.1f} | {' | '.join((*gains, *numbers, same))} |")
     return "\n".join(lines)
 
@@ -235,7 +235,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks waterfall", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch; default: one for each core, with --quick one")
     parser.add_argument("--only", default="", help=f"steps between semicolons, of: {'; '.join(s.name for s in steps())}")
     parser.add_argument("--quick", action="store_true", help="some steps at 320 px, into no file")
     parser.add_argument("--csv", type=Path, default=RESULTS / "waterfall.csv")
@@ -243,14 +243,15 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.child:
         return child(args.child, measured)
+    threads = args.threads or (1 if args.quick else os.cpu_count() or 1)
     side, csv = (320, None) if args.quick else (args.side, args.csv)
     only = [steps()[i].name for i in QUICK] if args.quick else [n.strip() for n in args.only.split(";") if n.strip()]
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) if args.quick else PICTURES / SUITE.settings()
         wanted = cases(side, pictures.absolute(), only)
         if csv is not None and not reference(wanted[0]).exists():
-            in_child(SUITE, wanted[0], args.threads)
-        rows = in_order(carried_out(SUITE, wanted, csv, args.threads))
+            in_child(SUITE, wanted[0], threads)
+        rows = in_order(carried_out(SUITE, wanted, csv, threads))
     print(table(rows), file=sys.stderr)
     verdict = kept(rows, not args.quick)
     print(json.dumps({"suite": "waterfall", "rows": rows, "limits": verdict}))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hires
-from benchmarks.common import append_row, digest, read_rows, reset_peak_rss, stamp
+from benchmarks.common import append_row, digest, read_rows, stamp
 
 Case = Mapping[str, str]
 Row = dict[str, Any]
@@ -114,23 +114,15 @@ def bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_LEFT), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def resident_bytes() -> int:
-    """What the process holds now; 0 where the system does not tell."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-    return 0
-
-
 def timed(run: Callable[[], Any], repeats: int, warm_up: Callable[[], Any] | None = None) -> tuple[Any, Row]:
     """The last result, and seconds by quantile with the peak above what was held before the first counted call."""
-    from hires.timing import quantile
+    from hires.benching.rows import resident_from_now
     from hires.device import peak_resident_bytes
+    from hires.timing import quantile
 
     if warm_up is not None:
         warm_up()
-    reset_peak_rss()
-    held, taken, result = resident_bytes(), [], None
+    held, taken, result = resident_from_now() or 0, [], None
     for _ in range(repeats):
         result = None
         begun = time.perf_counter()
