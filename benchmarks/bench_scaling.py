@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,6 +47,7 @@ def attention_clock() -> Iterator[list[float]]:
     from hires import processors
     from hires.tiling import layers
 
+    places: list[tuple[Any, str]] = [(processors, "attention"), (layers, "attention"), (layers, "attention_streamed")]
     spent: list[float] = []
 
     def clocked(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,11 +59,9 @@ def attention_clock() -> Iterator[list[float]]:
 
         return call
 
-    with (
-        mock.patch.object(processors, "attention", clocked(processors.attention)),
-        mock.patch.object(layers, "attention", clocked(layers.attention)),
-        mock.patch.object(layers, "attention_streamed", clocked(layers.attention_streamed)),
-    ):
+    with ExitStack() as stack:
+        for module, name in places:
+            stack.enter_context(mock.patch.object(module, name, clocked(getattr(module, name))))
         yield spent
 
 
@@ -77,7 +76,9 @@ def measured(case: Mapping[str, str]) -> Row:
     run, smaller, facts = made(side) if made else decode(side, *part.split(", "))
     repeats = 3 if side <= 2048 else 1
     with torch.inference_mode(), attention_clock() as spent:
-        _, found = timed(run, repeats, lambda: (smaller(), spent.clear()))
+        smaller()
+        spent.clear()
+        _, found = timed(run, repeats)
     return found | facts | {
         "attention_s": round(sum(spent) / repeats, 3),
         "process_mib": round(peak_resident_bytes() / 2**20, 1),
@@ -198,7 +199,7 @@ def exponent(pixels: Sequence[float], values: Sequence[float]) -> float:
 
 def fits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     """Per part: exponents of seconds, of seconds without attention, of its peak and of the process's; attention's shares."""
-    found = {}
+    found: dict[str, Row] = {}
     for part in PARTS:
         ran = [row for row in rows if row["part"] == part and row[STATE] == "ran"]
         pixels = [float(row["side"]) ** 2 for row in ran]

@@ -114,14 +114,12 @@ def bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_LEFT), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def timed(run: Callable[[], Any], repeats: int, warm_up: Callable[[], Any] | None = None) -> tuple[Any, Row]:
+def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
     """The last result, and seconds by quantile with the peak above what was held before the first counted call."""
     from hires.benching.rows import resident_from_now
     from hires.device import peak_resident_bytes
     from hires.timing import quantile
 
-    if warm_up is not None:
-        warm_up()
     held, taken, result = resident_from_now() or 0, [], None
     for _ in range(repeats):
         result = None
