@@ -10,6 +10,7 @@ SUITES = {
     "guides": "benchmarks.bench_guides",
     "io": "benchmarks.bench_io",
     "lowpass": "benchmarks.bench_lowpass",
+    "peers": "benchmarks.bench_peers",
     "planner": "benchmarks.bench_planner",
     "presets": "benchmarks.bench_presets",
     "group_norm": "benchmarks.bench_group_norm",

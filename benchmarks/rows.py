@@ -30,6 +30,10 @@ STATE = "state"
 MEMORY_LEFT = 0.9  # of what is free: a row that needs more is out of memory, and the machine is not
 
 
+class AbsentError(Exception):
+    """What a row needs is not here: test data, a package. The row is skipped and says so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """A table of rows. `key`: the columns that say what a row is of; `columns`: what is measured; `code`: the files of
@@ -98,6 +102,8 @@ def child(text: str, measure: Callable[[Case], Row]) -> int:
     bound_memory()
     try:
         found = measure(json.loads(text))
+    except AbsentError as error:
+        found = {STATE: f"skipped: {error}"}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
