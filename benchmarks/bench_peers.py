@@ -41,11 +41,13 @@ EQUAL_DB = 999.0  # what equal results have, for JSON has no infinity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """ways: those that others are like come first. sides: of the picture, in full and where only the code is tried."""
+    """ways: the one that others are held against comes first, where they are `compared`. sides: of the picture, in full and
+    where only the code is tried."""
 
     ways: tuple[str, ...]
     sides: tuple[int, ...]
     quick: tuple[int, ...]
+    compared: bool = True
 
 
 def parts() -> dict[str, Part]:
@@ -58,10 +60,10 @@ def parts() -> dict[str, Part]:
         "attention": Part(ways=attention.WAYS, sides=(1024, 2048), quick=(512,)),
         "SDXL pipeline": Part(ways=pipelines.WAYS, sides=(512, 1024, 2048), quick=(64, 128)),
         "PixArt-Sigma pipeline": Part(ways=pipelines.WAYS, sides=(512, 1024, 2048), quick=(64, 128)),
-        "MultiDiffusion": Part(ways=pipelines.PANORAMA, sides=(768,), quick=()),
+        "MultiDiffusion": Part(ways=pipelines.PANORAMA, sides=(768,), quick=(), compared=False),
         "SDXL pipeline, full width": Part(ways=(pipelines.PLAIN, pipelines.ATTACHED), sides=(1024,), quick=()),
         "PixArt-Sigma pipeline, full width": Part(ways=(pipelines.PLAIN, pipelines.ATTACHED), sides=(1024, 2048), quick=()),
-        "io": Part(ways=("hires", "Pillow"), sides=(4096, 8192, 16384), quick=(512,)),
+        "io": Part(ways=("hires", "Pillow"), sides=(4096, 8192, 16384), quick=(512,), compared=False),
         "upscale": Part(ways=upscalers.WAYS, sides=(384,), quick=(96,)),
     }
 
@@ -154,7 +156,8 @@ def with_references(wanted: Sequence[dict[str, str]], threads: int) -> Iterator[
     first: dict[tuple[str, str], dict[str, str]] = {}
     for case in wanted:
         leader = first.setdefault((case["part"], case["side"]), case)
-        if case is not leader and leader["part"] != "io" and not reference(leader, leader["way"]).exists():
+        held = case is not leader and parts()[case["part"]].compared
+        if held and not reference(leader, leader["way"]).exists():
             in_child(SUITE, leader, threads)
         yield case
 

@@ -124,7 +124,7 @@ def pipeline(part: str, name: str, side: int, quick: bool) -> Way:
     options = said | (
         {"num_inference_steps": 1, "output_type": "latent"} if full else {"num_inference_steps": STEPS, "output_type": "np"}
     )
-    same = side <= native or name == SAVING
+    same = side <= native or name in (PLAIN, SAVING)
     lines = seam_lines(pipe, side) if name == ATTACHED and not full else ()
     return Way(
         run=partial(called, pipe, side, options), facts=facts, like=PLAIN if same else None, rows=lines, cols=lines,
