@@ -1,6 +1,6 @@
-"""`python -m benchmarks quick`: every suite, `hires bench` and the GPU suite's dry run at toy sizes, two at a time; no rows are kept.
+"""`python -m benchmarks quick`: every suite, `hires bench` and the GPU suite's dry run at toy sizes, two at a time.
 
-For CI: that everything runs. A suite may find its limits broken at toy sizes (exit code 1); an error ends it otherwise.
+For CI: that everything runs; no rows are kept. A suite may find its limits broken at toy sizes (exit code 1); an error ends it otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 480
+SCENES = ("--counts", "1,0,0", "--tiled", "0,0,0", "--direct", "0,0,0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def jobs(scratch: Path) -> list[Job]:
         Job("gpu_suite", ("benchmarks/gpu_suite.py", "--dry", "--out", f"{kept}/gpu", "--minutes", "5")),
         Job("hires bench all", ("-m", "hires.cli", "bench", "all", "--quick", "--device", "cpu", "--csv", f"{kept}/b.csv")),
         suite("presets", "--quick"),
-        suite("scenes", "--counts", "1,0,0", "--tiled", "0,0,0", "--direct", "0,0,0", "--pictures", f"{kept}/scenes", limits=True),
+        suite("scenes", *SCENES, "--pictures", f"{kept}/scenes", limits=True),
         suite("strategies", "--quick", limits=True),
         suite("vae", "--size", "128x128", "--repeats", "1", "--defaults-at", "0x0", limits=True),
         suite("planner", "--quick"),
@@ -61,7 +62,8 @@ def run(job: Job, environment: dict[str, str]) -> tuple[Job, float, str]:
     except subprocess.TimeoutExpired:
         return job, time.monotonic() - begun, f"over {LIMIT_SECONDS} s"
     fine = ended.returncode == 0 or (job.limits and ended.returncode == 1 and "Traceback" not in ended.stderr)
-    return job, time.monotonic() - begun, "" if fine else f"exit code {ended.returncode}\n{(ended.stderr or ended.stdout)[-3000:]}"
+    said = f"exit code {ended.returncode}\n{(ended.stderr or ended.stdout)[-3000:]}"
+    return job, time.monotonic() - begun, "" if fine else said
 
 
 def main(arguments: list[str]) -> int:
