@@ -1,6 +1,6 @@
 """`python -m benchmarks quick`: every suite, `hires bench` and the GPU suite's dry run at toy sizes, two at a time.
 
-For CI: that everything runs; no rows are kept. A suite may find its limits broken at toy sizes (exit code 1); an error ends it otherwise.
+For CI: that everything runs; no rows are kept. A suite may find its limits broken at toy sizes (exit code 1).
 """
 
 from __future__ import annotations
