@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SIZE ?= 2048x2048
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/hires render "a sun on the right over green mountains and a lake at dusk" --size $(SIZE) -o demo.png --overwrite
@@ -24,6 +24,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks scenes
+
+# Every suite at toy sizes, and the GPU suite's dry run: that they run.
+bench-quick: $(READY)
+	$(BIN)/python -m benchmarks quick
 
 # spandrel for the tests lies apart: its torchvision is a CUDA build, over which transformers trip beside a CPU torch.
 # torch first and pinned: a later resolver step then finds it satisfied instead of taking the newest build.

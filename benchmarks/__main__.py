@@ -12,6 +12,7 @@ SUITES = {
     "lowpass": "benchmarks.bench_lowpass",
     "peers": "benchmarks.bench_peers",
     "planner": "benchmarks.bench_planner",
+    "quick": "benchmarks.quick",
     "presets": "benchmarks.bench_presets",
     "group_norm": "benchmarks.bench_group_norm",
     "blend": "benchmarks.bench_blend",

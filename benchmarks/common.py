@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("HIRES_BENCH_RESULTS", Path(__file__).parent / "results"))
 
 
 def commit() -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -153,6 +155,14 @@ NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of 
 JournalSeconds = Annotated[
     float, typer.Option("--journal-seconds", parser=number, metavar="S", help="Seconds between writes of what is finished.")
 ]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Write a trace (.json) of the first steps; print the costliest operators."),
+]
+TimelineFile = Annotated[
+    Path | None,
+    typer.Option("--memory-timeline", metavar="FILE", help="Draw planned and measured memory (.png, .svg; extra plot)."),
+]
 CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
 ]
@@ -251,6 +261,8 @@ def render(
     colour_fix: ColourFix = None,
     allow_approximate: AllowApproximate = False,
     preview: Preview = None,
+    profile: ProfileFile = None,
+    memory_timeline: TimelineFile = None,
     clean_caption: CleanCaption = False,
     resume: Resume = False,
     restart: Restart = False,
@@ -264,8 +276,8 @@ def render(
     from hires import engine
 
     def work() -> Any:
-        with progress_display(shown=not quiet, preview=preview_file(preview)) as on_event:
-            return engine.render(
+        with watched(quiet, preview, profile, memory_timeline) as (on_event, after):
+            result = engine.render(
                 prompt, size=size, bits=bits, init=None if init is None else str(init), strength=strength,
                 mask=None if mask is None else str(mask), control=None if control is None else str(control), output=output,
                 overwrite=overwrite, device=device, vram=vram, ram=ram,
@@ -277,8 +289,32 @@ def render(
                 attention_policy=attention_policy, preset=preset, relay=relay,
                 stages=stage or (), colour_fix=colour_fix, allow_approximate=allow_approximate,
             )  # fmt: skip
+        for report in after:
+            print(report(result.plan), file=sys.stderr)
+        return result
 
     say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
+
+
+@contextmanager
+def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: Path | None) -> Iterator[Any]:
+    """The display of a render and what else listens to its events: on_event, and what reports when it is done."""
+    if profile is not None and timeline is not None:
+        raise RequestError("--profile and --memory-timeline: each falsifies the other; give one at a time")
+    with progress_display(shown=not quiet, preview=preview_file(preview)) as shown, ExitStack() as stack:
+        on_event, after = shown, []
+        if profile is not None:
+            os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # before torch: its profiler is chatty
+            from hires.profiling import Profile
+
+            traced = stack.enter_context(Profile(profile, on_event))
+            on_event, after = traced.hear, [traced.report]
+        if timeline is not None:
+            from hires.profiling import MemoryTimeline
+
+            drawn = stack.enter_context(MemoryTimeline(timeline, on_event))
+            on_event, after = drawn.hear, [drawn.draw, *after]
+        yield on_event, after
 
 
 def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:

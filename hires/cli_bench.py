@@ -102,7 +102,7 @@ def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot
 
     setting.check()
     if plot is not None:
-        report.check_plot(plot)
+        report.check_picture("--plot", plot)
     machine, rows = described(setting), list[Row]() if TYPE_CHECKING else []
     print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)
     for name in names:

@@ -99,7 +99,19 @@ ROWS = (
         "unet",
     ),
     ("pipelines",),
-    ("infotext", "delivery", "execute", "engine", "roundtrip", "upscale_options", "upscaling", "timing", "benching", "bench"),
+    (
+        "infotext",
+        "delivery",
+        "execute",
+        "engine",
+        "roundtrip",
+        "upscale_options",
+        "upscaling",
+        "timing",
+        "benching",
+        "profiling",
+        "bench",
+    ),
     ("attaching", "server", "client", "cli_serve", "cli_upscale", "cli_bench", "cli"),
 )
 

@@ -76,9 +76,10 @@ def test_the_denoiser_is_the_same_in_any_batch() -> None:
 
 
 def test_a_render_and_an_enlargement() -> None:
-    setting = Setting(device=torch.device("cpu"), quick=True, sizes=(Size(96, 128),))
+    setting = Setting(device=torch.device("cpu"), quick=True, sizes=(Size(320, 512),))
     (rendered,) = suite_of("render")(setting)
-    assert rendered.size == "128x96" and rendered.measure == "seam score" and rendered.flops is not None
+    assert rendered.size == "512x320" and rendered.measure == "seam score" and rendered.flops is not None
+    assert rendered.quality is not None and 0 < rendered.quality < 1.5 and "progressive" in rendered.way
     ways = [row.way for row in suite_of("upscale")(Setting(device=torch.device("cpu"), quick=True, sizes=(Size(40, 56),)))]
     assert ways == ["lanczos", "lanczos, refined"]
 

@@ -151,6 +151,7 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
 def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
     from hires.engine import render
+    from hires.metrics import luma
     from hires.seams import seam_lines, seam_score
     from hires.types import PRESETS
 
@@ -173,7 +174,7 @@ def render_rows(setting: Setting) -> Iterator[Row]:
             rows, cols = (
                 tuple(line for line in lines if line < extent) for lines, extent in ((rows, size.height), (cols, size.width))
             )
-            picture = result.pixels.astype(np.float32) / 255
+            picture = luma(result.pixels.astype(np.float32) / 255)
             dtype = DTYPES[result.plan.dtype]
             measured = None if before is None else max(stage.peak_bytes for stage in result.stats) - before
             yield Row(

@@ -52,16 +52,16 @@ def append_csv(path: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None
         raise OutputError(f"--csv {path}: cannot be written ({error}); give another file") from None
 
 
-def check_plot(path: Path) -> None:
-    """OutputError or RequestError where a plot cannot be drawn there, before any work."""
+def check_picture(option: str, path: Path) -> None:
+    """OutputError or RequestError where matplotlib cannot draw there, before any work."""
     if path.suffix.lower() not in (".png", ".svg"):
-        raise OutputError(f"--plot {path}: the name must end in .png or .svg")
+        raise OutputError(f"{option} {path}: the name must end in .png or .svg")
     if not path.parent.is_dir():
-        raise OutputError(f"--plot {path}: the folder {path.parent} does not exist; give another")
+        raise OutputError(f"{option} {path}: the folder {path.parent} does not exist; give another")
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise RequestError(f"--plot {path}: needs matplotlib: pip install 'hires[plot]'") from None
+        raise RequestError(f"{option} {path}: needs matplotlib: pip install 'hires[plot]'") from None
 
 
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 CALL = "import sys; from hires.cli import app; sys.argv[0] = 'hires'; app()"
 
 
+STARTED: list[Live] = []
+
+
 class Live:
     """A server process: `url`, `folder`, and `stop` or `kill -9`."""
 
@@ -27,6 +30,7 @@ class Live:
         command = [sys.executable, "-c", CALL, "serve", "--port", "0", "--folder", str(folder), "--vram", "2GB", *options]
         self.log = (folder.parent / f"{folder.name}.log").open("ab")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, env=environment)
+        STARTED.append(self)
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         found = re.search(r"http://\S+?(?=/ )", line)
@@ -51,9 +55,23 @@ class Live:
         self.log.close()
 
 
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """A test that fails leaves no server at work."""
+    before = len(STARTED)
+    yield
+    for live in STARTED[before:]:
+        if live is not SHARED.get("server") and live.process.poll() is None:
+            live.process.kill()
+
+
+SHARED: dict[str, Live] = {}
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One server for all tests that only talk to it."""
     live = Live(tmp_path_factory.mktemp("server") / "jobs")
+    SHARED["server"] = live
     yield live
     live.stop()

@@ -1,0 +1,246 @@
+"""Where a render's time and memory go: a trace with its costliest operators beside their floor, and a timeline of bytes.
+
+Both listen to a render's events; the engine knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from hires.device import TORCH_DTYPE
+from hires.errors import OutputError, RequestError
+from hires.timing import peak_bandwidth, peak_flops
+from hires.types import Event, MemoryPlan, OnEvent, gib
+
+STEPS = 2  # of each stage are in the trace: the others are alike
+PARTS = 8  # of stages without steps: batches, bands
+ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
+WRAPPERS = ("aten::conv2d", "aten::convolution", "aten::linear", "aten::scaled_dot_product_attention", "aten::matmul")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costly:
+    """An operator on one shape: calls, its own seconds, and what the machine needs at least for its FLOPs and bytes."""
+
+    name: str
+    shapes: str
+    calls: int
+    seconds: float
+    floor_seconds: float | None
+
+
+class Profile:
+    """Records a render into a Chrome trace: the first steps of each stage and the first bands, all others being alike.
+
+    Pass `hear` as `on_event`; at the end of the block the trace is written, and `costly` holds the costliest operators.
+    """
+
+    def __init__(self, path: Path, on_event: OnEvent | None = None) -> None:
+        if path.suffix.lower() != ".json":
+            raise OutputError(f"--profile {path}: the name must end in .json (chrome://tracing and Perfetto read it)")
+        if not path.parent.is_dir():
+            raise OutputError(f"--profile {path}: the folder {path.parent} does not exist; give another")
+        self.path, self._on_event = path, on_event
+        self.costly: list[Costly] = []
+        self.recorded_seconds = 0.0
+        self._profiler: Any = None
+        self._stage, self._seen, self._recording = "", 0, True
+
+    def __enter__(self) -> Profile:
+        from torch.profiler import ProfilerActivity, profile
+
+        self._activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            self._activities.append(ProfilerActivity.CUDA)
+        self._profiler = profile(activities=self._activities, record_shapes=True, with_flops=True)
+        self._profiler.__enter__()
+        self._begun = time.perf_counter()
+        return self
+
+    def hear(self, event: Event) -> None:
+        """An event of the render: recording stops after enough of a stage, and goes on with the next."""
+        if event.stage != self._stage:
+            self._stage, self._seen = event.stage, 0
+            self._record(True)
+        self._seen = event.step if event.steps else self._seen + 1
+        if self._seen >= (STEPS if event.steps else PARTS):
+            self._record(False)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _record(self, on: bool) -> None:
+        if on == self._recording:
+            return
+        now = time.perf_counter()
+        if self._recording:
+            self.recorded_seconds += now - self._begun
+        self._begun, self._recording = now, on
+        self._profiler.toggle_collection_dynamic(on, self._activities)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._record(False)
+        self._profiler.__exit__(kind, error, trace)
+        if kind is not None:
+            return
+        try:
+            self._profiler.export_chrome_trace(str(self.path))
+        except (OSError, RuntimeError) as failure:
+            raise OutputError(f"--profile {self.path}: cannot be written ({failure}); give another name") from None
+
+    def report(self, plan: MemoryPlan) -> str:
+        """The ten costliest operators on their shapes, their share of what was recorded and their distance to the floor."""
+        device = torch.device("cuda:0" if torch.cuda.is_available() and not plan.device.startswith("CPU") else "cpu")
+        dtype = TORCH_DTYPE[plan.dtype]
+        self.costly = costliest(self._profiler.key_averages(group_by_input_shape=True), device, dtype)
+        whole = sum(one.seconds for one in self.costly) or 1.0
+        lines = [
+            f"{self.path}: {self.recorded_seconds:.1f} s recorded, {STEPS} steps of each stage; the costliest operators:",
+            f"  {'operator':<34}{'calls':>7}{'seconds':>10}{'share':>8}{'floor s':>10}{'x floor':>9}  shapes",
+        ]
+        for one in self.costly[:10]:
+            floor = f"{one.floor_seconds:>10.3f}{one.seconds / one.floor_seconds:>9.1f}" if one.floor_seconds else f"{'':>19}"
+            lines.append(
+                f"  {one.name[:33]:<34}{one.calls:>7}{one.seconds:>10.3f}{one.seconds / whole:>8.1%}{floor}  {one.shapes[:60]}"
+            )
+        return "\n".join(lines)
+
+
+def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[Costly]:
+    """Operators by their own time, longest first; the floor is the larger of FLOPs and bytes over the measured peaks."""
+    compute, copies = peak_flops(device, dtype), peak_bandwidth(device)
+    found = []
+    for entry in averages:
+        own = entry.self_device_time_total if device.type == "cuda" else entry.self_cpu_time_total
+        if own <= 0 or entry.key.startswith(("cuda", "ProfilerStep")):
+            continue
+        shapes = [tuple(shape) for shape in entry.input_shapes if shape and all(isinstance(side, int) for side in shape)]
+        flops = float(entry.flops or 0) or attention_flops(entry.key, shapes) * entry.count
+        moved = sum(math.prod(shape) for shape in shapes) * dtype.itemsize * entry.count
+        plain = entry.key not in WRAPPERS and (flops or moved)
+        floor = max(flops / compute, moved / copies) if plain else None
+        text = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        found.append(Costly(name=entry.key, shapes=text, calls=entry.count, seconds=own / 1e6, floor_seconds=floor))
+    return sorted(found, key=lambda one: -one.seconds)
+
+
+def attention_flops(name: str, shapes: Sequence[tuple[int, ...]]) -> float:
+    """Of one fused attention by its inputs (B, heads, N, d), which the profiler does not count; 0 for anything else."""
+    if not any(part in name for part in ATTENTION) or len(shapes) < 2 or len(shapes[0]) != 4:
+        return 0.0
+    batch, heads, queries, width = shapes[0]
+    return 4.0 * batch * heads * queries * shapes[1][2] * width
+
+
+@dataclass
+class MemoryTimeline:
+    """Samples what a process holds while it renders; `draw` sets it beside what the plan said of each stage.
+
+    On a card: what torch's allocator has reserved. On a CPU: resident bytes beyond those before the first stage.
+    """
+
+    path: Path
+    on_event: OnEvent | None = None
+    every_seconds: float = 0.02
+    samples: list[tuple[float, int]] = field(default_factory=list)
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from hires.benching.report import check_picture
+
+        check_picture("--memory-timeline", self.path)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> MemoryTimeline:
+        self._begun = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def hear(self, event: Event) -> None:
+        """An event of the render: when each stage was last heard of. It began when the one before was."""
+        now = time.monotonic() - self._begun
+        if self.stages and self.stages[-1][0] == event.stage:
+            self.stages.pop()
+        self.stages.append((event.stage, now))
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(self.every_seconds):
+            self.samples.append((time.monotonic() - self._begun, held_bytes()))
+
+    def spans(self, plan: MemoryPlan) -> list[tuple[float, float, str, int]]:
+        """(begin, end, stage, planned bytes) of the stages that a plan has costs of."""
+        planned = {cost.stage: cost.peak_bytes for cost in plan.costs}
+        begins = [0.0, *(end for _, end in self.stages)]
+        spans = zip(begins, self.stages, strict=False)
+        return [(begin, end, stage, planned[stage]) for begin, (stage, end) in spans if stage in planned]
+
+    def base_bytes(self, plan: MemoryPlan) -> int:
+        """What was held before the first stage, on a CPU, where plans are of the working memory beyond."""
+        spans = self.spans(plan)
+        if not plan.device.startswith("CPU") or not spans:
+            return 0
+        before = [held for at, held in self.samples if at <= spans[0][0]]
+        return before[-1] if before else self.samples[0][1]
+
+    def draw(self, plan: MemoryPlan) -> str:
+        """Write the picture; one line per stage, planned beside measured. RequestError where nothing was sampled."""
+        from matplotlib.figure import Figure
+
+        if not self.samples:
+            raise RequestError("--memory-timeline: the render was over before anything was sampled")
+        base, spans = self.base_bytes(plan), self.spans(plan)
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(
+            [at for at, _ in self.samples],
+            [(held - base) / 2**30 for _, held in self.samples],
+            color="#2563eb",
+            lw=1,
+            label="measured",
+        )
+        lines = []
+        for index, (begin, end, stage, planned) in enumerate(spans):
+            axes.plot([begin, end], [planned / 2**30] * 2, color="#dc2626", lw=1.5, label="planned" if index == 0 else None)
+            axes.axvline(begin, color="#9ca3af", lw=0.5)
+            axes.text(begin, 1.01, f" {stage}", transform=axes.get_xaxis_transform(), fontsize=8)
+            peak = max((held for at, held in self.samples if begin <= at <= end), default=base) - base
+            lines.append(f"  {stage:<12} planned {gib(planned)}, measured {gib(peak)}")
+        axes.axhline(plan.budget_bytes / 2**30, color="#6b7280", ls="--", lw=0.8, label="budget")
+        top = max([planned for *_, planned in spans] + [held - base for _, held in self.samples])
+        axes.set_ylim(0, 1.15 * top / 2**30)
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("GiB" + (" beyond libraries and weights" if base else ""))
+        axes.legend(fontsize=8, loc="upper left")
+        try:
+            figure.savefig(self.path, dpi=120)
+        except OSError as error:
+            raise OutputError(f"--memory-timeline {self.path}: cannot be written ({error.strerror or error})") from None
+        return "\n".join([f"{self.path}:", *lines])
+
+
+def held_bytes() -> int:
+    """What torch's allocator has reserved on the card in use, else the process's resident memory."""
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > 0:
+        return int(torch.cuda.memory_reserved())
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * 4096
+    from hires.device import peak_resident_bytes
+
+    return peak_resident_bytes()
