@@ -16,6 +16,7 @@ SUITES = {
     "presets": "benchmarks.bench_presets",
     "group_norm": "benchmarks.bench_group_norm",
     "blend": "benchmarks.bench_blend",
+    "report": "benchmarks.report",
     "scaling": "benchmarks.bench_scaling",
     "scenes": "benchmarks.bench_scenes",
     "strategies": "benchmarks.bench_strategies",
