@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bench_peers, bench_scaling, bench_waterfall
-from benchmarks.report_tables import rows_of
+from benchmarks.report_tables import oracle_rows, rows_of
 from benchmarks.rows import STATE, newest
 
 Points = list[dict[str, Any]]
@@ -43,16 +43,12 @@ def vae_points() -> Points:
 
 
 def strategy_points() -> Points:
-    """Work and duplicates of every strategy on the oracle."""
-    rows = [
-        row for row in newest(rows_of("strategies"), ("model", "strategy", "side", "relay_sigma")) if row["model"] == "oracle"
-    ]
-    most = max(int(row["side"]) for row in rows)
-    own = [row for row in rows if int(row["side"]) == most]
+    """Duplicates, work and detail of every strategy on the oracle."""
+    values = [(r["strategy"], r["relay_sigma"], r["duplicates"], r["windows"], r["detail"]) for r in oracle_rows()]
     return [
-        {"name": f"{r['strategy']} {r['relay_sigma']}".strip(), "x": float(r["windows"]), "y": float(r["duplicates"]),
-         "of": float(r["detail"])} for r in own
-    ]  # fmt: skip
+        {"name": f"{name} from {sigma}" if sigma else name, "x": float(duplicates), "y": float(windows), "of": float(detail)}
+        for name, sigma, duplicates, windows, detail in values
+    ]
 
 
 def draw_waterfall(axes: Any, points: Points) -> None:
@@ -86,10 +82,11 @@ def draw_vae(axes: Any, points: Points) -> None:
 
 
 def draw_strategies(axes: Any, points: Points) -> None:
-    axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=[20 + 100 * p["of"] for p in points], alpha=0.6)
-    for point in points:
-        axes.annotate(point["name"], (point["x"], point["y"]), fontsize=7, xytext=(5, 3), textcoords="offset points")
-    axes.set(xscale="log", xlabel="network evaluations, in native windows", ylabel="duplicates (area: added detail)")
+    bars = axes.barh([point["name"] for point in points], [point["x"] for point in points], color="#c44e52")
+    axes.bar_label(bars, [f"{p['x']:.2g}, {p['y']:.0f} windows, detail {p['of']:.2f}" for p in points], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.set_xlabel("duplicates per picture (one is right: 0), and what it cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +102,7 @@ FIGURES = {
     "waterfall": Figure(waterfall_points, draw_waterfall, "Seconds and peak memory of one render from naive to ours"),
     "scaling": Figure(scaling_points, draw_scaling, "Seconds over megapixels, on logarithmic axes"),
     "vae": Figure(vae_points, draw_vae, "Peak memory over seconds of every way to decode, at each size"),
-    "strategies": Figure(
-        strategy_points, draw_strategies, "Duplicates over network evaluations of every strategy on the oracle"
-    ),
+    "strategies": Figure(strategy_points, draw_strategies, "Duplicates of every strategy on the oracle, and its cost"),
 }
 
 
