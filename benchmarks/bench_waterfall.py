@@ -246,6 +246,8 @@ def main(argv: list[str]) -> int:
     threads = args.threads or (1 if args.quick else os.cpu_count() or 1)
     side, csv = (320, None) if args.quick else (args.side, args.csv)
     only = [steps()[i].name for i in QUICK] if args.quick else [n.strip() for n in args.only.split(";") if n.strip()]
+    if set(only) - {step.name for step in steps()} or side < 256:
+        parser.error(f"--only {args.only!r}: of {'; '.join(s.name for s in steps())}; --side {side}: from 256")
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) if args.quick else PICTURES / SUITE.settings()
         wanted = cases(side, pictures.absolute(), only)

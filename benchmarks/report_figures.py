@@ -85,8 +85,8 @@ def draw_strategies(axes: Any, points: Points) -> None:
     bars = axes.barh([point["name"] for point in points], [point["x"] for point in points], color="#c44e52")
     axes.bar_label(bars, [f"{p['x']:.2g}, {p['y']:.0f} windows, detail {p['of']:.2f}" for p in points], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.3)
-    axes.set_xlabel("duplicates per picture (one is right: 0), and what it cost")
+    axes.margins(x=0.5)
+    axes.set_xlabel("duplicates per picture (none is right), and what it cost")
 
 
 @dataclass(frozen=True, slots=True)

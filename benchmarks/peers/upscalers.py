@@ -103,8 +103,8 @@ def ours(picture: Tensor, network: Callable[[Tensor], Tensor], scale: int, tilin
 
 
 def halving(picture: Tensor, network: Callable[[Tensor], Tensor], scale: int) -> Tensor:
-    """The whole first; after every out-of-memory tiles of half the side, each with `OVERLAP` px around it, blended by half a
-    sine where they overlap. What was finished is not kept here, which costs it no pixels that are counted."""
+    """The whole first; after every out-of-memory tiles of half the side, each with `OVERLAP` px around it, blended where they
+    overlap. What was finished is not kept here, which costs it no pixels that are counted."""
     side = max(picture.shape[1:])
     while side >= LEAST:
         try:
@@ -141,13 +141,15 @@ def around(start: int, stop: int, extent: int) -> tuple[int, int]:
 
 def spans_of(extent: int, side: int) -> list[tuple[int, int]]:
     count = math.ceil(extent / side)
-    return [(i * extent // count, (i + 1) * extent // count) for i in range(count)]
+    each = math.ceil(extent / count)
+    return [(start, min(start + each, extent)) for start in range(0, extent, each)]
 
 
 def ramp(start: int, stop: int, extent: int, scale: int) -> Tensor:
-    """Weights along one side of a tile: half a sine over the overlap of both tiles where the picture goes on, else 1."""
+    """Weights along one side of a tile, half a sine over the middle half of what two tiles share where the picture goes on."""
     weights = torch.ones((stop - start) * scale)
-    turn = (torch.sin((torch.arange(2 * OVERLAP * scale) + 0.5) / (2 * OVERLAP * scale) * math.pi - math.pi / 2) + 1) / 2
+    along = torch.linspace(0, 1, 2 * OVERLAP * scale).mul(2).sub(0.5).clamp(0, 1)
+    turn = (1 - torch.cos(along * math.pi)) / 2
     if start > 0:
         weights[: len(turn)] *= turn[: len(weights)]
     if stop < extent:
