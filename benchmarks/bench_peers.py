@@ -59,7 +59,7 @@ def parts() -> dict[str, Part]:
         "small vae": Part(ways=autoencoders.TINY, sides=(512, 1024, 2048), quick=(256,)),
         "attention": Part(ways=attention.WAYS, sides=(1024, 2048), quick=(512,)),
         "SDXL pipeline": Part(ways=pipelines.WAYS, sides=(512, 1024, 2048), quick=(64, 128)),
-        "PixArt-Sigma pipeline": Part(ways=pipelines.WAYS, sides=(512, 1024, 2048), quick=(64, 128)),
+        "PixArt-Sigma pipeline": Part(ways=pipelines.WAYS, sides=(512, 1024, 2048), quick=(64,)),
         "MultiDiffusion": Part(ways=pipelines.PANORAMA, sides=(768,), quick=(), compared=False),
         "SDXL pipeline, full width": Part(ways=(pipelines.PLAIN, pipelines.ATTACHED), sides=(1024,), quick=()),
         "PixArt-Sigma pipeline, full width": Part(ways=(pipelines.PLAIN, pipelines.ATTACHED), sides=(1024, 2048), quick=()),

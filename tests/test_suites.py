@@ -1,8 +1,9 @@
-"""Suites of rows: kept and resumed, one change at a time, exponents of known laws, recipes against plain ones, limits that can fail."""
+"""Suites of rows: resumed, one change at a time, exponents of known laws, recipes against plain ones, limits that can fail."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_every_step_of_the_waterfall_is_one_change() -> None:
     assert len({step.name for step in steps}) == len(steps) and steps[-1] == bench_waterfall.OURS
     changes = [
         {f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)} - {"name", "same"}
-        for a, b in zip(steps, steps[1:], strict=False)
+        for a, b in itertools.pairwise(steps)
     ]
     assert changes[:2] == [{"strategy", "overlap_px", "blend"}, {"strategy", "blend"}]
     assert all(len(change) == 1 for change in changes[2:])
