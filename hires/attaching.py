@@ -162,14 +162,14 @@ def detach(pipe: Any) -> None:
 
 def family_of(pipe: Any) -> FamilyFacts:
     """The family of a pipeline by its class. RequestError lists those that can be attached."""
-    name = type(pipe).__name__
+    name, vae = type(pipe).__name__, getattr(pipe, "vae", None)
     for start, family in FAMILY_OF.items():
         if name.startswith(start):
             network = getattr(pipe, "transformer" if family.startswith("pixart") else "unet", None)
-            if isinstance(network, nn.Module) and hasattr(getattr(pipe, "vae", None), "encoder"):
+            if isinstance(network, nn.Module) and hasattr(getattr(vae, "config", None), "layers_per_block"):
                 return FAMILIES[family]
-    known = ", ".join(f"{start}..." for start in FAMILY_OF)
-    raise RequestError(f"attach: {name} is none of {known} with an AutoencoderKL; give one of those pipelines")
+    known, beside = ", ".join(f"{start}..." for start in FAMILY_OF), f", with {type(vae).__name__}," if vae is not None else ""
+    raise RequestError(f"attach: {name}{beside} is none of {known} with an AutoencoderKL; give one of those pipelines")
 
 
 def cells(px: int, name: str, cell_px: int, least: int = 1) -> int:

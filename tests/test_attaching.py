@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     PixArtAlphaPipeline,
@@ -269,6 +270,10 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         hires.detach(pipe)
     with pytest.raises(RequestError, match=r"dict is none of StableDiffusionXL\.\.\."):
         hires.attach({})
+    small = sdxl()
+    small.vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    with pytest.raises(RequestError, match=r"with AutoencoderTiny, is none of .* with an AutoencoderKL"):
+        hires.attach(small)
     with pytest.raises(BudgetError, match="give more vram"):
         hires.attach(pipe, vram="10kB")
     for options in ({"tile_px": 0}, {"tile_px": "64"}, {"overlap_px": -4}, {"tile_px": 64, "overlap_px": 64}):
