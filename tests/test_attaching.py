@@ -271,7 +271,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"dict is none of StableDiffusionXL\.\.\."):
         hires.attach({})
     small = sdxl()
-    small.vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    small.vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
     with pytest.raises(RequestError, match=r"with AutoencoderTiny, is none of .* with an AutoencoderKL"):
         hires.attach(small)
     with pytest.raises(BudgetError, match="give more vram"):
