@@ -10,15 +10,19 @@ SUITES = {
     "guides": "benchmarks.bench_guides",
     "io": "benchmarks.bench_io",
     "lowpass": "benchmarks.bench_lowpass",
+    "peers": "benchmarks.bench_peers",
     "planner": "benchmarks.bench_planner",
     "quick": "benchmarks.quick",
     "presets": "benchmarks.bench_presets",
     "group_norm": "benchmarks.bench_group_norm",
     "blend": "benchmarks.bench_blend",
+    "report": "benchmarks.report",
+    "scaling": "benchmarks.bench_scaling",
     "scenes": "benchmarks.bench_scenes",
     "strategies": "benchmarks.bench_strategies",
     "upscale": "benchmarks.bench_upscale",
     "vae": "benchmarks.bench_vae",
+    "waterfall": "benchmarks.bench_waterfall",
 }
 
 

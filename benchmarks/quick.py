@@ -38,6 +38,9 @@ def jobs(scratch: Path) -> list[Job]:
     return [
         Job("gpu_suite", ("benchmarks/gpu_suite.py", "--dry", "--out", f"{kept}/gpu", "--minutes", "5")),
         Job("hires bench all", ("-m", "hires.cli", "bench", "all", "--quick", "--device", "cpu", "--csv", f"{kept}/b.csv")),
+        suite("peers", "--quick", limits=True),
+        suite("waterfall", "--quick", limits=True),
+        suite("scaling", "--quick"),
         suite("presets", "--quick"),
         suite("scenes", *SCENES, "--pictures", f"{kept}/scenes", limits=True),
         suite("strategies", "--quick", limits=True),
@@ -49,6 +52,7 @@ def jobs(scratch: Path) -> list[Job]:
         suite("lowpass", "--cells", "64", "--repeats", "2", limits=True),
         suite("group_norm", "--quick"),
         suite("blend", "--quick"),
+        suite("report", "--check"),
     ]
 
 

@@ -1,0 +1,260 @@
+"""One render from naive to ours, one change at a time: seconds, memory and quality of every step, and what the step was worth.
+
+    python -m benchmarks waterfall                 # 2048 px, every row under ten minutes on two cores
+    python -m benchmarks waterfall --quick         # some steps at 320 px, into no file
+
+A held-out caption by the shipped model. Every row is a process of its own; rows that results/waterfall.csv has for the same
+code are kept. Pictures lie in runs/waterfall. The last line of stdout is one JSON document; the exit code is 1 where ours is
+not the fastest, or a step that promises the same picture draws another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.common import RESULTS, reset_peak_rss
+from benchmarks.rows import STATE, Row, Suite, carried_out, child, in_child
+
+SUITE = Suite(
+    name="waterfall",
+    key=("side", "step"),
+    columns=(
+        "seconds", "denoise_s", "decode_s", "write_s", "peak_rss_gib", "tflop", "gflop_per_s", "share_of_peak",
+        "disks", "right_third", "seam_score", "texture_over_truth", "psnr_to_ours_db", "file_mb",
+    ),
+    code=("bench_waterfall", "scenes", "held_out"),
+)  # fmt: skip
+PICTURES = Path("runs/waterfall")
+SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
+SAME_DB = 50.0
+EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
+QUICK = (0, 1, 2, 6, 8)  # the steps that go by other code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How a render runs. `overlap_px`: of the tiles; `backend`: of attention, None for the dispatch's own; `batch`: pictures at
+    once, None for the plan's; `same`: the picture is ours, to rounding."""
+
+    name: str
+    strategy: str
+    overlap_px: int | None = None
+    blend: str | None = None
+    backend: str | None = None
+    channels_last: bool = True
+    batch: int | None = None
+    whole_decode: bool = False
+    streamed: bool = True
+    same: bool = False
+
+
+OURS = Step(name="rows into the file as they come", strategy="progressive", same=True)
+
+
+def steps() -> tuple[Step, ...]:
+    """From naive to ours, each one change away from the one before."""
+    whole_file = replace(OURS, name="decode in bands", streamed=False)
+    whole_decode = replace(whole_file, name="four pictures at once", whole_decode=True)
+    single = replace(whole_decode, name="channels-last maps", batch=1)
+    planes = replace(single, name="fused attention", channels_last=False)
+    scores = replace(planes, name="tiles share a quarter", backend="math")
+    half = replace(scores, name="a base picture, enlarged and refined", overlap_px=128, same=False)
+    windows = replace(half, name="windows that share half, from noise", strategy="tiled", blend="box")
+    canvas = replace(windows, name="the whole canvas, from noise", strategy="direct", overlap_px=None, blend=None)
+    return (canvas, windows, half, scores, planes, single, whole_decode, whole_file, OURS)
+
+
+def measured(case: Mapping[str, str]) -> Row:
+    """One render by one step, in this process."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from benchmarks.held_out import held_out_scenes
+    from hires.device import peak_resident_bytes
+    from hires.metrics import psnr
+    from hires.timing import peak_flops
+
+    step = next(step for step in steps() if step.name == case["step"])
+    scene, side = held_out_scenes(1)[0], int(case["side"])
+    path = Path(case["pictures"]) / f"{side}_{steps().index(step)}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reset_peak_rss()
+    with layout(step.channels_last):
+        found, made = drawn(step, scene.caption, scene.seed, side, path)
+    found["peak_rss_gib"] = round(peak_resident_bytes() / 2**30, 3)
+    rate, peak = made.flops / (found["denoise_s"] + found["decode_s"]), peak_flops(torch.device("cpu"), torch.float32)
+    picture = np.asarray(Image.open(path))
+    ours = np.asarray(Image.open(reference(case)))
+    return (
+        found
+        | quality(scene, picture, made, side)
+        | {
+            "tflop": round(made.flops / 1e12, 3),
+            "gflop_per_s": round(rate / 1e9, 1),
+            "share_of_peak": round(rate / peak, 3),
+            "psnr_to_ours_db": round(min(psnr(picture, ours, 255.0), EQUAL_DB), 1),
+            "file_mb": round(path.stat().st_size / 1e6, 2),
+        }
+    )
+
+
+@contextmanager
+def layout(channels_last: bool) -> Iterator[None]:
+    """Without channels-last, all that asks for that layout gets planes."""
+    import torch
+
+    if channels_last:
+        yield
+        return
+    with mock.patch.object(torch, "channels_last", torch.contiguous_format):
+        yield
+
+
+def drawn(step: Step, caption: str, seed: int, side: int, path: Path) -> tuple[Row, Any]:
+    """The picture in its file, what it took by part, and the plan that ran."""
+    import hires
+
+    begun = time.perf_counter()
+    if step == OURS:
+        result = hires.render(caption, size=(side, side), seed=seed, strategy=step.strategy, output=path, overwrite=True)
+    else:
+        result = planned(step, caption, seed, side)
+    rendered = time.perf_counter()
+    if result.path is None:
+        from PIL import Image
+
+        Image.fromarray(result.pixels).save(path)
+    seconds, decode = time.perf_counter() - begun, result.stats[-1].seconds
+    denoise = sum(stage.seconds for stage in result.stats[:-1])
+    written = 0.0 if result.path else time.perf_counter() - rendered
+    parts = {"seconds": seconds, "denoise_s": denoise, "decode_s": decode, "write_s": written}
+    return {name: round(value, 2) for name, value in parts.items()}, result.plan
+
+
+def planned(step: Step, caption: str, seed: int, side: int) -> Any:
+    """A render by the plan of a step, its pixels in memory."""
+    import torch
+
+    from hires import machines, planner
+    from hires.execute import run_plan
+    from hires.specs import load_spec
+    from hires.tiling.geometry import Size
+    from hires.types import DecodePlan, RenderRequest
+
+    request = RenderRequest(
+        prompt=caption, size=Size(side, side), seed=seed, strategy=step.strategy, overlap_px=step.overlap_px,
+        attention=step.backend, attention_policy="global" if step.strategy == "direct" else None,
+    )  # fmt: skip
+    made = planner.plan(request, load_spec("demo"), machines.host_device())
+    stages = tuple(replace(stage, batch=step.batch or stage.batch, blend=step.blend or stage.blend) for stage in made.stages)
+    decode = DecodePlan(policy="whole", band_rows=0, dtype=made.decode.dtype) if step.whole_decode else made.decode
+    ladder = tuple(rung for rung in made.ladder if rung.stage != "decode")  # an out-of-memory is a result here
+    made = replace(made, stages=stages, batch=step.batch or made.batch, decode=decode, ladder=ladder)
+    return run_plan(request, made, load_spec("demo"), torch.device("cpu"), lambda event: None)
+
+
+def quality(scene: Any, picture: Any, made: Any, side: int) -> Row:
+    """Disks, seams and texture against the scene drawn at that size."""
+    import hires
+    from benchmarks.bench_scenes import measure
+
+    base = hires.render(scene.caption, size="256x256", seed=scene.seed).pixels
+    found = measure(scene, picture, made, base)
+    return {
+        "disks": int(str(found["disks"])) + int(str(found["lopsided"])),
+        "right_third": found["one_disk_right_third"],
+        "seam_score": found["seam_over_control"],
+        "texture_over_truth": found["texture_over_truth"],
+    }
+
+
+def reference(case: Mapping[str, str]) -> Path:
+    """Where the picture of our own way lies."""
+    return Path(case["pictures"]) / f"{case['side']}_{len(steps()) - 1}.png"
+
+
+def cases(side: int, pictures: Path, only: Sequence[str]) -> list[dict[str, str]]:
+    """Ours first: the others are held against it."""
+    chosen = [step.name for step in steps() if step == OURS or not only or step.name in only]
+    return [
+        {"side": str(side), "step": name, "pictures": str(pictures)} for name in sorted(chosen, key=lambda n: n != OURS.name)
+    ]
+
+
+def kept(rows: Sequence[Mapping[str, Any]], timed: bool = True) -> dict[str, bool]:
+    """What a table must show: a step to the same picture draws it, and, where it is `timed`, ours is the fastest of those that
+    end, but for what a second run differs by."""
+    ran = {str(row["step"]): row for row in rows if row[STATE] == "ran"}
+    verdict = {}
+    if timed:
+        ours = float(ran[OURS.name]["seconds"])
+        verdict["ours is the fastest"] = all(ours <= 1.05 * float(row["seconds"]) for row in ran.values())
+    for step in steps():
+        if step.same and step.name in ran:
+            verdict[f"{step.name}: PSNR >= {SAME_DB:g} dB"] = float(ran[step.name]["psnr_to_ours_db"]) >= SAME_DB
+    return verdict
+
+
+def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    names = [step.name for step in steps()]
+    return sorted((row for row in rows if row["step"] in names), key=lambda row: (int(row["side"]), names.index(row["step"])))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: every step with what it is worth against the one before that ended."""
+    lines = [
+        "| | s | this step | in all | TFLOP | of peak | GiB | suns | seam | texture ÷ truth | PSNR to ours |",
+        "|---" * 11 + "|",
+    ]
+    first = before = 0.0
+    for row in in_order(rows):
+        if row[STATE] != "ran":
+            lines.append(f"| {row['step']} | {row[STATE]} |" + " |" * 9)
+            continue
+        seconds, decibels = float(row["seconds"]), float(row["psnr_to_ours_db"])
+        gains = [f"{earlier / seconds:.2f}×" if earlier else "" for earlier in (before, first)]
+        first, before = first or seconds, seconds
+        same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
+        numbers = [f"{float(row[name]):.{digits}f}" for name, digits in SHOWN.items()]
+        lines.append(f"| {row['step']} | {seconds:.1f} | {' | '.join((*gains, *numbers, same))} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks waterfall", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--threads", type=int, help="of torch; default: one for each core, with --quick one")
+    parser.add_argument("--only", default="", help=f"steps between semicolons, of: {'; '.join(s.name for s in steps())}")
+    parser.add_argument("--quick", action="store_true", help="some steps at 320 px, into no file")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "waterfall.csv")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        return child(args.child, measured)
+    threads = args.threads or (1 if args.quick else os.cpu_count() or 1)
+    side, csv = (320, None) if args.quick else (args.side, args.csv)
+    only = [steps()[i].name for i in QUICK] if args.quick else [n.strip() for n in args.only.split(";") if n.strip()]
+    if set(only) - {step.name for step in steps()} or side < 256:
+        parser.error(f"--only {args.only!r}: of {'; '.join(s.name for s in steps())}; --side {side}: from 256")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) if args.quick else PICTURES / SUITE.settings()
+        wanted = cases(side, pictures.absolute(), only)
+        if csv is not None and not reference(wanted[0]).exists():
+            in_child(SUITE, wanted[0], threads)
+        rows = in_order(carried_out(SUITE, wanted, csv, threads))
+    print(table(rows), file=sys.stderr)
+    verdict = kept(rows, not args.quick)
+    print(json.dumps({"suite": "waterfall", "rows": rows, "limits": verdict}))
+    return 0 if all(verdict.values()) else 1

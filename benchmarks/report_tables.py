@@ -1,0 +1,232 @@
+"""The tables of `docs/BENCHMARKS.md` and the README, each from the rows of its suite."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import bench_peers, bench_scaling, bench_scenes, bench_strategies, bench_waterfall
+from benchmarks.common import RESULTS, read_rows
+from benchmarks.rows import newest
+
+Rows = Sequence[Mapping[str, str]]
+FAMILY_NAMES = {"cosxl": "CosXL", "pixart-sigma-1024": "PixArt-Σ 1024", "pixart-sigma-2k": "PixArt-Σ 2K"}
+WRITTEN = {".png": "PNG", ".tif": "BigTIFF with pyramid"}
+
+
+def rows_of(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The rows of a suite's file. FileNotFoundError says which command makes them."""
+    found = read_rows(folder / f"{name}.csv")
+    if not found:
+        raise FileNotFoundError(f"no rows yet: python -m benchmarks {name.replace('_', ' ')}")
+    return found
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+
+
+def plans() -> str:
+    """What `hires plan` says of CosXL on cards that are not here: a square picture, its peak and seconds."""
+    from benchmarks.full_size import full_spec
+    from hires import machines, planner
+    from hires.tiling.geometry import Size
+    from hires.types import RenderRequest, gib, parse_bytes
+
+    spec, budgets, body = full_spec("cosxl"), ("8GB", "12GB", "24GB"), []
+    for side in (2048, 4096, 8192):
+        request = RenderRequest(prompt="", size=Size(side, side))
+        made = [planner.plan(request, spec, machines.described_card(parse_bytes(budget))) for budget in budgets]
+        cells = [f"{gib(plan.peak_bytes)}, {plan.seconds:.0f} s, decoded by `{plan.decode.policy}`" for plan in made]
+        body.append([f"{side}²", *cells])
+    return markdown(["CosXL", *(budget.replace("GB", " GB") for budget in budgets)], body)
+
+
+def presets() -> str:
+    """PFLOP of every preset, and the stages of `balanced` at 4096 px."""
+    rows = newest(rows_of("presets"), ("family", "preset", "side"))
+    at = {(row["family"], row["preset"], int(row["side"])): row for row in rows}
+    sides, body = sorted({side for _, _, side in at}), []
+    for family, preset in dict.fromkeys((row["family"], row["preset"]) for row in rows):
+        numbers = [f"{float(at[family, preset, side]['counted_pflop']):.2f}" for side in sides]
+        said = at[family, preset, 4096]["stages"] if preset == "balanced" else ""
+        body.append([f"{FAMILY_NAMES[family]}, `{preset}`", *numbers, said])
+    return markdown(["PFLOP on 24 GB", *(f"{side}²" for side in sides), "stages of `balanced` at 4096²"], body)
+
+
+SCENES = (
+    "strategy", "size", "pictures", "one disk, right third", "disks drawn, mean", "seam, max", "detail ÷ Lanczos",
+    "detail ÷ truth", "texture ÷ truth, median", "sky detail ÷ truth, max", "s, median", "GiB, max",
+)  # fmt: skip
+
+
+def scenes() -> str:
+    """Held-out captions by every strategy and size."""
+    rows = newest(rows_of("scenes"), ("strategy", "side", "seed"))
+    order = ("progressive", "tiled", "direct")
+    keys = sorted({(order.index(row["strategy"]), int(row["side"])) for row in rows})
+    return markdown(SCENES, [scene_line([r for r in rows if (r["strategy"], int(r["side"])) == (order[at], side)])
+                             for at, side in keys])  # fmt: skip
+
+
+def scene_line(part: Rows) -> list[str]:
+    def values(name: str) -> list[float]:
+        return [float(row[name]) for row in part]
+
+    def span(name: str, digits: int) -> str:
+        ends = [f"{end:.{digits}f}" for end in (min(values(name)), max(values(name)))]
+        return ends[0] if ends[0] == ends[1] else "–".join(ends)
+
+    summed = bench_scenes.summary([dict(row) for row in part])[0]
+    right = sum(int(row["one_disk_right_third"]) for row in part)
+    return [
+        part[0]["strategy"],
+        f"{part[0]['side']}²",
+        str(len(part)),
+        str(right),
+        f"{summed['mean_disks']:.1f}",
+        f"{max(values('seam_over_control')):.2f}",
+        span("energy_over_lanczos", 0),
+        span("energy_over_truth", 2),
+        f"{summed['texture_over_truth_median']:.2f}",
+        f"{max(values('sky_energy_over_truth')):.2f}",
+        f"{statistics.median(values('seconds')):.0f}",
+        f"{max(values('peak_rss_gib')):.2f}",
+    ]
+
+
+ORACLE = {
+    "duplicates": "duplicates", "seam_ratio": "seam ratio", "drift": "drift", "detail": "added detail", "windows": "windows",
+    "seconds_p50": "s (p50)",
+}  # fmt: skip
+
+
+def oracle_rows() -> list[dict[str, str]]:
+    """The strategies at four times the oracle's window."""
+    return [row for row in bench_strategies.newest(rows_of("strategies")) if (row["model"], row["side"]) == ("oracle", "256")]
+
+
+def oracle() -> str:
+    body = []
+    for row in oracle_rows():
+        name = row["strategy"] + (f" from sigma {float(row['relay_sigma']):g}" if row["relay_sigma"] else "")
+        body.append([name, *(f"{float(row[column]):.4g}" for column in ORACLE)])
+    return markdown(("strategy", *ORACLE.values()), body)
+
+
+def strategies() -> str:
+    """The strategies on the shipped model's scenes, a table per size."""
+    rows = [row for row in bench_strategies.newest(rows_of("strategies")) if row["model"] == "scenes"]
+    text = bench_strategies.table(rows).strip()
+    return "\n".join(f"*{line}*" if line.startswith("scenes,") else line for line in text.splitlines())
+
+
+def guides() -> str:
+    """Low-passes and ramps of structure guidance on the oracle."""
+    rows = newest(rows_of("guides"), ("low_pass", "ramp", "side", "relay_sigma"))
+    body = [[r["low_pass"], r["ramp"], r["duplicates"], r["seam_ratio"], r["drift"], r["detail"]] for r in rows]
+    return markdown(("low-pass", "ramp", "duplicates", "seam ratio", "drift", "added detail"), body)
+
+
+def planner_ratios() -> str:
+    """How predicted bytes compare with allocated ones, per model."""
+    rows = newest(rows_of("planner"), ("model", "size", "batch", "policy", "dtype"))
+    body = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        ratios = [float(row["ratio"]) for row in rows if row["model"] == model]
+        spread = (min(ratios), statistics.median(ratios), max(ratios))
+        body.append([model, str(len(ratios)), *(f"{ratio:.3f}" for ratio in spread)])
+    return markdown(("model", "cases", "least predicted ÷ allocated", "median", "most"), body)
+
+
+def autoencoder() -> str:
+    """Every storage policy of the full SDXL autoencoder beside diffusers' tiling."""
+    rows = newest(rows_of("vae"), ("side", "way", "against"))
+    body = []
+    for row in rows:
+        same = "equal" if row["psnr_db"] == "inf" else f"{row['psnr_db']} dB"
+        numbers = f"{float(row['seconds']):.1f}", row["peak_mib"], row["predicted_mib"], row["gflop"], same
+        body.append([row["way"], row["side"], *numbers, f"{float(row['seam_over_control']):.2f}", row["against"]])
+    return markdown(("way", "px", "s", "MiB", "MiB predicted", "GFLOP", "PSNR", "seam", "against"), body)
+
+
+def upscale_quality() -> str:
+    """Networks whole and in tiles, beside bicubic and Lanczos."""
+    rows = newest(rows_of("upscale_quality"), ("upscaler", "way"))
+    body = []
+    for name in dict.fromkeys(row["upscaler"] for row in rows):
+        own = [row for row in rows if row["upscaler"] == name]
+        whole, tiled = own[0], own[1:]
+        label = {"bicubic": "bicubic", "lanczos": "Lanczos"}.get(name) or upscaler_label(name, tiled[0])
+        decibels = [f"{float(row['y_psnr_db']):.2f}" for row in tiled]
+        said = f"{', '.join(decibels)} dB" if decibels else ""
+        body.append([label, f"{float(whole['y_psnr_db']):.2f} dB", said])
+    tiles = sorted({int(row["way"].split()[1]) for row in rows if row["way"].startswith("tile")})
+    return markdown(("", "whole", f"tiles of {', '.join(map(str, tiles))} px"), body)
+
+
+def upscaler_label(name: str, tiled: Mapping[str, str]) -> str:
+    known = {"RealESRGAN_General_x4_v3.safetensors": "RealESRGAN General x4 v3", "craft_x4.pth": "CRAFT x4"}
+    kind = "exact" if tiled["exact"] == "1" else "approximation"
+    return f"{known.get(name, name)}, halo {tiled['halo_px']} px, {kind}"
+
+
+def upscale_memory() -> str:
+    """Peak memory of enlarging into a file."""
+    rows = newest(rows_of("upscale_memory"), ("upscaler", "format", "bits", "size"))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    at = {(row["format"], row["bits"], row["size"]): f"{float(row['peak_rss_gib']):.2f} GiB" for row in rows}
+    kinds = dict.fromkeys((row["format"], row["bits"]) for row in rows)
+    body = [[f"{WRITTEN[form]}, {bits} bits", *(at[form, bits, size] for size in sizes)] for form, bits in kinds]
+    return markdown(("", *(size.replace("x", "×") for size in sizes)), body)
+
+
+def upscale_refine() -> str:
+    """What refinement adds to Lanczos and how far it moves the picture."""
+    rows = newest(rows_of("upscale_refine"), ("scene", "strength"))
+    body = []
+    for strength in dict.fromkeys(row["strength"] for row in rows):
+        own = [row for row in rows if row["strength"] == strength]
+        spans = [(min(v), max(v)) for v in ([float(r[n]) for r in own] for n in ("energy_over_lanczos", "truth_over_lanczos"))]
+        moved = max(float(row["worst_tile_de2000"]) for row in own)
+        body.append([strength, str(len(own)), *(f"{low:.0f}–{high:.0f}" for low, high in spans), f"{moved:.2f}"])
+    return markdown(("strength", "scenes", "energy ÷ Lanczos", "of the truth", "worst tile, CIEDE2000"), body)
+
+
+def waterfall() -> str:
+    return bench_waterfall.table(newest(rows_of("waterfall"), bench_waterfall.SUITE.key))
+
+
+def scaling() -> str:
+    return bench_scaling.table(newest(rows_of("scaling"), bench_scaling.SUITE.key))
+
+
+def peers(*parts: str) -> Callable[[], str]:
+    """Some parts of the peers, or all."""
+
+    def table() -> str:
+        rows = newest(rows_of("peers"), bench_peers.SUITE.key)
+        return bench_peers.table([row for row in rows if not parts or row["part"] in parts])
+
+    return table
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "plans": plans,
+    "presets": presets,
+    "scenes": scenes,
+    "oracle": oracle,
+    "strategies": strategies,
+    "guides": guides,
+    "planner": planner_ratios,
+    "vae": autoencoder,
+    "upscale-quality": upscale_quality,
+    "upscale-memory": upscale_memory,
+    "upscale-refine": upscale_refine,
+    "waterfall": waterfall,
+    "scaling": scaling,
+    "peers": peers(),
+    "peers-vae": peers("vae", "vae, two pictures", "small vae"),
+}

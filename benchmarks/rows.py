@@ -1,0 +1,145 @@
+"""Rows measured one by one, each in a process of its own, and kept: a suite stopped anywhere goes on where it was.
+
+A process of its own has its own peak of memory, and one that runs out of it, or of time, leaves a row that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hires
+from benchmarks.common import append_row, digest, read_rows, stamp
+
+Case = Mapping[str, str]
+Row = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+FRONTS = (
+    "server", "cli", "cli_bench", "cli_serve", "cli_upscale", "client", "attaching", "benching", "bench",
+)  # no row is about them  # fmt: skip
+STATE = "state"
+MEMORY_LEFT = 0.9  # of what is free: a row that needs more is out of memory, and the machine is not
+
+
+class AbsentError(Exception):
+    """What a row needs is not here: test data, a package. The row is skipped and says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A table of rows. `key`: the columns that say what a row is of; `columns`: what is measured; `code`: the files of
+    benchmarks/ that decide its numbers; `limit_s`: the most a row may take."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+    code: tuple[str, ...]
+    limit_s: float = 600.0
+
+    def settings(self) -> str:
+        """Changes with the code and the weights that the rows come from."""
+        package, here = Path(hires.__file__).parent, Path(__file__).parent
+        kept = [f for f in package.rglob("*.py") if f.relative_to(package).parts[0].removesuffix(".py") not in FRONTS]
+        return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in self.code)])
+
+
+def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int) -> list[Row]:
+    """The rows of all cases: those that the file has for this code and thread count, and the others measured and appended."""
+    key, found = suite.settings(), []
+    for case in cases:
+        kept = None if csv is None else _kept(suite, case, csv, key, threads)
+        row = kept or _whole(suite, case, key, threads, in_child(suite, case, threads))
+        if csv is not None and kept is None:
+            append_row(csv, row)
+        print(
+            "kept" if kept else "measured", {name: row[name] for name in (*suite.key, STATE, *suite.columns)}, file=sys.stderr
+        )
+        found.append(row)
+    return found
+
+
+def _kept(suite: Suite, case: Case, csv: Path, key: str, threads: int) -> Row | None:
+    wanted = {**{name: str(case[name]) for name in suite.key}, "settings": key, "threads": str(threads)}
+    rows = [row for row in read_rows(csv) if all(row[name] == value for name, value in wanted.items())]
+    return dict(rows[-1]) if rows else None
+
+
+def _whole(suite: Suite, case: Case, key: str, threads: int, measured: Mapping[str, Any]) -> Row:
+    columns = {name: measured.get(name, "") for name in suite.columns}
+    facts = {name: case[name] for name in suite.key}
+    return {**stamp(), "settings": key, "threads": threads, **facts, STATE: measured.get(STATE, "ran"), **columns}
+
+
+def in_child(suite: Suite, case: Case, threads: int) -> Mapping[str, Any]:
+    """What one process finds; out of memory, or out of time, is a state. RuntimeError with its last words for anything else."""
+    command = [sys.executable, "-m", "benchmarks", suite.name, "--child", json.dumps(dict(case))]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=suite.limit_s)
+    except subprocess.TimeoutExpired:
+        return {STATE: f"over {suite.limit_s:g} s"}
+    if done.returncode == 0:
+        found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    if done.returncode == -9:
+        return {STATE: "out of memory"}
+    raise RuntimeError(f"{suite.name} {dict(case)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def child(text: str, measure: Callable[[Case], Row]) -> int:
+    """The other end of `in_child`: measure one case within the memory that is free, print what was found as JSON."""
+    from hires.tiling.retry import is_out_of_memory
+
+    bound_memory()
+    try:
+        found = measure(json.loads(text))
+    except AbsentError as error:
+        found = {STATE: f"skipped: {error}"}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = {STATE: "out of memory"}
+    print(json.dumps(found))
+    return 0
+
+
+def bound_memory() -> None:
+    """Refuse what goes beyond the memory that is free now, so that the system does not have to choose whom to end."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_LEFT), resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
+    """The last result, and seconds by quantile with the peak above what was held before the first counted call."""
+    from hires.benching.rows import resident_from_now
+    from hires.device import peak_resident_bytes
+    from hires.timing import quantile
+
+    held, taken, result = resident_from_now() or 0, [], None
+    for _ in range(repeats):
+        result = None
+        begun = time.perf_counter()
+        result = run()
+        taken.append(time.perf_counter() - begun)
+    p20, p50, p80 = (round(quantile(taken, share), 3) for share in (0.2, 0.5, 0.8))
+    peak = round((peak_resident_bytes() - held) / 2**20, 1)
+    return result, {"p20_s": p20, "p50_s": p50, "p80_s": p80, "repeats": repeats, "peak_mib": peak}
+
+
+def newest(rows: Sequence[Mapping[str, str]], key: Sequence[str]) -> list[Mapping[str, str]]:
+    """The last row of every key, in the order in which the keys first came."""
+    last: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for row in rows:
+        last[tuple(row[name] for name in key)] = row
+    return list(last.values())
