@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import hires
-from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
+from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
+from hires.device import reset_resident_peak
 from hires.metrics import (
     band_energy,
     find_disks,
@@ -132,7 +133,7 @@ def run(wanted: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> l
                     continue
                 if scene.seed not in bases:
                     bases[scene.seed] = hires.render(scene.caption, size="256x256", seed=scene.seed).pixels
-                reset_peak_rss()
+                reset_resident_peak()
                 result = hires.render(scene.caption, size=(side, side), seed=scene.seed, strategy=strategy)
                 facts = {"settings": key, "strategy": strategy, "side": side, "caption": scene.caption, "seed": scene.seed}
                 row = stamp() | facts | measure(scene, result.pixels, result.plan, bases[scene.seed])

@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 
 import hires
-from benchmarks.common import RESULTS, append_row, digest, read_rows, reset_peak_rss, stamp
+from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.outcome import Outcome, on_oracle, on_scene
 from benchmarks.recipes import ATTENTION, RECIPES, Work, base
 from benchmarks.sheet import draw_sheet, picture_name
 from benchmarks.subjects import OracleSubject, SceneSubject
-from hires.device import peak_resident_bytes
+from hires.device import peak_resident_bytes, reset_resident_peak
 from hires.imageio import to_uint8
 from hires.tiling.geometry import Size
 
@@ -110,7 +110,7 @@ def keep(picture: torch.Tensor, case: Case, sigma: str, seed: int) -> None:
 
 def measured_row(case: Case, seeds: int) -> dict[str, object]:
     """The row of a strategy: means over seeds, the most duplicates of any, seconds by quantile."""
-    reset_peak_rss()
+    reset_resident_peak()
     runs = [measured(case, seed) for seed in range(seeds)]
     outcomes, costs = [run[0] for run in runs], [run[1] for run in runs]
     p20, p50, p80 = (float(q) for q in np.quantile([cost["seconds"] for cost in costs], (0.2, 0.5, 0.8)))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.allocations import counted
-from benchmarks.common import RESULTS, append_row, reset_peak_rss, stamp
+from benchmarks.common import RESULTS, append_row, stamp
 from hires.cost import VaePolicy
-from hires.device import choose_device, peak_resident_bytes
+from hires.device import choose_device, peak_resident_bytes, reset_resident_peak
 from hires.errors import HiresError
 from hires.metrics import Floats, psnr, seam_score
 from hires.resolution import parse_size
@@ -148,7 +148,7 @@ def timed(way: Way, vae: nn.Module, z: Tensor) -> tuple[Tensor, float, int]:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
     else:
-        reset_peak_rss()
+        reset_resident_peak()
         before = peak_resident_bytes()
     begun = time.perf_counter()
     with torch.inference_mode():

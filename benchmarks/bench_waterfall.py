@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.common import RESULTS, reset_peak_rss
+from benchmarks.common import RESULTS
 from benchmarks.rows import STATE, Row, Suite, carried_out, child, in_child
 
 SUITE = Suite(
@@ -82,7 +82,7 @@ def measured(case: Mapping[str, str]) -> Row:
     from PIL import Image
 
     from benchmarks.held_out import held_out_scenes
-    from hires.device import peak_resident_bytes
+    from hires.device import peak_resident_bytes, reset_resident_peak
     from hires.metrics import psnr
     from hires.timing import peak_flops
 
@@ -90,7 +90,7 @@ def measured(case: Mapping[str, str]) -> Row:
     scene, side = held_out_scenes(1)[0], int(case["side"])
     path = Path(case["pictures"]) / f"{side}_{steps().index(step)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    reset_peak_rss()
+    reset_resident_peak()
     with layout(step.channels_last):
         found, made = drawn(step, scene.caption, scene.seed, side, path)
     found["peak_rss_gib"] = round(peak_resident_bytes() / 2**30, 3)

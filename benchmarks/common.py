@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
 import hashlib
@@ -47,12 +46,6 @@ def stamp() -> dict[str, str]:
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     return {"commit": commit(), "machine": machine(), "torch": torch.__version__, "date": today}
-
-
-def reset_peak_rss() -> None:
-    """Let the process's peak resident memory start anew (Linux), so that a row holds its own render's peak."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gc
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,16 @@ from torch import Tensor
 
 from benchmarks.common import machine, stamp
 from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
+from hires.benching.models import evaluation, evaluation_flops
 from hires.benching.rows import Setting, suite_of
 from hires.device import probe
 from hires.errors import HiresError
 from hires.execute import run_plan
+from hires.kernels.policies import EVERYWHERE
 from hires.metrics import psnr
 from hires.planner import plan
 from hires.tiling.geometry import Size
-from hires.tiling.retry import free_memory, is_out_of_memory
+from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
 from hires.tiling.vae import TiledVAE
 from hires.types import RenderRequest
 
@@ -188,13 +189,7 @@ def denoise_pieces(suite: Suite) -> Iterator[Piece]:
 
 def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
     """Seconds, TFLOP/s and peak bytes of a guided evaluation, planned and measured."""
-    from hires.cost import network_flops
     from hires.execute import load_family
-    from hires.kernels.policies import EVERYWHERE
-    from hires.pipelines.progressive import attending
-    from hires.stages import estimates_per_step
-    from hires.tiling.denoise import tiled
-    from hires.tiling.retry import Batcher, Ladder
 
     spec = spec_of(family, suite.dry)
     request = RenderRequest(
@@ -210,20 +205,11 @@ def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
     with random_weights(family, suite.dry):
         model = load_family(request, made, spec, suite.device, Ladder([made.decode], str), None)
     model.weights.ready("network")
-    policy = EVERYWHERE if way == "global" else stage.attention
+    stage = replace(stage, attention=EVERYWHERE) if way == "global" else stage
     x = torch.randn(1, 4, *(side // 8,) * 2, generator=torch.Generator().manual_seed(0)).to(suite.device) * stage.sigma_start
-
-    def run() -> Tensor:
-        on_canvas = tiled(model.denoiser(attending(policy, None)), stage.grid, batch=Batcher(stage.batch))
-        denoise, cond = model.guided(on_canvas, stage)
-        found: Tensor = denoise(x, stage.sigma_start, cond)
-        return found
-
+    run = partial(evaluation(model, stage, x), stage.batch)
     taken = measured(suite, run, None)
-    tile = stage.grid.tile
-    flops = (
-        network_flops(spec.network, tile.height, tile.width, policy=policy) * stage.grid.count * estimates_per_step(stage, spec)
-    )
+    flops = evaluation_flops(spec, stage)
     predicted = next(cost.peak_bytes for cost in made.costs if cost.stage == stage.name)
     rate = round(flops / taken["seconds"] / 1e12, 2) if "seconds" in taken else None
     extra = {"tiles": stage.grid.count, "batch": stage.batch, "tflop": round(flops / 1e12, 3), "tflop_per_s": rate}
@@ -446,7 +432,6 @@ def finished(name: str, piece: Piece) -> dict[str, Any]:
         rows = piece.run()
     except Exception as found:  # noqa: BLE001  the record says it, and the next piece runs
         error = f"{type(found).__name__}: {found}\n{traceback.format_exc()[-2000:]}"
-    gc.collect()
     free_memory()
     seconds = round(time.monotonic() - begun, 1)
     print(

@@ -56,7 +56,7 @@ def draw_waterfall(axes: Any, points: Points) -> None:
     bars = axes.barh(names, [point["x"] for point in points], color="#4c72b0")
     axes.bar_label(bars, [f"{p['x']:.0f} s, {p['y']:.2f} GiB" for p in points], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    axes.margins(x=0.35)
     axes.set_xlabel("seconds of one render, and its peak memory")
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from hires.cost import network_live_bytes
 from hires.device import probe
 from hires.errors import BudgetError, RequestError
-from hires.families import FAMILIES, FamilyFacts, NetworkShape, PixArtShape
-from hires.kernels.blend import blend_accumulate
+from hires.families import FAMILIES, FamilyFacts, NetworkShape
 from hires.processors import DispatchedAttention, dispatch_attention
-from hires.specs import unet_shape
+from hires.specs import pixart_shape, unet_shape
 from hires.tiling.blend import blend_weights
+from hires.tiling.denoise import fused
 from hires.tiling.geometry import Box, Size, make_grid
 from hires.tiling.retry import Batcher
 from hires.tiling.vae import TiledVAE
@@ -203,14 +203,7 @@ def shape_of(network: nn.Module, facts: FamilyFacts) -> NetworkShape:
     config: Any = network.config
     if facts.network == "unet":
         return unet_shape(config, facts)
-    return PixArtShape(
-        layers=config.num_layers,
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        patch=config.patch_size,
-        caption_width=config.caption_channels,
-        latent_channels=config.in_channels,
-    )
+    return pixart_shape(config)
 
 
 MOST_AT_ONCE = 64
@@ -307,20 +300,7 @@ class TiledNetwork:
     def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, Any]) -> Tensor:
         grid = make_grid(whole, self.made.tile, self.made.overlap)
         weights = blend_weights(grid, "hann", canvas.device)
-        pictures = canvas.shape[0]
-        units = [(box, picture) for box in grid.boxes() for picture in range(pictures)]
-        total: Tensor | None = None
-        done = 0
-        for estimates in self.made.batcher.map(partial(self._estimates, canvas, given), units):
-            for estimate in estimates:
-                if total is None:
-                    total = canvas.new_zeros((pictures, estimate.shape[1], *canvas.shape[-2:]), dtype=torch.float32)
-                box, picture = units[done]
-                rows, columns = weights.axes(done // pictures)
-                blend_accumulate(total[picture : picture + 1], estimate, rows, columns, box.top, box.left)
-                done += 1
-        assert total is not None, "a grid has tiles"
-        return total.to(canvas.dtype)
+        return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.made.batcher).to(canvas.dtype)
 
     def _estimates(self, canvas: Tensor, given: Mapping[str, Any], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
         """The network's outputs (1, C, h, w) for tiles of pictures."""

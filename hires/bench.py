@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,9 @@ from torch.nn import functional as F
 
 from hires.calibration import Calibration
 from hires.device import probe
+from hires.errors import RunError
 from hires.kernels.dispatch import BACKENDS, AttentionSpec, attention
+from hires.timing import timed
 
 log = logging.getLogger(__name__)
 SECONDS = 3.0  # for each thing that is measured
@@ -39,23 +40,12 @@ def calibrate(device: torch.device, say: Say = lambda line: None) -> Calibration
     )  # fmt: skip
 
 
-def seconds_of(run: Callable[[], object], device: torch.device, least: int = 3) -> float:
-    """The median of calls for about `SECONDS`, after one to warm up."""
-    taken: list[float] = []
-    run()
-    until = time.perf_counter() + SECONDS
-    while len(taken) < least or (time.perf_counter() < until and len(taken) < 200):
-        _wait(device)
-        begun = time.perf_counter()
-        run()
-        _wait(device)
-        taken.append(time.perf_counter() - begun)
-    return sorted(taken)[len(taken) // 2]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """The median of calls for about `SECONDS`, after one to warm up. RunError where they run out of memory."""
+    taken = timed(run, device, most=200, seconds=SECONDS)
+    if taken.p50 is None:
+        raise RunError(f"calibrate: {taken.state}; close what else uses the device")
+    return taken.p50
 
 
 def convolution_rate(device: torch.device, dtype: torch.dtype) -> float:

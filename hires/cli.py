@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hires import __version__, cli_bench, cli_serve, cli_upscale
+from hires.cli_typed import level, number, whole
 from hires.errors import HiresError, RequestError
 from hires.kernels.policies import POLICIES
 from hires.presets import STAGE_KEYS
@@ -40,27 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Render 2K to 8K pictures and larger with diffusion models, planned before they run.",
 )
-
-
-def whole(text: str) -> int:
-    """An integer typed by a user; the message names what was typed."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no whole number") from None
-
-
-def number(text: str) -> float:
-    """A number typed by a user; the message names what was typed."""
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number") from None
-
-
-def level(text: str) -> float | str:
-    """'auto' or a number typed by a user."""
-    return text if text == "auto" else number(text)
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]

@@ -103,7 +103,8 @@ def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot
     setting.check()
     if plot is not None:
         report.check_picture("--plot", plot)
-    machine, rows = described(setting), list[Row]() if TYPE_CHECKING else []
+    machine = described(setting)
+    rows: list[Row] = []
     print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)
     for name in names:
         for row in suite_of(name)(setting):

@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hires.cli_typed import whole
 from hires.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from hires.server.settings import Settings
 
 KEY_VARIABLE = "HIRES_API_KEY"
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no whole number") from None
 
 
 def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
@@ -32,7 +26,7 @@ def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
         host: Annotated[
             str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine only with a key.")
         ] = "127.0.0.1",
-        port: Annotated[int, typer.Option(parser=_whole, metavar="N", help="7860 is where A1111's clients look.")] = 7860,
+        port: Annotated[int, typer.Option(parser=whole, metavar="N", help="7860 is where A1111's clients look.")] = 7860,
         api_key: Annotated[
             str | None,
             typer.Option("--api-key", envvar=KEY_VARIABLE, help="Clients must send it: as a bearer token, or as the password."),
@@ -53,12 +47,12 @@ def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
         ram: Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory.")] = None,
         device: Annotated[list[str] | None, typer.Option(help="auto, cpu or cuda:0; given for each of several cards.")] = None,
         queue: Annotated[
-            int, typer.Option("--queue", parser=_whole, metavar="N", help="Jobs that may wait; more get 429.")
+            int, typer.Option("--queue", parser=whole, metavar="N", help="Jobs that may wait; more get 429.")
         ] = 64,
-        keep: Annotated[int, typer.Option("--keep", parser=_whole, metavar="N", help="Finished jobs whose files stay.")] = 200,
+        keep: Annotated[int, typer.Option("--keep", parser=whole, metavar="N", help="Finished jobs whose files stay.")] = 200,
         max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Longest body of a request.")] = "256MiB",
         max_pixels: Annotated[
-            int, typer.Option("--max-pixels", parser=_whole, metavar="N", help="Most pixels of a picture that is asked for.")
+            int, typer.Option("--max-pixels", parser=whole, metavar="N", help="Most pixels of a picture that is asked for.")
         ] = 2**30,
         allow_host: Annotated[
             list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that the server goes by.")

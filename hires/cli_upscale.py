@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hires.cli_typed import number, whole
 from hires.errors import HiresError, RequestError
 from hires.types import PRESETS, Event, OnEvent, gib
 
@@ -22,20 +23,6 @@ if TYPE_CHECKING:
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 ANY = "lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows."
 Display = Callable[..., AbstractContextManager[OnEvent | None]]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number") from None
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no whole number") from None
 
 
 def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) -> None:
@@ -50,20 +37,20 @@ def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) ->
             Path, typer.Option("-o", "--output", metavar="OUT", help="The file to write, or a folder for several.")
         ],
         scale: Annotated[
-            float | None, typer.Option(parser=_number, metavar="X", help="Factor of both sides; default: the network's, or 4.")
+            float | None, typer.Option(parser=number, metavar="X", help="Factor of both sides; default: the network's, or 4.")
         ] = None,
         size: Annotated[str | None, typer.Option(metavar="WxH", help="Exact width and height instead of --scale.")] = None,
         upscaler: Annotated[str, typer.Option(metavar="NAME|FILE", help=ANY)] = "lanczos",
         refine: Annotated[bool, typer.Option("--refine", help="Draw over it with the diffusion --model.")] = False,
         strength: Annotated[
-            float | None, typer.Option(parser=_number, metavar="X", help="How much is drawn anew; default 0.35.")
+            float | None, typer.Option(parser=number, metavar="X", help="How much is drawn anew; default 0.35.")
         ] = None,
         prompt: Annotated[str, typer.Option(help="What it shows, for --refine.")] = "",
         negative: Annotated[str, typer.Option(help="What to keep out, for --refine.")] = "",
         model: Annotated[str, typer.Option(help="For --refine: as of hires render.")] = "demo",
-        seed: Annotated[int, typer.Option(parser=_whole, metavar="N", help="For --refine.")] = 0,
-        steps: Annotated[int | None, typer.Option(parser=_whole, metavar="N", help="For --refine.")] = None,
-        guidance: Annotated[float | None, typer.Option(parser=_number, metavar="X", help="For --refine.")] = None,
+        seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="For --refine.")] = 0,
+        steps: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="For --refine.")] = None,
+        guidance: Annotated[float | None, typer.Option(parser=number, metavar="X", help="For --refine.")] = None,
         preset: Annotated[str, typer.Option(help=f"For --refine: {', '.join(PRESETS)}.")] = "balanced",
         family: Annotated[str | None, typer.Option(metavar="NAME", help="For --refine: as of hires render.")] = None,
         parts: Annotated[str | None, typer.Option(metavar="FOLDER", help="For --refine: as of hires render.")] = None,
@@ -71,13 +58,13 @@ def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) ->
             list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="For --refine; may be given several times.")
         ] = None,
         colour_fix: Annotated[str, typer.Option("--colour-fix", help="For --refine: wavelet, adain or none.")] = "wavelet",
-        bits: Annotated[int | None, typer.Option(parser=_whole, metavar="N", help="8 or 16; default: the picture's.")] = None,
+        bits: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="8 or 16; default: the picture's.")] = None,
         suffix: Annotated[
             str | None, typer.Option("--suffix", metavar=".EXT", help="Format of the files in a folder; default: their own.")
         ] = None,
         tile: Annotated[
             int | None,
-            typer.Option("--tile", parser=_whole, metavar="PX", help="Side of a network's tiles; default: what fits."),
+            typer.Option("--tile", parser=whole, metavar="PX", help="Side of a network's tiles; default: what fits."),
         ] = None,
         device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
         dtype: Annotated[str, typer.Option(help="Of the network: auto, fp32, fp16, bf16.")] = "auto",

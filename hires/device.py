@@ -92,6 +92,15 @@ def peak_resident_bytes() -> int:
         return _peak_by_rusage()
 
 
+def reset_resident_peak() -> bool:
+    """Let `peak_resident_bytes` start anew; whether the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def _peak_by_rusage() -> int:
     """The same where there is no /proc: bytes on macOS, nothing to ask on Windows."""
     try:

@@ -319,6 +319,11 @@ def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts
     if facts.network == "unet":
         return unet_shape(config, facts)
     shapes = {} if found.header is None else below(found.header.shapes, found.prefix)
+    return replace(pixart_shape(config), kv_compression=kv_compression(shapes), control_blocks=found.control)
+
+
+def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
+    """The shape of a diffusers PixArtTransformer2DModel from its config."""
     return PixArtShape(
         layers=int(config["num_layers"]),
         heads=int(config["num_attention_heads"]),
@@ -326,8 +331,6 @@ def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts
         patch=int(config["patch_size"]),
         caption_width=int(config["caption_channels"]),
         latent_channels=int(config["in_channels"]),
-        kv_compression=kv_compression(shapes),
-        control_blocks=found.control,
     )
 
 

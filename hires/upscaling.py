@@ -205,7 +205,7 @@ class Batch:
         """Plan the refinement, so that what cannot run is said before anything is enlarged."""
         request, spec = self._refinement_of(wanted, size)
         ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
-        planner.plan(request, spec, describe_device(self.options.device, self._budget, ram))
+        planner.plan(request, spec, describe_device(str(self.device), self._budget, ram))
 
     def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
         request = RenderRequest(

@@ -112,7 +112,7 @@ ROWS = (
         "profiling",
         "bench",
     ),
-    ("attaching", "server", "client", "cli_serve", "cli_upscale", "cli_bench", "cli"),
+    ("attaching", "server", "client", "cli_typed", "cli_serve", "cli_upscale", "cli_bench", "cli"),
 )
 
 

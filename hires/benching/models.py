@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,22 @@ import torch
 from torch import Tensor
 
 from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.cost import network_flops
 from hires.device import probe
 from hires.errors import RequestError
+from hires.pipelines.base import Family
+from hires.pipelines.progressive import attending
+from hires.planner import plan
+from hires.specs import ModelSpec, load_spec
+from hires.stages import estimates_per_step
+from hires.tiling.denoise import tiled
+from hires.tiling.retry import Batcher, Ladder
 from hires.timing import Timed, peak_flops
-from hires.types import gib, parse_bytes
+from hires.types import RenderRequest, StagePlan, gib, parse_bytes
 
 
 def vae_rows(setting: Setting) -> Iterator[Row]:
     """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
-    from hires.specs import load_spec
     from hires.types import VAE_POLICIES
     from hires.weights import load_autoencoder
 
@@ -75,17 +83,28 @@ def _vae_row(
     return replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run), measure="PSNR dB", quality=same), found
 
 
+def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
+    """A guided evaluation of a stage's denoiser at its first noise level, for x (1, C, h, w), by the pictures at once."""
+
+    def run(batch: int) -> Tensor:
+        network = family.denoiser(attending(stage.attention, None))
+        denoise, cond = family.guided(tiled(network, stage.grid, batch=Batcher(batch)), stage)
+        found: Tensor = denoise(x, stage.sigma_start, cond)
+        return found
+
+    return run
+
+
+def evaluation_flops(spec: ModelSpec, stage: StagePlan) -> float:
+    """Of such an evaluation."""
+    tile = stage.grid.tile
+    one = network_flops(spec.network, tile.height, tile.width, policy=stage.attention)
+    return one * stage.grid.count * estimates_per_step(stage, spec)
+
+
 def denoise_rows(setting: Setting) -> Iterator[Row]:
     """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
-    from hires.cost import network_flops
     from hires.execute import load_family
-    from hires.pipelines.progressive import attending
-    from hires.planner import plan
-    from hires.specs import load_spec
-    from hires.stages import estimates_per_step
-    from hires.tiling.denoise import tiled
-    from hires.tiling.retry import Batcher, Ladder
-    from hires.types import RenderRequest
 
     spec = load_spec(setting.model)
     for size in setting.of("denoise"):
@@ -108,7 +127,6 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
             stage = made.stages[-1]
             family = load_family(request, made, spec, setting.device, Ladder([made.decode], str), None)
             family.weights.ready("network")
-            estimates = estimates_per_step(stage, spec)
             x = torch.randn(
                 1,
                 spec.facts.latent_channels,
@@ -118,14 +136,8 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
             )
             x = (x * stage.sigma_start).to(setting.device)
 
-            def run(batch: int, stage: Any = stage, family: Any = family, x: Tensor = x) -> Tensor:
-                on_canvas = tiled(family.denoiser(attending(stage.attention, None)), stage.grid, batch=Batcher(batch))
-                denoise, cond = family.guided(on_canvas, stage)
-                found: Tensor = denoise(x, stage.sigma_start, cond)
-                return found
-
+            run = evaluation(family, stage, x)
             tile = stage.grid.tile
-            flops = network_flops(spec.network, tile.height, tile.width, policy=stage.attention) * stage.grid.count * estimates
             cost = next(cost for cost in made.costs if cost.stage == stage.name)
             dtype = DTYPES[made.dtype]
             row = Row(
@@ -134,17 +146,17 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
                 way=f"{way}, {stage.grid.count} of {tile}, batch {stage.batch}",
                 size=str(size),
                 dtype=made.dtype,
-                flops=flops,
+                flops=evaluation_flops(spec, stage),
                 peak_flops=peak_flops(setting.device, dtype),
                 predicted_peak_bytes=cost.peak_bytes,
-                taken=setting.time(lambda run=run, stage=stage: run(stage.batch)),  # type: ignore[misc]
+                taken=setting.time(partial(run, stage.batch)),
             )
             if row.taken.p50 is None:
                 yield row
                 continue
             with torch.inference_mode():
                 difference = float((run(stage.batch) - run(1)).abs().max() / x.abs().max())
-            peak = setting.peak_of(lambda run=run, stage=stage: run(stage.batch))  # type: ignore[misc]
+            peak = setting.peak_of(partial(run, stage.batch))
             yield replace(row, measured_peak_bytes=peak, measure="max difference to batch 1", quality=difference)
 
 

@@ -10,12 +10,11 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hires.device import peak_resident_bytes, probe
+from hires.device import peak_resident_bytes, probe, reset_resident_peak
 from hires.errors import RequestError
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
@@ -152,11 +151,7 @@ def resident_from_now() -> int | None:
     free_memory()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the warm-up is used again and nothing is seen
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return peak_resident_bytes()
+    return peak_resident_bytes() if reset_resident_peak() else None
 
 
 def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from hires.server import a1111_tasks, scripts
 from hires.server.a1111_fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored
 from hires.server.jobs import Job
 from hires.server.jobs_api import as_png
-from hires.server.pictures import from_base64
+from hires.server.pictures import from_base64, linked
 from hires.server.queue import JobQueue
 from hires.server.running import Made
 from hires.server.waiting import finished
@@ -45,7 +44,7 @@ def router(queue: JobQueue) -> APIRouter:
                 made.tasks,
                 durable=False,
                 origin="a1111",
-                prepare=lambda task, to, index: _moved(task, folder, to),
+                prepare=lambda task, to, index: task.moved(folder, to),
             )
             await finished(queue, job, request, keep=body.save_images)
             try:
@@ -80,7 +79,7 @@ def router(queue: JobQueue) -> APIRouter:
         try:
             tasks = await run_in_threadpool(maker.extras, body, pictures, folder)
             job = await run_in_threadpool(
-                queue.submit, tasks, durable=False, origin="a1111", prepare=lambda task, to, index: _moved(task, folder, to)
+                queue.submit, tasks, durable=False, origin="a1111", prepare=lambda task, to, index: task.moved(folder, to)
             )
             await finished(queue, job, request)
             try:
@@ -213,21 +212,10 @@ def _listings(queue: JobQueue) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _moved(task: Any, folder: Path, to: Path) -> Any:
-    """A task whose pictures lie in a scratch folder, with them in its job's."""
-    for name in task.pictures:
-        file = getattr(task, name)
-        if file is not None:
-            to.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / file, to / file)
-    return task
-
-
 def _answer(job: Job, body: Drawing, made: a1111_tasks.Made, queue: JobQueue) -> JSONResponse:
     """A job's pictures in A1111's shape; an interrupted one answers with those that were finished."""
     if job.status == "failed":
-        status = 400 if job.error_kind in REQUEST_ERRORS else 500
-        return JSONResponse({"detail": job.error, "error": job.error_kind, "errors": job.error}, status)
+        return JSONResponse({"detail": job.error, "error": "HTTPException", "errors": job.error}, job.error_status or 500)
     made.finish(job)
     paths = [job.folder / picture.file for picture in job.made]
     saved = (
@@ -243,9 +231,6 @@ def _answer(job: Job, body: Drawing, made: a1111_tasks.Made, queue: JobQueue) ->
     hidden = {"init_images", "mask"}
     parameters = body.model_dump(mode="json", exclude=hidden) | {name: None for name in hidden if hasattr(body, name)}
     return JSONResponse({"images": images, "parameters": parameters, "info": json.dumps(info)})
-
-
-REQUEST_ERRORS = ("RequestError", "SizeError", "ModelError", "OutputError", "BackendError", "BudgetError")
 
 
 def _info(job: Job, body: Drawing, made: a1111_tasks.Made) -> dict[str, Any]:
@@ -308,11 +293,9 @@ def _saved(path: Path, picture: Made, folder: Path) -> str:
     for count in range(10_000):
         target = outputs / f"{stamp}-{count:04d}-{picture.seed}{path.suffix}"
         try:
-            os.link(path, target)
+            linked(path, target)
         except FileExistsError:
             continue
-        except OSError:
-            shutil.copyfile(path, target)
         return str(target)
     raise RequestError(f"{outputs}: is full of pictures of this second; try again")
 

@@ -17,6 +17,7 @@ from hires.errors import HiresError
 from hires.server import a1111, jobs_api, openai, page
 from hires.server.guard import Guard
 from hires.server.queue import JobQueue
+from hires.server.refusals import http_status
 from hires.server.settings import Library, Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ async def _refused(request: Request, error: Any) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Any) -> JSONResponse:
-    status = jobs_api.http_status(error)
+    status = http_status(error)
     if status == 500:
         log.warning("%s: %s", request.url.path, error)
     return _said(request, status, str(error), type(error).__name__)

@@ -6,16 +6,15 @@ from top to bottom.
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hires.errors import RunError
 from hires.tiling.geometry import Size
 
-log = logging.getLogger(__name__)
 TILE_PX = 512
 QUALITY = 95
 VIEW = ".view.tif"
@@ -65,6 +64,11 @@ class Pyramid:
 
 def pyramid_of(path: Path) -> Pyramid:
     """The pyramid of a picture file, built beside it where there is none. RunError where the file cannot be read."""
+    return _pyramid(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _pyramid(path: Path, changed: int) -> Pyramid:
     import pyvips
 
     view = path.with_name(path.name + VIEW)

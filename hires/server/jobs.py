@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hires.errors import HiresError, WriteError
 from hires.server.progress import Meter
+from hires.server.refusals import http_status
 from hires.server.running import Made
 from hires.server.tasks import AnyTask
 from hires.tiling.geometry import Size
@@ -33,7 +33,9 @@ Status = str  # 'queued', 'running', or one of ENDED
 class Job:
     """Changed by the queue alone, under its lock. durable: lives on after a restart; a job of a waiting client does not.
 
-    skipping: leave the picture in progress out; stop: 'cancel' for good, 'shutdown' until the next start.
+    wanted: a digest of what a client asked for under an id of its own. weights: by task but for its seed, the seconds that each
+    of its stages is expected to take. skipping: leave the picture in progress out; stop: 'cancel' for good, 'shutdown' until
+    the next start.
     """
 
     id: str
@@ -48,15 +50,14 @@ class Job:
     finished: float | None = None
     attempts: int = 0
     error: str | None = None
-    error_kind: str | None = None
+    error_status: int | None = None
     made: list[Made] = field(default_factory=list)
     wanted: str = ""
-    keep: bool = True
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
     skipping: bool = False
     stop: str = ""
     meter: Meter = field(init=False)
     ended: Future[None] = field(default_factory=Future)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.meter = Meter(max(1, len(self.tasks)))
@@ -93,7 +94,7 @@ class Job:
         }
 
     def fail(self, error: BaseException) -> None:
-        self.error, self.error_kind = str(error), type(error).__name__
+        self.error, self.error_status = str(error), http_status(error)
 
     def save(self) -> None:
         """Write the job's file, whole and on the disk before this returns. WriteError where the disk refuses."""
@@ -108,7 +109,7 @@ class Job:
             "finished": self.finished,
             "attempts": self.attempts,
             "error": self.error,
-            "error_kind": self.error_kind,
+            "error_status": self.error_status,
             "wanted": self.wanted,
             "tasks": [task.model_dump(mode="json") for task in self.tasks],
             "made": [_made_to_json(made) for made in self.made],
@@ -158,7 +159,7 @@ def read(folder: Path) -> Job | None:
             finished=found["finished"],
             attempts=int(found["attempts"]),
             error=found["error"],
-            error_kind=found["error_kind"],
+            error_status=found["error_status"],
             made=[_made_from_json(made) for made in found["made"]],
             wanted=str(found["wanted"]),
         )

@@ -15,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 
 from hires import __version__
 from hires.drawing import svg
-from hires.errors import HiresError
 from hires.server.jobs import ENDED, Job
 from hires.server.queue import JobQueue
 from hires.server.tasks import AnyTask
@@ -120,7 +119,7 @@ def router(queue: JobQueue) -> APIRouter:
         return {
             "version": __version__,
             "jobs": queue.count(),
-            "devices": list(queue.settings.devices),
+            "devices": [runner.device_name for runner in queue.runners],
             "vram": queue.settings.vram,
         }
 
@@ -167,17 +166,3 @@ async def _events(queue: JobQueue, job: Job, request: Request) -> AsyncIterator[
             return
         await asyncio.sleep(EVENT_SECONDS)
         silent += EVENT_SECONDS
-
-
-def http_status(error: HiresError) -> int:
-    """The status that an error is answered with."""
-    from hires.errors import RequestError, WriteError
-    from hires.server.queue import ConflictError, QueueFullError
-
-    kinds: tuple[tuple[type[HiresError], int], ...] = (
-        (QueueFullError, 429),
-        (ConflictError, 409),
-        (RequestError, 400),
-        (WriteError, 507),
-    )
-    return next((status for kind, status in kinds if isinstance(error, kind)), 500)

@@ -98,14 +98,13 @@ def router(queue: JobQueue) -> APIRouter:
         try:
             task = await run_in_threadpool(edit_task, body, pictures, mask, folder)
 
-            def placed(task: Any, to: Any, index: int) -> Any:
-                to.mkdir(parents=True, exist_ok=True)
-                for name in (getattr(task, field) for field in task.pictures):
-                    if name is not None:
-                        shutil.copyfile(folder / name, to / name)
-                return task
-
-            job = await run_in_threadpool(queue.submit, [task] * count, durable=False, origin="openai", prepare=placed)
+            job = await run_in_threadpool(
+                queue.submit,
+                [task] * count,
+                durable=False,
+                origin="openai",
+                prepare=lambda task, to, index: task.moved(folder, to),
+            )
             return await answered(job, body, request)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -135,9 +134,7 @@ def router(queue: JobQueue) -> APIRouter:
     async def answered(job: Job, body: Generation, request: Request) -> dict[str, Any]:
         await finished(queue, job, request)
         if job.status == "failed":
-            raise HTTPException(
-                400 if "Request" in str(job.error_kind) or "Size" in str(job.error_kind) else 500, str(job.error)
-            )
+            raise HTTPException(job.error_status or 500, str(job.error))
         if job.status == "cancelled":
             raise HTTPException(409, f"job {job.id} was cancelled")
         if body.response_format == "url":

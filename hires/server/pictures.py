@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -70,6 +72,18 @@ def kept(picture: Image.Image, folder: Path, name: str) -> str:
     plain = picture if picture.mode in ("L", "LA", "RGB", "RGBA", "I;16") else picture.convert("RGB")
     plain.save(folder / name, format="PNG", compress_level=1, icc_profile=picture.info.get("icc_profile"))
     return name
+
+
+def linked(source: Path, target: Path) -> None:
+    """The same file under another name, copied where the file system has no links. FileExistsError where that name is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        if target.exists():
+            raise FileExistsError(target) from None
+        shutil.copyfile(source, target)
 
 
 def resized(picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.server.jobs import ENDED, Job, read
+from hires.server.refusals import ConflictError, QueueFullError
 from hires.server.running import Runner
 from hires.server.settings import Library, Settings
 from hires.server.tasks import seeded
@@ -25,14 +26,6 @@ log = logging.getLogger(__name__)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 MOST_ATTEMPTS = 3  # starts of the server that a job may take with it
 SEED_BITS = 32
-
-
-class QueueFullError(HiresError):
-    """No room for another job."""
-
-
-class ConflictError(HiresError):
-    """A job of this id is there and is another."""
 
 
 class Skipped(Cancelled):
@@ -124,11 +117,13 @@ class JobQueue:
         folder = self.folder / name
         try:
             plain = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(tasks)]
-            for task in _distinct(plain):
-                self.runners[0].plan(task, folder)
-            return self._queued(
-                name, list(seeded(plain, lambda: secrets.randbits(SEED_BITS))), durable, origin, _hashed(wanted)
-            )
+            first = self.runners[0]
+            distinct = {_but_for_seed(task): task for task in plain}
+            weights = {kind: first.weights(task, first.plan(task, folder)) for kind, task in distinct.items()}
+            drawn = list(seeded(plain, lambda: secrets.randbits(SEED_BITS)))
+            job = Job(id=name, sequence=0, tasks=drawn, folder=folder, durable=durable, origin=origin, wanted=_hashed(wanted))
+            job.weights = weights
+            return self._queued(job)
         except BaseException:
             with self._lock:
                 if name not in self._jobs:
@@ -139,23 +134,15 @@ class JobQueue:
         if len(self._waiting) >= self.settings.limits.waiting:
             raise QueueFullError(f"{len(self._waiting)} jobs wait, the most that this server takes; try again later")
 
-    def _queued(self, name: str, tasks: list[Any], durable: bool, origin: str, wanted: str) -> Job:
+    def _queued(self, job: Job) -> Job:
         with self._changed:
-            if name in self._jobs:
-                return self._jobs[name]
+            if job.id in self._jobs:
+                return self._jobs[job.id]
             self._check_room()
-            job = Job(
-                id=name,
-                sequence=self._next,
-                tasks=tasks,
-                folder=self.folder / name,
-                durable=durable,
-                origin=origin,
-                wanted=wanted,
-            )
+            job.sequence = self._next
             job.save()
             self._next += 1
-            self._jobs[name] = job
+            self._jobs[job.id] = job
             self._waiting.append(job)
             self._changed.notify()
             return job
@@ -258,7 +245,10 @@ class JobQueue:
 
     def _one(self, job: Job, index: int, runner: Runner) -> None:
         task, job.skipping = job.tasks[index], False
-        job.meter.begin(index, runner.weights(task, runner.plan(task, job.folder)))
+        kind = _but_for_seed(task)
+        if kind not in job.weights:  # of a job that an earlier server took
+            job.weights[kind] = runner.weights(task, runner.plan(task, job.folder))
+        job.meter.begin(index, job.weights[kind])
 
         def hear(event: Event) -> None:
             job.meter.hear(event)
@@ -299,9 +289,7 @@ def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
-def _distinct(tasks: list[Any]) -> list[Any]:
-    """Tasks that differ in more than their seed."""
-    found: dict[str, Any] = {}
-    for task in tasks:
-        found.setdefault(task.model_copy(update={"seed": 0}).model_dump_json(), task)
-    return list(found.values())
+def _but_for_seed(task: Any) -> str:
+    """What tells a task from others that differ in more than their seed."""
+    text: str = task.model_copy(update={"seed": 0}).model_dump_json()
+    return text

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hires import __version__, planner
+from hires.device import choose_device
 from hires.engine import describe_device, editing, spec_for, text_to_image, with_captions
 from hires.errors import RequestError, SizeError
 from hires.formats import check_fits
@@ -23,7 +24,6 @@ from hires.tiling.geometry import Size
 from hires.types import MemoryPlan, OnEvent, RenderRequest, parse_bytes
 from hires.upscale_options import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
-SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tif": ".tif"}
 ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over
 
 
@@ -46,7 +46,9 @@ class Runner:
     """Plans and runs tasks on one device. Errors as of `hires.render`, `edit` and `upscale`."""
 
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
-        self.settings, self.library, self.device = settings, library, device
+        self.settings, self.library = settings, library
+        self.device = str(choose_device(device))  # plans are of this machine, whatever its budget
+        self.device_name = describe_device(self.device, None).name
 
     def plan(self, task: Any, folder: Path) -> MemoryPlan | None:
         """What a task would do; None for an enlargement without a diffusion model. RequestError for what cannot be done."""
@@ -58,7 +60,7 @@ class Runner:
             spec = text_to_image(spec_for(request), task.prompt)
         else:
             size = size_of(task, self.settings.limits, self._picture_size(task, folder))
-            check_fits(Path(f"result{SUFFIX[task.format]}"), size, dtype=f"uint{task.bits or 8}")
+            check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
             request = request_of(task, size, self.library)
             if isinstance(task, RenderTask) and task.mask is not None and task.init is None:
                 raise RequestError("mask: is of a picture; send the picture as init")
@@ -79,7 +81,7 @@ class Runner:
 
     def run(self, task: Any, folder: Path, name: str, on_event: OnEvent) -> Made:
         """Carry a task out; its file is `name` and the format's ending. Cancelled is raised by on_event."""
-        output = folder / f"{name}{SUFFIX[task.format]}"
+        output = folder / f"{name}.{task.format}"
         if isinstance(task, UpscaleTask):
             return self._upscaled(task, folder, output, on_event)
         return self._rendered(task, folder, output, on_event)
@@ -183,7 +185,7 @@ class Runner:
 
     def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
         size = self._target(task, folder)
-        check_fits(Path(f"result{SUFFIX[task.format]}"), size, dtype=f"uint{task.bits or 8}")
+        check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
         self.library.upscaler(task.upscaler)
         if task.mixed is not None:
             self.library.upscaler(task.mixed[0])

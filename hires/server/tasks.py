@@ -5,6 +5,7 @@ Pictures come in base64 and are stored as files of the job's folder, whose names
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hires.errors import RequestError, SizeError
 from hires.resolution import parse_size
-from hires.server.pictures import from_base64, kept
+from hires.server.pictures import from_base64, kept, linked
 from hires.server.settings import PROMPT_CHARACTERS, Library, Limits
 from hires.stage_spec import StageSpec
 from hires.tiling.geometry import Size
@@ -22,7 +23,6 @@ from hires.types import PRESETS, RenderRequest, parse_bytes
 Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
 Name = Annotated[str, Field(max_length=300)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-FORMATS = ("png", "jpg", "webp", "tif")
 
 
 class Task(BaseModel):
@@ -51,6 +51,14 @@ class Task(BaseModel):
             if text is not None:
                 names[field] = kept(from_base64(text, limits, field), folder, f"{prefix}{field}.png")
         return self.model_copy(update=names)
+
+    def moved(self, folder: Path, to: Path) -> Any:
+        """The same task, the files of its pictures linked from a folder into that of its job."""
+        to.mkdir(parents=True, exist_ok=True)
+        for name in {getattr(self, field) for field in self.pictures} - {None}:
+            with contextlib.suppress(FileExistsError):  # pictures of one job share it
+                linked(folder / name, to / name)
+        return self
 
 
 class RenderTask(Task):

@@ -51,23 +51,39 @@ def tiled(
             parts = [part for estimates in batcher.map(run, units) for part in estimates]
             _report(on_tiles, 1)
             return torch.cat(parts) if len(parts) > 1 else parts[0]
-        weights: BlendWeights = weights_of(moved, x.device)
-        canvas = torch.zeros_like(x, dtype=torch.float32)
-        done = 0
-        for estimates in batcher.map(run, units):
-            finished = done // pictures
-            for estimate in estimates:
-                box, picture = units[done]
-                stop = picture + estimate.shape[0]
-                blend_accumulate(canvas[picture:stop], estimate, *weights.axes(done // pictures), box.top, box.left)
-                done += estimate.shape[0]
-            _report(on_tiles, done // pictures - finished)
-        return canvas
+        return fused(run, x, moved, weights_of(moved, x.device), batcher, on_tiles)
 
     return fuse
 
 
 Unit = tuple[Box, int]  # a tile of one picture of the batch
+
+
+def fused(
+    run: Callable[[Sequence[Unit]], Sequence[Tensor]],
+    x: Tensor,
+    grid: TileGrid,
+    weights: BlendWeights,
+    batcher: Batcher,
+    on_tiles: OnTiles | None = None,
+) -> Tensor:
+    """The canvas of x (B, C, h, w) from estimates of its tiles, sum_i w_i run(x_i), float32, with the estimates' channels.
+
+    run(units): the estimates of some tiles of some pictures, (pictures, channels, tile) each, in the units' order.
+    """
+    units = [(box, picture) for box in grid.boxes() for picture in range(x.shape[0])]
+    canvas, done, pictures = torch.empty(0), 0, x.shape[0]
+    for estimates in batcher.map(run, units):
+        finished = done // pictures
+        for estimate in estimates:
+            if not done:
+                canvas = x.new_zeros((pictures, estimate.shape[1], *x.shape[-2:]), dtype=torch.float32)
+            box, picture = units[done]
+            stop = picture + estimate.shape[0]
+            blend_accumulate(canvas[picture:stop], estimate, *weights.axes(done // pictures), box.top, box.left)
+            done += estimate.shape[0]
+        _report(on_tiles, done // pictures - finished)
+    return canvas
 
 
 def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, units: Sequence[Unit]) -> Sequence[Tensor]:

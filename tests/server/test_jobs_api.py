@@ -145,6 +145,7 @@ def test_plan_of_a_job_without_running_it(server: Live) -> None:
         and found["svg"].startswith("<svg")
         and found["plan"]["output"] == {"height": 1536, "width": 2048}
     )
+    assert found["plan"]["device"].startswith("CPU"), "of this machine, though the server has a budget"
     with pytest.raises(RequestError, match=r"budget|needs"):
         client.plan(prompt="a lake", size="16384x16384", vram="1MB")
     with pytest.raises(RequestError, match="this server has 2GB"):

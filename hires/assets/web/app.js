@@ -172,6 +172,7 @@ async function finished(job) {
       id: "viewer",
       showNavigationControl: false,
       showNavigator: true,
+      navigatorPosition: "BOTTOM_RIGHT",
       maxZoomPixelRatio: 8,
       imageSmoothingEnabled: true,
       immediateRender: true,
