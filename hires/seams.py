@@ -78,20 +78,21 @@ def profiles(source: BoxSource, rows: Sequence[int], cols: Sequence[int]) -> Pro
     )
 
 
-def seams(found: Profiles, seed: int = 0, fakes: int = 99) -> Seams:
+def seams(found: Profiles, seed: int = 0, fakes: int = 99, cell_px: int = 1) -> Seams:
     """How much the grid of the profiles is seen, against `fakes` grids of the same pitch at random offsets.
 
     The stretches stay those of the grid; only the lines move, all rows together and all columns together, wrapped, none within
     2 px of a true one. Without seams the true offset is one among equals, so the p-value is uniform. Without lines all is 1.
+    cell_px: as `seam_score` has it.
     """
     if not found.rows and not found.cols:
         return Seams(score=1.0, visibility=1.0, median=1.0, p_value=1.0, fakes=0)
-    extents = found.across_rows.shape[1], found.across_cols.shape[1]
+    lines, extents = (found.rows, found.cols), (found.across_rows.shape[1], found.across_cols.shape[1])
     own = _line_visibility(found, found.rows, found.cols)
     rng = np.random.default_rng(seed)
     null = np.asarray(
         [
-            _line_visibility(found, _moved(found.rows, extents[0], rng), _moved(found.cols, extents[1], rng))
+            _line_visibility(found, *(_moved(part, extent, rng, cell_px) for part, extent in zip(lines, extents, strict=True)))
             for _ in range(fakes)
         ]
     )

@@ -51,17 +51,19 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tu
     return asked, "as asked for"
 
 
-def choose_sampler(request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID) -> tuple[str, str, str]:
+def choose_sampler(
+    request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID, *, relayed: bool = False
+) -> tuple[str, str, str]:
     """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
     for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it."""
+    own = (relayed and spec.defaults.relay_sampler) or spec.defaults.sampler
     sampler, schedule = catalogue.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
     if schedule is not None:
-        return sampler or spec.defaults.sampler, schedule, "as asked for"
-    own = sampler == spec.defaults.sampler
-    usual = catalogue.SAMPLERS[sampler].schedule if sampler is not None and not own else None
+        return sampler or own, schedule, "as asked for"
+    usual = catalogue.SAMPLERS[sampler].schedule if sampler and sampler not in (own, spec.defaults.sampler) else None
     if sampler is not None and usual is not None and spec.parameterisation in catalogue.VP and spec.facts.few_step is None:
         return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
-    return sampler or spec.defaults.sampler, spec.defaults.schedule, "the model's own"
+    return sampler or own, spec.defaults.schedule, "the model's own"
 
 
 def choose_guidance(request: RenderRequest, spec: ModelSpec) -> float:
@@ -107,6 +109,10 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
         )
     chosen = "as asked for" if request.sampler else "the model's own"
     yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"
+    by = "as asked for" if request.relay.sampler or request.stages else "the model's own"
+    yield from (
+        f"refined by {name}: {by}" for name in dict.fromkeys(s.sampler for s in stages if s.enlarger) if name != sampler
+    )
     if not catalogue.SAMPLERS[sampler].known:
         yield (
             f"{sampler} takes as many evaluations as its tolerance asks for, whatever --steps says: "
@@ -131,7 +137,11 @@ def make_stages(
         drawn = relay_stage if index else base_stage
         stage = drawn(request, told, behind, spec, sizes, index)
         base = index == 0 and strategy == "progressive" and size.area <= (2 * spec.native_px) ** 2
-        stages.append(stage if base else place(stage, told, behind, request, spec, (tile, overlap)))
+        placed = stage if base else place(stage, told, behind, request, spec, (tile, overlap))
+        unasked = not (told.sampler or request.sampler)
+        if unasked and placed.shift_cells and catalogue.SAMPLERS[placed.sampler].multistep:
+            placed = replace(placed, sampler=spec.defaults.sampler)
+        stages.append(placed)
     return tuple(stages)
 
 
@@ -191,7 +201,7 @@ def relay_stage(
     request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
 ) -> StagePlan:
     """A later stage: the one before enlarged, re-noised and refined."""
-    sampler, schedule, _ = choose_sampler(request, spec, told)
+    sampler, schedule, _ = choose_sampler(request, spec, told, relayed=True)
     wanted = told.over(behind)
     assert wanted.steps and wanted.sigma_start and wanted.enlarger and wanted.guidance is not None, "a preset says all of it"
     start = relay_sigma(wanted.renoise or "fixed", wanted.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)

@@ -14,6 +14,7 @@ from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec, sigma_max_for
 from hires.stage_cost import choose_text
+from hires.stage_spec import StageSpec, WindowSpec
 from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
 from hires.types import RenderRequest, parse_bytes
@@ -128,8 +129,11 @@ def test_a_policy_that_cannot_be_is_refused(cosxl: ModelSpec, options: dict[str,
 def test_sampler_and_schedule_are_named_with_their_reason(demo: ModelSpec) -> None:
     device, size = host_device(parse_bytes("2GiB")), Size(512, 512)
     own = plan(request(size), demo, device)
-    assert {(stage.sampler, stage.schedule) for stage in own.stages} == {("euler_ancestral", "karras")}
-    assert "sampler euler_ancestral: the model's own; schedule karras: the model's own" in own.notes
+    assert [(stage.sampler, stage.schedule) for stage in own.stages] == [("euler_ancestral", "karras"), ("dpmpp_2m", "karras")]
+    assert {
+        "sampler euler_ancestral: the model's own; schedule karras: the model's own",
+        "refined by dpmpp_2m: the model's own",
+    } <= set(own.notes)
     asked = plan(request(size, sampler="DPM++ 2M", schedule="exp"), demo, device)
     assert {(stage.sampler, stage.schedule) for stage in asked.stages} == {("dpmpp_2m", "exponential")}
     assert "sampler dpmpp_2m: as asked for; schedule exponential: as asked for" in asked.notes
@@ -170,6 +174,24 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
     assert plan(request(size), dmd, device).stages[0].steps == 1
     with pytest.raises(RequestError, match="--steps 4: a DMD checkpoint"):
         plan(request(Size(512, 512)), dmd, device)
+
+
+def test_who_says_by_what_sampler_a_picture_is_refined(demo: ModelSpec) -> None:
+    """The stage, the relay, the request, the model's relay_sampler, its sampler; the last where tiles move."""
+    device, size = host_device(parse_bytes("2GiB")), Size(512, 512)
+
+    def refined(spec: ModelSpec = demo, **options: object) -> str:
+        return plan(request(size, **options), spec, device).stages[-1].sampler
+
+    moving = StageSpec(windows=WindowSpec(tile_px=256, overlap_px=0, blend="box", shift=True))
+    assert refined() == "dpmpp_2m" and refined(relay=moving) == "euler_ancestral"
+    assert refined(schedule="exponential") == "dpmpp_2m"
+    assert refined(sampler="heun") == "heun" and refined(sampler="heun", relay=StageSpec(sampler="ddim")) == "ddim"
+    assert refined(replace(demo, defaults=replace(demo.defaults, relay_sampler=None))) == "euler_ancestral"
+    with pytest.raises(RequestError, match="--sampler dpmpp_2m reuses estimates"):
+        refined(sampler="dpmpp_2m", relay=moving)
+    with pytest.raises(ValueError, match="relay_sampler 'best' is unknown"):
+        replace(demo.defaults, relay_sampler="best").check()
 
 
 def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:

@@ -125,3 +125,13 @@ def test_lattice_power_is_nothing_without_one_and_needs_four_periods() -> None:
     short = profiles(ArraySource(grey(textured(64, 80))), (), ())
     assert lattice_power(short, 30, 30) is None
     assert lattice_power(profiles(ArraySource(np.full((64, 80, 3), 0.5)), (), ()), 8, 8) == 0
+
+
+def test_random_grids_on_cells_leave_out_what_the_cells_show() -> None:
+    """Steps across every eighth line are in the true grid and in grids on cells alike, not in those at any pixel."""
+    picture, rows = textured(512, 160), tuple(range(64, 512, 64))
+    picture += 0.05 * (np.arange(512)[:, None] // 8 % 2)
+    found = profiles(ArraySource(grey(picture)), rows, ())
+    anywhere, on_cells = seams(found), seams(found, cell_px=8)
+    assert anywhere.score > 2 and anywhere.p_value < 0.1
+    assert on_cells.score == pytest.approx(1, abs=0.1) and on_cells.p_value > 0.05
