@@ -1,4 +1,7 @@
-"""Predicted bytes are never below what full-size networks allocate, and at most a tenth above: a sample, and everything."""
+"""Predicted bytes are never below what full-size networks allocate, and at most a tenth above: a sample, and everything.
+
+All of the sample is run by `python -m benchmarks quick`, which fails where it does not hold.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from benchmarks.bench_planner import LIMIT, QUICK, Case, cases, main, measure
 from benchmarks.common import read_rows
 
 
-@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in cases())], ids=str)
+@pytest.mark.parametrize(
+    "case", [*QUICK[2::3], *(pytest.param(case, marks=pytest.mark.slow) for case in (*QUICK, *cases()))], ids=str
+)
 def test_predictions_hold(case: Case) -> None:
     row = measure(case)
     assert 1 <= row["ratio"] <= LIMIT, row

@@ -37,10 +37,14 @@ def test_a_row_has_rates_and_its_share_of_the_floor() -> None:
     assert line(empty).endswith("out of memory") and empty.floor_seconds is None
 
 
-@pytest.mark.parametrize("name", ["norm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "vae", "io"))])
-def test_quick_suites_measure_what_they_say(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("norm", "256x256"), *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("norm", "attention", "vae", "io"))],
+)
+def test_quick_suites_measure_what_they_say(name: str, size: str | None, tmp_path: Path) -> None:
     table, picture = tmp_path / "rows.csv", tmp_path / "rows.svg"
-    code, stdout, stderr = run(name, "--quick", "--device", "cpu", "--csv", str(table), "--plot", str(picture))
+    arguments = [name, "--quick", "--device", "cpu", "--csv", str(table), *(["--size", size] if size else [])]
+    code, stdout, stderr = run(*arguments, "--plot", str(picture))
     assert code == 0, stderr
     document = json.loads(stdout.splitlines()[-1])
     assert document["device"] and document["torch"] == torch.__version__
@@ -61,7 +65,7 @@ def test_quick_suites_measure_what_they_say(name: str, tmp_path: Path) -> None:
     with table.open() as opened:
         kept = list(csv.DictReader(opened))
     assert [row["way"] for row in kept] == [row["way"] for row in document["rows"]]
-    assert run(name, "--quick", "--device", "cpu", "--csv", str(table))[0] == 0
+    assert run(*arguments)[0] == 0
     assert len(table.read_text().splitlines()) == 1 + 2 * len(kept)
     assert picture.read_text().count("<path") > 10
     assert len(stderr.splitlines()) == 1 + len(kept)
@@ -75,6 +79,7 @@ def test_the_denoiser_is_the_same_in_any_batch() -> None:
         assert row.flops is not None and row.flops > 1e9 and row.predicted_peak_bytes is not None
 
 
+@pytest.mark.slow
 def test_a_render_and_an_enlargement() -> None:
     setting = Setting(device=torch.device("cpu"), quick=True, sizes=(Size(320, 512),))
     (rendered,) = suite_of("render")(setting)
@@ -89,7 +94,7 @@ def test_out_of_memory_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("hires.benching.kernels.attention", full)
-    code, stdout, stderr = run("attention", "--quick", "--device", "cpu")
+    code, stdout, stderr = run("attention", "--quick", "--device", "cpu", "--size", "256x256")
     assert code == 0 and {row["state"] for row in json.loads(stdout)["rows"]} == {"out of memory"} and "out of memory" in stderr
 
 

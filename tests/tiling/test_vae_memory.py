@@ -59,7 +59,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
     return found
 
 
-FAST = [(1024, "bands"), (1024, "recompute_up"), (1024, "recompute_conv"), (1024, "host")]
+FAST = [(1024, "bands"), (1024, "recompute_conv")]
 SLOW = [(side, policy) for side in (1024, 2048, 4096, 8192) for policy in ("bands", "recompute_up", "recompute_conv", "host")]
 
 
