@@ -23,9 +23,7 @@ from benchmarks.common import append_row, digest, read_rows, stamp
 Case = Mapping[str, str]
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
-FRONTS = (
-    "server", "cli", "cli_bench", "cli_serve", "cli_upscale", "client", "attaching", "benching", "bench",
-)  # no row is about them  # fmt: skip
+FRONTS = ("server", "client", "attaching", "benching", "bench")  # and cli*: no row is about them
 STATE = "state"
 MEMORY_LEFT = 0.9  # of what is free: a row that needs more is out of memory, and the machine is not
 
@@ -48,7 +46,8 @@ class Suite:
     def settings(self) -> str:
         """Changes with the code and the weights that the rows come from."""
         package, here = Path(hires.__file__).parent, Path(__file__).parent
-        kept = [f for f in package.rglob("*.py") if f.relative_to(package).parts[0].removesuffix(".py") not in FRONTS]
+        first = {file: file.relative_to(package).parts[0].removesuffix(".py") for file in package.rglob("*.py")}
+        kept = [file for file, name in first.items() if name not in FRONTS and not name.startswith("cli")]
         return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in self.code)])
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hires.cli_shown import guarded
 from hires.errors import RequestError
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ ABOUT = {
 }
 
 
-def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
-    """Add the commands. guarded: what turns errors into messages and exit codes."""
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
     bench = typer.Typer(
         help="Measure this machine. Rows go to stderr as they come; the last line of stdout is one JSON document.",
         no_args_is_help=True,
     )
     app.add_typer(bench, name="bench")
     for name, about in [*ABOUT.items(), ("all", "Every suite in turn.")]:
-        bench.command(name, help=about)(_command(name, guarded))
+        bench.command(name, help=about)(_command(name))
 
     @bench.command()
     def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
@@ -67,7 +68,7 @@ def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
         print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
 
 
-def _command(name: str, guarded: Callable[..., Any]) -> Callable[..., None]:
+def _command(name: str) -> Callable[..., None]:
     def command(
         size: Sizes = None,
         device: Device = "auto",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hires.cli_shown import guarded
 from hires.cli_typed import whole
 from hires.errors import OutputError, RequestError
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "HIRES_API_KEY"
 
 
-def register(app: typer.Typer, guarded: Callable[..., Any]) -> None:
-    """Add the command. guarded: what turns errors into messages and exit codes."""
+def register(app: typer.Typer) -> None:
+    """Add the command."""
 
     @app.command()
     def serve(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import glob
 import json
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import number, whole
 from hires.errors import HiresError, RequestError
 from hires.types import PRESETS, Event, OnEvent, gib
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 ANY = "lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows."
-Display = Callable[..., AbstractContextManager[OnEvent | None]]
 
 
-def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) -> None:
-    """Add the command. display: the progress display; guarded: what turns errors into messages and exit codes."""
+def register(app: typer.Typer) -> None:
+    """Add the command."""
 
     @app.command()
     def upscale(
@@ -97,7 +95,7 @@ def register(app: typer.Typer, display: Display, guarded: Callable[..., Any]) ->
                 upscaler="lanczos" if upscaler == "demo" else upscaler, refinement=drawn if refined else None,
                 dtype=dtype, vram=vram, ram=ram,
             )  # fmt: skip
-            with display(shown=not quiet) as on_event:
+            with progress_display(shown=not quiet) as on_event:
                 return carried_out(pictures, output, options, suffix, overwrite, on_event)
 
         report: Report = guarded(work, "the picture in progress was not written")

@@ -112,7 +112,19 @@ ROWS = (
         "profiling",
         "bench",
     ),
-    ("attaching", "server", "client", "cli_typed", "cli_serve", "cli_upscale", "cli_bench", "cli"),
+    (
+        "attaching",
+        "server",
+        "client",
+        "cli_typed",
+        "cli_options",
+        "cli_shown",
+        "cli_about",
+        "cli_serve",
+        "cli_upscale",
+        "cli_bench",
+        "cli",
+    ),
 )
 
 

@@ -1,0 +1,137 @@
+"""What a command shows while it works and when it is done, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from hires import __version__
+from hires.errors import HiresError, RequestError
+from hires.types import Event, OnEvent, gib
+
+
+def fail(error: HiresError) -> NoReturn:
+    """One message on stderr, the error's exit code, no traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+LOST = "nothing was written"
+KEPT = "nothing was written, the same command goes on from here (see hires jobs)"
+
+
+def guarded(work: Callable[[], Any], stopped: str = LOST) -> Any:
+    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`."""
+    try:
+        return work()
+    except HiresError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+class progress_display:
+    """A live line on stderr: stage, step, tile, time left, memory. Plain lines where stderr is no terminal."""
+
+    def __init__(self, shown: bool, preview: Path | None = None) -> None:
+        self.shown, self.preview = shown, preview
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage, self._begun = "", 0.0
+
+    def __enter__(self) -> OnEvent | None:
+        if not self.shown:
+            return None if self.preview is None else self._draw
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self._on_event
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _draw(self, event: Event) -> None:
+        from hires.imageio import save_png
+
+        if self.preview is not None and event.preview is not None:
+            step = f"{event.stage}, step {event.step} of {event.steps}"
+            save_png(self.preview, event.preview, {"Software": f"hires {__version__}", "Comment": step}, overwrite=True)
+
+    def _on_event(self, event: Event) -> None:
+        from hires.device import peak_bytes_so_far
+
+        self._draw(event)
+
+        fresh = event.stage != self._stage
+        if fresh:
+            self._stage, self._begun = event.stage, time.monotonic()
+        detail = (
+            f"step {event.step}/{event.steps} tile {event.done}/{event.total}" if event.steps else f"{event.done}/{event.total}"
+        )
+        detail += f"  peak {gib(peak_bytes_so_far())}"
+        if self._bar is None:
+            if event.done == event.total and event.step == event.steps and event.total > 0:
+                print(f"{event.stage}: {detail}, {time.monotonic() - self._begun:.1f} s", file=sys.stderr)
+            return
+        if fresh:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(event.stage, total=event.total, detail=detail)
+        self._bar.update(self._task, completed=event.done, detail=detail)
+
+
+@contextmanager
+def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: Path | None) -> Iterator[Any]:
+    """The display of a render and what else listens to its events: on_event, and what reports when it is done."""
+    if profile is not None and timeline is not None:
+        raise RequestError("--profile and --memory-timeline: each falsifies the other; give one at a time")
+    with progress_display(shown=not quiet, preview=preview_file(preview)) as shown, ExitStack() as stack:
+        on_event, after = shown, []
+        if profile is not None:
+            os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # before torch: its profiler is chatty
+            from hires.profiling import Profile
+
+            traced = stack.enter_context(Profile(profile, on_event))
+            on_event, after = traced.hear, [traced.report]
+        if timeline is not None:
+            from hires.profiling import MemoryTimeline
+
+            drawn = stack.enter_context(MemoryTimeline(timeline, on_event))
+            on_event, after = drawn.hear, [drawn.draw, *after]
+        yield on_event, after
+
+
+def preview_file(path: Path | None) -> Path | None:
+    """The file for previews, if it can be written."""
+    from hires.imageio import check_png
+
+    if path is None:
+        return None
+    return check_png(path, overwrite=True)
+
+
+def say(result: Any, as_json: bool, quiet: bool) -> None:
+    """What a finished render prints on stdout."""
+    if as_json:
+        print(json.dumps(result.to_json(), default=str))
+    elif not quiet:
+        print(f"{result.path}: {result.size}, {result.seconds:.1f} s, peak memory {gib(result.peak_rss_bytes)}")
