@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import calibration, captions, machines, planner
-from hires.adapters import with_loras
-from hires.calibration import calibrated
-from hires.delivery import DEPTHS, Delivery, parameters
-from hires.errors import MemoryLadderError, OutputError, RequestError, SizeError
-from hires.families import PixArtShape, second_half_factors
-from hires.locate import missing
-from hires.presets import parse_stage
-from hires.resolution import SizeLike, as_size, check_size
-from hires.specs import ModelSpec, load_spec
-from hires.stage_spec import NOTHING_SAID, StageSpec
-from hires.tiling.geometry import Size
-from hires.types import (
-    DeviceSpec,
-    LoraRef,
-    MemoryPlan,
-    OnEvent,
-    RenderRequest,
-    RenderResult,
-    parse_bytes,
-    parse_lora,
+from hires import calibration, planner
+from hires.asked import (
+    Loras,
+    StageLike,
+    budget_of,
+    delivery,
+    describe_device,
+    edges_of,
+    editing,
+    loras_of,
+    picture_of,
+    relay_of,
+    size_of,
+    spec_for,
+    stages_of,
+    text_to_image,
+    with_captions,
 )
+from hires.calibration import calibrated
+from hires.delivery import Delivery, parameters
+from hires.errors import MemoryLadderError, RequestError
+from hires.locate import missing
+from hires.resolution import SizeLike
+from hires.specs import ModelSpec
+from hires.types import DeviceSpec, MemoryPlan, OnEvent, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
-    PictureLike = str | Path | Image.Image | NDArray[np.uint8]
+    from hires.asked import PictureLike
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,6 @@ class JournalOptions:
             raise RequestError(f"--journal-seconds {self.seconds:g}: give seconds from 0 to 86400")
 
 
-StageLike = str | StageSpec
-Loras = Sequence[str | LoraRef]
 STRENGTH = 0.5  # of a picture to start from, where none is given
 
 
@@ -159,14 +159,14 @@ def render(
         RunError: memory or disk ran out on the way; no file was written.
         Cancelled: raised by `on_event`.
     """
-    picture = None if init is None else _picture(init)
+    picture = None if init is None else picture_of(init)
     if init is None and mask is not None:
         raise RequestError("--mask: says where a picture is drawn anew; give the picture with --init")
     if init is None and strength is not None:
         raise RequestError(f"--strength {strength}: how much of a picture to draw anew; give the picture with --init")
     request = RenderRequest(
         prompt=prompt,
-        size=_size(size, picture),
+        size=size_of(size, picture),
         strength=strength if strength is not None or init is None else STRENGTH,
         negative=negative,
         model=model,
@@ -182,38 +182,24 @@ def render(
         sigma_max=sigma_max,
         family=family,
         parts=None if parts is None else str(parts),
-        loras=_loras(loras),
+        loras=loras_of(loras),
         position_mode=position_mode,
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
         preset=preset,
-        relay=_relay(relay),
-        stages=_stages(stages),
+        relay=relay_of(relay),
+        stages=stages_of(stages),
         colour_fix=colour_fix,
         allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
     spec = text_to_image(spec_for(request), prompt)
-    edges = _edges(control, spec)
+    edges = edges_of(control, spec)
     file = delivery(output, overwrite, request.size, bits)
-    redrawn = None if mask is None else _picture(mask)
+    redrawn = None if mask is None else picture_of(mask)
     return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal, redrawn)
-
-
-def _edges(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
-    """The picture that a ControlNet follows. RequestError where one of the two is missing."""
-    follows = isinstance(spec.network, PixArtShape) and spec.network.control_blocks > 0
-    if control is None:
-        if follows:
-            raise RequestError(f"--model {spec.name}: a ControlNet; give the edges that it follows with --control EDGES.png")
-        return None
-    if not follows:
-        raise RequestError(
-            f"--control: {spec.name} has no ControlNet; give one with --model, such as PixArt-XL-2-1024-ControlNet.pth"
-        )
-    return _picture(control)
 
 
 def edit(
@@ -264,10 +250,10 @@ def edit(
     Raises:
         RequestError, RunError, Cancelled: as `render` does; RequestError also for a model that only draws from text.
     """
-    pixels = _picture(picture)
+    pixels = picture_of(picture)
     request = RenderRequest(
         prompt=instruction,
-        size=_size(size, pixels),
+        size=size_of(size, pixels),
         negative=negative,
         model=model,
         seed=seed,
@@ -283,13 +269,13 @@ def edit(
         sigma_max=sigma_max,
         family=family,
         parts=None if parts is None else str(parts),
-        loras=_loras(loras),
+        loras=loras_of(loras),
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
         preset=preset,
-        relay=_relay(relay),
-        stages=_stages(stages),
+        relay=relay_of(relay),
+        stages=stages_of(stages),
         allow_approximate=allow_approximate,
     )
     spec, file = editing(spec_for(request)), delivery(output, overwrite, request.size, bits)
@@ -337,7 +323,7 @@ def plan(
     """
     request = RenderRequest(
         prompt=prompt,
-        size=_size(size),
+        size=size_of(size),
         negative=negative,
         model=model,
         seed=seed,
@@ -352,20 +338,20 @@ def plan(
         sigma_max=sigma_max,
         family=family,
         parts=None if parts is None else str(parts),
-        loras=_loras(loras),
+        loras=loras_of(loras),
         position_mode=position_mode,
         kv_compression=kv_compression,
         tiny_vae=None if tiny_vae is None else str(tiny_vae),
         attention=attention,
         attention_policy=attention_policy,
         preset=preset,
-        relay=_relay(relay),
-        stages=_stages(stages),
+        relay=relay_of(relay),
+        stages=stages_of(stages),
         colour_fix=colour_fix,
         allow_approximate=allow_approximate,
         clean_caption=clean_caption,
     )
-    return planner.plan(with_captions(request), spec_for(request), describe_device(device, _budget(vram), _budget(ram)))
+    return planner.plan(with_captions(request), spec_for(request), describe_device(device, budget_of(vram), budget_of(ram)))
 
 
 def _carried_out(
@@ -408,10 +394,11 @@ def _delivered(
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     request = with_captions(request)
-    facts = calibrated(probe(chosen, _budget(memory[0]), _budget(memory[1]) or 0), calibration.load(calibration.cache_folder()))
+    vram, ram = map(budget_of, memory)
+    facts = calibrated(probe(chosen, vram, ram or 0), calibration.load(calibration.cache_folder()))
     made = planner.plan(request, spec, facts)
     file.head = parameters(request, made)
-    if memory[1] is not None:
+    if ram is not None:
         return_pages()
     tell: OnEvent = on_event or (lambda event: None)
 
@@ -478,126 +465,3 @@ def _approximate(
             return run(request, made)
         except MemoryLadderError as error:
             request = _cheaper(request, spec, error)
-
-
-def _picture(source: PictureLike) -> NDArray[np.uint8]:
-    from hires.imageio import read_picture
-
-    return read_picture(source)
-
-
-def _relay(relay: StageLike | None) -> StageSpec:
-    """What is said of every stage after the first. RequestError for a size, which one stage has."""
-    if relay is None:
-        return NOTHING_SAID
-    found = parse_stage(relay, "--relay") if isinstance(relay, str) else relay
-    if found.size is not None:
-        raise RequestError(f"--relay {found.size}: is of every stage after the first; give a stage of a size with --stage")
-    return found
-
-
-def _stages(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
-    return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
-
-
-def _loras(loras: Loras) -> tuple[LoraRef, ...]:
-    return tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
-
-
-def spec_for(request: RenderRequest) -> ModelSpec:
-    """The model of a request with what its LoRAs and its options make of it."""
-    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
-    for option, value, default in (
-        ("--positions", request.position_mode, "global"),
-        ("--kv-compression", request.kv_compression, "checkpoint"),
-    ):
-        if value != default and not isinstance(spec.network, PixArtShape):
-            raise RequestError(f"{option} {value}: is of PixArt models, {spec.name} is {spec.facts.title}; leave it out")
-    return pooled_keys(spec) if request.kv_compression == "average" else spec
-
-
-def pooled_keys(spec: ModelSpec) -> ModelSpec:
-    """The same model with 2 x 2 keys and values averaged in the second half of its blocks: an experiment.
-
-    Two thirds of the FLOPs at 4K, and another picture than these weights were trained for. RequestError where they were
-    trained with compression of their own.
-    """
-    shape = spec.network
-    assert isinstance(shape, PixArtShape), "checked before"
-    if any(factor > 1 for factor in shape.kv_compression):
-        raise RequestError(f"--kv-compression average: {spec.name} has compression of its own; leave the option out")
-    note = "approximation: keys and values averaged 2 x 2 in the second half of the blocks, as asked for"
-    thinned = replace(shape, kv_compression=second_half_factors(shape.layers), kv_pooled=True)
-    return replace(spec, network=thinned, notes=(*spec.notes, note))
-
-
-def text_to_image(spec: ModelSpec, prompt: str) -> ModelSpec:
-    """The same model. RequestError for one that a prompt alone cannot run."""
-    if spec.facts.image_channels:
-        channels = spec.facts.latent_channels + spec.facts.image_channels
-        raise RequestError(
-            f"--model {spec.name}: {spec.facts.title} has {channels} input channels "
-            f'and edits a picture: `hires edit IN.png "{prompt or "make it winter"}"`, or give a text-to-image model'
-        )
-    return spec
-
-
-def editing(spec: ModelSpec) -> ModelSpec:
-    """The same model. RequestError for one that does not see the picture."""
-    if not spec.facts.image_channels:
-        raise RequestError(
-            f"--model {spec.name}: {spec.facts.title} draws from text and does not see the picture; give a model that edits, "
-            "such as cosxl_edit.safetensors, or start from the picture: hires render PROMPT --init IN.png --strength 0.5"
-        )
-    return spec
-
-
-def with_captions(request: RenderRequest) -> RenderRequest:
-    """The request with its prompts cleaned, where that was asked for."""
-    if not request.clean_caption:
-        return request
-    return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
-
-
-def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
-    """The device to plan for. torch is imported only to look at a card that is here."""
-    known = calibration.load(calibration.cache_folder())
-    if device == "auto" and budget_bytes is not None:
-        return machines.described_card(budget_bytes, ram_bytes or 0)
-    if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return calibrated(machines.host_device(budget_bytes, ram_bytes or 0), known)
-    from hires.device import choose_device, probe
-
-    return calibrated(probe(choose_device(device), budget_bytes, ram_bytes or 0), known)
-
-
-def _budget(vram: str | int | None) -> int | None:
-    return None if vram is None else parse_bytes(str(vram))
-
-
-def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
-    """Where a picture goes. OutputError where it cannot be written there, before any work."""
-    if bits not in (None, *DEPTHS):
-        raise RequestError(f"--bits {bits}: give 8 or 16")
-    if output is None:
-        return Delivery(None, bits=bits or 8)
-    from hires.imageio import check_fits, check_output
-
-    path = check_output(_path(output), overwrite)
-    check_fits(path, size, dtype=f"uint{bits or 8}")
-    return Delivery(path, overwrite, bits or 8)
-
-
-def _path(output: str | Path) -> Path:
-    try:
-        return Path(output).expanduser()
-    except RuntimeError as error:
-        raise OutputError(f"output {output}: {error}; give a full path") from None
-
-
-def _size(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Size:
-    if size is None:
-        if picture is None:
-            raise SizeError("no size: give --size WIDTHxHEIGHT, such as 4096x4096")
-        return check_size(Size(*picture.shape[:2]))
-    return as_size(size)

@@ -92,7 +92,7 @@ class RenderRequest:
     family: what the user says the model is. parts: a folder in which parts that it lacks are looked for. clean_caption:
     prompts go through `captions.clean`. strength: how much of the schedule a given picture goes through, None where the
     render starts from noise; image_guidance: how closely an edit keeps to its picture. position_mode, kv_compression:
-    of PixArt, see `pixart.POSITION_MODES` and `engine.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
+    of PixArt, see `pixart.POSITION_MODES` and `asked.pooled_keys`. tiny_vae: the folder of a small autoencoder (TAESD,
     TAESDXL) that draws previews and decodes where every exact way ran out of memory. attention: the one backend
     that the network's attention is to run on. attention_policy: whom self-attention attends to beyond the trained size, such
     as 'npa' or 'npa:1024' (a window in pixels); None for all tokens of a tile. allow_approximate: where nothing exact has

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hires.engine import Loras
+from hires.asked import Loras
 from hires.errors import RequestError
 from hires.stage_spec import known
 from hires.tiling.geometry import Size

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hires import __version__, planner
+from hires.asked import Loras, describe_device, spec_for, text_to_image
 from hires.device import choose_device, peak_resident_bytes, probe
-from hires.engine import Loras, describe_device, render, spec_for, text_to_image
+from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.formats import check_fits, check_output, format_of, read_text
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles

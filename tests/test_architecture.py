@@ -103,6 +103,7 @@ ROWS = (
         "infotext",
         "delivery",
         "execute",
+        "asked",
         "engine",
         "roundtrip",
         "upscale_options",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hires import __version__, planner
+from hires.asked import describe_device, editing, spec_for, text_to_image, with_captions
 from hires.device import choose_device
-from hires.engine import describe_device, editing, spec_for, text_to_image, with_captions
 from hires.errors import RequestError, SizeError
 from hires.formats import check_fits
 from hires.imageio import ImageSink, ImageSource

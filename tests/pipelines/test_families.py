@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import engine, execute, machines, planner
+from hires import asked, engine, execute, machines, planner
 from hires.denoisers import timestep_of
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
@@ -45,7 +45,7 @@ class Run:
         request = RenderRequest(
             prompt=PROMPT, size=SIZE, model=str(made.path), parts=None if made.parts is None else str(made.parts), **options
         )
-        self.spec: ModelSpec = engine.spec_for(request)
+        self.spec: ModelSpec = asked.spec_for(request)
         self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         ladder = Ladder([self.plan.decode], str)
@@ -330,7 +330,7 @@ def test_pixart_reads_prompts_as_its_captions_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "levels"), [("sdxl-turbo", [499, 249]), ("pixart-dmd", [400]), ("sdxl-lcm", [339, 179])])
 def test_few_step_models_relay_at_timesteps_they_know(tmp_path: Path, name: str, levels: list[int]) -> None:
     made = checkpoints.make(tmp_path, name)
-    spec = engine.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
+    spec = asked.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
     big = Size(4 * spec.native_px, 4 * spec.native_px)
     plan = planner.plan(RenderRequest(prompt="", size=big), spec, machines.described_card(parse_bytes("24GB")))
     assert len(plan.stages) > 1

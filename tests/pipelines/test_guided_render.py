@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hires import execute, planner
-from hires.engine import spec_for
+from hires.asked import spec_for
 from hires.machines import host_device
 from hires.noise import canvas_noise
 from hires.pipelines import progressive

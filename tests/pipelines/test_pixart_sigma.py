@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import hires
+from hires.asked import pooled_keys
 from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
-from hires.engine import pooled_keys
 from hires.errors import RequestError
 from hires.machines import host_device
 from hires.pipelines import progressive

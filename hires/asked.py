@@ -1,0 +1,171 @@
+"""What a caller says, as the parts of a request: sizes, pictures, stages, LoRAs; the model, the device and the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hires import calibration, captions, machines
+from hires.adapters import with_loras
+from hires.calibration import calibrated
+from hires.delivery import DEPTHS, Delivery
+from hires.errors import OutputError, RequestError, SizeError
+from hires.families import PixArtShape, second_half_factors
+from hires.presets import parse_stage
+from hires.resolution import SizeLike, as_size, check_size
+from hires.specs import ModelSpec, load_spec
+from hires.stage_spec import NOTHING_SAID, StageSpec
+from hires.tiling.geometry import Size
+from hires.types import DeviceSpec, LoraRef, RenderRequest, parse_bytes, parse_lora
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    PictureLike = str | Path | Image.Image | NDArray[np.uint8]
+
+StageLike = str | StageSpec
+Loras = Sequence[str | LoraRef]
+
+
+def edges_of(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
+    """The picture that a ControlNet follows. RequestError where one of the two is missing."""
+    follows = isinstance(spec.network, PixArtShape) and spec.network.control_blocks > 0
+    if control is None:
+        if follows:
+            raise RequestError(f"--model {spec.name}: a ControlNet; give the edges that it follows with --control EDGES.png")
+        return None
+    if not follows:
+        raise RequestError(
+            f"--control: {spec.name} has no ControlNet; give one with --model, such as PixArt-XL-2-1024-ControlNet.pth"
+        )
+    return picture_of(control)
+
+
+def picture_of(source: PictureLike) -> NDArray[np.uint8]:
+    """Its pixels, (H, W, 3) uint8. RequestError where it cannot be read."""
+    from hires.imageio import read_picture
+
+    return read_picture(source)
+
+
+def relay_of(relay: StageLike | None) -> StageSpec:
+    """What is said of every stage after the first. RequestError for a size, which one stage has."""
+    if relay is None:
+        return NOTHING_SAID
+    found = parse_stage(relay, "--relay") if isinstance(relay, str) else relay
+    if found.size is not None:
+        raise RequestError(f"--relay {found.size}: is of every stage after the first; give a stage of a size with --stage")
+    return found
+
+
+def stages_of(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
+    return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
+
+
+def loras_of(loras: Loras) -> tuple[LoraRef, ...]:
+    return tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
+
+
+def spec_for(request: RenderRequest) -> ModelSpec:
+    """The model of a request with what its LoRAs and its options make of it."""
+    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+    for option, value, default in (
+        ("--positions", request.position_mode, "global"),
+        ("--kv-compression", request.kv_compression, "checkpoint"),
+    ):
+        if value != default and not isinstance(spec.network, PixArtShape):
+            raise RequestError(f"{option} {value}: is of PixArt models, {spec.name} is {spec.facts.title}; leave it out")
+    return pooled_keys(spec) if request.kv_compression == "average" else spec
+
+
+def pooled_keys(spec: ModelSpec) -> ModelSpec:
+    """The same model with 2 x 2 keys and values averaged in the second half of its blocks: an experiment.
+
+    Two thirds of the FLOPs at 4K, and another picture than these weights were trained for. RequestError where they were
+    trained with compression of their own.
+    """
+    shape = spec.network
+    assert isinstance(shape, PixArtShape), "checked before"
+    if any(factor > 1 for factor in shape.kv_compression):
+        raise RequestError(f"--kv-compression average: {spec.name} has compression of its own; leave the option out")
+    note = "approximation: keys and values averaged 2 x 2 in the second half of the blocks, as asked for"
+    thinned = replace(shape, kv_compression=second_half_factors(shape.layers), kv_pooled=True)
+    return replace(spec, network=thinned, notes=(*spec.notes, note))
+
+
+def text_to_image(spec: ModelSpec, prompt: str) -> ModelSpec:
+    """The same model. RequestError for one that a prompt alone cannot run."""
+    if spec.facts.image_channels:
+        channels = spec.facts.latent_channels + spec.facts.image_channels
+        raise RequestError(
+            f"--model {spec.name}: {spec.facts.title} has {channels} input channels "
+            f'and edits a picture: `hires edit IN.png "{prompt or "make it winter"}"`, or give a text-to-image model'
+        )
+    return spec
+
+
+def editing(spec: ModelSpec) -> ModelSpec:
+    """The same model. RequestError for one that does not see the picture."""
+    if not spec.facts.image_channels:
+        raise RequestError(
+            f"--model {spec.name}: {spec.facts.title} draws from text and does not see the picture; give a model that edits, "
+            "such as cosxl_edit.safetensors, or start from the picture: hires render PROMPT --init IN.png --strength 0.5"
+        )
+    return spec
+
+
+def with_captions(request: RenderRequest) -> RenderRequest:
+    """The request with its prompts cleaned, where that was asked for."""
+    if not request.clean_caption:
+        return request
+    return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
+
+
+def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
+    """The device to plan for. torch is imported only to look at a card that is here."""
+    known = calibration.load(calibration.cache_folder())
+    if device == "auto" and budget_bytes is not None:
+        return machines.described_card(budget_bytes, ram_bytes or 0)
+    if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
+        return calibrated(machines.host_device(budget_bytes, ram_bytes or 0), known)
+    from hires.device import choose_device, probe
+
+    return calibrated(probe(choose_device(device), budget_bytes, ram_bytes or 0), known)
+
+
+def budget_of(vram: str | int | None) -> int | None:
+    """Bytes; None for what is free."""
+    return None if vram is None else parse_bytes(str(vram))
+
+
+def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
+    """Where a picture goes. OutputError where it cannot be written there, before any work."""
+    if bits not in (None, *DEPTHS):
+        raise RequestError(f"--bits {bits}: give 8 or 16")
+    if output is None:
+        return Delivery(None, bits=bits or 8)
+    from hires.imageio import check_fits, check_output
+
+    path = check_output(_path(output), overwrite)
+    check_fits(path, size, dtype=f"uint{bits or 8}")
+    return Delivery(path, overwrite, bits or 8)
+
+
+def _path(output: str | Path) -> Path:
+    try:
+        return Path(output).expanduser()
+    except RuntimeError as error:
+        raise OutputError(f"output {output}: {error}; give a full path") from None
+
+
+def size_of(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Size:
+    """The size asked for, else the picture's. SizeError where there is neither."""
+    if size is None:
+        if picture is None:
+            raise SizeError("no size: give --size WIDTHxHEIGHT, such as 4096x4096")
+        return check_size(Size(*picture.shape[:2]))
+    return as_size(size)
