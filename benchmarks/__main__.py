@@ -7,6 +7,7 @@ import sys
 
 SUITES = {
     "attention": "benchmarks.bench_attention",
+    "choices": "benchmarks.bench_choices",
     "guides": "benchmarks.bench_guides",
     "io": "benchmarks.bench_io",
     "lowpass": "benchmarks.bench_lowpass",

@@ -33,7 +33,7 @@ SUITE = Suite(
         "seconds", "denoise_s", "decode_s", "write_s", "peak_rss_gib", "tflop", "gflop_per_s", "share_of_peak",
         "disks", "right_third", "seam_score", "texture_over_truth", "psnr_to_ours_db", "file_mb",
     ),
-    code=("bench_waterfall", "scenes", "held_out"),
+    code=("bench_waterfall", "bench_scenes", "scenes", "held_out"),
 )  # fmt: skip
 PICTURES = Path("runs/waterfall")
 SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
@@ -213,7 +213,8 @@ def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: every step with what it is worth against the one before that ended."""
+    """Markdown: every step of the largest picture with what it is worth against the one before that ended."""
+    rows = [row for row in rows if int(row["side"]) == max(int(row["side"]) for row in rows)]
     lines = [
         "| | s | this step | in all | TFLOP | of peak | GiB | suns | seam | texture ÷ truth | PSNR to ours |",
         "|---" * 11 + "|",

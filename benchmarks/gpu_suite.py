@@ -35,7 +35,7 @@ from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
 from hires.benching.models import evaluation, evaluation_flops
 from hires.benching.rows import Setting, suite_of
 from hires.device import probe
-from hires.errors import HiresError
+from hires.errors import HiresError, RequestError
 from hires.execute import run_plan
 from hires.kernels.policies import EVERYWHERE
 from hires.metrics import psnr
@@ -47,6 +47,7 @@ from hires.types import RenderRequest
 
 SLICES = ("tests", "kernels", "vae", "denoise", "render", "budgets")
 BUDGETS_GB = (8, 12, 16, 24)
+LONGEST_S = 530.0  # of a piece that is a process of its own
 CONTEXT_BYTES = 600 * 2**20  # of the CUDA context and libraries, beside what the allocator holds
 Rows = list[dict[str, Any]]
 
@@ -99,9 +100,11 @@ def tested(file: str) -> Rows:
     environment = os.environ | {"HIRES_TEST_GPU": "1", "OMP_NUM_THREADS": "4"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", file]
     begun = time.monotonic()
-    ended = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=LONGEST_S
+    )
     last = (ended.stdout.strip().splitlines() or [""])[-1]
-    if ended.returncode not in (0, 5):
+    if ended.returncode:
         raise RuntimeError(f"{file}: {last}\n{ended.stdout[-3000:]}")
     return [{"file": file, "result": last, "seconds": round(time.monotonic() - begun, 1)}]
 
@@ -126,13 +129,10 @@ def vae_pieces(suite: Suite) -> Iterator[Piece]:
 
 
 def decoded(suite: Suite, side: int, budget_gb: int) -> Rows:
-    """Ours and diffusers' tiling with the allocator capped; quality against the untiled module, uncapped, up to 2048 px."""
+    """Ours and diffusers' tiling with the allocator capped; quality against the untiled module, uncapped, where it has room."""
     vae: Any = vae_of(suite.dry, suite.dtype, suite.device)
     z = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0)).to(suite.device, vae.dtype)
-    exact = None
-    if side <= 2048:
-        with torch.inference_mode():
-            exact = vae.decode(z).sample.float().cpu().numpy()
+    exact = whole(vae, z)
     held = sum(p.numel() * p.element_size() for p in vae.parameters())
     tiled = TiledVAE(vae, budget_bytes=suite.budget(budget_gb) - held)
     rows = []
@@ -155,6 +155,18 @@ def decoded(suite: Suite, side: int, budget_gb: int) -> Rows:
     return rows
 
 
+def whole(vae: Any, z: Tensor) -> Any:
+    """What the module itself decodes, on the host; None where it has no room."""
+    try:
+        with torch.inference_mode():
+            return vae.decode(z).sample.float().cpu().numpy()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
 def measured(suite: Suite, run: Callable[[], Tensor], exact: Any) -> dict[str, Any]:
     """Seconds of the second call, the allocator's peak, PSNR; or out of memory."""
     try:
@@ -167,7 +179,8 @@ def measured(suite: Suite, run: Callable[[], Tensor], exact: Any) -> dict[str, A
             synchronise(suite.device)
             seconds = time.perf_counter() - begun
             peak = torch.cuda.max_memory_allocated(suite.device) - held if suite.device.type == "cuda" else 0
-            quality = None if exact is None else round(min(999.0, psnr(found.float().cpu().numpy(), exact, 2.0)), 2)
+            span = 0.0 if exact is None else float(np.ptp(exact))
+            quality = None if exact is None else round(min(999.0, psnr(found.float().cpu().numpy(), exact, span)), 2)
             finite = bool(torch.isfinite(found).all())
     except (HiresError, RuntimeError) as error:
         if not isinstance(error, HiresError) and not is_out_of_memory(error):
@@ -205,15 +218,17 @@ def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
     with random_weights(family, suite.dry):
         model = load_family(request, made, spec, suite.device, Ladder([made.decode], str), None)
     model.weights.ready("network")
-    stage = replace(stage, attention=EVERYWHERE) if way == "global" else stage
+    predicted: int | None = next(cost.peak_bytes for cost in made.costs if cost.stage == stage.name)
+    if way == "global" and stage.attention != EVERYWHERE:
+        stage, predicted = replace(stage, attention=EVERYWHERE), None  # no plan is of it
     x = torch.randn(1, 4, *(side // 8,) * 2, generator=torch.Generator().manual_seed(0)).to(suite.device) * stage.sigma_start
     run = partial(evaluation(model, stage, x), stage.batch)
     taken = measured(suite, run, None)
     flops = evaluation_flops(spec, stage)
-    predicted = next(cost.peak_bytes for cost in made.costs if cost.stage == stage.name)
     rate = round(flops / taken["seconds"] / 1e12, 2) if "seconds" in taken else None
     extra = {"tiles": stage.grid.count, "batch": stage.batch, "tflop": round(flops / 1e12, 3), "tflop_per_s": rate}
-    return [row | taken | extra | {"predicted_mib": round(predicted / 2**20, 1), "offload": made.offload}]
+    planned = None if predicted is None else round(predicted / 2**20, 1)
+    return [row | taken | extra | {"predicted_with_weights_mib": planned, "offload": made.offload}]
 
 
 def render_pieces(suite: Suite) -> Iterator[Piece]:
@@ -250,7 +265,7 @@ def rendered(suite: Suite, family: str, side: int, budget_gb: int | None) -> Row
         with random_weights(family, suite.dry), capped(suite.device, most):
             reset(suite.device)
             result = run_plan(request, made, spec, suite.device, lambda event: None)
-    except HiresError as error:
+    except RequestError as error:  # no plan has room: a result; that a plan does not hold is an error of ours
         return [row | {"state": f"{type(error).__name__}: {str(error)[:160]}"}]
     return [row | described(result)]
 
@@ -335,15 +350,13 @@ class Record:
 
     def tables(self) -> None:
         """A CSV per slice, with the columns of all its rows."""
-        head = stamp()
         for name in SLICES:
-            rows = [row for line in self.lines() if line["slice"] == name for row in line["rows"]]
+            rows = [line["stamp"] | row for line in self.lines() if line["slice"] == name for row in line["rows"]]
             if rows:
-                columns = list(dict.fromkeys(key for row in rows for key in row))
                 with (self.folder / f"gpu_{name}.csv").open("w", newline="") as opened:
-                    writer = csv.DictWriter(opened, [*head, *columns])
+                    writer = csv.DictWriter(opened, list(dict.fromkeys(key for row in rows for key in row)))
                     writer.writeheader()
-                    writer.writerows(head | row for row in rows)
+                    writer.writerows(rows)
 
 
 def summary(lines: list[dict[str, Any]], left: dict[str, int]) -> str:
@@ -356,7 +369,7 @@ def summary(lines: list[dict[str, Any]], left: dict[str, int]) -> str:
         parts.append(f"## {name}: {len(own)} pieces in {seconds:.0f} s, {len(failed)} failed, {left.get(name, 0)} left")
         parts += [f"- FAILED {line['name']}: {line['error'].splitlines()[0][:200]}" for line in failed]
         for line in own:
-            parts += [f"- {line['name']}: {brief(row)}" for row in line["rows"][:1] if name != "kernels"]
+            parts += [f"- {line['name']}: {brief(row)}" for row in line["rows"] if name != "kernels"]
         if name == "kernels":
             parts += fastest(own)
         parts.append("")
@@ -365,6 +378,7 @@ def summary(lines: list[dict[str, Any]], left: dict[str, int]) -> str:
 
 def brief(row: dict[str, Any]) -> str:
     wanted = (
+        "way",
         "state",
         "result",
         "seconds",
@@ -372,6 +386,8 @@ def brief(row: dict[str, Any]) -> str:
         "tflop_per_s",
         "predicted_mib",
         "peak_mib",
+        "predicted_with_weights_mib",
+        "peak_with_weights_mib",
         "psnr_db",
         "policy",
         "offload",
@@ -380,13 +396,13 @@ def brief(row: dict[str, Any]) -> str:
 
 
 def fastest(lines: list[dict[str, Any]]) -> list[str]:
-    """For every case of the kernels, the way that took least."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
+    """For every case and policy of the kernels, the backend that took least."""
+    best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in (row for line in lines for row in line["rows"] if row.get("p50_ms")):
-        key = (row["case"], row["size"])
+        key = (row["case"], row["size"], row["way"].partition(", ")[2])
         if key not in best or row["p50_ms"] < best[key]["p50_ms"]:
             best[key] = row
-    return [f"- {case} {size}: {row['way']}, {row['p50_ms']} ms, {rate(row)}" for (case, size), row in best.items()]
+    return [f"- {case} {size}: {row['way']}, {row['p50_ms']} ms, {rate(row)}" for (case, size, _), row in best.items()]
 
 
 def rate(row: dict[str, Any]) -> str:
@@ -399,7 +415,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--slice", action="append", choices=SLICES, help="may be given several times; default: all")
     parser.add_argument("--dry", action="store_true", help="toys on a CPU: every code path in a minute")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_suite"), help="folder of the record")
+    parser.add_argument("--out", type=Path, help="folder of the record; default: runs/gpu_suite, or runs/gpu_suite_dry")
     parser.add_argument("--minutes", type=float, default=9.0, help="no piece begins after so many")
     parser.add_argument("--again", action="store_true", help="run pieces that failed before once more")
     options = parser.parse_args(arguments)
@@ -407,20 +423,23 @@ def main(arguments: list[str]) -> int:
         print("gpu_suite: no CUDA card here; run it where one is, or with --dry", file=sys.stderr)
         return 2
     suite = Suite(device=torch.device("cpu" if options.dry else "cuda:0"), dry=options.dry)
-    record, until = Record(options.out), time.monotonic() + 60 * options.minutes
+    out = options.out or Path("runs/gpu_suite_dry" if options.dry else "runs/gpu_suite")
+    record, until = Record(out), time.monotonic() + 60 * options.minutes
     left: dict[str, int] = {}
     for name in options.slice or SLICES:
-        done = {line["name"] for line in record.lines() if line["slice"] == name and not (options.again and line["error"])}
+        own = [line for line in record.lines() if line["slice"] == name and line["stamp"]["machine"] == machine()]
+        done = {line["name"] for line in own if not (options.again and line["error"])}
         for piece in pieces(suite, name):
             if piece.name in done:
                 continue
             if time.monotonic() > until:
                 left[name] = left.get(name, 0) + 1
                 continue
+            record.add(line_of(name, piece, 0.0, [], "was stopped"))  # stands where something ends this process
             record.add(finished(name, piece))
     record.tables()
     page = summary(record.lines(), left)
-    (options.out / "summary.md").write_text(page)
+    (out / "summary.md").write_text(page)
     print(page)
     return int(any(line["error"] for line in record.lines()))
 
@@ -437,7 +456,11 @@ def finished(name: str, piece: Piece) -> dict[str, Any]:
     print(
         f"{name}: {piece.name}, {seconds} s{', FAILED ' + error.splitlines()[0] if error else ''}", file=sys.stderr, flush=True
     )
-    return {"slice": name, "name": piece.name, "seconds": seconds, "rows": rows, "error": error}
+    return line_of(name, piece, seconds, rows, error)
+
+
+def line_of(name: str, piece: Piece, seconds: float, rows: Rows, error: str) -> dict[str, Any]:
+    return {"slice": name, "name": piece.name, "stamp": stamp(), "seconds": seconds, "rows": rows, "error": error}
 
 
 if __name__ == "__main__":

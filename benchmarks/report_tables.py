@@ -39,9 +39,18 @@ def plans() -> str:
     for side in (2048, 4096, 8192):
         request = RenderRequest(prompt="", size=Size(side, side))
         made = [planner.plan(request, spec, machines.described_card(parse_bytes(budget))) for budget in budgets]
-        cells = [f"{gib(plan.peak_bytes)}, {plan.seconds:.0f} s, decoded by `{plan.decode.policy}`" for plan in made]
+        tiles = [" in tiles" if plan.stages[-1].grid.count > 1 else "" for plan in made]
+        said = zip(made, tiles, strict=True)
+        cells = [f"{gib(plan.peak_bytes)}, {plan.seconds:.0f} s{t}, decoded by `{plan.decode.policy}`" for plan, t in said]
         body.append([f"{side}²", *cells])
     return markdown(["CosXL", *(budget.replace("GB", " GB") for budget in budgets)], body)
+
+
+def choices() -> str:
+    """How much a choice changes the picture."""
+    rows = newest(rows_of("choices"), ("choice", "size"))
+    body = [[row["choice"], row["largest"], "equal" if row["psnr_db"] == "999.0" else f"{row['psnr_db']} dB"] for row in rows]
+    return markdown(("against the default", "largest difference", "PSNR"), body)
 
 
 def presets() -> str:
@@ -57,7 +66,7 @@ def presets() -> str:
 
 
 SCENES = (
-    "strategy", "size", "pictures", "one disk, right third", "disks drawn, mean", "seam, max", "detail ÷ Lanczos",
+    "strategy", "size", "pictures", "one disk, right third", "disks drawn, mean", "seam, max", "bands, p", "detail ÷ Lanczos",
     "detail ÷ truth", "texture ÷ truth, median", "sky detail ÷ truth, max", "s, median", "GiB, max",
 )  # fmt: skip
 
@@ -88,6 +97,7 @@ def scene_line(part: Rows) -> list[str]:
         str(right),
         f"{summed['mean_disks']:.1f}",
         f"{max(values('seam_over_control')):.2f}",
+        f"{summed['band_p_value_mean']:.2f}",
         span("energy_over_lanczos", 0),
         span("energy_over_truth", 2),
         f"{summed['texture_over_truth_median']:.2f}",
@@ -147,8 +157,11 @@ def autoencoder() -> str:
     body = []
     for row in rows:
         same = "equal" if row["psnr_db"] == "inf" else f"{row['psnr_db']} dB"
-        numbers = f"{float(row['seconds']):.1f}", row["peak_mib"], row["predicted_mib"], row["gflop"], same
-        body.append([row["way"], row["side"], *numbers, f"{float(row['seam_over_control']):.2f}", row["against"]])
+        predicted = row["predicted_mib"] if float(row["predicted_mib"]) else ""
+        numbers = f"{float(row['seconds']):.1f}", row["peak_mib"], predicted, row["gflop"], same
+        small = row["way"] == "diffusers tiling" and row["side"] == "1024x1024"
+        way = row["way"] + (" told to take tiles of 512 px" if small else "")  # by default it does not tile up to 1024 px
+        body.append([way, row["side"], *numbers, f"{float(row['seam_over_control']):.2f}", row["against"]])
     return markdown(("way", "px", "s", "MiB", "MiB predicted", "GFLOP", "PSNR", "seam", "against"), body)
 
 
@@ -216,6 +229,7 @@ def peers(*parts: str) -> Callable[[], str]:
 BLOCKS: dict[str, Callable[[], str]] = {
     "plans": plans,
     "presets": presets,
+    "choices": choices,
     "scenes": scenes,
     "oracle": oracle,
     "strategies": strategies,

@@ -5,6 +5,7 @@ A process of its own has its own peak of memory, and one that runs out of it, or
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ class Suite:
         package, here = Path(hires.__file__).parent, Path(__file__).parent
         first = {file: file.relative_to(package).parts[0].removesuffix(".py") for file in package.rglob("*.py")}
         kept = [file for file, name in first.items() if name not in FRONTS and not name.startswith("cli")]
-        return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in self.code)])
+        return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in ("rows", *self.code))])
 
 
 def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int) -> list[Row]:
@@ -67,9 +68,11 @@ def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: 
 
 
 def _kept(suite: Suite, case: Case, csv: Path, key: str, threads: int) -> Row | None:
-    wanted = {**{name: str(case[name]) for name in suite.key}, "settings": key, "threads": str(threads)}
+    """The row there is for the same code, machine and torch, unless what it needed was absent."""
+    here = {name: value for name, value in stamp().items() if name in ("machine", "torch")}
+    wanted = {**{name: str(case[name]) for name in suite.key}, "settings": key, "threads": str(threads), **here}
     rows = [row for row in read_rows(csv) if all(row[name] == value for name, value in wanted.items())]
-    return dict(rows[-1]) if rows else None
+    return dict(rows[-1]) if rows and not rows[-1][STATE].startswith("skipped") else None
 
 
 def _whole(suite: Suite, case: Case, key: str, threads: int, measured: Mapping[str, Any]) -> Row:
@@ -142,3 +145,11 @@ def newest(rows: Sequence[Mapping[str, str]], key: Sequence[str]) -> list[Mappin
     for row in rows:
         last[tuple(row[name] for name in key)] = row
     return list(last.values())
+
+
+def sides_of(parser: argparse.ArgumentParser, text: str) -> list[int]:
+    """'512,1024' as numbers; anything else ends the program with exit code 2."""
+    try:
+        return [int(side) for side in text.split(",") if side.strip()]
+    except ValueError:
+        parser.error(f"--sides {text}: give numbers of pixels between commas, such as 512,1024")

@@ -26,13 +26,14 @@ Sizes = Annotated[
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB; default: what is free.")]
 Model = Annotated[str, typer.Option(help="For vae, denoise, render, upscale: as of hires render.")]
+Parts = Annotated[str | None, typer.Option(metavar="FOLDER", help="For the same: as of hires render.")]
 Upscaler = Annotated[str | None, typer.Option("--upscaler", metavar="FILE", help="For upscale: a network beside Lanczos.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes and few repeats: every code path in seconds.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Append the rows to a CSV file.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows into a .png or .svg (extra plot).")]
 
 ABOUT = {
-    "attention": "Attention of CosXL, PixArt and the autoencoder, by every backend and policy, checked in float64.",
+    "attention": "Attention of CosXL, PixArt and the autoencoder, by every backend: all tokens, checked in float64, and npa.",
     "norm": "GroupNorm's statistics and its apply with SiLU, on maps of the UNet and of the autoencoder.",
     "vae": "The autoencoder by every policy that fits the budget, against the module itself.",
     "denoise": "One evaluation of the guided denoiser: in tiles, and by neighbourhood attention over the canvas.",
@@ -75,6 +76,7 @@ def _command(name: str) -> Callable[..., None]:
         dtype: Dtype = "auto",
         vram: Vram = None,
         model: Model = "demo",
+        parts: Parts = None,
         upscaler: Upscaler = None,
         quick: Quick = False,
         csv: Csv = None,
@@ -87,7 +89,7 @@ def _command(name: str) -> Callable[..., None]:
 
             setting = Setting(
                 device=choose_device(device), dtype=dtype, sizes=tuple(parse_size(text) for text in size or ()), vram=vram,
-                model=model, upscaler=upscaler, quick=quick,
+                model=model, parts=parts, upscaler=upscaler, quick=quick,
             )  # fmt: skip
             return carried_out(SUITES if name == "all" else (name,), setting, csv, plot)
 
@@ -99,7 +101,7 @@ def _command(name: str) -> Callable[..., None]:
 def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot: Path | None) -> dict[str, Any]:
     """Run suites, each row told and kept as it comes; the document of all of them. An out-of-memory is a row."""
     from hires.benching import report
-    from hires.benching.rows import described, suite_of
+    from hires.benching.rows import described, rows_of
 
     setting.check()
     if plot is not None:
@@ -108,7 +110,7 @@ def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot
     rows: list[Row] = []
     print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)
     for name in names:
-        for row in suite_of(name)(setting):
+        for row in rows_of(name, setting):
             print(report.line(row), file=sys.stderr, flush=True)
             rows.append(row)
             if csv is not None:

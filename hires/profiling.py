@@ -117,19 +117,39 @@ class Profile:
 def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[Costly]:
     """Operators by their own time, longest first; the floor is the larger of FLOPs and bytes over the measured peaks."""
     compute, copies = peak_flops(device, dtype), peak_bandwidth(device)
-    found = []
+    convolved, found = convolution_flops(averages), []
     for entry in averages:
         own = entry.self_device_time_total if device.type == "cuda" else entry.self_cpu_time_total
         if own <= 0 or entry.key.startswith(("cuda", "ProfilerStep")):
             continue
         shapes = [tuple(shape) for shape in entry.input_shapes if shape and all(isinstance(side, int) for side in shape)]
-        flops = float(entry.flops or 0) or attention_flops(entry.key, shapes) * entry.count
-        moved = sum(math.prod(shape) for shape in shapes) * dtype.itemsize * entry.count
+        one = convolved.get(tuple(shapes[:2]), 0.0) if "conv" in entry.key else attention_flops(entry.key, shapes)
+        flops = float(entry.flops or 0) or one * entry.count
+        moved = (sum(math.prod(shape) for shape in shapes) + results(flops, shapes)) * dtype.itemsize * entry.count
         plain = entry.key not in WRAPPERS and (flops or moved)
         floor = max(flops / compute, moved / copies) if plain else None
         text = ", ".join("x".join(map(str, shape)) for shape in shapes)
         found.append(Costly(name=entry.key, shapes=text, calls=entry.count, seconds=own / 1e6, floor_seconds=floor))
     return sorted(found, key=lambda one: -one.seconds)
+
+
+def convolution_flops(averages: Any) -> dict[tuple[tuple[int, ...], ...], float]:
+    """FLOPs of one convolution by the shapes of its map and its weights: the profiler counts them at `aten::conv2d`, whose
+    time is its kernel's."""
+    counted = {}
+    for entry in averages:
+        if entry.key == "aten::conv2d" and entry.flops:
+            counted[tuple(map(tuple, entry.input_shapes[:2]))] = float(entry.flops) / entry.count
+    return counted
+
+
+def results(flops: float, shapes: Sequence[tuple[int, ...]]) -> float:
+    """Values that a convolution or a matrix product writes, by the length of its sums; 0 for what is neither."""
+    if not flops or len(shapes) < 2:
+        return 0.0
+    if len(shapes[1]) == 4 and len(shapes[0]) == 4 and shapes[0][1] % shapes[1][1] == 0 and shapes[1][2] == shapes[1][3]:
+        return flops / (2 * math.prod(shapes[1][1:]))
+    return float(shapes[0][-2] * shapes[1][-1]) if len(shapes[0]) == len(shapes[1]) == 2 else 0.0
 
 
 def attention_flops(name: str, shapes: Sequence[tuple[int, ...]]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from hires.kernels.backends import BackendRefused
 from hires.tiling.retry import free_memory, is_out_of_memory
@@ -60,11 +61,12 @@ def _once(run: Callable[[], object], device: torch.device) -> float:
         run()
         return time.perf_counter() - begun
     event: Any = torch.cuda.Event
-    first, last = event(enable_timing=True), event(enable_timing=True)
-    first.record()
-    run()
-    last.record()
-    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):  # events are of the current device's stream
+        first, last = event(enable_timing=True), event(enable_timing=True)
+        first.record()
+        run()
+        last.record()
+        torch.cuda.synchronize(device)
     return float(first.elapsed_time(last)) / 1000
 
 
@@ -83,11 +85,23 @@ def _peak_of(run: Callable[[], object], device: torch.device) -> int:
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product, the best of a few."""
-    side = 8192 if device.type == "cuda" else 2048
+    """FLOP/s of a large square matrix product or of a 3x3 convolution, whichever is faster, the best of a few."""
+    cuda = device.type == "cuda"
+    side = 8192 if cuda else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    return 2.0 * side**3 / min(_once(lambda: a @ b, device) for _ in range(5))
+    batch, channels, extent = (8, 640, 128) if cuda else (1, 256, 64)
+    x = torch.randn(batch, channels, extent, extent, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    def product() -> object:
+        return a @ b
+
+    def convolution() -> object:
+        return functional.conv2d(x, weight, padding=1)
+
+    works = ((2.0 * side**3, product), (18.0 * batch * channels**2 * extent**2, convolution))
+    with torch.inference_mode():
+        return max(flops / min(_once(run, device) for _ in range(6)) for flops, run in works)
 
 
 @functools.cache

@@ -58,7 +58,7 @@ def test_quick_suites_measure_what_they_say(name: str, size: str | None, tmp_pat
     for row in checked:
         if row["measure"] == "rms error":
             assert row["quality"] < 1e-6
-        if row["measure"] == "PSNR dB":
+        if row["measure"].startswith("PSNR dB to "):
             assert row["quality"] > 90
         if row["measure"] == "exact":
             assert row["quality"] == float(not any(lossy in row["case"] for lossy in (".jpg", ".webp")))
@@ -96,6 +96,20 @@ def test_out_of_memory_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hires.benching.kernels.attention", full)
     code, stdout, stderr = run("attention", "--quick", "--device", "cpu", "--size", "256x256")
     assert code == 0 and {row["state"] for row in json.loads(stdout)["rows"]} == {"out of memory"} and "out of memory" in stderr
+
+
+def test_no_room_is_a_row_in_every_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, stdout, _ = run("render", "--quick", "--device", "cpu", "--vram", "100kB", "--size", "256x256", "--size", "64x64")
+    rows = json.loads(stdout)["rows"]
+    assert code == 0 and [row["size"] for row in rows] == ["256x256", "64x64"]
+    assert all(row["state"].startswith("no room: ") and row["p50_ms"] is None for row in rows)
+
+    def full(*args: object, **kwargs: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch, "randn", full)
+    code, stdout, _ = run("norm", "--quick", "--device", "cpu")
+    assert code == 0 and [row["state"] for row in json.loads(stdout)["rows"]] == ["out of memory"]
 
 
 def test_policies_above_the_budget_say_so() -> None:

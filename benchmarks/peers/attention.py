@@ -36,7 +36,10 @@ def layer(name: str, side: int, quick: bool) -> Way:
         attn.set_processor(DispatchedAttention(cells=CELLS))
         policy = scaled(POLICIES[name], quick)
         run = partial(attn, tokens, canvas=(side // 8, side // 8), policy=policy)
-        note = "" if policy == Global() else f"approximation: {policy} in cells"
+        wide = not isinstance(policy, NPA | Windows) or policy.window < side // 8
+        note = (
+            "" if policy == Global() else f"approximation: {policy} in cells" if wide else f"{policy}: all tokens at this size"
+        )
     else:
         made: dict[str, Any] = {
             PEERS[0]: AttnProcessor2_0, PEERS[1]: lambda: SlicedAttnProcessor(max(1, heads // 2)), PEERS[2]: AttnProcessor,

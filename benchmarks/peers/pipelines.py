@@ -173,7 +173,8 @@ def panorama(name: str, side: int, quick: bool) -> Way:
     if name == PANORAMA[0]:
         views = pipe.get_views(side, side)
         facts["note"] = f"{len(views)} windows of 64 cells, 8 apart"
-        lines = tuple(sorted({8 * view[0] for view in views} - {0}))
+        ends = {8 * edge for view in views for edge in view[:2]}
+        lines = tuple(sorted(ends - {0, side}))
     elif "attach" in name:
         made = pipe._hires_attached
         from hires.tiling.geometry import Size, make_grid

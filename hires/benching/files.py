@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hires.benching.rows import Row, Setting
+from hires.errors import HiresError
 from hires.tiling.geometry import Size
 from hires.timing import Timed
 
@@ -54,8 +55,12 @@ def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
                 way="ImageSink",
                 size=str(size),
                 moved=float(coded.nbytes),
-                taken=setting.time(write),
             )
+            try:
+                row = replace(row, taken=setting.time(write))
+            except HiresError as error:  # WebP's 16383 px
+                yield replace(row, taken=Timed(state=f"refused: {error}"))
+                continue
             yield replace(
                 row,
                 measured_peak_bytes=setting.peak_of(write),
@@ -89,7 +94,7 @@ def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
         )
         yield replace(
             row,
-            measured_peak_bytes=setting.peak_of(whole),
+            measured_peak_bytes=pixels.nbytes + (setting.peak_of(whole) or 0),  # it needs all of the picture
             measure="bits a pixel",
             quality=8 * path.stat().st_size / size.area,
         )
@@ -121,7 +126,8 @@ def _upscale_at(setting: Setting, size: Size) -> Iterator[Row]:
     for way, options in ways:
 
         def run(options: dict[str, Any] = options) -> Any:
-            return upscale(picture, size=target, device=str(setting.device), vram=setting.vram, **options).pixels
+            asked = {"device": str(setting.device), "vram": setting.vram, "parts": setting.parts} | options
+            return upscale(picture, size=target, **asked).pixels
 
         single = "refine" in options
         begun = time.perf_counter()

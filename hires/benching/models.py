@@ -19,7 +19,7 @@ from hires.errors import RequestError
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import attending
 from hires.planner import plan
-from hires.specs import ModelSpec, load_spec
+from hires.specs import ModelSpec
 from hires.stages import estimates_per_step
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder
@@ -30,25 +30,25 @@ from hires.types import RenderRequest, StagePlan, gib, parse_bytes
 def vae_rows(setting: Setting) -> Iterator[Row]:
     """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
     from hires.types import VAE_POLICIES
-    from hires.weights import load_autoencoder
+    from hires.weights import load_vae
 
-    vae = load_autoencoder(load_spec(setting.model).path / "vae", setting.torch_dtype, setting.device)
+    vae = load_vae(setting.spec, setting.torch_dtype, setting.device)
     for size in setting.of("vae"):
         cells, generator = (size.height // 8, size.width // 8), torch.Generator().manual_seed(0)
         latents = torch.randn(1, 4, *cells, generator=generator).to(setting.device, setting.torch_dtype)
         picture = (torch.rand(1, 3, 8 * cells[0], 8 * cells[1], generator=generator) * 2 - 1).to(latents)
         for case, given in (("decode", latents), ("encode", picture)):
-            first: Tensor | None = None
+            first: tuple[str, Tensor] | None = None
             for policy in VAE_POLICIES:
                 row, found = _vae_row(setting, vae, (case, policy, cells), given, first)
-                first = found if first is None else first
+                first = (policy, found) if first is None and found is not None else first
                 yield row
 
 
 def _vae_row(
-    setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: Tensor | None
+    setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: tuple[str, Tensor] | None
 ) -> tuple[Row, Tensor | None]:
-    """One policy beside the first that ran, and its result."""
+    """One policy beside the first that ran, PSNR over the span of that, and its result."""
     from hires.cost import vae_decode_flops, vae_encode_flops
     from hires.metrics import psnr
     from hires.tiling.vae import TiledVAE
@@ -78,9 +78,12 @@ def _vae_row(
     if taken.p50 is None:
         return replace(row, taken=taken), None
     found = run()
-    against = found if first is None else first
-    same = min(psnr(found.float().cpu().numpy(), against.float().cpu().numpy(), 2.0), 999.0)
-    return replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run), measure="PSNR dB", quality=same), found
+    row = replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run))
+    if first is None:
+        return replace(row, measure="what others are held against"), found
+    name, wanted = first[0], first[1].float().cpu().numpy()
+    same = min(psnr(found.float().cpu().numpy(), wanted, float(np.ptp(wanted))), 999.0)
+    return replace(row, measure=f"PSNR dB to {name}", quality=same), found
 
 
 def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
@@ -106,13 +109,14 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
     """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
     from hires.execute import load_family
 
-    spec = load_spec(setting.model)
+    spec = setting.spec
     for size in setting.of("denoise"):
         for way, policy in (("tiles", None), ("npa", "npa")):
             request = RenderRequest(
                 prompt="a lake",
                 size=size,
                 model=setting.model,
+                parts=setting.parts,
                 strategy="tiled" if policy is None else "direct",
                 steps=2,
                 dtype=setting.dtype,
@@ -135,6 +139,7 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
                 generator=torch.Generator().manual_seed(0),
             )
             x = (x * stage.sigma_start).to(setting.device)
+            held = torch.cuda.memory_allocated(setting.device) if setting.device.type == "cuda" else 0  # plans count weights
 
             run = evaluation(family, stage, x)
             tile = stage.grid.tile
@@ -154,10 +159,15 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
             if row.taken.p50 is None:
                 yield row
                 continue
-            with torch.inference_mode():
-                difference = float((run(stage.batch) - run(1)).abs().max() / x.abs().max())
             peak = setting.peak_of(partial(run, stage.batch))
-            yield replace(row, measured_peak_bytes=peak, measure="max difference to batch 1", quality=difference)
+            row = replace(row, measured_peak_bytes=None if peak is None else peak + held)
+            if stage.grid.count * estimates_per_step(stage, spec) == 1:
+                yield row
+                continue
+            other = 1 if stage.batch > 1 else 2
+            with torch.inference_mode():
+                difference = float((run(stage.batch) - run(other)).abs().max() / x.abs().max())
+            yield replace(row, measure=f"max difference to batch {other}", quality=difference)
 
 
 def render_rows(setting: Setting) -> Iterator[Row]:
@@ -175,6 +185,7 @@ def render_rows(setting: Setting) -> Iterator[Row]:
                 "a sun on the right over green mountains and a lake at dusk",
                 size=size,
                 model=setting.model,
+                parts=setting.parts,
                 preset=preset,
                 device=str(setting.device),
                 vram=setting.vram,
@@ -188,7 +199,10 @@ def render_rows(setting: Setting) -> Iterator[Row]:
             )
             picture = luma(result.pixels.astype(np.float32) / 255)
             dtype = DTYPES[result.plan.dtype]
-            measured = None if before is None else max(stage.peak_bytes for stage in result.stats) - before
+            spec = setting.spec
+            parameters = spec.network_params + spec.text_params + spec.vae_params
+            weights = parameters * dtype.itemsize if setting.device.type == "cpu" else 0  # a CPU's plan is without them
+            measured = None if before is None else max(stage.peak_bytes for stage in result.stats) - before - weights
             yield Row(
                 suite="render",
                 case=result.plan.model,

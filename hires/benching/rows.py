@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hires.device import peak_resident_bytes, probe, reset_resident_peak
-from hires.errors import RequestError
+from hires.errors import BudgetError, MemoryLadderError, RequestError
 from hires.tiling.geometry import Size
-from hires.tiling.retry import free_memory
+from hires.tiling.retry import free_memory, is_out_of_memory
 from hires.timing import Timed, timed
 from hires.types import parse_bytes
+
+if TYPE_CHECKING:
+    from hires.specs import ModelSpec
 
 SUITES = ("attention", "norm", "vae", "denoise", "render", "io", "upscale")
 SIZES = {"attention": 1024, "norm": 1024, "vae": 1024, "denoise": 1024, "render": 1024, "io": 4096, "upscale": 1024}
@@ -31,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Row:
     """One measurement. way: backend, policy or format. flops, moved: of one call, None where they are not counted.
 
-    quality: what `measure` says: 'rms error', 'max difference', 'PSNR dB', 'seam score', 'exact'.
+    quality: what `measure` says: 'rms error', 'max difference to …', 'PSNR dB to …', 'seam score', 'exact'.
     """
 
     suite: str
@@ -92,6 +96,7 @@ class Setting:
     sizes: tuple[Size, ...] = ()
     vram: str | None = None
     model: str = "demo"
+    parts: str | None = None
     upscaler: str | None = None
     quick: bool = False
 
@@ -102,6 +107,13 @@ class Setting:
     @property
     def least(self) -> int:
         return 2 if self.quick else 5
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model. ModelError for one that is not known."""
+        from hires.specs import load_spec
+
+        return load_spec(self.model, parts=self.parts)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -117,9 +129,7 @@ class Setting:
 
     def check(self) -> None:
         """RequestError or ModelError for what no suite could use."""
-        from hires.specs import load_spec
-
-        _ = self.torch_dtype, self.budget_bytes, load_spec(self.model)
+        _ = self.torch_dtype, self.budget_bytes, self.spec
 
     def of(self, suite: str) -> tuple[Size, ...]:
         """The sizes that a suite runs at."""
@@ -169,6 +179,23 @@ def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:
     }[name]
 
 
+def rows_of(name: str, setting: Setting) -> Iterator[Row]:
+    """The rows of a suite, size by size. What has no room, in the budget or in memory, is a row and ends that size."""
+    for size in setting.of(name):
+        try:
+            yield from suite_of(name)(replace(setting, sizes=(size,)))
+        except (BudgetError, MemoryLadderError) as error:
+            state = f"no room: {error}"
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            state = "out of memory"
+        else:
+            continue
+        free_memory()
+        yield Row(suite=name, case=setting.model, way="", size=str(size), taken=Timed(state=state))
+
+
 def name_of(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
@@ -186,9 +213,11 @@ def described(setting: Setting) -> dict[str, Any]:
     from hires import __version__
 
     facts = probe(setting.device)
-    return {"hires": __version__, "torch": torch.__version__, "device": facts.name, "budget_bytes": setting.budget_bytes} | {
-        key: value for key, value in asdict(facts).items() if key in ("kind", "capability")
-    }
+    threads, date = torch.get_num_threads(), time.strftime("%Y-%m-%d")
+    return {
+        "hires": __version__, "torch": torch.__version__, "date": date, "threads": threads, "device": facts.name,
+        "budget_bytes": setting.budget_bytes,
+    } | {key: value for key, value in asdict(facts).items() if key in ("kind", "capability")}  # fmt: skip
 
 
 COLUMNS = tuple(Row(suite="", case="", way="", size="").to_json())
