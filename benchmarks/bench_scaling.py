@@ -1,4 +1,4 @@
-"""How cost grows with the picture: a tiled estimate, exact decoding, and what a host holds beside a device, 1K to 8K.
+"""How cost grows with the picture: a tiled estimate, exact decoding, and what a host holds beside a device, 1K to 16K.
 
     python -m benchmarks scaling                       # rows that would take over ten minutes say so
     python -m benchmarks scaling --quick               # 256 and 512 px, into no file
@@ -36,8 +36,8 @@ SUITE = Suite(
     columns=("tiles", "p20_s", "p50_s", "p80_s", "repeats", "attention_s", "gflop", "peak_mib", "process_mib"),
     code=("bench_scaling",),
 )
-SIDES = (1024, 2048, 4096, 8192)
-PARTS = {"denoise": 8192, "decode, bands": 4096, "decode, recompute_conv": 8192, "sdxl/4, bands": 4096, "host": 8192}
+SIDES = (1024, 2048, 4096, 8192, 16384)
+PARTS = {"denoise": 16384, "decode, bands": 4096, "decode, recompute_conv": 8192, "sdxl/4, bands": 4096, "host": 16384}
 """Every part and the largest side that it is tried at."""
 LINEAR, HOST = 1.05, 0.6
 
@@ -75,7 +75,7 @@ def measured(case: Mapping[str, str]) -> Row:
     part, side = case["part"], int(case["side"])
     made = {"denoise": denoise, "host": host}.get(part)
     run, smaller, facts = made(side) if made else decode(side, *part.split(", "))
-    repeats = 3 if side <= 2048 else 2  # the first call has fresh pages to fill
+    repeats = 3 if side <= 2048 else 2 if side <= 4096 else 1
     with torch.inference_mode(), attention_clock() as spent:
         smaller()
         spent.clear()
