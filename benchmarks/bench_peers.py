@@ -178,8 +178,8 @@ def kept(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
         ours = "hires" in str(row["way"]) or row["way"] in ("diffusers, whole", "diffusers, two pictures")
         exact = ours and (row["part"] in EXACT or row["way"] in ("hires, global", "hires.attach"))
         name = f"{row['part']} {row['side']} {row['way']}"
-        if exact and "hires" in str(row["way"]) and not str(row[STATE]).startswith("skipped"):
-            verdict[f"{name}: ran"] = row[STATE] == "ran"
+        if exact and "hires" in str(row["way"]) and not str(row[STATE]).startswith(("ran", "skipped")):
+            verdict[f"{name}: ran"] = False
         if exact and row[STATE] == "ran" and row["psnr_db"] not in ("", None):
             least = EXACT.get(str(row["part"]), 80.0)
             verdict[f"{name}: PSNR >= {least:g} dB"] = float(row["psnr_db"]) >= least

@@ -229,7 +229,7 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
 def kept(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Seconds without attention and peak grow as pixels at most, the host's memory more slowly; it takes two sizes to tell."""
     found = fits(rows)
-    verdict = {f"{part}: two sizes ran": part in found for part in dict.fromkeys(str(row["part"]) for row in rows)}
+    verdict = {f"{part}: two sizes ran": False for part in dict.fromkeys(str(row["part"]) for row in rows) if part not in found}
     for part, fit in found.items():
         if part == "host":
             verdict[f"host: memory exponent {fit['process']:.2f} <= {HOST}"] = fit["process"] <= HOST

@@ -48,9 +48,13 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path: Path, monkeypatch:
     assert found[0]["seconds"] == "1" and found[1]["seconds"] == "" and found[2]["seconds"] == 3
     carried_out(SUITE, CASES[:1], csv, 2)
     assert len(calls) == 5
+    elsewhere = {"commit": "0", "machine": "another", "torch": "2", "date": "2026-01-01"}
+    monkeypatch.setattr(rows, "stamp", lambda: elsewhere)
+    carried_out(SUITE, CASES[:1], csv, 2)
+    assert len(calls) == 6, "another machine's rows are its own"
     monkeypatch.setattr(Suite, "settings", lambda self: "other code")
     carried_out(SUITE, CASES[:1], csv, 1)
-    assert len(calls) == 6
+    assert len(calls) == 7
     assert [row["settings"] == "other code" for row in newest(rows.read_rows(csv), SUITE.key)] == [True, False, False, False]
 
 
@@ -145,7 +149,7 @@ def test_exponents_of_known_laws(power: float, scale: float) -> None:
 
 
 def scaling_row(part: str, side: int, seconds: float, attention: float, peak: float) -> dict[str, Any]:
-    values = {"p50_s": seconds, "attention_s": attention, "peak_mib": peak, "process_mib": 300 + peak}
+    values = {"p20_s": seconds, "attention_s": attention, "peak_mib": peak, "process_mib": 300 + peak}
     return {"part": part, "side": side, STATE: "ran"} | values
 
 
@@ -163,6 +167,7 @@ def test_attention_is_fitted_apart_and_limits_can_fail() -> None:
     lost = [*found, {"part": part, "side": 4096, STATE: "out of memory"}]
     assert bench_scaling.fits(lost)[part]["sides"] == [512, 1024, 2048]
     assert "out of memory" in bench_scaling.table(lost)
+    assert list(bench_scaling.kept(lost[2:]).values()) == [False], "one size tells nothing"
 
 
 def test_the_clock_of_attention_sees_every_call() -> None:
@@ -218,6 +223,7 @@ def test_results_are_held_against_the_first_way(tmp_path: Path) -> None:
     assert found["psnr_db"] == pytest.approx(-20 * np.log10(0.1 / span / np.sqrt(2)), abs=0.1)
     assert found["seam_score"] > 1.5
     assert bench_peers.compared(way, "c", first, case)["psnr_db"] == bench_peers.EQUAL_DB
+    assert "psnr_db" not in bench_peers.compared(way, "c", first, case | {"side": "96"}), "its reference had no room"
 
 
 def peers_row(part: str, way: str, psnr: float | str, state: str = "ran") -> dict[str, Any]:
@@ -233,7 +239,10 @@ def test_the_peers_table_and_limits() -> None:
         peers_row("attention", "hires, npa", 20.0),
         peers_row("vae", "hires, least memory", "", "out of memory"),
     ]
-    assert list(bench_peers.kept(found).values()) == [True]
+    assert bench_peers.kept(found) == {
+        "vae 512 diffusers, whole: PSNR >= 90 dB": True,
+        "vae 512 hires, least memory: ran": False,
+    }
     text = bench_peers.table(found)
     assert "*vae*" in text and "*attention*" in text and "out of memory" in text and "25.0" in text
     assert list(bench_peers.kept([peers_row("vae", "diffusers, whole", 60.0)]).values()) == [False]
