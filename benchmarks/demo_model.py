@@ -20,12 +20,12 @@ DEFAULTS = {
     "steps": 24,
     "guidance": 2.0,
     "relay_sigma": 0.8,
-    "relay_sampler": "dpmpp_2m",
+    "relay_sampler": ["dpmpp_2m", "dpmpp_2m", "euler_ancestral"],
     "relay_steps": [6],
     "relay_guidance": 1.0,
     "tile_px": 256,
     "overlap_px": 64,
-    "enlarger": "unsharp",
+    "enlarger": ["unsharp", "unsharp", "pixel"],
     "refine": "tiles",  # neighbourhoods are softer than tiles on so small a network, and leave faint blocks
 }
 

@@ -105,7 +105,7 @@ class SceneSubject:
     def enlarged(self, latents: Tensor, target: Size) -> Tensor:
         quiet = lambda done, total: None  # noqa: E731
         goal = Target(canvas=target.times(self.spec.cell_px), cells=target, decoding=quiet, encoding=quiet)
-        return ENLARGERS[self.spec.defaults.enlarger](self.family, latents, goal).float()
+        return ENLARGERS[self.spec.defaults.enlarger[-1]](self.family, latents, goal).float()
 
     def flops(self, height: int, width: int, policy: Policy) -> float:
         return cost.network_flops(self.spec.network, height, width, self.spec.facts.tokens, policy)

@@ -84,11 +84,11 @@ class VaeShape:
 class Defaults:
     """How a model is run unless the request says otherwise.
 
-    The first stage starts from noise; each later one re-noises the enlarged picture to `relay_sigma` and takes
-    `relay_steps` (of the first, the second, ...; the last for all after it) down to `relay_sigma_end`, 0 for the model's least,
-    by `relay_sampler` (None for `sampler`, which also stands where tiles move and it would reuse estimates), with guidance
-    `relay_guidance` (1 = off, half the cost), held to the picture before by `guides`; `refine`: with attention in
-    neighbourhoods over the whole canvas ("npa") or in "tiles". `tile_px` is the training size.
+    The first stage starts from noise; each later one enlarges the picture, re-noises it to `relay_sigma` and takes steps down
+    to `relay_sigma_end`, 0 for the model's least, with guidance `relay_guidance` (1 = off, half the cost), held to the picture
+    before by `guides`; `refine`: with attention in neighbourhoods over the whole canvas ("npa") or in "tiles". `enlarger`,
+    `relay_steps` and `relay_sampler` are of the first later stage, the second, ...; the last for all after it. Without a
+    `relay_sampler`, and where tiles move and it would reuse estimates, `sampler` stands. `tile_px` is the training size.
     `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd). `latent_rgb`: as a
     row of `previews.RGB_OF_LATENTS`, for an autoencoder of its own.
     """
@@ -102,11 +102,11 @@ class Defaults:
     relay_guidance: float
     tile_px: int
     overlap_px: int
-    enlarger: str
+    enlarger: tuple[str, ...]
     image_guidance: float = 1.5
     few_step: str | None = None
     relay_sigma_end: float = 0.0
-    relay_sampler: str | None = None
+    relay_sampler: tuple[str, ...] = ()
     refine: str = "npa"
     guides: tuple[str, ...] = ("structure",)
     latent_rgb: tuple[tuple[float, ...], ...] | None = None
@@ -121,10 +121,10 @@ class Defaults:
             and self.relay_sigma > 0
         ):
             raise ValueError("steps, tile or relay values out of range")
-        if not {self.sampler, self.relay_sampler or self.sampler} <= set(SAMPLERS):
-            raise ValueError(f"sampler {self.sampler!r} or relay_sampler {self.relay_sampler!r} is unknown")
-        if self.schedule not in SCHEDULES or self.enlarger not in ENLARGERS:
-            raise ValueError(f"schedule {self.schedule!r} or enlarger {self.enlarger!r} is unknown")
+        if not {self.sampler, *self.relay_sampler} <= set(SAMPLERS):
+            raise ValueError(f"sampler {self.sampler!r} or one of relay_sampler {self.relay_sampler!r} is unknown")
+        if self.schedule not in SCHEDULES or not self.enlarger or not set(self.enlarger) <= set(ENLARGERS):
+            raise ValueError(f"schedule {self.schedule!r} or one of enlarger {self.enlarger!r} is unknown")
         if self.refine not in REFINES or not set(self.guides) <= set(GUIDES):
             raise ValueError(f"refine {self.refine!r} or guides {self.guides!r}: one is unknown")
         if self.latent_rgb is not None and not all(len(row) == 3 for row in self.latent_rgb):
@@ -155,7 +155,7 @@ def _run(
         relay_guidance=relay_guidance,
         tile_px=tile_px,
         overlap_px=tile_px // 4,
-        enlarger="pixel",
+        enlarger=("pixel",),
         relay_sigma_end=relay_sigma_end,
     )
 

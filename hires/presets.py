@@ -8,14 +8,17 @@ little and costs half of a step (Kynkäänniemi et al. 2024, 2404.07724), so onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from hires import catalogue
 from hires.errors import RequestError, unknown
 from hires.resolution import parse_size
 from hires.specs import ModelSpec
 from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
+
+T = TypeVar("T")
 
 LEAST_GUIDED = 0.28
 WIDEST_WINDOW_PX = 1024  # of attention outside `best`: wider ones cost more than convolutions and the rest together
@@ -60,21 +63,29 @@ def preset(name: str, spec: ModelSpec) -> Preset:
     effort, own = EFFORTS[name], spec.defaults
     few = spec.facts.few_step is not None
     base = StageSpec(steps=own.steps if few else round(own.steps * effort.base), guidance=own.guidance)
+    steps = tuple(count if few else max(1, round(count * effort.relay)) for count in own.relay_steps)
+    count = max(len(own.relay_steps), len(own.relay_sampler), len(own.enlarger))
     relay = tuple(
         StageSpec(
+            sampler=at(own.relay_sampler, index),
             sigma_start=min(own.relay_sigma, spec.sigma_max),
             sigma_end=own.relay_sigma_end,
             renoise="fixed",
-            steps=steps if few else max(1, round(steps * effort.relay)),
-            enlarger=own.enlarger,
+            steps=at(steps, index),
+            enlarger=at(own.enlarger, index),
             guides=tuple(GuidePlan(kind=kind) for kind in own.guides),
             attention=attention(spec, effort),
             guidance=min(own.guidance, own.relay_guidance) if effort.guided else 1.0,
             guidance_interval=None if few or spec.facts.image_channels else effort.interval,
         )
-        for steps in own.relay_steps
+        for index in range(count)
     )
     return Preset(stages=(base, *relay), growth=effort.growth)
+
+
+def at(values: Sequence[T], index: int) -> T | None:
+    """The value of a stage, the last for all after it; None where there are none."""
+    return values[min(index, len(values) - 1)] if values else None
 
 
 def attention(spec: ModelSpec, effort: Effort) -> str | None:

@@ -374,6 +374,7 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     try:
         given: Mapping[str, Any] = read_json(own)["defaults"]
         listed: Any = {name: _tuples(value) for name, value in given.items()}
+        listed |= {name: (listed[name],) for name in ("enlarger", "relay_sampler") if isinstance(listed.get(name), str)}
         defaults = Defaults(**listed)
         defaults.check()
         return defaults

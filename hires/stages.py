@@ -52,11 +52,12 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tu
 
 
 def choose_sampler(
-    request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID, *, relayed: bool = False
+    request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID, behind: StageSpec = NOTHING_SAID
 ) -> tuple[str, str, str]:
     """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
-    for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it."""
-    own = (relayed and spec.defaults.relay_sampler) or spec.defaults.sampler
+    for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it;
+    behind: what its preset does."""
+    own = behind.sampler or spec.defaults.sampler
     sampler, schedule = catalogue.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
     if schedule is not None:
         return sampler or own, schedule, "as asked for"
@@ -201,7 +202,7 @@ def relay_stage(
     request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
 ) -> StagePlan:
     """A later stage: the one before enlarged, re-noised and refined."""
-    sampler, schedule, _ = choose_sampler(request, spec, told, relayed=True)
+    sampler, schedule, _ = choose_sampler(request, spec, told, behind)
     wanted = told.over(behind)
     assert wanted.steps and wanted.sigma_start and wanted.enlarger and wanted.guidance is not None, "a preset says all of it"
     start = relay_sigma(wanted.renoise or "fixed", wanted.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)

@@ -221,5 +221,9 @@ def test_the_shipped_model_keeps_its_tiles(demo: ModelSpec) -> None:
         "balanced": [24, 6, 6],
         "best": [40, 12, 12],
     }
+    whole = plan(RenderRequest(prompt="", size=Size(4096, 4096)), demo, host_device()).stages
+    assert [stage.enlarger for stage in whole] == [None, "unsharp", "unsharp", "pixel", "pixel"]
+    assert [stage.sampler for stage in whole][1:] == ["dpmpp_2m", "dpmpp_2m", "euler_ancestral", "euler_ancestral"]
+    assert [stage.steps for stage in whole] == [24, 6, 6, 6, 6]
     assert all(stage.attention == Global() for stages in found.values() for stage in stages)
     assert all(stage.grid.count > 1 for stages in found.values() for stage in stages[1:])
