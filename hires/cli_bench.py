@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hires.benching.rows import Row, Setting
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The document on stdout alone, nothing on stderr.")]
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--size", metavar="WxH", help="Of the pictures; may be given several times; default: the suite's."),
@@ -62,11 +63,14 @@ def register(app: typer.Typer) -> None:
             from hires.bench import calibrate as measure
             from hires.device import choose_device
 
-            found = measure(choose_device(device), (lambda line: None) if as_json else print)
+            told = partial(print, file=sys.stderr)
+            found = measure(choose_device(device), (lambda line: None) if as_json else told)
             return found, calibration.save(calibration.cache_folder(), found)
 
         found, path = guarded(work)
-        print(json.dumps(asdict(found) | {"path": str(path)}) if as_json else f"{found.device}: kept in {path}")
+        if not as_json:
+            print(f"{found.device}: kept in {path}", file=sys.stderr)
+        print(json.dumps(asdict(found) | {"path": str(path)}))
 
 
 def _command(name: str) -> Callable[..., None]:

@@ -17,11 +17,14 @@ def line(row: Row) -> str:
     head = f"{row.suite:<10}{row.case[:30]:<31}{row.way[:34]:<35}{row.size:<12}"
     if found["p50_ms"] is None:
         return head + str(found["state"])
-    parts = [f"{found['p50_ms']:>11.3f} ms"]
+    spread = f" ({found['p20_ms']:.4g} to {found['p80_ms']:.4g})" if row.taken.repeats > 1 else ""
+    parts = [f"{found['p50_ms']:>11.3f} ms{spread}"]
     if found["tflop_per_s"]:
         parts.append(f"{found['tflop_per_s']:.3f} TFLOP/s ({100 * found['share_of_peak']:.0f} %)")
     elif found["gb_per_s"]:
         parts.append(f"{found['gb_per_s']:.2f} GB/s")
+    if found["share_of_floor"]:
+        parts.append(f"{1 / found['share_of_floor']:.1f} x floor")
     if found["measured_peak_mib"] is not None:
         predicted = found["predicted_peak_mib"]
         parts.append(
