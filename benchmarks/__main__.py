@@ -9,6 +9,7 @@ SUITES = {
     "attention": "benchmarks.bench_attention",
     "choices": "benchmarks.bench_choices",
     "guides": "benchmarks.bench_guides",
+    "hotspots": "benchmarks.bench_hotspots",
     "io": "benchmarks.bench_io",
     "lowpass": "benchmarks.bench_lowpass",
     "peers": "benchmarks.bench_peers",

@@ -1,7 +1,7 @@
 """How much a choice changes the picture: the README's caption at 768x512 by the shipped model, against the default.
 
     python -m benchmarks choices              # two minutes on two cores
-    python -m benchmarks choices --quick      # 320x192 and few steps, into no file
+    python -m benchmarks choices --quick      # 512x384 and few steps, into no file
 
 A row has the largest difference in 8-bit values and the PSNR. The last line of stdout is one JSON document; the exit code is 1
 where another budget changes the picture by more than rounding.
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     rows = []
     wanted = (
-        measured("320x192", (BUDGET, "`--relay guide=none`"), steps=3) if args.quick else measured("768x512", tuple(CHOICES))
+        measured("512x384", (BUDGET, "`--relay guide=none`"), steps=2) if args.quick else measured("768x512", tuple(CHOICES))
     )
     for row in wanted:
         print(f"{row['choice']}: {row['largest']}, {row['psnr_db']} dB", file=sys.stderr, flush=True)

@@ -46,6 +46,16 @@ def plans() -> str:
     return markdown(["CosXL", *(budget.replace("GB", " GB") for budget in budgets)], body)
 
 
+def hotspots() -> str:
+    """The costliest operators of the newest render, with their distance to the floor."""
+    rows = rows_of("hotspots")
+    body = []
+    for row in newest([row for row in rows if row["side"] == rows[-1]["side"]], ("place",)):
+        over = f"{float(row['over_floor']):.1f}" if row["over_floor"] else ""
+        body.append([f"`{row['operator']}`", row["shapes"], row["calls"], f"{float(row['share']):.1%}", over])
+    return markdown(("operator", "shapes", "calls", "share", "times its floor"), body)
+
+
 def choices() -> str:
     """How much a choice changes the picture."""
     rows = newest(rows_of("choices"), ("choice", "size"))
@@ -240,6 +250,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "upscale-memory": upscale_memory,
     "upscale-refine": upscale_refine,
     "waterfall": waterfall,
+    "hotspots": hotspots,
     "scaling": scaling,
     "peers": peers(),
     "peers-vae": peers("vae", "vae, two pictures", "small vae"),
