@@ -125,7 +125,9 @@ def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[C
         shapes = [tuple(shape) for shape in entry.input_shapes if shape and all(isinstance(side, int) for side in shape)]
         one = convolved.get(tuple(shapes[:2]), 0.0) if "conv" in entry.key else attention_flops(entry.key, shapes)
         flops = float(entry.flops or 0) or one * entry.count
-        moved = (sum(math.prod(shape) for shape in shapes) + results(flops, shapes)) * dtype.itemsize * entry.count
+        moved = (
+            (sum(math.prod(shape) for shape in shapes) + results(flops / entry.count, shapes)) * dtype.itemsize * entry.count
+        )
         plain = entry.key not in WRAPPERS and (flops or moved)
         floor = max(flops / compute, moved / copies) if plain else None
         text = ", ".join("x".join(map(str, shape)) for shape in shapes)

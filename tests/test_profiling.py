@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import hires
 from hires.cli import app
-from hires.profiling import MemoryTimeline, Profile, attention_flops, costliest
+from hires.profiling import MemoryTimeline, Profile, attention_flops, costliest, results
 from hires.types import Event
 
 SMALL = ["render", "a lake", "--size", "320x192", "--steps", "3", "--quiet"]
@@ -72,6 +72,7 @@ def test_floors_of_operators() -> None:
     assert kernel.name not in ("aten::conv2d", "aten::convolution") and kernel.calls == 3
     least = floor(2.0 * 9 * 24 * 16 * pixels, 24 * pixels + weight.numel() + 16 * pixels)
     assert kernel.floor_seconds == pytest.approx(least, rel=1e-6)
+    assert results(2.0 * 9 * 24 * 16 * pixels, [tuple(x.shape), tuple(weight.shape)]) == 16 * pixels
     assert (
         attention_flops("aten::_scaled_dot_product_flash_attention_for_cpu", [(1, 4, 512, 64)] * 3) == 4.0 * 4 * 512 * 512 * 64
     )
