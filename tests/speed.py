@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 LOOP = "n = 0\nfor i in range(3_000_000): n += i * i % 7"
-HALF_A_SECOND = 2.8  # loops: 0.2 s each where this was written
+HALF_A_SECOND = 2.5  # loops, of 0.2 s each where the bound was set
 
 
 def processor_seconds(code: str) -> tuple[float, str]:

@@ -124,7 +124,7 @@ def test_an_enlarged_picture_has_no_energy_beyond_its_base() -> None:
 
 @pytest.mark.parametrize("side", [256, pytest.param(1024, marks=pytest.mark.slow)])
 def test_the_disk_counter_is_exact(side: int) -> None:
-    for seed in range(12 if side == 256 else 8):
+    for seed in range(24 if side == 256 else 8):
         truth = with_disks(scene(3_000_000 + seed), seed % 4)
         found = find_disks(draw(truth, Size(side, side)))
         assert len(found) == seed % 4, truth
