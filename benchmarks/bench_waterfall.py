@@ -39,13 +39,14 @@ PICTURES = Path("runs/waterfall")
 SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
 SAME_DB = 50.0
 EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
-QUICK = (0, 1, 2, 6, 8)  # the steps that go by other code
+QUICK = (0, 1, 2, 6, 9)  # the steps that go by other code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a render runs. `overlap_px`: of the tiles; `backend`: of attention, None for the dispatch's own; `batch`: pictures at
-    once, None for the plan's; `same`: the picture is ours, to rounding."""
+    once, None for the plan's; `kept`: freed memory stays the process's;
+    `same`: the picture is ours, to rounding."""
 
     name: str
     strategy: str
@@ -55,6 +56,7 @@ class Step:
     channels_last: bool = True
     batch: int | None = None
     whole_decode: bool = False
+    kept: bool = True
     streamed: bool = True
     same: bool = False
 
@@ -64,15 +66,16 @@ OURS = Step(name="rows into the file as they come", strategy="progressive", same
 
 def steps() -> tuple[Step, ...]:
     """From naive to ours, each one change away from the one before."""
-    whole_file = replace(OURS, name="decode in bands", streamed=False)
-    whole_decode = replace(whole_file, name="four pictures at once", whole_decode=True)
+    whole_file = replace(OURS, name="freed memory is kept", streamed=False)
+    fresh = replace(whole_file, name="decode in bands", kept=False)
+    whole_decode = replace(fresh, name="four pictures at once", whole_decode=True)
     single = replace(whole_decode, name="channels-last maps", batch=1)
     planes = replace(single, name="fused attention", channels_last=False)
     scores = replace(planes, name="tiles share a quarter", backend="math")
     half = replace(scores, name="a base picture, enlarged and refined", overlap_px=128, same=False)
     windows = replace(half, name="windows that share half, from noise", strategy="tiled", blend="box")
     canvas = replace(windows, name="the whole canvas, from noise", strategy="direct", overlap_px=None, blend=None)
-    return (canvas, windows, half, scores, planes, single, whole_decode, whole_file, OURS)
+    return (canvas, windows, half, scores, planes, single, whole_decode, fresh, whole_file, OURS)
 
 
 def measured(case: Mapping[str, str]) -> Row:
@@ -148,6 +151,7 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     import torch
 
     from hires import machines, planner
+    from hires.device import freed_pages
     from hires.execute import run_plan
     from hires.specs import load_spec
     from hires.tiling.geometry import Size
@@ -162,7 +166,8 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     decode = DecodePlan(policy="whole", band_rows=0, dtype=made.decode.dtype) if step.whole_decode else made.decode
     ladder = tuple(rung for rung in made.ladder if rung.stage != "decode")  # an out-of-memory is a result here
     made = replace(made, stages=stages, batch=step.batch or made.batch, decode=decode, ladder=ladder)
-    return run_plan(request, made, load_spec("demo"), torch.device("cpu"), lambda event: None)
+    with freed_pages("kept" if step.kept else "usual"):
+        return run_plan(request, made, load_spec("demo"), torch.device("cpu"), lambda event: None)
 
 
 def quality(scene: Any, picture: Any, made: Any, side: int) -> Row:

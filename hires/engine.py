@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hires import calibration, planner
 from hires.asked import (
@@ -386,7 +386,7 @@ def _delivered(
     journal: JournalOptions | None,
     mask: NDArray[np.uint8] | None,
 ) -> RenderResult:
-    from hires.device import choose_device, probe, return_pages
+    from hires.device import choose_device, freed_pages, probe
     from hires.execute import run_plan
     from hires.journal import NO_JOURNAL, Journal, open_journal
 
@@ -398,12 +398,11 @@ def _delivered(
     facts = calibrated(probe(chosen, vram, ram or 0), calibration.load(calibration.cache_folder()))
     made = planner.plan(request, spec, facts)
     file.head = parameters(request, made)
-    if ram is not None:
-        return_pages()
     tell: OnEvent = on_event or (lambda event: None)
 
     def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
-        return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
+        with freed_pages(_freed(made, chosen.type, ram)):
+            return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
 
     if file.path is None or journal is None:
         return file.finish(_unkept(request, made, spec, facts, run), request, tell)
@@ -429,6 +428,13 @@ def _delivered(
         raise
     kept.remove()
     return result
+
+
+def _freed(made: MemoryPlan, device: str, ram: int | None) -> Literal["kept", "returned", "usual"]:
+    """What becomes of freed memory: it goes back where host memory is counted, and is kept where a third more has room."""
+    if ram is not None:
+        return "returned"
+    return "kept" if device == "cpu" and 4 * made.peak_bytes <= 3 * made.budget_bytes else "usual"
 
 
 def _cheaper(request: RenderRequest, spec: ModelSpec, error: MemoryLadderError) -> RenderRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,33 @@ def test_a_card_whose_host_is_small_keeps_weights_and_maps_off_it(demo: ModelSpe
     assert plan(request, demo, described_card(card, large)).decode.policy == "host"
     with pytest.raises(BudgetError, match="would do"):
         plan(request, demo, described_card(card, parse_bytes("2GB")))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what becomes of freed memory")
+def test_freed_memory_is_kept_within_and_given_back_after() -> None:
+    """In a process of its own, whose page faults and resident memory it is."""
+    script = """
+import json, pathlib, resource
+import torch
+from hires.device import freed_pages
+
+def faults(way):
+    with freed_pages(way):
+        torch.empty(2**26, dtype=torch.uint8).fill_(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.empty(2**26, dtype=torch.uint8).fill_(1)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return after - before
+
+def resident():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024
+
+begun = resident()
+print(json.dumps({"usual": faults("usual"), "kept": faults("kept"), "after": faults("usual"), "grown": resident() - begun}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["kept"] < 0.05 * min(found["usual"], found["after"])
+    assert found["grown"] < 32
