@@ -238,7 +238,7 @@ def main(argv: list[str]) -> int:
         pictures = (Path(folder) if args.quick else PICTURES / SUITE.settings()).absolute()
         wanted = list(cases(chosen, sides, args.quick, pictures))
         rows = newest(
-            carried_out(SUITE, with_references(wanted, threads), None if args.quick else args.csv, threads), SUITE.key
+            carried_out(SUITE, with_references(wanted, threads), None if args.quick else args.csv, threads, measured), SUITE.key
         )
     print(table(rows), file=sys.stderr)
     verdict = kept(rows)

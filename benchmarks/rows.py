@@ -23,6 +23,7 @@ from benchmarks.common import append_row, digest, read_rows, stamp
 
 Case = Mapping[str, str]
 Row = dict[str, Any]
+Measure = Callable[[Case], Row]
 ROOT = Path(__file__).parents[1]
 FRONTS = ("server", "client", "attaching", "benching", "bench")  # and cli*: no row is about them
 STATE = "state"
@@ -52,12 +53,21 @@ class Suite:
         return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in ("rows", *self.code))])
 
 
-def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int) -> list[Row]:
-    """The rows of all cases: those that the file has for this code and thread count, and the others measured and appended."""
-    key, found = suite.settings(), []
+def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int, measure: Measure) -> list[Row]:
+    """The rows of all cases: those that the file has for this code and thread count, and the others measured and appended.
+
+    Without a file only the first has a process of its own: each would import for longer than a small row takes.
+    """
+    key = suite.settings()
+    found: list[Row] = []
     for case in cases:
         kept = None if csv is None else _kept(suite, case, csv, key, threads)
-        row = kept or _whole(suite, case, key, threads, in_child(suite, case, threads))
+        if kept is not None:
+            row = kept
+        elif csv is None and found:
+            row = _whole(suite, case, key, threads, in_process(measure, case, threads))
+        else:
+            row = _whole(suite, case, key, threads, in_child(suite, case, threads))
         if csv is not None and kept is None:
             append_row(csv, row)
         print(
@@ -97,20 +107,29 @@ def in_child(suite: Suite, case: Case, threads: int) -> Mapping[str, Any]:
     raise RuntimeError(f"{suite.name} {dict(case)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
-def child(text: str, measure: Callable[[Case], Row]) -> int:
-    """The other end of `in_child`: measure one case within the memory that is free, print what was found as JSON."""
+def in_process(measure: Measure, case: Case, threads: int) -> Row:
+    """What this process finds; what is absent, or out of memory, is a state."""
+    import torch
+
     from hires.tiling.retry import is_out_of_memory
 
-    bound_memory()
+    torch.set_num_threads(threads)
     try:
-        found = measure(json.loads(text))
+        return measure(case)
     except AbsentError as error:
-        found = {STATE: f"skipped: {error}"}
+        return {STATE: f"skipped: {error}"}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        found = {STATE: "out of memory"}
-    print(json.dumps(found))
+        return {STATE: "out of memory"}
+
+
+def child(text: str, measure: Measure) -> int:
+    """The other end of `in_child`: measure one case within the memory that is free, print what was found as JSON."""
+    import torch
+
+    bound_memory()
+    print(json.dumps(in_process(measure, json.loads(text), torch.get_num_threads())))
     return 0
 
 

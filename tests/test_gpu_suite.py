@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_suite
-from benchmarks.gpu_suite import SLICES, Piece, Record, Suite, main, pieces, summary
+from benchmarks.gpu_pieces import SLICES, Piece, Suite, pieces
+from benchmarks.gpu_record import Record, summary
+from benchmarks.gpu_suite import main
 
 DRY = Suite(device=torch.device("cpu"), dry=True)
 

@@ -36,24 +36,44 @@ def measured_by(calls: list[Mapping[str, str]]) -> Any:
     return in_child
 
 
+def never(case: Mapping[str, str]) -> dict[str, Any]:
+    raise AssertionError(f"{case} is measured in a process of its own")
+
+
+def test_without_a_file_only_the_first_row_has_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Mapping[str, str]] = []
+    monkeypatch.setattr(rows, "in_child", measured_by(calls))
+
+    def here(case: Mapping[str, str]) -> dict[str, Any]:
+        if case["side"] == "96":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"seconds": 9.0}
+
+    found = carried_out(SUITE, CASES, None, torch.get_num_threads(), here)
+    assert calls == CASES[:1]
+    assert [(row[STATE], row["seconds"]) for row in found] == [
+        ("ran", 1), ("out of memory", ""), ("ran", 9.0), ("out of memory", ""),
+    ]  # fmt: skip
+
+
 def test_rows_that_are_there_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after two rows, a suite goes on with the third; other code or another thread count is another row."""
     calls: list[Mapping[str, str]] = []
     monkeypatch.setattr(rows, "in_child", measured_by(calls))
     csv = tmp_path / "toy.csv"
-    carried_out(SUITE, CASES[:2], csv, 1)
-    found = carried_out(SUITE, CASES, csv, 1)
+    carried_out(SUITE, CASES[:2], csv, 1, never)
+    found = carried_out(SUITE, CASES, csv, 1, never)
     assert [call["part"] for call in calls] == ["a", "a", "b", "b"] and calls[:2] == CASES[:2]
     assert [row[STATE] for row in found] == ["ran", "out of memory"] * 2
     assert found[0]["seconds"] == "1" and found[1]["seconds"] == "" and found[2]["seconds"] == 3
-    carried_out(SUITE, CASES[:1], csv, 2)
+    carried_out(SUITE, CASES[:1], csv, 2, never)
     assert len(calls) == 5
     elsewhere = {"commit": "0", "machine": "another", "torch": "2", "date": "2026-01-01"}
     monkeypatch.setattr(rows, "stamp", lambda: elsewhere)
-    carried_out(SUITE, CASES[:1], csv, 2)
+    carried_out(SUITE, CASES[:1], csv, 2, never)
     assert len(calls) == 6, "another machine's rows are its own"
     monkeypatch.setattr(Suite, "settings", lambda self: "other code")
-    carried_out(SUITE, CASES[:1], csv, 1)
+    carried_out(SUITE, CASES[:1], csv, 1, never)
     assert len(calls) == 7
     assert [row["settings"] == "other code" for row in newest(rows.read_rows(csv), SUITE.key)] == [True, False, False, False]
 
