@@ -206,8 +206,7 @@ def exponent(pixels: Sequence[float], values: Sequence[float]) -> float:
     """b of values = a pixels^b, least squares in logarithms; nan below two points."""
     if len(pixels) < 2:
         return float("nan")
-    slope: float = np.polyfit(np.log(pixels), np.log(np.maximum(values, 1e-9)), 1)[0]
-    return slope
+    return float(np.polyfit(np.log(pixels), np.log(np.maximum(values, 1e-9)), 1)[0])
 
 
 def fits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
@@ -238,7 +237,7 @@ def kept(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     verdict = {f"{part}: two sizes ran": False for part in dict.fromkeys(str(row["part"]) for row in rows) if part not in found}
     for part, fit in found.items():
         if part == "host":
-            verdict[f"host: memory exponent {fit['process']:.2f} <= {HOST}"] = fit["process"] <= HOST
+            verdict[f"host: memory exponent {fit['peak']:.2f} <= {HOST}"] = fit["peak"] <= HOST
             continue
         for name in ("seconds_without_attention", "peak"):
             verdict[f"{part}: {name} exponent {fit[name]:.2f} <= {LINEAR}"] = fit[name] <= LINEAR
@@ -253,13 +252,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     found = fits(rows)
     at = {(str(row["part"]), int(row["side"])): row for row in rows}
     for part, fit in found.items():
-        memory = "process_mib" if part == "host" else "peak_mib"
         share = f"{fit['attention_share'][0]:.1%} to {fit['attention_share'][-1]:.1%}"
         numbers = [_cell(at.get((part, side)), "p50_s", ".2f") for side in sides]
         rest = f"{fit['seconds_without_attention']:.2f} | {share if fit['attention_share'][-1] else ''}"
         lines.append(f"| {part}, s | {' | '.join(numbers)} | {fit['seconds']:.2f} | {rest} |")
-        numbers = [_cell(at.get((part, side)), memory, ".0f") for side in sides]
-        lines.append(f"| {part}, MiB | {' | '.join(numbers)} | {fit['process' if part == 'host' else 'peak']:.2f} | | |")
+        numbers = [_cell(at.get((part, side)), "peak_mib", ".0f") for side in sides]
+        lines.append(f"| {part}, MiB | {' | '.join(numbers)} | {fit['peak']:.2f} | | |")
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def probe(device: torch.device, budget_bytes: int | None = None, ram_bytes: int 
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-MALLOC = {
+FreedPages = Literal["kept", "returned", "usual"]
+MALLOC: dict[FreedPages, dict[int, int]] = {
     "kept": {M_MMAP_THRESHOLD: 2**27, M_TRIM_THRESHOLD: -1},  # without limit, whole maps would hold twice what they are
     "returned": {M_MMAP_THRESHOLD: 2**22},
     "usual": {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26},  # what glibc comes to by itself
@@ -68,11 +69,12 @@ MALLOC = {
 
 
 @contextlib.contextmanager
-def freed_pages(way: Literal["kept", "returned", "usual"]) -> Iterator[None]:
+def freed_pages(way: FreedPages) -> Iterator[None]:
     """Within, what the process frees stays its own, or goes back to the system at once; where the C library can be told so.
 
     By itself glibc maps every block above 32 MiB anew, so that each band of a large decode fills fresh pages: a quarter of the
-    seconds at 4096 px on two cores. "kept" saves them, and holds 1 % more in bands, a third more in whole maps. And smaller
+    seconds at 4096 px on two cores, half of a small network's. "kept" saves them, and holds 1 % more in bands, a third more in
+    whole maps. And smaller
     blocks it keeps: a tiled render, whose maps are of many sizes, then holds up to twice what it works with, which "returned"
     gives back, for fresh pages from 4 MiB on. Afterwards all goes back, and blocks are had as before.
     """

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from hires import calibration, planner
 from hires.asked import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hires.asked import PictureLike
+    from hires.device import FreedPages
 
 log = logging.getLogger(__name__)
 
@@ -430,7 +431,7 @@ def _delivered(
     return result
 
 
-def _freed(made: MemoryPlan, device: str, ram: int | None) -> Literal["kept", "returned", "usual"]:
+def _freed(made: MemoryPlan, device: str, ram: int | None) -> FreedPages:
     """What becomes of freed memory: it goes back where host memory is counted, and is kept where a third more has room."""
     if ram is not None:
         return "returned"

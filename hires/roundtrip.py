@@ -92,7 +92,7 @@ def vae_roundtrip(
     """
     import torch
 
-    from hires.device import choose_device, peak_resident_bytes, probe
+    from hires.device import choose_device, freed_pages, peak_resident_bytes, probe
     from hires.imageio import ArraySink, ImageSink, check_fits, check_output, read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics import psnr
@@ -130,7 +130,7 @@ def vae_roundtrip(
     def watch(stage: str) -> Any:
         return lambda done, total: tell(Event(stage=stage, done=done, total=total))
 
-    with torch.inference_mode():
+    with freed_pages("kept" if chosen.type == "cpu" and vram is None else "usual"), torch.inference_mode():
         latents = tiled.encode(picture, watch("encode"))
         encoded = tiled.plan(cells.height, cells.width, encode=True)[tiled.last.taken if tiled.last else 0]
         sink = ArraySink(size)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hires import __version__, planner
 from hires.asked import Loras, describe_device, spec_for, text_to_image
-from hires.device import choose_device, peak_resident_bytes, probe
+from hires.device import FreedPages, choose_device, freed_pages, peak_resident_bytes, probe
 from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.formats import check_fits, check_output, format_of, read_text
@@ -159,10 +159,11 @@ class Batch:
             tell(Event(stage="enlarge", done=done, total=total))
 
         made = enlarge(source, beside, size, upscaler, tiling, on_tile)
-        for rows in bands_of(made, sink.dtype):
-            sink.write(rows)
-            if upscaler is None:
-                tell(Event(stage="enlarge", done=sink.rows, total=size.height))
+        with freed_pages(self._freed()):
+            for rows in bands_of(made, sink.dtype):
+                sink.write(rows)
+                if upscaler is None:
+                    tell(Event(stage="enlarge", done=sink.rows, total=size.height))
         if upscaler is None or made.network is None:
             return _Made()
         return _Made(tiles=made.network.tiles, retries=made.network.retries, notes=upscaler.notes())
@@ -195,6 +196,12 @@ class Batch:
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
         return replace(made, refined=replace(drawn, drawn=None), text=text)
+
+    def _freed(self) -> FreedPages:
+        """What becomes of freed memory: it goes back where host memory is counted, and a network keeps it where nothing is."""
+        if self.options.ram is not None:
+            return "returned"
+        return "kept" if self._upscaler is not None and self.device.type == "cpu" and self._budget is None else "usual"
 
     def prepare(self) -> None:
         """Load the network, look at the model: what is wrong with them is wrong for every picture. Errors as of `upscale`."""
