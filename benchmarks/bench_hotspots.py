@@ -5,9 +5,9 @@
 
 The first steps of every stage and the first bands are recorded, as `hires render --profile` does; a row is an operator on one
 shape, with its share of what was recorded. The floor is the larger of its FLOPs over the measured peak and its bytes over a
-copy's rate; of all convolutions and matrix products together, over the median of peaks before and after the render, for the
-speed of a shared machine changes. The last line of stdout is one JSON document; the exit code is 1 where an operator is faster than its
-floor, or all products are below 60 % of the peak.
+copy's rate; of all convolutions and matrix products together, over the median of peaks before and after the render, as the
+speed of a shared machine changes. The last line of stdout is one JSON document; the exit code is 1 where an operator is faster
+than its floor, or all products are below 60 % of the peak.
 """
 
 from __future__ import annotations
