@@ -21,7 +21,6 @@ from benchmarks.report_tables import BLOCKS
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (Path("README.md"), Path("docs/BENCHMARKS.md"))
 FIGURE_FOLDER = Path("docs/figures")
-SUITE_OF = {"vae": "peers"}  # where a figure is not named as its suite
 BLOCK = re.compile(r"(?P<head>^<!-- report:(?P<name>[\w-]+) -->\n).*?(?P<tail>^<!-- /report -->$)", re.DOTALL | re.MULTILINE)
 
 
@@ -30,7 +29,7 @@ def pictured(name: str) -> Callable[[], str]:
 
     def link() -> str:
         if not points_of(name):
-            raise FileNotFoundError(f"no rows yet for the figure: python -m benchmarks {SUITE_OF.get(name, name)}")
+            raise FileNotFoundError(f"no rows yet for the figure: python -m benchmarks {name}")
         return f"![{FIGURES[name].says}](figures/{name}.svg)"
 
     return link

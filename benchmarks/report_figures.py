@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bench_peers, bench_scaling, bench_waterfall
+from benchmarks import bench_scaling, bench_waterfall
 from benchmarks.report_tables import oracle_rows, rows_of
 from benchmarks.rows import STATE, newest
 
@@ -36,10 +36,11 @@ def scaling_points() -> Points:
 
 
 def vae_points() -> Points:
-    """Seconds and peak of every way to decode, per size."""
-    rows = newest(rows_of("peers"), bench_peers.SUITE.key)
-    ran = [row for row in rows if row["part"] == "vae" and row[STATE] == "ran"]
-    return [{"name": r["way"], "x": float(r["p50_s"]), "y": float(r["peak_mib"]), "of": r["side"]} for r in ran]
+    """Seconds and peak of every way to decode, per size, as the suite `vae` measured them."""
+    rows = newest(rows_of("vae"), ("side", "way"))
+    return [
+        {"name": r["way"], "x": float(r["seconds"]), "y": float(r["peak_mib"]), "of": r["side"].partition("x")[0]} for r in rows
+    ]
 
 
 def strategy_points() -> Points:
@@ -72,13 +73,17 @@ def draw_scaling(axes: Any, points: Points) -> None:
 
 
 def draw_vae(axes: Any, points: Points) -> None:
-    for name in dict.fromkeys(point["name"] for point in points):
-        own = [point for point in points if point["name"] == name]
-        axes.plot([p["x"] for p in own], [p["y"] for p in own], marker="o", label=name)
-        for point in own:
-            axes.annotate(f"{point['of']}²", (point["x"], point["y"]), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="peak, MiB")
-    axes.legend(fontsize=8)
+    """Colours are ways, marks are sizes."""
+    marks = dict(zip(dict.fromkeys(point["of"] for point in points), "os^D", strict=False))
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(point["name"] for point in points))}
+    for point in points:
+        axes.plot(point["x"], point["y"], marks[point["of"]], color=colours[point["name"]], alpha=0.8)
+    for name, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=name)
+    for side, mark in marks.items():
+        axes.plot([], [], mark, color="white", markeredgecolor="black", label=f"{side}²")
+    axes.set(xlim=0, ylim=0, xlabel="seconds", ylabel="peak, MiB")
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def draw_strategies(axes: Any, points: Points) -> None:

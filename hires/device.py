@@ -74,9 +74,8 @@ def freed_pages(way: FreedPages) -> Iterator[None]:
 
     By itself glibc maps every block above 32 MiB anew, so that each band of a large decode fills fresh pages: a quarter of the
     seconds at 4096 px on two cores, half of a small network's. "kept" saves them, and holds 1 % more in bands, a third more in
-    whole maps. And smaller
-    blocks it keeps: a tiled render, whose maps are of many sizes, then holds up to twice what it works with, which "returned"
-    gives back, for fresh pages from 4 MiB on. Afterwards all goes back, and blocks are had as before.
+    whole maps. And smaller blocks it keeps: a tiled render, whose maps are of many sizes, then holds up to twice what it works
+    with, which "returned" gives back, for fresh pages from 4 MiB on. Afterwards all goes back, and blocks are had as before.
     """
     if way == "usual":
         yield

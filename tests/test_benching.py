@@ -39,7 +39,7 @@ def test_a_row_has_rates_and_its_share_of_the_floor() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("norm", "128x128"), *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("norm", "attention", "vae", "io"))],
+    [("norm", "256x256"), *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("norm", "attention", "vae", "io"))],
 )
 def test_quick_suites_measure_what_they_say(name: str, size: str | None, tmp_path: Path) -> None:
     table, picture = tmp_path / "rows.csv", tmp_path / "rows.svg"

@@ -62,7 +62,7 @@ def drawn(count: int, total: int, each: int = 1) -> list[set[int]]:
 
 
 def test_one_fault_anywhere_changes_nothing(undisturbed: tuple[RenderResult, int]) -> None:
-    for at in drawn(2, undisturbed[1]):
+    for at in drawn(4, undisturbed[1]):
         check(at, undisturbed)
 
 

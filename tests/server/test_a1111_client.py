@@ -74,7 +74,6 @@ def test_batches_have_following_seeds(api: Any) -> None:
     assert anything.info["seed"] >= 0
 
 
-@pytest.mark.slow
 def test_1024_is_1024(api: Any) -> None:
     assert api.txt2img(prompt="a lake", seed=1, width=1024, height=1024, steps=1).image.size == (1024, 1024)
 
