@@ -25,6 +25,7 @@ import torch
 import hires
 from benchmarks.common import RESULTS, append_row, stamp
 from benchmarks.held_out import held_out_scenes
+from benchmarks.peaks import peaks
 from hires.profiling import Costly, Profile
 from hires.timing import peak_flops
 
@@ -32,11 +33,6 @@ ROWS = 10
 PRODUCTS = ("aten::mkldnn_convolution", "aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
 SHARE_OF_PEAK = 0.6  # that convolutions and matrix products together reach at least
 FASTER = 0.8  # than its floor: the peaks are measured too, and vary
-
-
-def peaks() -> list[float]:
-    """FLOP/s of the machine, three times."""
-    return [peak_flops.__wrapped__(torch.device("cpu"), torch.float32) for _ in range(3)]
 
 
 def costliest(side: int) -> tuple[list[Costly], float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -40,13 +41,14 @@ PICTURES = Path("runs/waterfall")
 SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
 SAME_DB = 50.0
 EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
-QUICK = (0, 1, 2, 6, 9)  # the steps that go by other code
+QUICK = (0, 1, 2, 6, 9, 10)  # the steps that go by other code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a render runs. `overlap_px`: of the tiles; `backend`: of attention, None for the dispatch's own; `batch`: pictures at
-    once, None for the plan's; `kept`: freed memory stays the process's; `same`: the picture is ours, to rounding."""
+    once, None for the plan's; `kept`: freed memory stays the process's; `same`: the picture is ours, to rounding; `dtype`: the
+    network's; `asked`: no default, so it may be the fastest."""
 
     name: str
     strategy: str
@@ -59,23 +61,26 @@ class Step:
     kept: bool = True
     streamed: bool = True
     same: bool = False
+    dtype: str = "auto"
+    asked: bool = False
 
 
 OURS = Step(name="rows into the file as they come", strategy="progressive", same=True)
+BF16 = replace(OURS, name="--dtype bf16, where asked for", dtype="bf16", asked=True)
 
 
 def steps() -> tuple[Step, ...]:
-    """From naive to ours, each one change away from the one before."""
+    """From naive to ours, each one change away from the one before, and what ours takes in another type."""
     whole_file = replace(OURS, name="freed memory is kept", streamed=False)
     fresh = replace(whole_file, name="decode in bands", kept=False)
-    whole_decode = replace(fresh, name="four pictures at once", whole_decode=True)
+    whole_decode = replace(fresh, name="eight pictures at once", whole_decode=True)
     single = replace(whole_decode, name="channels-last maps", batch=1)
     planes = replace(single, name="fused attention", channels_last=False)
     scores = replace(planes, name="tiles share a quarter", backend="math")
     half = replace(scores, name="a base picture, enlarged and refined", overlap_px=128, same=False)
     windows = replace(half, name="windows that share half, from noise", strategy="tiled", blend="box")
     canvas = replace(windows, name="the whole canvas, from noise", strategy="direct", overlap_px=None, blend=None)
-    return (canvas, windows, half, scores, planes, single, whole_decode, fresh, whole_file, OURS)
+    return (canvas, windows, half, scores, planes, single, whole_decode, fresh, whole_file, OURS, BF16)
 
 
 def measured(case: Mapping[str, str]) -> Row:
@@ -85,19 +90,21 @@ def measured(case: Mapping[str, str]) -> Row:
     from PIL import Image
 
     from benchmarks.held_out import held_out_scenes
+    from benchmarks.peaks import peaks
     from hires.device import peak_resident_bytes, reset_resident_peak
     from hires.metrics import psnr
-    from hires.timing import peak_flops
 
     step = next(step for step in steps() if step.name == case["step"])
     scene, side = held_out_scenes(1)[0], int(case["side"])
     path = Path(case["pictures"]) / f"{side}_{steps().index(step)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = torch.bfloat16 if step.dtype == "bf16" else torch.float32
+    around = peaks(dtype)
     reset_resident_peak()
     with layout(step.channels_last):
         found, made = drawn(step, scene.caption, scene.seed, side, path)
     found["peak_rss_gib"] = round(peak_resident_bytes() / 2**30, 3)
-    rate, peak = made.flops / (found["denoise_s"] + found["decode_s"]), peak_flops(torch.device("cpu"), torch.float32)
+    rate, peak = made.flops / (found["denoise_s"] + found["decode_s"]), statistics.median([*around, *peaks(dtype)])
     picture = np.asarray(Image.open(path))
     ours = np.asarray(Image.open(reference(case)))
     return (
@@ -130,8 +137,10 @@ def drawn(step: Step, caption: str, seed: int, side: int, path: Path) -> tuple[R
     import hires
 
     begun = time.perf_counter()
-    if step == OURS:
-        result = hires.render(caption, size=(side, side), seed=seed, strategy=step.strategy, output=path, overwrite=True)
+    if step in (OURS, BF16):
+        result = hires.render(
+            caption, size=(side, side), seed=seed, strategy=step.strategy, dtype=step.dtype, output=path, overwrite=True
+        )
     else:
         result = planned(step, caption, seed, side)
     rendered = time.perf_counter()
@@ -193,7 +202,7 @@ def quality(scene: Any, picture: Any, made: Any, side: int) -> Row:
 
 def reference(case: Mapping[str, str]) -> Path:
     """Where the picture of our own way lies."""
-    return Path(case["pictures"]) / f"{case['side']}_{len(steps()) - 1}.png"
+    return Path(case["pictures"]) / f"{case['side']}_{steps().index(OURS)}.png"
 
 
 def cases(side: int, pictures: Path, only: Sequence[str]) -> list[dict[str, str]]:
@@ -206,12 +215,13 @@ def cases(side: int, pictures: Path, only: Sequence[str]) -> list[dict[str, str]
 
 def kept(rows: Sequence[Mapping[str, Any]], timed: bool = True) -> dict[str, bool]:
     """What a table must show: a step to the same picture draws it, and, where it is `timed`, ours is the fastest of those that
-    end, but for what a second run differs by."""
+    end and that nobody has to ask for, but for what a second run differs by."""
     ran = {str(row["step"]): row for row in rows if row[STATE] == "ran"}
     verdict = {}
     if timed:
         ours = float(ran[OURS.name]["seconds"])
-        verdict["ours is the fastest"] = all(ours <= 1.05 * float(row["seconds"]) for row in ran.values())
+        asked = {step.name for step in steps() if step.asked}
+        verdict["ours is the fastest"] = all(ours <= 1.05 * float(row["seconds"]) for n, row in ran.items() if n not in asked)
     for step in steps():
         if step.same and step.name in ran:
             verdict[f"{step.name}: PSNR >= {SAME_DB:g} dB"] = float(ran[step.name]["psnr_to_ours_db"]) >= SAME_DB

@@ -59,7 +59,7 @@ def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:
     made = plan(request(Size(1000, 1500)), demo, host_device(parse_bytes("2GiB")))
     text = made.explain()
     assert "canvas 1536x1024 is the next multiple of 64 px; 1500x1000 is cut from it" in text
-    for word in ("strategy progressive", "dtype fp32", "4 pictures at once", "decode"):
+    for word in ("strategy progressive", "dtype fp32", "8 pictures at once", "decode"):
         assert word in text
     document = json.loads(json.dumps(made.to_json()))
     assert document["output"] == {"height": 1000, "width": 1500}

@@ -119,9 +119,11 @@ def test_out_of_time_and_errors_of_a_process(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_step_of_the_waterfall_is_one_change() -> None:
-    """From naive to ours; the second, from the whole canvas to windows, brings its overlap and weights along."""
-    steps = bench_waterfall.steps()
+    """From naive to ours; the second, from the whole canvas to windows, brings its overlap and weights along. After ours comes
+    what has to be asked for."""
+    *steps, asked = bench_waterfall.steps()
     assert len({step.name for step in steps}) == len(steps) and steps[-1] == bench_waterfall.OURS
+    assert asked == dataclasses.replace(bench_waterfall.OURS, name=asked.name, dtype="bf16", asked=True)
     changes = [
         {f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)} - {"name", "same"}
         for a, b in itertools.pairwise(steps)
@@ -145,7 +147,7 @@ def waterfall_row(step: str, seconds: float, **more: Any) -> dict[str, Any]:
 
 
 def test_the_waterfalls_table_and_limits() -> None:
-    names = [step.name for step in bench_waterfall.steps()]
+    *names, asked = (step.name for step in bench_waterfall.steps())
     table = [
         waterfall_row(names[-1], 10.0, psnr_to_ours_db=bench_waterfall.EQUAL_DB),
         waterfall_row(names[2], 40.0),
@@ -160,6 +162,8 @@ def test_the_waterfalls_table_and_limits() -> None:
     slower = [waterfall_row(names[-1], 100.0), waterfall_row(names[4], 80.0, psnr_to_ours_db=30.0)]
     assert list(bench_waterfall.kept(slower).values()) == [False, False, True]
     assert list(bench_waterfall.kept(slower, timed=False).values()) == [False, True]
+    quicker = [waterfall_row(names[-1], 10.0), waterfall_row(asked, 5.0, psnr_to_ours_db=52.0)]
+    assert all(bench_waterfall.kept(quicker).values()) and len(bench_waterfall.kept(quicker)) == 3
 
 
 @given(power=st.floats(0.1, 2.5), scale=st.floats(1e-3, 1e3))
