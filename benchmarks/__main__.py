@@ -8,6 +8,7 @@ import sys
 SUITES = {
     "attention": "benchmarks.bench_attention",
     "choices": "benchmarks.bench_choices",
+    "demo": "benchmarks.bench_demo",
     "guides": "benchmarks.bench_guides",
     "hotspots": "benchmarks.bench_hotspots",
     "io": "benchmarks.bench_io",

@@ -46,6 +46,22 @@ def plans() -> str:
     return markdown(["CosXL", *(budget.replace("GB", " GB") for budget in budgets)], body)
 
 
+def demo() -> str:
+    """`make demo` beside an earlier version, whose weights are others: a PSNR is that of an option."""
+    rows = rows_of("demo")
+    last = [
+        row
+        for row in rows
+        if (row["commit"], row["date"], row["side"]) == tuple(rows[-1][k] for k in ("commit", "date", "side"))
+    ]
+    body = []
+    for row in newest(last, ("version", "options")):
+        share = float(row["seconds"]) / float(rows[-1]["seconds"])
+        same = f"{row['psnr_to_ours_db']} dB" if row["options"] else ""
+        body.append([row["version"], row["seconds"], f"{row['least_s']} to {row['most_s']}", f"{share:.0%}", same])
+    return markdown(("version", "s (p50)", "least to most", "of the earlier one's", "PSNR to ours"), body)
+
+
 def hotspots() -> str:
     """The costliest operators of the newest render, with their distance to the floor."""
     rows = rows_of("hotspots")
@@ -250,6 +266,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "upscale-memory": upscale_memory,
     "upscale-refine": upscale_refine,
     "waterfall": waterfall,
+    "demo": demo,
     "hotspots": hotspots,
     "scaling": scaling,
     "peers": peers(),
