@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hires import machines
 from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
@@ -66,6 +67,29 @@ def test_a_plan_says_why_and_is_json(demo: ModelSpec) -> None:
     assert document["canvas"] == {"height": 1024, "width": 1536}
     assert document["stages"][0]["name"] == "base"
     assert document["latent_grid"]["canvas"] == {"height": 128, "width": 192}
+
+
+def test_a_cpu_that_multiplies_bf16_is_told_of_and_counted(demo: ModelSpec) -> None:
+    """float32 by itself on every CPU; in bf16 the network alone takes less time, where the CPU has it."""
+    with_it, without = (replace(host_device(parse_bytes("2GiB")), bf16=here) for here in (True, False))
+    of = {
+        (dtype, device.bf16): plan(request(Size(1024, 1024), dtype=dtype), demo, device)
+        for dtype in ("auto", "bf16")
+        for device in (with_it, without)
+    }
+    assert [of["auto", here].dtype for here in (True, False)] == ["fp32", "fp32"]
+    assert "--dtype bf16" in of["auto", True].explain() and "--dtype bf16" not in of["auto", False].explain()
+    assert of["bf16", False].seconds == of["auto", False].seconds == of["auto", True].seconds
+    denoise = [[cost.seconds for cost in of[dtype, True].costs[:1]] for dtype in ("auto", "bf16")]
+    assert 0.6 * denoise[0][0] < denoise[1][0] < 0.8 * denoise[0][0]
+    decode = [[cost.seconds for cost in of[dtype, True].costs if cost.stage == "decode"] for dtype in ("auto", "bf16")]
+    assert decode[0] == decode[1]
+
+
+@pytest.mark.parametrize(("flags", "here"), [("fma avx512_bf16 x", True), ("amx_tile amx_bf16", True), ("fma avx512f", False)])
+def test_the_system_says_whether_the_cpu_multiplies_bf16(flags: str, here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines.Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: none\n")
+    assert machines.multiplies_bf16.__wrapped__() is here
 
 
 def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmarks import bench_peers, bench_scaling, bench_waterfall, rows
+from benchmarks import bench_demo, bench_peers, bench_scaling, bench_waterfall, rows
 from benchmarks.peers import Way
 from benchmarks.peers.upscalers import LEAST, Metered, blended, halving, ours
 from benchmarks.rows import STATE, AbsentError, Suite, carried_out, child, newest
@@ -164,6 +164,25 @@ def test_the_waterfalls_table_and_limits() -> None:
     assert list(bench_waterfall.kept(slower, timed=False).values()) == [False, True]
     quicker = [waterfall_row(names[-1], 10.0), waterfall_row(asked, 5.0, psnr_to_ours_db=52.0)]
     assert all(bench_waterfall.kept(quicker).values()) and len(bench_waterfall.kept(quicker)) == 3
+
+
+def demo_row(version: str, seconds: float, options: str = "", psnr_db: float = 60.0) -> dict[str, Any]:
+    return {"version": version, "seconds": seconds, "options": options, "psnr_to_ours_db": psnr_db}
+
+
+def test_a_demo_slower_than_before_or_another_picture_in_bf16_is_said() -> None:
+    fine = [demo_row("now", 50.0), demo_row("now in bf16", 40.0, "--dtype bf16"), demo_row("then", 80.0, psnr_db=20.0)]
+    assert bench_demo.kept(fine) == {"62% of the seconds of then": True, "--dtype bf16: PSNR >= 50 dB": True}
+    worse = [demo_row("now", 90.0), demo_row("now in bf16", 40.0, "--dtype bf16", 45.0), demo_row("then", 80.0)]
+    assert not any(bench_demo.kept(worse).values())
+
+
+def test_a_version_that_is_not_here_names_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench_demo.main(["--against", "no-such-commit", "--csv", str(tmp_path / "demo.csv")])
+    assert ended.value.code == 2 and "no-such-commit" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match=r"exit code 2\n.*--nonsense"):
+        bench_demo.seconds(bench_demo.Version("here", bench_demo.ROOT, ("--nonsense",)), 256, tmp_path / "a.png")
 
 
 @given(power=st.floats(0.1, 2.5), scale=st.floats(1e-3, 1e3))
