@@ -18,11 +18,16 @@ MARK = "rows "
 
 
 def waterfall_points() -> Points:
-    """Every step that ended: its name, seconds and peak."""
+    """Every step: its name, seconds and peak; of one that did not end what is said of it, at the limit."""
     rows = bench_waterfall.in_order(newest(rows_of("waterfall"), bench_waterfall.SUITE.key))
     most = max(int(row["side"]) for row in rows)
-    ran = [row for row in rows if row[STATE] == "ran" and int(row["side"]) == most]
-    return [{"name": r["step"], "x": float(r["seconds"]), "y": float(r["peak_rss_gib"])} for r in ran]
+    shown = [row for row in rows if int(row["side"]) == most]
+    return [
+        {"name": r["step"], "x": float(r["seconds"]), "y": float(r["peak_rss_gib"])}
+        if r[STATE] == "ran"
+        else {"name": r["step"], "x": bench_waterfall.SUITE.limit_s, "y": 0.0, "of": r[STATE]}
+        for r in shown
+    ]
 
 
 def scaling_points() -> Points:
@@ -53,9 +58,11 @@ def strategy_points() -> Points:
 
 
 def draw_waterfall(axes: Any, points: Points) -> None:
+    """A bar without filling is of a step that did not end."""
     names = [point["name"] for point in points]
-    bars = axes.barh(names, [point["x"] for point in points], color="#4c72b0")
-    axes.bar_label(bars, [f"{p['x']:.0f} s, {p['y']:.2f} GiB" for p in points], padding=3, fontsize=8)
+    filled = ["none" if "of" in point else "#4c72b0" for point in points]
+    bars = axes.barh(names, [point["x"] for point in points], color=filled, edgecolor="#4c72b0")
+    axes.bar_label(bars, [p.get("of") or f"{p['x']:.0f} s, {p['y']:.2f} GiB" for p in points], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.35)
     axes.set_xlabel("seconds of one render, and its peak memory")

@@ -181,7 +181,7 @@ def test_a_version_that_is_not_here_names_itself(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         bench_demo.main(["--against", "no-such-commit", "--csv", str(tmp_path / "demo.csv")])
     assert ended.value.code == 2 and "no-such-commit" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match=r"exit code 2\n.*--nonsense"):
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2\n.*--nonsense"):
         bench_demo.seconds(bench_demo.Version("here", bench_demo.ROOT, ("--nonsense",)), 256, tmp_path / "a.png")
 
 
