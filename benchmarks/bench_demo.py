@@ -1,131 +1,161 @@
 """`make demo` beside an earlier version of this repository: the same command from both trees in turn, on the same machine.
 
-    python -m benchmarks demo                      # beside the first version that drew, 2048 px; seven minutes on two cores
+    python -m benchmarks demo                      # beside the first version that drew, 2048 px; nine minutes on two cores
     python -m benchmarks demo --against COMMIT     # beside any other that this clone has
     python -m benchmarks demo --quick              # this tree alone at 256 px, into no file
 
 The whole command is timed, with what Python needs to start; both trees run in this environment, each with its own weights.
-`--dtype bf16` is a row of its own, for a CPU that multiplies it. The last line of stdout is one JSON document; the exit code is
-1 where this tree is slower than the other, or its picture in bf16 is below 50 dB of its own.
+`--dtype bf16` is a row of its own, where the CPU multiplies it. Rows that results/demo.csv has for the same code are kept;
+pictures lie in runs/demo. The last line of stdout is one JSON document; the exit code is 1 where this tree is slower than the
+other, or its picture in bf16 is below 50 dB of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, append_row, commit, stamp
+from benchmarks.common import RESULTS
+from benchmarks.rows import ROOT, STATE, Row, Suite, carried_out, child
+from hires.machines import multiplies_bf16
 
-ROOT = Path(__file__).parents[1]
+SUITE = Suite(
+    name="demo",
+    key=("side", "against", "round", "version", "options"),
+    columns=("seconds", "psnr_to_ours_db"),
+    code=("bench_demo",),
+)
+PICTURES = Path("runs/demo")
 FIRST = "fb5067ad07"  # the first version that drew
+OURS, BF16 = "this tree", "--dtype bf16"
 CAPTION = "a sun on the right over green mountains and a lake at dusk"
 SAME_DB = 50.0
+EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
 START = "import sys; sys.argv[0] = 'hires'; from hires.cli import app; app()"
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A tree that renders, and the options beyond those of `make demo`."""
-
-    name: str
-    tree: Path
-    options: tuple[str, ...] = ()
-
-
-def unpacked(name: str, folder: Path) -> Version:
-    """A commit's tree in a folder. ValueError where this clone has no such commit."""
-    found = subprocess.run(["git", "archive", name], cwd=ROOT, capture_output=True)
+def resolved(name: str) -> str:
+    """A commit's own short name. ValueError where this clone has no such commit."""
+    command = ["git", "rev-parse", "--short=10", "--verify", f"{name}^{{commit}}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
-        raise ValueError(f"--against {name!r}: this clone has no such commit ({found.stderr.decode().strip()})")
-    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return Version(name, folder)
+        raise ValueError(f"--against {name!r}: this clone has no such commit")
+    return found.stdout.strip()
 
 
-def seconds(version: Version, side: int, picture: Path) -> float:
+def unpacked(commit: str, folder: Path) -> Path:
+    """The tree of a commit, in a folder."""
+    packed = folder / "tree.zip"
+    subprocess.run(["git", "archive", "--format=zip", f"--output={packed}", commit], cwd=ROOT, check=True)
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(folder / "tree")
+    return folder / "tree"
+
+
+def seconds(tree: Path, options: Sequence[str], side: int, picture: Path) -> float:
     """Of the whole command. RuntimeError with what it said where it fails."""
     command = [sys.executable, "-c", START, "render", CAPTION, "--size", f"{side}x{side}", "-o", str(picture), "--overwrite"]
-    environment = os.environ | {"PYTHONPATH": str(version.tree)}
+    environment = os.environ | {"PYTHONPATH": str(tree)}
     begun = time.perf_counter()
-    ended = subprocess.run([*command, *version.options], cwd=version.tree, env=environment, capture_output=True, text=True)
+    ended = subprocess.run([*command, *options], cwd=tree, env=environment, capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(f"{version.name}: exit code {ended.returncode}\n{ended.stderr[-2000:]}")
+        raise RuntimeError(f"{tree}: exit code {ended.returncode}\n{ended.stderr[-2000:]}")
     return time.perf_counter() - begun
 
 
-def measured(versions: Sequence[Version], side: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """A row per version: each round draws by all of them in turn. The first is this tree, which pictures are held against."""
+def measured(case: Mapping[str, str]) -> Row:
+    """One render by one version: seconds, and its picture against ours, which is drawn first."""
     import numpy as np
     from PIL import Image
 
     from hires.metrics import psnr
 
-    took: dict[str, list[float]] = {version.name: [] for version in versions}
-    for index in range(rounds):
-        for version in versions:
-            took[version.name].append(seconds(version, side, folder / f"{versions.index(version)}.png"))
-            print(f"round {index + 1}, {version.name}: {took[version.name][-1]:.1f} s", file=sys.stderr, flush=True)
-    pictures = [np.asarray(Image.open(folder / f"{index}.png")) for index in range(len(versions))]
-    return [
-        {
-            "side": side,
-            "version": version.name,
-            "options": " ".join(version.options),
-            "rounds": rounds,
-            "seconds": round(statistics.median(took[version.name]), 1),
-            "least_s": round(min(took[version.name]), 1),
-            "most_s": round(max(took[version.name]), 1),
-            "psnr_to_ours_db": round(min(psnr(picture, pictures[0], 255.0), 999.0), 1),
-        }
-        for version, picture in zip(versions, pictures, strict=True)
-    ]
+    pictures = Path(case["pictures"])
+    pictures.mkdir(parents=True, exist_ok=True)
+    ours, own = (pictures / f"{case['side']}_{name}.png" for name in (OURS, f"{case['version']}{case['options']}"))
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = ROOT if case["version"] == OURS else unpacked(case["version"], Path(scratch))
+        took = seconds(tree, case["options"].split(), int(case["side"]), own)
+    decibels = psnr(np.asarray(Image.open(own)), np.asarray(Image.open(ours)), 255.0)
+    return {"seconds": round(took, 1), "psnr_to_ours_db": round(min(decibels, EQUAL_DB), 1)}
+
+
+def cases(side: int, against: str, rounds: int, pictures: Path) -> list[dict[str, str]]:
+    """Ours, ours in bf16 and the other version in turn, as often as there are rounds."""
+    ways = [(OURS, ""), *([(OURS, BF16)] if multiplies_bf16() else []), *([(against, "")] if against else [])]
+    same = {"side": str(side), "against": against, "pictures": str(pictures)}
+    return [same | {"round": str(n), "version": v, "options": o} for n in range(1, rounds + 1) for v, o in ways]
+
+
+def medians(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Seconds by version and options, those that ran."""
+    taken: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row[STATE] == "ran":
+            taken.setdefault((row["version"], row["options"]), []).append(float(row["seconds"]))
+    return {version: statistics.median(values) for version, values in taken.items()}
 
 
 def kept(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Not slower than the other version; in bf16 the same picture."""
-    ours = float(rows[0]["seconds"])
-    others = {row["version"]: float(row["seconds"]) for row in rows[1:] if not row["options"]}
-    verdict = {f"{ours / other:.0%} of the seconds of {name}": ours <= other for name, other in others.items()}
-    for row in rows:
-        if row["options"]:
-            verdict[f"{row['options']}: PSNR >= {SAME_DB:g} dB"] = float(row["psnr_to_ours_db"]) >= SAME_DB
-    return verdict
+    took = medians(rows)
+    ours = took[OURS, ""]
+    others = {version: value for (version, _), value in took.items() if version != OURS}
+    verdict = {f"{ours / other:.0%} of the seconds of {version}": ours <= other for version, other in others.items()}
+    worst = min((float(row["psnr_to_ours_db"]) for row in rows if row["options"]), default=EQUAL_DB)
+    return verdict | {f"{BF16}: PSNR >= {SAME_DB:g} dB": worst >= SAME_DB}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: for every version that ours was held against, the medians of all three and what they are of the other one's."""
+    lines = ["| against | | s (p50) | least to most | of the other's | PSNR to ours |", "|---" * 6 + "|"]
+    for against in dict.fromkeys(row["against"] for row in rows if row["against"]):
+        own = [row for row in rows if row["against"] == against and row[STATE] == "ran"]
+        took = medians(own)
+        for (version, options), value in took.items():
+            part = [row for row in own if (row["version"], row["options"]) == (version, options)]
+            every = [float(row["seconds"]) for row in part]
+            decibels = float(part[-1]["psnr_to_ours_db"])
+            same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
+            share = value / took.get((against, ""), value)
+            name = f"{version} {options}".strip()
+            lines.append(f"| {against} | {name} | {value:.1f} | {min(every):.1f} to {max(every):.1f} | {share:.0%} | {same} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--against", default=FIRST, help="a commit of this repository")
+    parser.add_argument("--against", default=FIRST, metavar="COMMIT", help="of this repository")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=2048)
     parser.add_argument("--quick", action="store_true", help="this tree alone at 256 px, into no file")
     parser.add_argument("--csv", type=Path, default=RESULTS / "demo.csv")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    side, rounds = (256, 1) if args.quick else (args.side, args.rounds)
-    if side < 256 or rounds < 1:
-        parser.error(f"--side {side}: from 256; --rounds {rounds}: from 1")
+    if args.child:
+        return child(args.child, measured)
+    if args.side < 256 or args.rounds < 1:
+        parser.error(f"--side {args.side}: from 256; --rounds {args.rounds}: from 1")
+    try:
+        against = "" if args.quick else resolved(args.against)
+    except ValueError as error:
+        parser.error(str(error))
+    side, rounds, csv = (256, 1, None) if args.quick else (args.side, args.rounds, args.csv)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, ours = Path(scratch), Version(commit(), ROOT)
-        versions = [ours, Version(f"{ours.name} in bf16", ROOT, ("--dtype", "bf16"))]
-        try:
-            versions += [] if args.quick else [unpacked(args.against, folder / "tree")]
-        except ValueError as error:
-            parser.error(str(error))
-        rows = [stamp() | row for row in measured(versions, side, rounds, folder)]
-    if not args.quick:
-        for row in rows:
-            append_row(args.csv, row)
+        pictures = Path(scratch) if args.quick else PICTURES / SUITE.settings()
+        wanted = cases(side, against, rounds, pictures.absolute())
+        rows = carried_out(SUITE, wanted, csv, 1 if args.quick else os.cpu_count() or 1, measured)
+    print(table(rows), file=sys.stderr)
     verdict = kept(rows)
     print(json.dumps({"suite": "demo", "rows": rows, "limits": verdict}))
     return 0 if all(verdict.values()) else 1

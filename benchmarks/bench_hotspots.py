@@ -1,6 +1,6 @@
 """Where the time of a render goes: the costliest operators of the shipped model's picture, each beside its floor.
 
-    python -m benchmarks hotspots             # 2048 px, half a minute on two cores
+    python -m benchmarks hotspots             # 2048 px, a minute and a half on two cores
     python -m benchmarks hotspots --quick     # 320 px, into no file
 
 The first steps of every stage and the first bands are recorded, as `hires render --profile` does; a row is an operator on one

@@ -1,11 +1,11 @@
 """One render from naive to ours, one change at a time: seconds, memory and quality of every step, and what the step was worth.
 
-    python -m benchmarks waterfall                 # 2048 px, every row under ten minutes on two cores
+    python -m benchmarks waterfall                 # 2048 px; a row is stopped at ten minutes
     python -m benchmarks waterfall --quick         # some steps at 320 px, into no file
 
 A held-out caption by the shipped model. Every row is a process of its own; rows that results/waterfall.csv has for the same
 code are kept. Pictures lie in runs/waterfall. The last line of stdout is one JSON document; the exit code is 1 where ours is
-not the fastest, or a step that promises the same picture draws another one.
+not the fastest by default, to a tenth, or a step that promises the same picture draws another one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ SUITE = Suite(
         "seconds", "denoise_s", "decode_s", "write_s", "peak_rss_gib", "tflop", "gflop_per_s", "share_of_peak",
         "disks", "right_third", "seam_score", "texture_over_truth", "psnr_to_ours_db", "file_mb",
     ),
-    code=("bench_waterfall", "bench_scenes", "scenes", "held_out"),
+    code=("bench_waterfall", "bench_scenes", "scenes", "held_out", "peaks"),
 )  # fmt: skip
 PICTURES = Path("runs/waterfall")
+STOPPED = f"over {SUITE.limit_s:g} s"
 SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
 SAME_DB = 50.0
 AGAIN = 1.1  # what a second run of a row differs by, on a machine that is shared: 47.3 to 51.8 s in three
@@ -235,20 +236,23 @@ def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: every step of the largest picture with what it is worth against the one before that ended."""
+    """Markdown: every step of the largest picture with what it is worth, at least, where the one before was stopped."""
     rows = [row for row in rows if int(row["side"]) == max(int(row["side"]) for row in rows)]
     lines = [
         "| | s | this step | in all | TFLOP | of peak | GiB | suns | seam | texture ÷ truth | PSNR to ours |",
         "|---" * 11 + "|",
     ]
-    first = before = 0.0
+    first = before = ("", 0.0)  # a sign where it is the least that the step would have taken, and seconds
     for row in in_order(rows):
         if row[STATE] != "ran":
             lines.append(f"| {row['step']} | {row[STATE]} |" + " |" * 9)
+            before = ("> ", SUITE.limit_s) if row[STATE] == STOPPED else ("", 0.0)
+            first = first if first[1] else before
             continue
         seconds, decibels = float(row["seconds"]), float(row["psnr_to_ours_db"])
-        gains = [f"{earlier / seconds:.2f}×" if earlier else "" for earlier in (before, first)]
-        first, before = first or seconds, seconds
+        gains = [f"{sign}{earlier / seconds:.2f}×" if earlier else "" for sign, earlier in (before, first)]
+        before = ("", seconds)
+        first = first if first[1] else before
         same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
         numbers = [f"{float(row[name]):.{digits}f}" for name, digits in SHOWN.items()]
         lines.append(f"| {row['step']} | {seconds:.1f} | {' | '.join((*gains, *numbers, same))} |")

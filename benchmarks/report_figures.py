@@ -21,11 +21,11 @@ def waterfall_points() -> Points:
     """Every step: its name, seconds and peak; of one that did not end what is said of it, at the limit."""
     rows = bench_waterfall.in_order(newest(rows_of("waterfall"), bench_waterfall.SUITE.key))
     most = max(int(row["side"]) for row in rows)
-    shown = [row for row in rows if int(row["side"]) == most]
+    shown, limit = [row for row in rows if int(row["side"]) == most], bench_waterfall.SUITE.limit_s
     return [
         {"name": r["step"], "x": float(r["seconds"]), "y": float(r["peak_rss_gib"])}
         if r[STATE] == "ran"
-        else {"name": r["step"], "x": bench_waterfall.SUITE.limit_s, "y": 0.0, "of": r[STATE]}
+        else {"name": r["step"], "x": limit if r[STATE] == bench_waterfall.STOPPED else 0.0, "y": 0.0, "of": r[STATE]}
         for r in shown
     ]
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import bench_peers, bench_scaling, bench_scenes, bench_strategies, bench_waterfall
+from benchmarks import bench_demo, bench_peers, bench_scaling, bench_scenes, bench_strategies, bench_waterfall
 from benchmarks.common import RESULTS, read_rows
 from benchmarks.rows import newest
 
@@ -47,19 +47,8 @@ def plans() -> str:
 
 
 def demo() -> str:
-    """`make demo` beside an earlier version, whose weights are others: a PSNR is that of an option."""
-    rows = rows_of("demo")
-    last = [
-        row
-        for row in rows
-        if (row["commit"], row["date"], row["side"]) == tuple(rows[-1][k] for k in ("commit", "date", "side"))
-    ]
-    body = []
-    for row in newest(last, ("version", "options")):
-        share = float(row["seconds"]) / float(rows[-1]["seconds"])
-        same = f"{row['psnr_to_ours_db']} dB" if row["options"] else ""
-        body.append([row["version"], row["seconds"], f"{row['least_s']} to {row['most_s']}", f"{share:.0%}", same])
-    return markdown(("version", "s (p50)", "least to most", "of the earlier one's", "PSNR to ours"), body)
+    """`make demo` beside earlier versions."""
+    return bench_demo.table(newest(rows_of("demo"), bench_demo.SUITE.key))
 
 
 def hotspots() -> str:

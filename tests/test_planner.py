@@ -80,16 +80,23 @@ def test_a_cpu_that_multiplies_bf16_is_told_of_and_counted(demo: ModelSpec) -> N
     assert [of["auto", here].dtype for here in (True, False)] == ["fp32", "fp32"]
     assert "--dtype bf16" in of["auto", True].explain() and "--dtype bf16" not in of["auto", False].explain()
     assert of["bf16", False].seconds == of["auto", False].seconds == of["auto", True].seconds
-    denoise = [[cost.seconds for cost in of[dtype, True].costs[:1]] for dtype in ("auto", "bf16")]
-    assert 0.6 * denoise[0][0] < denoise[1][0] < 0.8 * denoise[0][0]
-    decode = [[cost.seconds for cost in of[dtype, True].costs if cost.stage == "decode"] for dtype in ("auto", "bf16")]
-    assert decode[0] == decode[1]
+    single, half = ({cost.stage: cost.seconds for cost in of[dtype, True].costs} for dtype in ("auto", "bf16"))
+    assert 0.6 * single["base"] < half["base"] < 0.8 * single["base"]
+    assert half["decode"] == single["decode"]
 
 
 @pytest.mark.parametrize(("flags", "here"), [("fma avx512_bf16 x", True), ("amx_tile amx_bf16", True), ("fma avx512f", False)])
 def test_the_system_says_whether_the_cpu_multiplies_bf16(flags: str, here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines.Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: none\n")
     assert machines.multiplies_bf16.__wrapped__() is here
+
+
+def test_where_the_system_does_not_tell_there_is_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(path: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(machines.Path, "read_text", absent)
+    assert not machines.multiplies_bf16.__wrapped__()
 
 
 def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:

@@ -57,7 +57,7 @@ def test_a_card_whose_host_is_small_keeps_weights_and_maps_off_it(demo: ModelSpe
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what becomes of freed memory")
-def test_freed_memory_is_kept_within_and_given_back_after() -> None:
+def test_freed_memory_is_kept_within_and_leaves_the_process_after() -> None:
     """In a process of its own, whose page faults and resident memory it is."""
     script = """
 import json, pathlib, resource

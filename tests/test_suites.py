@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import bench_demo, bench_peers, bench_scaling, bench_waterfall, rows
@@ -157,7 +158,8 @@ def test_the_waterfalls_table_and_limits() -> None:
     lines = bench_waterfall.table(table).splitlines()[2:]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == [*names[:3], names[-1]]
     assert "over 600 s" in lines[0]
-    assert [line.split(" | ")[2:4] for line in lines[1:]] == [["", ""], ["2.00×", "2.00×"], ["4.00×", "8.00×"]]
+    gains = [["> 7.50×", "> 7.50×"], ["2.00×", "> 15.00×"], ["4.00×", "> 60.00×"]]
+    assert [line.split(" | ")[2:4] for line in lines[1:]] == gains
     assert all(bench_waterfall.kept(table).values()) and lines[-1].endswith("equal |")
     slower = [waterfall_row(names[-1], 100.0), waterfall_row(names[4], 80.0, psnr_to_ours_db=30.0)]
     assert list(bench_waterfall.kept(slower).values()) == [False, False, True]
@@ -167,14 +169,45 @@ def test_the_waterfalls_table_and_limits() -> None:
 
 
 def demo_row(version: str, seconds: float, options: str = "", psnr_db: float = 60.0) -> dict[str, Any]:
-    return {"version": version, "seconds": seconds, "options": options, "psnr_to_ours_db": psnr_db}
+    known = {"against": "then", "side": "256", STATE: "ran"}
+    return known | {"version": version, "seconds": seconds, "options": options, "psnr_to_ours_db": psnr_db}
 
 
 def test_a_demo_slower_than_before_or_another_picture_in_bf16_is_said() -> None:
-    fine = [demo_row("now", 50.0), demo_row("now in bf16", 40.0, "--dtype bf16"), demo_row("then", 80.0, psnr_db=20.0)]
-    assert bench_demo.kept(fine) == {"62% of the seconds of then": True, "--dtype bf16: PSNR >= 50 dB": True}
-    worse = [demo_row("now", 90.0), demo_row("now in bf16", 40.0, "--dtype bf16", 45.0), demo_row("then", 80.0)]
+    ours = bench_demo.OURS
+    fine = [
+        demo_row(ours, 50.0, psnr_db=999.0), demo_row(ours, 40.0, "--dtype bf16"), demo_row("then", 80.0, psnr_db=20.0),
+        demo_row(ours, 60.0, psnr_db=999.0), demo_row(ours, 44.0, "--dtype bf16"), demo_row("then", 120.0, psnr_db=20.0),
+    ]  # fmt: skip
+    assert bench_demo.kept(fine) == {"55% of the seconds of then": True, "--dtype bf16: PSNR >= 50 dB": True}
+    assert bench_demo.table(fine).splitlines()[2:] == [
+        "| then | this tree | 55.0 | 50.0 to 60.0 | 55% | equal |",
+        "| then | this tree --dtype bf16 | 42.0 | 40.0 to 44.0 | 42% | 60.0 dB |",
+        "| then | then | 100.0 | 80.0 to 120.0 | 100% | 20.0 dB |",
+    ]
+    worse = [demo_row(ours, 90.0), demo_row(ours, 40.0, "--dtype bf16", 45.0), demo_row("then", 80.0)]
     assert not any(bench_demo.kept(worse).values())
+
+
+def test_versions_take_turns_and_their_pictures_are_held_against_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """bf16 only where the CPU multiplies it; the other version's picture here is one grey level above ours."""
+    monkeypatch.setattr(bench_demo, "multiplies_bf16", lambda: False)
+    wanted = bench_demo.cases(64, "then", 2, tmp_path)
+    assert [(case["round"], case["version"]) for case in wanted] == [(n, v) for n in "12" for v in ("this tree", "then")]
+
+    def drawn(tree: Path, options: list[str], side: int, picture: Path) -> float:
+        Image.new("RGB", (side, side), (7, 7, 7) if tree == bench_demo.ROOT else (8, 8, 8)).save(picture)
+        return 3.25
+
+    monkeypatch.setattr(bench_demo, "seconds", drawn)
+    monkeypatch.setattr(bench_demo, "unpacked", lambda commit, folder: folder / commit)
+    found = [bench_demo.measured(case) for case in wanted[:2]]
+    assert found == [{"seconds": 3.2, "psnr_to_ours_db": 999.0}, {"seconds": 3.2, "psnr_to_ours_db": 48.1}]
+
+
+def test_the_demo_that_is_timed_is_that_of_the_makefile() -> None:
+    made = (bench_demo.ROOT / "Makefile").read_text()
+    assert f'render "{bench_demo.CAPTION}" --size $(SIZE)' in made and "SIZE ?= 2048x2048" in made
 
 
 def test_a_version_that_is_not_here_names_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -182,7 +215,7 @@ def test_a_version_that_is_not_here_names_itself(capsys: pytest.CaptureFixture[s
         bench_demo.main(["--against", "no-such-commit", "--csv", str(tmp_path / "demo.csv")])
     assert ended.value.code == 2 and "no-such-commit" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match=r"(?s)exit code 2\n.*--nonsense"):
-        bench_demo.seconds(bench_demo.Version("here", bench_demo.ROOT, ("--nonsense",)), 256, tmp_path / "a.png")
+        bench_demo.seconds(bench_demo.ROOT, ("--nonsense",), 256, tmp_path / "a.png")
 
 
 @given(power=st.floats(0.1, 2.5), scale=st.floats(1e-3, 1e3))
