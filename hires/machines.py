@@ -13,9 +13,7 @@ CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 
 CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
 CARD_CALL_SECONDS = 0.02  # what starting a network's kernels takes, whatever the batch: some thousand launches
 CPU_CALL_SECONDS = 0.005
-CPU_BF16_GAIN = (
-    1.5  # of a network's rate in bf16 over float32 where the CPU multiplies it, 1.5 to 1.6 were measured
-)
+CPU_BF16_GAIN = 1.5  # of a network's rate in bf16 over float32 where the CPU multiplies it, 1.5 to 1.6 were measured
 CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
 
