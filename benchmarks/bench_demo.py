@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import EQUAL_DB, RESULTS, decibels
 from benchmarks.rows import ROOT, STATE, Row, Suite, carried_out, child
 from hires.machines import multiplies_bf16
 
@@ -40,7 +40,6 @@ FIRST = "fb5067ad07"  # the first version that drew
 OURS, BF16 = "this tree", "--dtype bf16"
 CAPTION = "a sun on the right over green mountains and a lake at dusk"
 SAME_DB = 50.0
-EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
 START = "import sys; sys.argv[0] = 'hires'; from hires.cli import app; app()"
 
 
@@ -86,8 +85,8 @@ def measured(case: Mapping[str, str]) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         tree = ROOT if case["version"] == OURS else unpacked(case["version"], Path(scratch))
         took = seconds(tree, case["options"].split(), int(case["side"]), own)
-    decibels = psnr(np.asarray(Image.open(own)), np.asarray(Image.open(ours)), 255.0)
-    return {"seconds": round(took, 1), "psnr_to_ours_db": round(min(decibels, EQUAL_DB), 1)}
+    same = psnr(np.asarray(Image.open(own)), np.asarray(Image.open(ours)), 255.0)
+    return {"seconds": round(took, 1), "psnr_to_ours_db": round(min(same, EQUAL_DB), 1)}
 
 
 def cases(side: int, against: str, rounds: int, pictures: Path) -> list[dict[str, str]]:
@@ -125,8 +124,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for (version, options), value in took.items():
             part = [row for row in own if (row["version"], row["options"]) == (version, options)]
             every = [float(row["seconds"]) for row in part]
-            decibels = float(part[-1]["psnr_to_ours_db"])
-            same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
+            same = decibels(part[-1]["psnr_to_ours_db"])
             share = value / took.get((against, ""), value)
             name = f"{version} {options}".strip()
             lines.append(f"| {against} | {name} | {value:.1f} | {min(every):.1f} to {max(every):.1f} | {share:.0%} | {same} |")

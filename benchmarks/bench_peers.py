@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import EQUAL_DB, RESULTS
 from benchmarks.peers import Way
 from benchmarks.rows import STATE, Row, Suite, carried_out, child, in_child, newest, sides_of, timed
 
@@ -39,7 +39,6 @@ SUITE = Suite(
     limit_s=1200.0,
 )  # fmt: skip
 PICTURES = Path("runs/peers")
-EQUAL_DB = 999.0  # what equal results have, for JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

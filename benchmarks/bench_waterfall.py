@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.common import RESULTS
+from benchmarks.common import EQUAL_DB, RESULTS, decibels
 from benchmarks.rows import STATE, Row, Suite, carried_out, child, in_child
 
 SUITE = Suite(
@@ -42,7 +42,6 @@ STOPPED = f"over {SUITE.limit_s:g} s"
 SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_score": 2, "texture_over_truth": 2}
 SAME_DB = 50.0
 AGAIN = 1.1  # what a second run of a row differs by, on a machine that is shared: 47.3 to 51.8 s in three
-EQUAL_DB = 999.0  # what equal pictures have, for JSON has no infinity
 QUICK = (0, 1, 2, 6, 9, 10)  # the steps that go by other code
 
 
@@ -249,11 +248,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             before = ("> ", SUITE.limit_s) if row[STATE] == STOPPED else ("", 0.0)
             first = first if first[1] else before
             continue
-        seconds, decibels = float(row["seconds"]), float(row["psnr_to_ours_db"])
+        seconds, same = float(row["seconds"]), decibels(row["psnr_to_ours_db"])
         gains = [f"{sign}{earlier / seconds:.2f}×" if earlier else "" for sign, earlier in (before, first)]
         before = ("", seconds)
         first = first if first[1] else before
-        same = "equal" if decibels == EQUAL_DB else f"{decibels:.1f} dB"
         numbers = [f"{float(row[name]):.{digits}f}" for name, digits in SHOWN.items()]
         lines.append(f"| {row['step']} | {seconds:.1f} | {' | '.join((*gains, *numbers, same))} |")
     return "\n".join(lines)

@@ -12,6 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 RESULTS = Path(os.environ.get("HIRES_BENCH_RESULTS", Path(__file__).parent / "results"))
+EQUAL_DB = 999.0  # what equal results have, for JSON has no infinity
+
+
+def decibels(value: object) -> str:
+    """A PSNR of a row as tables show it."""
+    return "equal" if float(str(value)) == EQUAL_DB else f"{float(str(value)):.1f} dB"
 
 
 def commit() -> str:

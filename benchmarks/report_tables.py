@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import bench_demo, bench_peers, bench_scaling, bench_scenes, bench_strategies, bench_waterfall
-from benchmarks.common import RESULTS, read_rows
+from benchmarks.common import RESULTS, decibels, read_rows
 from benchmarks.rows import newest
 
 Rows = Sequence[Mapping[str, str]]
@@ -64,7 +64,7 @@ def hotspots() -> str:
 def choices() -> str:
     """How much a choice changes the picture."""
     rows = newest(rows_of("choices"), ("choice", "size"))
-    body = [[row["choice"], row["largest"], "equal" if row["psnr_db"] == "999.0" else f"{row['psnr_db']} dB"] for row in rows]
+    body = [[row["choice"], row["largest"], decibels(row["psnr_db"])] for row in rows]
     return markdown(("against the default", "largest difference", "PSNR"), body)
 
 

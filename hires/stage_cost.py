@@ -26,9 +26,7 @@ def choose_dtype(asked: str, device: DeviceSpec) -> tuple[str, str]:
     if asked != "auto":
         return asked, "as asked for"
     if device.kind == "cpu":
-        quicker = (
-            f"; --dtype bf16 takes the network {1 / machines.CPU_BF16_GAIN:.0%} of the time on this one" if device.bf16 else ""
-        )
+        quicker = f"; --dtype bf16 takes the network about {1 / machines.CPU_BF16_GAIN:.0%} of the time" if device.bf16 else ""
         return "fp32", f"the CPU's exact type, the same picture with any number of tiles at once{quicker}"
     return ("bf16", "half the bytes, no overflow") if device.bf16 else ("fp16", "this card has no bf16")
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import bench_demo, bench_peers, bench_scaling, bench_waterfall, rows
+from benchmarks.common import EQUAL_DB
 from benchmarks.peers import Way
 from benchmarks.peers.upscalers import LEAST, Metered, blended, halving, ours
 from benchmarks.rows import STATE, AbsentError, Suite, carried_out, child, newest
@@ -150,7 +151,7 @@ def waterfall_row(step: str, seconds: float, **more: Any) -> dict[str, Any]:
 def test_the_waterfalls_table_and_limits() -> None:
     *names, asked = (step.name for step in bench_waterfall.steps())
     table = [
-        waterfall_row(names[-1], 10.0, psnr_to_ours_db=bench_waterfall.EQUAL_DB),
+        waterfall_row(names[-1], 10.0, psnr_to_ours_db=EQUAL_DB),
         waterfall_row(names[2], 40.0),
         waterfall_row(names[0], 0.0, state="over 600 s"),
         waterfall_row(names[1], 80.0, psnr_to_ours_db=12.0),
@@ -298,7 +299,7 @@ def test_results_are_held_against_the_first_way(tmp_path: Path) -> None:
     assert found["max_abs"] == pytest.approx(0.1 / span, rel=1e-2)
     assert found["psnr_db"] == pytest.approx(-20 * np.log10(0.1 / span / np.sqrt(2)), abs=0.1)
     assert found["seam_score"] > 1.5
-    assert bench_peers.compared(way, "c", first, case)["psnr_db"] == bench_peers.EQUAL_DB
+    assert bench_peers.compared(way, "c", first, case)["psnr_db"] == EQUAL_DB
     assert "psnr_db" not in bench_peers.compared(way, "c", first, case | {"side": "96"}), "its reference had no room"
 
 
