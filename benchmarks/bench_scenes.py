@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import hires
-from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
+from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
 from hires.boxes import ArraySource
@@ -127,8 +127,7 @@ def measure(scene: Scene, picture: Picture, plan: MemoryPlan, base: Picture) -> 
 
 def settings_digest() -> str:
     """Changes with the weights, the defaults and the code that makes pictures."""
-    package = Path(hires.__file__).parent
-    return digest([*package.rglob("*.py"), *package.glob("assets/demo/**/*.*")])
+    return digest(code_of_pictures())
 
 
 def run(wanted: dict[str, tuple[int, ...]], csv_path: Path, pictures: Path) -> list[dict[str, str]]:

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-import hires
-from benchmarks.common import RESULTS, append_row, digest, read_rows, stamp
+from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.outcome import Outcome, on_oracle, on_scene
 from benchmarks.recipes import ATTENTION, RECIPES, Work, base
@@ -52,9 +51,8 @@ COLUMNS = {
 
 def settings_digest() -> str:
     """Changes with the code and the weights that strategies and measures are made of."""
-    package, here = Path(hires.__file__).parent, Path(__file__).parent
-    own = [here / f"{name}.py" for name in ("oracle", "recipes", "subjects", "outcome", "scenes")]
-    return digest([*package.rglob("*.py"), *package.glob("assets/demo/**/*.*"), *own])
+    own = (Path(__file__).parent / f"{name}.py" for name in ("oracle", "recipes", "subjects", "outcome", "scenes"))
+    return digest([*code_of_pictures(), *own])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

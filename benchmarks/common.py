@@ -8,11 +8,17 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+import hires
+from benchmarks.definitions import definitions
 
 RESULTS = Path(os.environ.get("HIRES_BENCH_RESULTS", Path(__file__).parent / "results"))
 EQUAL_DB = 999.0  # what equal results have, for JSON has no infinity
+
+FRONTS = ("__init__", "__main__", "_version", "server", "client", "attaching", "benching", "bench", "timing", "profiling")
+# and cli*: no row is about them
 
 
 def decibels(value: object) -> str:
@@ -74,9 +80,26 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
         writer.writerow(row)
 
 
+def code_of_pictures() -> list[Path]:
+    """The files of hires that decide what a row measures: all but the fronts, and the weights that ship."""
+    package = Path(hires.__file__).parent
+    first = {file: file.relative_to(package).parts[0].removesuffix(".py") for file in package.rglob("*.py")}
+    kept = [file for file, name in first.items() if name not in FRONTS and not name.startswith("cli")]
+    return [*kept, *package.glob("assets/demo/**/*.*")]
+
+
 def digest(files: Iterable[Path]) -> str:
-    """Ten hexadecimal digits that change when any of the files does."""
+    """Ten hexadecimal digits that change with the definitions in Python files and with the bytes of all others.
+
+    Where a definition stands, its docstrings and its imports do not count: code that only moves keeps its digits.
+    """
     total = hashlib.sha256()
-    for file in sorted(files):
-        total.update(file.read_bytes())
+    for part in sorted(part for file in files for part in _parts(file)):
+        total.update(part)
     return total.hexdigest()[:10]
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    content = file.read_bytes()
+    texts = definitions(content.decode()) if file.suffix == ".py" else [content]
+    yield from (hashlib.sha256(text if isinstance(text, bytes) else text.encode()).digest() for text in texts)

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hires
-from benchmarks.common import append_row, digest, read_rows, stamp
+from benchmarks.common import append_row, code_of_pictures, digest, read_rows, stamp
 
 Case = Mapping[str, str]
 Row = dict[str, Any]
 Measure = Callable[[Case], Row]
 ROOT = Path(__file__).parents[1]
-FRONTS = ("server", "client", "attaching", "benching", "bench")  # and cli*: no row is about them
 STATE = "state"
 MEMORY_LEFT = 0.9  # of what is free: a row that needs more is out of memory, and the machine is not
 
@@ -47,10 +45,7 @@ class Suite:
 
     def settings(self) -> str:
         """Changes with the code and the weights that the rows come from."""
-        package, here = Path(hires.__file__).parent, Path(__file__).parent
-        first = {file: file.relative_to(package).parts[0].removesuffix(".py") for file in package.rglob("*.py")}
-        kept = [file for file, name in first.items() if name not in FRONTS and not name.startswith("cli")]
-        return digest([*kept, *package.glob("assets/demo/**/*.*"), *(here / f"{name}.py" for name in ("rows", *self.code))])
+        return digest([*code_of_pictures(), *(Path(__file__).parent / f"{name}.py" for name in ("rows", *self.code))])
 
 
 def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int, measure: Measure) -> list[Row]:

@@ -8,51 +8,68 @@ Importing the package loads no torch; the first render does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from hires._version import __version__
+
+if TYPE_CHECKING:
+    from hires import errors
+    from hires.attaching import attach, detach
+    from hires.client import Client
+    from hires.engine import JournalOptions, edit, plan, render
+    from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
+    from hires.tiling.vae import TiledVAE
+    from hires.types import Event, MemoryPlan, RenderResult
+    from hires.upscaling import upscale
+
+_HOMES = {
+    "Client": "hires.client",
+    "Event": "hires.types",
+    "GuidePlan": "hires.stage_spec",
+    "JournalOptions": "hires.engine",
+    "MemoryPlan": "hires.types",
+    "RenderResult": "hires.types",
+    "StageSpec": "hires.stage_spec",
+    "TiledVAE": "hires.tiling.vae",
+    "WindowSpec": "hires.stage_spec",
+    "attach": "hires.attaching",
+    "detach": "hires.attaching",
+    "edit": "hires.engine",
+    "errors": "hires.errors",
+    "plan": "hires.engine",
+    "render": "hires.engine",
+    "upscale": "hires.upscaling",
+}
+"""Where each public name is defined; a module is imported when one of its names is first used."""
+
 __all__ = [
     "Client",
+    "Event",
     "GuidePlan",
     "JournalOptions",
+    "MemoryPlan",
+    "RenderResult",
     "StageSpec",
+    "TiledVAE",
     "WindowSpec",
     "__version__",
     "attach",
     "detach",
     "edit",
+    "errors",
     "plan",
     "render",
     "upscale",
 ]
 
-if TYPE_CHECKING:
-    from hires.attaching import attach, detach
-    from hires.client import Client
-    from hires.engine import JournalOptions, edit, plan, render
-    from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
-    from hires.upscaling import upscale
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hires' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    return module if _HOMES[name] == f"hires.{name}" else getattr(module, name)
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("JournalOptions", "edit", "plan", "render"):
-        from hires import engine
-
-        return getattr(engine, name)
-    if name in ("GuidePlan", "StageSpec", "WindowSpec"):
-        from hires import stage_spec
-
-        return getattr(stage_spec, name)
-    if name in ("attach", "detach"):
-        from hires import attaching
-
-        return getattr(attaching, name)
-    if name == "Client":
-        from hires import client
-
-        return client.Client
-    if name == "upscale":
-        from hires import upscaling
-
-        return upscaling.upscale
-    raise AttributeError(f"module 'hires' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return list(__all__)

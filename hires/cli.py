@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hires import __version__, cli_about, cli_bench, cli_serve, cli_upscale
+from hires import cli_about, cli_bench, cli_serve, cli_upscale
+from hires._version import __version__
 from hires.cli_options import (
     AllowApproximate,
     AsJson,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hires import __version__
+from hires._version import __version__
 from hires.cli_options import AsJson, Device, Family, Overwrite, Parts, Quiet, Vram
 from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import whole

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from hires import __version__
+from hires._version import __version__
 from hires.errors import HiresError, RequestError
 from hires.types import Event, OnEvent, gib
 

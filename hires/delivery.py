@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hires import __version__
+from hires._version import __version__
 from hires.catalogue import SAMPLERS, SCHEDULES
 from hires.infotext import written
 from hires.types import Event, MemoryPlan, OnEvent, RenderRequest, RenderResult

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hires import __version__
+from hires._version import __version__
 from hires.specs import ModelSpec
 from hires.types import MemoryPlan, RenderRequest
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hires import __version__, planner
+from hires import planner
+from hires._version import __version__
 from hires.asked import Loras, describe_device, spec_for, text_to_image
 from hires.device import FreedPages, choose_device, freed_pages, peak_resident_bytes, probe
 from hires.engine import render

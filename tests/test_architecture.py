@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hires"
 ROWS = (
     (
+        "_version",
         "errors",
         "catalogue",
         "stage_spec",
@@ -125,6 +126,7 @@ ROWS = (
         "cli_upscale",
         "cli_bench",
         "cli",
+        "__main__",
     ),
 )
 

@@ -210,7 +210,7 @@ def _mebi(count: int | None) -> float | None:
 
 def described(setting: Setting) -> dict[str, Any]:
     """The machine that rows are of."""
-    from hires import __version__
+    from hires._version import __version__
 
     facts = probe(setting.device)
     threads, date = torch.get_num_threads(), time.strftime("%Y-%m-%d")

@@ -14,7 +14,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from hires import __version__, infotext
+from hires import infotext
+from hires._version import __version__
 from hires.catalogue import SAMPLERS, SCHEDULES
 from hires.errors import RequestError
 from hires.formats import read_text

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hires import __version__
+from hires._version import __version__
 from hires.errors import HiresError
 from hires.server import a1111, jobs_api, openai, page
 from hires.server.guard import Guard

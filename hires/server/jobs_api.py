@@ -13,7 +13,7 @@ from fastapi import APIRouter, Body, Header, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from hires import __version__
+from hires._version import __version__
 from hires.drawing import svg
 from hires.server.jobs import ENDED, Job
 from hires.server.queue import JobQueue

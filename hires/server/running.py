@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hires import __version__, planner
+from hires import planner
+from hires._version import __version__
 from hires.asked import describe_device, editing, spec_for, text_to_image, with_captions
 from hires.device import choose_device
 from hires.errors import RequestError, SizeError
