@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bench_planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
 from hires.families import FAMILIES
 from hires.kernels.policies import EVERYWHERE, Policy
-from hires.resolution import bins_for
 from hires.specs import ModelSpec, load_spec, sigma_table
 from hires.tiling.geometry import Size
 from hires.types import DecodePlan
@@ -37,7 +36,6 @@ def full_spec(family: str) -> ModelSpec:
         latent_scale=facts.latent_scale,
         native_px=facts.native_px,
         align_px=align,
-        bins=bins_for(facts, facts.native_px, align),
         network=PIXART if pixart else network_shape("cosxl"),
         vae=VAE,
         network_params=network,

@@ -82,6 +82,30 @@ class Conditioning:
             places=None if self.places is None else self.places[start:stop],
         )
 
+    def concatenate(self, *others: Conditioning) -> Conditioning:
+        """One batch from this one and others, in order; all must have the same fields and the same canvas."""
+        if not others:
+            return self
+        parts = (self, *others)
+        assert len({part.canvas for part in parts}) == 1, "conditionings are of different canvases"
+        placed = any(part.places is not None for part in parts)
+
+        def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+            present = [value for value in values if value is not None]
+            assert len(present) in (0, len(values)), "conditionings disagree on which fields they have"
+            return torch.cat(present) if present else None
+
+        return replace(
+            self,
+            tokens=torch.cat([part.tokens for part in parts]),
+            mask=joined([part.mask for part in parts]),
+            pooled=joined([part.pooled for part in parts]),
+            image_latents=joined([part.image_latents for part in parts]),
+            size_ids=joined([part.size_ids for part in parts]),
+            resolution=joined([part.resolution for part in parts]),
+            places=tuple(box for part in parts for box in part.boxes) if placed else None,
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
         """On a device; size ids and resolutions stay float32, they hold pixels."""
 
@@ -111,27 +135,3 @@ def sdxl_size_ids(canvas_px: Size, batch: int = 1) -> Tensor:
 def pixart_resolution(canvas_px: Size, batch: int = 1) -> Tensor:
     """PixArt-α's size condition of whole pictures, (batch, 2): height and width in pixels."""
     return torch.tensor([[canvas_px.height, canvas_px.width]], dtype=torch.float32).repeat(batch, 1)
-
-
-def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """One batch from several, in order; parts must agree on which fields they have, and on the canvas."""
-    if len(parts) == 1:
-        return parts[0]
-    assert len({part.canvas for part in parts}) == 1, "conditionings are of different canvases"
-    placed = any(part.places is not None for part in parts)
-
-    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
-        present = [value for value in values if value is not None]
-        assert len(present) in (0, len(values)), "conditionings disagree on which fields they have"
-        return torch.cat(present) if present else None
-
-    return replace(
-        parts[0],
-        tokens=torch.cat([part.tokens for part in parts]),
-        mask=joined([part.mask for part in parts]),
-        pooled=joined([part.pooled for part in parts]),
-        image_latents=joined([part.image_latents for part in parts]),
-        size_ids=joined([part.size_ids for part in parts]),
-        resolution=joined([part.resolution for part in parts]),
-        places=tuple(box for part in parts for box in part.boxes) if placed else None,
-    )

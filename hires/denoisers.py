@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hires.conditioning import Conditioning, concatenate
+from hires.conditioning import Conditioning
 
 
 class Denoiser(Protocol):
@@ -95,7 +95,7 @@ def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
         return denoise
 
     def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        both = denoise(x.repeat(2, 1, 1, 1), sigma, concatenate([cond, uncond]))
+        both = denoise(x.repeat(2, 1, 1, 1), sigma, cond.concatenate(uncond))
         conditional, unconditional = both.chunk(2)
         return unconditional + scale * (conditional - unconditional)
 
@@ -111,7 +111,7 @@ def edit_guided(
     """
 
     def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        full, image, none = denoise(x.repeat(3, 1, 1, 1), sigma, concatenate([cond, image_only, uncond])).chunk(3)
+        full, image, none = denoise(x.repeat(3, 1, 1, 1), sigma, cond.concatenate(image_only, uncond)).chunk(3)
         return none + scale * (full - image) + image_scale * (image - none)
 
     return guide

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hires.conditioning import Conditioning, concatenate
+from hires.conditioning import Conditioning
 from hires.denoisers import Denoiser
 from hires.errors import RequestError
 from hires.lowpass import LowPass
@@ -177,7 +177,7 @@ def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regio
     parts = NO_REGIONS if regions is None else regions
 
     def prompted(x: Tensor, sigma: float, conds: list[Conditioning]) -> tuple[Tensor, ...]:
-        return denoise(x.repeat(len(conds), 1, 1, 1), sigma, concatenate(conds)).chunk(len(conds))
+        return denoise(x.repeat(len(conds), 1, 1, 1), sigma, conds[0].concatenate(*conds[1:])).chunk(len(conds))
 
     def alone(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
         whole, *others = prompted(x, sigma, [cond, *parts.conds])

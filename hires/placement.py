@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hires.errors import RequestError
 from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
-from hires.resolution import round_up, stage_canvases
+from hires.resolution import bins_of, round_up, stage_canvases
 from hires.specs import ModelSpec
 from hires.stage_spec import StageSpec, WindowSpec, parse_policy
 from hires.tiling.geometry import Size, TileGrid, make_grid
@@ -77,7 +77,7 @@ def place(
     relays only. tiles: side and overlap in cells where no stage says more.
     """
     text = policy_text(told, behind, request, relayed=stage.enlarger is not None)
-    beyond = len(stage_canvases(stage.canvas, spec.bins, spec.align_px)) > 1
+    beyond = len(stage_canvases(stage.canvas, bins_of(spec), spec.align_px)) > 1
     attention = choose_policy(request, text, spec) if beyond else Global()
     if attention == Global():
         return in_tiles(stage, told.windows or WindowSpec(), spec, tiles)

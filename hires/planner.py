@@ -13,7 +13,7 @@ from hires.errors import BudgetError
 from hires.kernels.policies import Global
 from hires.placement import choose_tile, in_tiles, policy_notes
 from hires.presets import preset
-from hires.resolution import check_size, relay_note, snap
+from hires.resolution import bins_of, check_size, relay_note, snap
 from hires.search import WHERE, Way, make_ladder, offloads, search, tiny_rung
 from hires.specs import ModelSpec
 from hires.stage_cost import choose_dtype, choose_text, stage_cost
@@ -94,7 +94,7 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
     check_steps(stages, spec)
     stages, cut = with_room(stages, request, spec, replace(device, budget_bytes=roomy_bytes(device)), dtype)
     notes += cut
-    notes.append(relay_note(tuple(stage.canvas for stage in stages), spec.bins))
+    notes.append(relay_note(tuple(stage.canvas for stage in stages), bins_of(spec)))
     if request.sigma_max is not None:
         notes.append(
             f"starts from sigma {stages[0].sigma_start:g} instead of the checkpoint's {spec.sigma_max:g}: "

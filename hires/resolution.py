@@ -9,6 +9,7 @@ import re
 
 from hires.errors import SizeError
 from hires.families import FamilyFacts
+from hires.specs import ModelSpec
 from hires.tiling.geometry import Box, Size
 
 LARGEST_SIDE_PX = 131_072
@@ -91,11 +92,17 @@ def aspect_bins(size_class: int) -> tuple[Size, ...]:
     return tuple(Size(*screens.get(pair, pair)) for pair in floored)
 
 
+@functools.cache
 def bins_for(facts: FamilyFacts, native_px: int, align_px: int) -> tuple[Size, ...]:
     """The sizes a model's base pictures are rendered at: PixArt's own table, for others bins of about native area."""
     if facts.network == "pixart" and facts.bins is not None:
         return aspect_bins(facts.bins)
     return make_bins(native_px, max(align_px, 64 if native_px >= 512 else align_px))
+
+
+def bins_of(spec: ModelSpec) -> tuple[Size, ...]:
+    """The sizes that base pictures of a model are rendered at."""
+    return bins_for(spec.facts, spec.native_px, spec.align_px)
 
 
 def nearest_bin(size: Size, bins: tuple[Size, ...]) -> Size:

@@ -30,7 +30,6 @@ from hires.layouts import (
 )
 from hires.locate import NAMED_MODELS as NAMED_MODELS
 from hires.locate import Part, find_model, find_part, folder_part
-from hires.resolution import bins_for
 from hires.tiling.geometry import Size
 
 LEAST_ALPHA_BAR = 4.8973451890853435e-08  # what a rescaled schedule ends at instead of 0: sigma 4518.7
@@ -52,7 +51,6 @@ class ModelSpec:
     cell_px: int
     native_px: int
     align_px: int
-    bins: tuple[Size, ...]
     network: NetworkShape
     vae: VaeShape
     network_params: int
@@ -134,7 +132,6 @@ def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
         cell_px=cell_px,
         native_px=native_px,
         align_px=align_px,
-        bins=bins_for(facts, native_px, align_px),
         network=shape,
         vae=_vae_shape(vae_config),
         network_params=_params([parts["network"]], found),

@@ -15,7 +15,7 @@ from hires.levels import make_levels
 from hires.placement import place, whole_grid
 from hires.presets import Preset, preset
 from hires.renoise import relay_sigma
-from hires.resolution import snap, stage_canvases
+from hires.resolution import bins_of, snap, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec
 from hires.tiling.geometry import Size
@@ -32,7 +32,7 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tu
                 f"--strategy {asked}: --stage lists the stages of a progressive render; leave one of the two out"
             )
         return "progressive", "the stages that were asked for"
-    several = len(stage_canvases(canvas, spec.bins, spec.align_px)) > 1
+    several = len(stage_canvases(canvas, bins_of(spec), spec.align_px)) > 1
     if strength is not None and several and strength <= REFINED_STRENGTH and asked in ("auto", "tiled"):
         return "tiled", f"at strength {strength:g} the picture's own composition holds the tiles together"
     if asked == "auto":
@@ -149,7 +149,7 @@ def make_stages(
 def stage_sizes(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, growth: float) -> tuple[Size, ...]:
     """The canvases that a render goes through. RequestError for stages asked for that do not grow to the last."""
     if not request.stages:
-        return stage_canvases(canvas, spec.bins, spec.align_px, growth) if strategy == "progressive" else (canvas,)
+        return stage_canvases(canvas, bins_of(spec), spec.align_px, growth) if strategy == "progressive" else (canvas,)
     found: list[Size] = []
     for spec_of_stage in request.stages:
         if spec_of_stage.size is None:

@@ -14,7 +14,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 import hires
-from hires.conditioning import Conditioning, concatenate
+from hires.conditioning import Conditioning
 from hires.control import load_control
 from hires.cost import pixart_flops
 from hires.errors import ModelError, RequestError
@@ -135,7 +135,7 @@ def test_a_tile_follows_its_own_edges(made: Made) -> None:
     boxes, network = (Box(0, 0, 16, 16), Box(8, 24, 16, 16)), made.network()
     tiles = [x[..., box.rows, box.cols] for box in boxes]
     with torch.inference_mode():
-        both = network(torch.cat(tiles), 50.0, concatenate([cond.crop(box) for box in boxes]))
+        both = network(torch.cat(tiles), 50.0, Conditioning.concatenate(*(cond.crop(box) for box in boxes)))
         for index, (tile, box) in enumerate(zip(tiles, boxes, strict=True)):
             alone = network(tile, 50.0, cond.crop(box))
             assert (both[index] - alone[0]).abs().max() <= 1e-4 * alone.abs().max()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.conditioning import Conditioning, concatenate, sdxl_size_ids
+from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import edm_v, eps, guided
 from hires.specs import vp_sigmas
 from hires.tiling.geometry import Size
@@ -71,8 +71,8 @@ def test_guidance_shares_one_batch_and_follows_the_formula() -> None:
 
 
 def test_conditionings_join_in_order_and_must_agree() -> None:
-    joined = concatenate([conditioning(1.0), conditioning(2.0)])
+    joined = conditioning(1.0).concatenate(conditioning(2.0))
     assert joined.batch == 2
     assert joined.tokens[:, 0, 0].tolist() == [1.0, 2.0]
     with pytest.raises(AssertionError):
-        concatenate([conditioning(1.0), Conditioning(tokens=torch.zeros(1, 2, 3))])
+        conditioning(1.0).concatenate(Conditioning(tokens=torch.zeros(1, 2, 3)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.conditioning import Conditioning, concatenate, pixart_resolution
+from hires.conditioning import Conditioning, pixart_resolution
 from hires.families import second_half_factors
 from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
 from hires.processors import add_compression
@@ -60,7 +60,11 @@ def test_other_sizes_and_a_padded_text_are_upstreams_to_rounding() -> None:
 
 
 def test_padding_the_text_changes_nothing() -> None:
-    model, x, cond = transformer(32, 0.5), latents(32, 32, 2), concatenate([prompt(5, 300, s, Size(32, 32)) for s in (3, 4)])
+    model, x, cond = (
+        transformer(32, 0.5),
+        latents(32, 32, 2),
+        Conditioning.concatenate(*(prompt(5, 300, s, Size(32, 32)) for s in (3, 4))),
+    )
     tokens, bias = padded_text(cond.tokens, cond.mask)
     assert tokens.shape == (2, 304, CAPTION) and bias is not None and bias.shape == (2, 1, 304)
     expected = upstream(copy.deepcopy(model), x, 700, cond)
@@ -74,7 +78,7 @@ def test_padding_the_text_changes_nothing() -> None:
 
 def test_size_conditions_are_the_resolution_and_its_aspect() -> None:
     model, x = transformer(32, 0.5, sized=True), latents(24, 32, 2)
-    cond = concatenate([prompt(5, 120, s, Size(24, 32)) for s in (3, 4)])
+    cond = Conditioning.concatenate(*(prompt(5, 120, s, Size(24, 32)) for s in (3, 4)))
     sized = Conditioning(
         tokens=cond.tokens, mask=cond.mask, canvas=cond.canvas, resolution=pixart_resolution(Size(192, 256), 2)
     )
@@ -153,12 +157,12 @@ def test_tiles_of_different_places_go_in_one_batch() -> None:
     network, cond = PixArtNetwork(transformer(32, 0.5), span=32.0), prompt(5, 120, 1, canvas)
     boxes = [Box(0, 0, 32, 32), Box(64, 32, 32, 32), Box(31, 7, 32, 32)]
     x = latents(32, 32, 3)
-    together = network(x, 300, concatenate([cond.crop(box) for box in boxes]))
+    together = network(x, 300, Conditioning.concatenate(*(cond.crop(box) for box in boxes)))
     for index, box in enumerate(boxes):
         torch.testing.assert_close(
             together[index : index + 1], network(x[index : index + 1], 300, cond.crop(box)), rtol=0, atol=2e-6
         )
-    swapped = network(x, 300, concatenate([cond.crop(box) for box in reversed(boxes)]))
+    swapped = network(x, 300, Conditioning.concatenate(*(cond.crop(box) for box in reversed(boxes))))
     assert (swapped[0] - together[0]).abs().max() > 1e-3
 
 
@@ -183,12 +187,12 @@ def test_what_a_tile_knows_moves_with_it() -> None:
     tile = cond.crop(Box(10, 20, 60, 40))
     assert tile.boxes == (Box(10, 20, 60, 40),) and tile.canvas == Size(100, 80)
     assert tile.resolution is not None and tile.resolution.tolist() == [[480, 320]]
-    inner = concatenate([tile, cond.crop(Box(0, 0, 60, 40))]).crop(Box(5, 6, 16, 8))
+    inner = tile.concatenate(cond.crop(Box(0, 0, 60, 40))).crop(Box(5, 6, 16, 8))
     assert inner.boxes == (Box(15, 26, 16, 8), Box(5, 6, 16, 8))
     assert inner.resolution is not None and inner.resolution.tolist() == [[128, 64], [128, 64]]
     assert cond.resolution is not None and cond.resolution.tolist() == [[800, 640]]
     with pytest.raises(AssertionError, match="canvases"):
-        concatenate([cond, prompt(5, 16, 1, Size(10, 10))])
+        cond.concatenate(prompt(5, 16, 1, Size(10, 10)))
 
 
 def attention_by_hand(attn: torch.nn.Module, x: Tensor, grid: tuple[int, int], factor: int, learned: bool) -> Tensor:

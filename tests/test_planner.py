@@ -28,14 +28,12 @@ def request(size: Size, **options: object) -> RenderRequest:
 @pytest.fixture(scope="session")
 def cosxl(demo: ModelSpec) -> ModelSpec:
     """The shapes and bytes of the full CosXL, no weights."""
-    from hires.resolution import make_bins
 
     return replace(
         demo,
         name="cosxl",
         native_px=1024,
         align_px=32,
-        bins=make_bins(1024, 64),
         network=UNetShape(
             channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4
         ),

@@ -9,7 +9,6 @@ from diffusers import PixArtTransformer2DModel
 
 from hires.conditioning import Conditioning
 from hires.families import FAMILIES, PixArtShape
-from hires.resolution import bins_for
 from hires.specs import ModelSpec, vp_sigmas
 from hires.tiling.geometry import Size
 
@@ -56,7 +55,6 @@ def spec(demo: ModelSpec, family: str) -> ModelSpec:
         vp_betas=facts.betas,
         native_px=facts.native_px,
         align_px=16,
-        bins=bins_for(facts, facts.native_px, 16),
         network=PixArtShape(layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, patch=2, caption_width=CAPTION, latent_channels=4),
         network_params=50_000,
         defaults=facts.defaults,

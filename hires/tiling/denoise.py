@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.conditioning import concatenate
 from hires.denoisers import Denoiser
 from hires.kernels.blend import blend_accumulate
 from hires.tiling.blend import BlendWeights, blend_weights
@@ -91,7 +90,11 @@ def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, units: Seq
     groups = ((box, [picture for _, picture in group]) for box, group in itertools.groupby(units, lambda unit: unit[0]))
     spans = [(box, pictures[0], pictures[-1] + 1) for box, pictures in groups]
     tiles = [x[start:stop, :, box.rows, box.cols] for box, start, stop in spans]
-    conds = None if cond is None else concatenate([cond.pictures(start, stop).crop(box) for box, start, stop in spans])
+    if cond is None:
+        conds = None
+    else:
+        first, *others = (cond.pictures(start, stop).crop(box) for box, start, stop in spans)
+        conds = first.concatenate(*others)
     found = denoise(torch.cat(tiles) if len(tiles) > 1 else tiles[0], sigma, conds)
     return torch.split(found, [stop - start for _, start, stop in spans])
 

@@ -20,7 +20,6 @@ from hires.machines import host_device
 from hires.noise import canvas_noise
 from hires.pipelines import progressive
 from hires.presets import parse_stage
-from hires.resolution import make_bins
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
@@ -45,7 +44,7 @@ def test_cosxl(tmp_path: Path) -> None:
         prompt="a red sun", size=SIZE, model=str(made.path), parts=None if made.parts is None else str(made.parts),
         guidance=4.0, sampler="euler", stages=STAGES, relay=parse_stage(RELAY), seed=2,
     )  # fmt: skip
-    of = replace(spec_for(request), native_px=128, bins=make_bins(128, 32))
+    of = replace(spec_for(request), native_px=128)
     plan = planned(request, of)
     ours = execute.load_family(request, plan, of, CPU, Ladder([plan.decode], str), None)
     words = encode_prompts(of, ["a red sun", ""], torch.float32, CPU)
@@ -68,7 +67,7 @@ def test_cosxl(tmp_path: Path) -> None:
 def test_pixart_sigma(demo: ModelSpec) -> None:
     """Every tile a picture of its own, as diffusers' module has it."""
     of, network = spec(demo, "pixart-sigma-256"), transformer(16, 0.25)
-    of = replace(of, native_px=128, bins=make_bins(128, 32))
+    of = replace(of, native_px=128)
     request = RenderRequest(
         prompt="",
         size=SIZE,
