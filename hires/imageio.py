@@ -16,6 +16,7 @@ from hires.resolution import cover
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
+from hires.whole_tiff import check_whole_tiff
 
 __all__ = [
     "ArraySink",
@@ -70,6 +71,7 @@ def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArra
     if isinstance(source, Image.Image):
         return _as_rgb(source)
     try:
+        check_whole_tiff(Path(source))
         with Image.open(source) as opened:
             deep = opened.mode.startswith(("I", "F"))  # Pillow would clip them to 8 bits
             return _by_source(Path(source)) if deep else _as_rgb(opened)

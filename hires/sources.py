@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from hires.errors import RequestError
 from hires.tiling.geometry import Box, Size
+from hires.whole_tiff import TIFF_HEADS, check_whole_tiff
 
 if TYPE_CHECKING:
     import pyvips
@@ -29,7 +30,6 @@ PictureLike = str | Path | Image.Image | NDArray[Any]
 STRIP_BYTES = 2**22
 IN_MEMORY_BYTES = 2**25  # up to which a turned picture needs no scratch file
 VALUES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16), "float": np.dtype(np.float32)}
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PILLOWS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # BMP, PPM and its kin
 AS_THEY_ARE = ("b-w", "srgb", "rgb", "rgb16", "grey16", "scrgb", "multiband")  # others are converted to sRGB
 
@@ -174,6 +174,7 @@ def _opened(path: Path) -> ImageSource:
     try:
         with path.open("rb") as file:
             head = file.read(4)
+        check_whole_tiff(path)
     except OSError as error:
         raise _damaged(name, error) from None
     if head[:2] in PILLOWS:
@@ -182,7 +183,7 @@ def _opened(path: Path) -> ImageSource:
     turn = image.get("orientation") if image.get_typeof("orientation") else 1
     if turn in range(2, 9):
         return _turned(image, icc, name)
-    if head in TIFFS and _is_tiled(path):
+    if head in TIFF_HEADS and _is_tiled(path):
         return TilePicture(_uniform(_loaded(path, "random"), name)[0], icc, name)
     return RowPicture(path, image, icc)
 
@@ -190,9 +191,12 @@ def _opened(path: Path) -> ImageSource:
 def _loaded(path: Path, access: str) -> pyvips.Image:
     import pyvips
 
-    try:  # revalidate: libvips otherwise gives what it last read under that name
-        return pyvips.Image.new_from_file(str(path), access=access, fail_on="error", revalidate=True)
-    except pyvips.Error as error:
+    try:
+        with path.open("rb") as file:  # a TIFF's tile that cannot be decoded is black, unless libvips fails at warnings
+            fail_on = "warning" if file.read(4) in TIFF_HEADS else "error"
+        # revalidate: libvips otherwise gives what it last read under that name
+        return pyvips.Image.new_from_file(str(path), access=access, fail_on=fail_on, revalidate=True)
+    except (OSError, pyvips.Error) as error:
         raise _damaged(str(path)[:200], error) from None
 
 
