@@ -1,4 +1,4 @@
-"""Pictures read box by box from PNG, JPEG, WebP, TIFF and whatever else libvips reads, of any height, or from an array.
+"""Pictures read box by box from PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM, of any height, or from an array.
 
 A file whose format goes from top to bottom is decoded once as boxes go down it; rows above the last box's top are let go, and a
 box above them starts over. A tiled TIFF is read where it is asked for. A picture that its EXIF orientation turns is decoded
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hires.decoders import WHOLE_FORMATS, open_vips
 from hires.errors import RequestError
 from hires.tiling.geometry import Box, Size
 from hires.whole_tiff import TIFF_HEADS, check_whole_tiff
@@ -195,7 +196,7 @@ def _loaded(path: Path, access: str) -> pyvips.Image:
         with path.open("rb") as file:  # a TIFF's tile that cannot be decoded is black, unless libvips fails at warnings
             fail_on = "warning" if file.read(4) in TIFF_HEADS else "error"
         # revalidate: libvips otherwise gives what it last read under that name
-        return pyvips.Image.new_from_file(str(path), access=access, fail_on=fail_on, revalidate=True)
+        return open_vips(path, access=access, fail_on=fail_on, revalidate=True)
     except (OSError, pyvips.Error) as error:
         raise _damaged(str(path)[:200], error) from None
 
@@ -235,7 +236,7 @@ def _turned(image: pyvips.Image, icc: bytes | None, name: str) -> TilePicture:
 def _by_pillow(path: Path, name: str) -> ArrayPicture:
     """A format that libvips is built without, read whole."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=WHOLE_FORMATS) as picture:
             return ArrayPicture(_of_pil(picture), picture.info.get("icc_profile"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(name, error) from None
