@@ -1,4 +1,4 @@
-"""Only the named picture formats are opened: no Ghostscript for an EPS, no local file through an SVG, whatever the name says."""
+"""Only the named picture formats are opened, whatever the name says: an EPS starts no program, an SVG draws no local file."""
 
 from __future__ import annotations
 
