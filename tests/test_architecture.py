@@ -63,6 +63,8 @@ ROWS = (
     (
         "outputs",
         "png",
+        "whole_tiff",
+        "decoders",
         "tiff",
         "formats",
         "sinks",
@@ -82,13 +84,12 @@ ROWS = (
         "readout",
         "chart",
     ),
-    ("kernels",),
+    ("kernels", "single"),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     (
         "quiet",
         "offload",
         "previews",
-        "single",
         "weights",
         "single_file",
         "lora",
