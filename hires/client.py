@@ -107,10 +107,12 @@ class RemoteJob:
         """A finished picture in memory."""
         from PIL import Image
 
+        from hires.decoders import PILLOW_FORMATS
+
         into = io.BytesIO()
         self._fetch(picture, into)
         into.seek(0)
-        found = Image.open(into)
+        found = Image.open(into, formats=PILLOW_FORMATS)
         found.load()
         return found
 

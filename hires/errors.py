@@ -9,7 +9,7 @@ HiresError
 │   └── BudgetError       no plan fits the budget
 ├── RunError              something failed while running; exit code 1
 │   ├── MemoryLadderError every rung of the plan's ladder ran out of memory
-│   ├── NotFiniteError    the network gives no numbers, in float32 either
+│   ├── NotFiniteError    the network or the autoencoder gives no numbers, in float32 either
 │   └── WriteError        the disk refused the file
 └── Cancelled             the user stopped it; exit code 130
 """

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hires.decoders import open_vips
 from hires.errors import OutputError, RequestError
 from hires.outputs import check_place
 from hires.png import LARGEST_SIDE, SIGNATURE, read_png_text
@@ -83,7 +84,7 @@ def _described(path: Path) -> dict[str, str]:
     from PIL import Image
 
     try:
-        image = pyvips.Image.new_from_file(str(path), revalidate=True)
+        image = open_vips(path, revalidate=True)
     except pyvips.Error as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
     if image.get_typeof("image-description"):

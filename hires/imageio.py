@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hires.boxes import unit
+from hires.decoders import PILLOW_FORMATS
 from hires.errors import OutputError, RequestError
 from hires.formats import check_fits, check_output, read_text
 from hires.resolution import cover
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
+from hires.whole_tiff import check_whole_tiff
 
 __all__ = [
     "ArraySink",
@@ -70,7 +72,8 @@ def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArra
     if isinstance(source, Image.Image):
         return _as_rgb(source)
     try:
-        with Image.open(source) as opened:
+        check_whole_tiff(Path(source))
+        with Image.open(source, formats=PILLOW_FORMATS) as opened:
             deep = opened.mode.startswith(("I", "F"))  # Pillow would clip them to 8 bits
             return _by_source(Path(source)) if deep else _as_rgb(opened)
     except UnidentifiedImageError:  # 16 bits of colour in a TIFF, HEIC, AVIF

@@ -43,7 +43,7 @@ def vae_folder(name: str) -> Path:
     path = load_spec(name).path if name in NAMED_MODELS else Path(name)
     for folder in (path / "vae", path):
         config = folder / "config.json"
-        if config.is_file() and read_json(config).get("_class_name", "").startswith("Autoencoder"):
+        if config.is_file() and str(read_json(config).get("_class_name", "")).startswith("Autoencoder"):
             return folder
     raise ModelError(f"--vae {name}: no folder with an autoencoder's config.json; give demo or a diffusers folder")
 

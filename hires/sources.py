@@ -1,4 +1,4 @@
-"""Pictures read box by box from PNG, JPEG, WebP, TIFF and whatever else libvips reads, of any height, or from an array.
+"""Pictures read box by box from PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM, of any height, or from an array.
 
 A file whose format goes from top to bottom is decoded once as boxes go down it; rows above the last box's top are let go, and a
 box above them starts over. A tiled TIFF is read where it is asked for. A picture that its EXIF orientation turns is decoded
@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hires.decoders import WHOLE_FORMATS, open_vips
 from hires.errors import RequestError
 from hires.tiling.geometry import Box, Size
+from hires.whole_tiff import TIFF_HEADS, check_whole_tiff
 
 if TYPE_CHECKING:
     import pyvips
@@ -29,7 +31,6 @@ PictureLike = str | Path | Image.Image | NDArray[Any]
 STRIP_BYTES = 2**22
 IN_MEMORY_BYTES = 2**25  # up to which a turned picture needs no scratch file
 VALUES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16), "float": np.dtype(np.float32)}
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PILLOWS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # BMP, PPM and its kin
 AS_THEY_ARE = ("b-w", "srgb", "rgb", "rgb16", "grey16", "scrgb", "multiband")  # others are converted to sRGB
 
@@ -174,6 +175,7 @@ def _opened(path: Path) -> ImageSource:
     try:
         with path.open("rb") as file:
             head = file.read(4)
+        check_whole_tiff(path)
     except OSError as error:
         raise _damaged(name, error) from None
     if head[:2] in PILLOWS:
@@ -182,7 +184,7 @@ def _opened(path: Path) -> ImageSource:
     turn = image.get("orientation") if image.get_typeof("orientation") else 1
     if turn in range(2, 9):
         return _turned(image, icc, name)
-    if head in TIFFS and _is_tiled(path):
+    if head in TIFF_HEADS and _is_tiled(path):
         return TilePicture(_uniform(_loaded(path, "random"), name)[0], icc, name)
     return RowPicture(path, image, icc)
 
@@ -190,9 +192,12 @@ def _opened(path: Path) -> ImageSource:
 def _loaded(path: Path, access: str) -> pyvips.Image:
     import pyvips
 
-    try:  # revalidate: libvips otherwise gives what it last read under that name
-        return pyvips.Image.new_from_file(str(path), access=access, fail_on="error", revalidate=True)
-    except pyvips.Error as error:
+    try:
+        with path.open("rb") as file:  # a TIFF's tile that cannot be decoded is black, unless libvips fails at warnings
+            fail_on = "warning" if file.read(4) in TIFF_HEADS else "error"
+        # revalidate: libvips otherwise gives what it last read under that name
+        return open_vips(path, access=access, fail_on=fail_on, revalidate=True)
+    except (OSError, pyvips.Error) as error:
         raise _damaged(str(path)[:200], error) from None
 
 
@@ -231,7 +236,7 @@ def _turned(image: pyvips.Image, icc: bytes | None, name: str) -> TilePicture:
 def _by_pillow(path: Path, name: str) -> ArrayPicture:
     """A format that libvips is built without, read whole."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=WHOLE_FORMATS) as picture:
             return ArrayPicture(_of_pil(picture), picture.info.get("icc_profile"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(name, error) from None

@@ -156,7 +156,8 @@ def load_tokenizer(spec: ModelSpec, component: str) -> Any:
     kind = AutoTokenizer if spec.facts.text == ("t5",) else CLIPTokenizer
     try:
         with quiet_imports():
-            return kind.from_pretrained(part.path, local_files_only=True)
+            # without trust_remote_code=False a folder's tokenizer asks on the terminal whether to run its own code
+            return kind.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged vocabulary is a bare Exception of the tokenizers library
         what = f"the tokenizer cannot be loaded ({_first_line(error)})"
         raise ModelError(f"{part.path}: {what}{_spiece_hint(part.path)}") from error
@@ -219,7 +220,12 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
     try:
         with quiet_imports():
             model, report = kind.from_pretrained(
-                part.path, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
+                part.path,
+                dtype=dtype,
+                variant=variant,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except LOADING_ERRORS as error:
         if is_out_of_memory(error):

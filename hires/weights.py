@@ -76,7 +76,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         from diffusers import AutoencoderKL, AutoencoderTiny
     kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     config = read_json(folder / "config.json")
-    name = config.get("_class_name", "AutoencoderKL")
+    name = str(config.get("_class_name", "AutoencoderKL"))
     if name not in kinds:
         raise ModelError(f"{folder}: {name} is not known; an AutoencoderKL or AutoencoderTiny is needed")
     return take_weights(build(kinds[name], config), read_weights(folder), folder, dtype, device)

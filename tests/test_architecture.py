@@ -64,6 +64,8 @@ ROWS = (
     (
         "outputs",
         "png",
+        "whole_tiff",
+        "decoders",
         "tiff",
         "formats",
         "sinks",
@@ -83,13 +85,12 @@ ROWS = (
         "readout",
         "chart",
     ),
-    ("kernels",),
+    ("kernels", "single"),
     ("tiling", "lowpass", "guides", "colour", "enlarge"),
     (
         "quiet",
         "offload",
         "previews",
-        "single",
         "weights",
         "single_file",
         "lora",

@@ -322,7 +322,10 @@ class LoadedFamily:
             smooth = F.interpolate(colours[None], scale_factor=PREVIEW_PX, mode="bicubic", align_corners=False)[0]
             return to_uint8(smooth.permute(1, 2, 0).numpy())
         small = thumbnail(latents)
-        pixels, message = attempt(self.tiny.decode, small)
+        try:
+            pixels, message = attempt(self.tiny.decode, small)
+        except NotFiniteError as error:  # a preview is no picture: the render goes on
+            pixels, message = None, str(error)
         if pixels is None:
             log.warning("no preview: %s", message)
             return None

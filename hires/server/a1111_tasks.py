@@ -14,6 +14,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from hires import catalogue, infotext
+from hires.decoders import PILLOW_FORMATS
 from hires.errors import RequestError
 from hires.formats import read_text
 from hires.server import scripts
@@ -291,7 +292,7 @@ def _pasted(job: Job, index: int, picture: Image.Image, mask: Image.Image, box: 
         return made
     path = job.folder / made.file
     text = read_text(path)
-    with Image.open(path) as opened:
+    with Image.open(path, formats=PILLOW_FORMATS) as opened:
         drawn = opened.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
     whole = picture.copy()
     whole.paste(drawn, box[:2], mask.crop(box))

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hires.decoders import open_vips
 from hires.errors import RunError
 from hires.tiling.geometry import Size
 
@@ -38,8 +39,6 @@ class Pyramid:
 
     def tile(self, level: int, column: int, row: int) -> bytes | None:
         """A tile as a JPEG; None outside the picture. Level 0 is the smallest page."""
-        import pyvips
-
         if not 0 <= level <= self.deepest:
             return None
         page = self.deepest - level
@@ -48,7 +47,7 @@ class Pyramid:
         left, top = column * TILE_PX, row * TILE_PX
         if min(column, row) < 0 or left >= wanted.width or top >= wanted.height:
             return None
-        image = pyvips.Image.new_from_file(str(self.path), page=page)
+        image = open_vips(self.path, page=page)
         width, height = min(TILE_PX, wanted.width - left), min(TILE_PX, wanted.height - top)
         inner = image.crop(
             min(left, held.width - 1),
@@ -88,9 +87,7 @@ def _pyramid(path: Path, changed: int) -> Pyramid:
 
 
 def _build(path: Path, view: Path) -> None:
-    import pyvips
-
-    image = _eight(pyvips.Image.new_from_file(str(path), access="sequential"))
+    image = _eight(open_vips(path, access="sequential"))
     part = view.with_name(f".{view.name}.part")
     try:
         image.tiffsave(
@@ -113,13 +110,11 @@ def _eight(image: Any) -> Any:
 
 def _pages(path: Path) -> tuple[Size, ...] | None:
     """The sizes of a pyramid's pages, each half of the one before; None where the file is none."""
-    import pyvips
-
-    first = pyvips.Image.new_from_file(str(path))
+    first = open_vips(path)
     count = first.get("n-pages") if first.get_typeof("n-pages") else 1
     sizes = [Size(first.height, first.width)]
     for page in range(1, count):
-        image = pyvips.Image.new_from_file(str(path), page=page)
+        image = open_vips(path, page=page)
         last = sizes[-1]
         if abs(image.width * 2 - last.width) > 1 or abs(image.height * 2 - last.height) > 1:
             return None

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter, ImageOps
 from hires.errors import RequestError
 from hires.server.settings import Limits
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 LONGEST_SHOWN = 60
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from hires import planner
 from hires._version import __version__
 from hires.asked import describe_device, editing, spec_for, text_to_image, with_captions
+from hires.decoders import PILLOW_FORMATS
 from hires.device import choose_device
 from hires.errors import RequestError, SizeError
 from hires.formats import check_fits
@@ -215,7 +216,7 @@ class Runner:
         name = task.picture if isinstance(task, EditTask) else task.init
         if name is None:
             return None
-        with Image.open(folder / name) as opened:
+        with Image.open(folder / name, formats=PILLOW_FORMATS) as opened:
             return opened.size
 
 
@@ -224,7 +225,7 @@ def _within(folder: Path, name: str | None) -> Path | None:
 
 
 def _nearest(source: Path, size: Size) -> Image.Image:
-    with Image.open(source) as opened:
+    with Image.open(source, formats=PILLOW_FORMATS) as opened:
         plain = opened if opened.mode in ("L", "LA", "RGB", "RGBA") else opened.convert("RGB")
         return plain.resize((size.width, size.height), Image.Resampling.NEAREST)
 

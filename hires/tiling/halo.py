@@ -6,6 +6,7 @@ rows beside it, no more. A band computed with that many rows more and cut is the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from hires.cost import MOST_ELEMENTS, VaePolicy, halo_policy
 from hires.errors import BudgetError, RequestError
 from hires.kernels.policies import EVERYWHERE, Policy
+from hires.single import in_single
+from hires.tiling import finite
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
 from hires.tiling.rows import join
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
 from hires.types import gib
 
+log = logging.getLogger(__name__)
 BAND_PX = (1024, 512, 256, 128, 64, 32, 16, 8)
 
 
@@ -70,7 +74,8 @@ class HaloVAE:
         wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular.
 
     After an out-of-memory the bands are halved; rows that have left stay. RequestError for a module with norms or
-    attention, BudgetError where no band fits, MemoryLadderError where the smallest one runs out of memory.
+    attention, BudgetError where no band fits, MemoryLadderError where the smallest one runs out of memory, NotFiniteError
+    where the module gives NaN or infinity, in float32 too.
     """
 
     def __init__(
@@ -190,7 +195,8 @@ class HaloVAE:
                 rows = rung.band_rows // self.cell_px
                 bottom = top + -(-(height - top) // -(-(height - top) // rows))
                 first, last = (top - halo, bottom + halo) if self.wrap[0] else (max(0, top - halo), min(height, bottom + halo))
-                out = network(read([row % height for row in range(first, last)], cols))
+                part = read([row % height for row in range(first, last)], cols)
+                out = self._finite(network, part, f"rows {top * scale} to {bottom * scale}")
                 return out[:, :, (top - first) * scale : (bottom - first) * scale, side * scale : (side + width) * scale]
 
             rows = ladder.run(band)
@@ -199,6 +205,18 @@ class HaloVAE:
                 on_band(top, height)
             yield rows
         self.last = VaeRun(policy=ladder.rung.policy, taken=ladder.taken)
+
+    def _finite(self, network: Callable[[Tensor], Tensor], part: Tensor, where: str) -> Tensor:
+        """What the network makes of a part, once more in float32 where lower precision overflows. NotFiniteError as above."""
+        out = network(part)
+        if finite.all_finite(out):
+            return out
+        if self.dtype not in finite.LOWER:
+            return finite.check_finite(out, where)
+        log.warning("%s overflowed in half precision and are computed again in float32", where)
+        with in_single(self.vae):
+            out = finite.check_finite(network(part.float()), where)
+        return finite.lowered(out, self.dtype)
 
 
 def tiled_autoencoder(

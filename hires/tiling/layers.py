@@ -293,7 +293,7 @@ LEAST_ROWS = 8
 
 
 def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Tensor]:
-    """The rows of the last map from `start` on, freeing what lies above them.
+    """The rows of the last map from `start` on, freeing what lies above them. NotFiniteError where they are no numbers.
 
     Everything before it is finished, so an out-of-memory here halves the bands, down to `LEAST_ROWS`, before it counts.
     """
@@ -302,7 +302,7 @@ def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Ten
         count = -(-(picture.height - top) // rows)
         bottom = top + -(-(picture.height - top) // count)
         if rows > LEAST_ROWS:
-            band, message = attempt(lambda span: finite_rows(picture, setting, *span), (top, bottom))
+            band, message = attempt(lambda span: finite_rows(picture, setting, *span, last=True), (top, bottom))
             if band is None:
                 free_memory()
                 rows = max(LEAST_ROWS, (bottom - top) // 2)
@@ -312,7 +312,7 @@ def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Ten
                 )
                 continue
         else:
-            band = finite_rows(picture, setting, top, bottom)
+            band = finite_rows(picture, setting, top, bottom, last=True)
         picture.release(bottom)
         setting.on_band()
         yield band

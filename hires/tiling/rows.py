@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hires.kernels.group_norm import group_norm_apply
 from hires.kernels.policies import EVERYWHERE, Policy
+from hires.tiling import finite
 from hires.tiling.geometry import bands
 from hires.tiling.norm import affine, moments
 from hires.tiling.transfer import Arriving, Copier
@@ -151,20 +152,26 @@ class Kept(RowMap):
                 self._bands[index] = None
 
 
-def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int) -> Tensor:
-    """Rows of a map; computed again in float32, and counted, where half precision overflowed."""
-    rows = source.read(top, bottom)
-    if setting.dtype != torch.float16 or bool(torch.isfinite(rows).all()):
+def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int, *, last: bool = False) -> Tensor:
+    """Rows of a map; computed again in float32, and counted, where half precision overflowed.
+
+    last: of the map that is handed out, which is checked in every precision: NotFiniteError where float32 does not help.
+    NaN and infinity of earlier maps reach it through the norms.
+    """
+    rows, dtype = source.read(top, bottom), setting.dtype
+    if not (last or dtype == torch.float16) or finite.all_finite(rows):
         return rows
-    setting.dtype = torch.float32
-    try:
-        rows = source.read(top, bottom)
-    finally:
-        setting.dtype = torch.float16
-    setting.recomputed += 1
-    log.warning("rows %d to %d overflowed in half precision and were computed again in float32", top, bottom)
-    half = rows.half()
-    return half if bool(torch.isfinite(half).all()) else rows
+    if dtype in finite.LOWER:
+        setting.dtype = torch.float32
+        try:
+            rows = source.read(top, bottom)
+        finally:
+            setting.dtype = dtype
+        setting.recomputed += 1
+        log.warning("rows %d to %d overflowed in half precision and were computed again in float32", top, bottom)
+    if last:
+        finite.check_finite(rows, f"rows {top} to {bottom}")
+    return finite.lowered(rows, dtype)
 
 
 class Normed(RowMap):

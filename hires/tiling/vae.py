@@ -19,6 +19,7 @@ from hires.cost import VaePolicy, vae_ladder
 from hires.errors import RequestError, unknown
 from hires.families import VaeShape
 from hires.kernels.policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
+from hires.tiling import finite
 from hires.tiling.geometry import Box, Size
 from hires.tiling.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
 from hires.tiling.retry import Ladder, attempt
@@ -91,8 +92,8 @@ class TiledVAE:
 
     After an out-of-memory the next smaller policy goes on from the last feature map if that is still whole, else from the
     start; rows that have left stay as they are. RequestError for an unknown policy, BudgetError where none fits,
-    MemoryLadderError where the smallest one runs out of memory. `last` tells what happened, `retries` and `recomputed`
-    count over all calls.
+    MemoryLadderError where the smallest one runs out of memory, NotFiniteError where the module gives NaN or infinity, in
+    float32 too. `last` tells what happened, `retries` and `recomputed` count over all calls.
     """
 
     def __init__(
@@ -320,9 +321,14 @@ class Run:
         return rung.policy == "whole" and not wraps and self.attention == EVERYWHERE and self.backend is None
 
     def _finite(self, result: Tensor) -> bool:
-        """What half precision gave can be used; if not, the bands that overflow are computed again."""
-        if result.dtype != torch.float16 or bool(torch.isfinite(result).all()):
+        """What half precision gave can be used; if not, the bands that overflow are computed again.
+
+        NotFiniteError where it is no numbers in a higher precision.
+        """
+        if finite.all_finite(result):
             return True
+        if result.dtype not in finite.LOWER:
+            finite.check_finite(result, "the whole result")
         log.warning("the whole result overflowed in half precision: it is computed again in one band")
         return False
 
