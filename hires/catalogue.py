@@ -15,7 +15,6 @@ PARAMETERISATIONS = ("edm_v", "eps", "v")
 LCM_TIMESTEPS = 50  # of the 1000 that an LCM was distilled at
 FEW_STEP = ("lcm", "turbo", "dmd")
 VP = ("eps", "v")
-LCM_TIMESTEPS = 50  # an LCM is distilled at that many of its 1000
 ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive: 21 to 42 measured on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
 
 
