@@ -175,9 +175,9 @@ def host(side: int) -> Runs:
     """Float32 latents of the whole canvas, a small autoencoder band by band, every band into a PNG."""
     import torch
 
-    from hires.imageio import ImageSink
     from hires.kernels.blend import to_integers
     from hires.quiet import quiet_imports
+    from hires.sinks import ImageSink
     from hires.tiling.geometry import Size
     from hires.tiling.halo import HaloVAE
 

@@ -31,11 +31,11 @@ from hires.cost import VaePolicy
 from hires.device import choose_device, peak_resident_bytes, reset_resident_peak
 from hires.errors import HiresError
 from hires.metrics import Floats, psnr, seam_score
+from hires.quiet import quiet_imports
 from hires.resolution import parse_size
 from hires.tiling.geometry import Size, bands
 from hires.tiling.vae import TiledVAE
 from hires.types import VAE_POLICIES
-from hires.weights import quiet_imports
 
 COLUMNS = (
     "side", "way", "seconds", "over_first", "peak_mib", "predicted_mib", "gflop", "psnr_db", "max_abs", "seam_over_control",

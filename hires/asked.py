@@ -148,7 +148,7 @@ def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int |
         raise RequestError(f"--bits {bits}: give 8 or 16")
     if output is None:
         return Delivery(None, bits=bits or 8)
-    from hires.imageio import check_fits, check_output
+    from hires.formats import check_fits, check_output
 
     path = check_output(_path(output), overwrite)
     check_fits(path, size, dtype=f"uint{bits or 8}")

@@ -157,8 +157,9 @@ def collect_info() -> dict[str, dict[str, str]]:
     from hires.device import choose_device, probe
     from hires.kernels import blend, group_norm
     from hires.kernels.dispatch import AttentionSpec, table
-    from hires.specs import NAMED_MODELS, load_spec
-    from hires.weights import quiet_imports
+    from hires.locate import NAMED_MODELS
+    from hires.quiet import quiet_imports
+    from hires.specs import load_spec
 
     device = choose_device("auto")
     facts = probe(device)

@@ -14,7 +14,7 @@ from hires.infotext import written
 from hires.types import Event, MemoryPlan, OnEvent, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
-    from hires.imageio import ImageSink
+    from hires.sinks import ImageSink
     from hires.tiling.geometry import Size
 
 OpenSink = Callable[["Size"], "ImageSink"]
@@ -37,7 +37,7 @@ class Delivery:
     _sink: ImageSink | None = field(default=None, init=False)
 
     def __call__(self, size: Size) -> ImageSink:
-        from hires.imageio import ArraySink, ImageSink
+        from hires.sinks import ArraySink, ImageSink
 
         self.abort()
         kind = f"uint{self.bits}"
@@ -52,7 +52,7 @@ class Delivery:
 
     def finish(self, result: RenderResult, request: RenderRequest, tell: OnEvent) -> RenderResult:
         """The result with its file, which now is there, or with its pixels."""
-        from hires.imageio import ArraySink
+        from hires.sinks import ArraySink
 
         assert self._sink is not None, "a picture was decoded"
         if isinstance(self._sink, ArraySink):
@@ -70,7 +70,7 @@ class Delivery:
 
 
 def _read(path: Path) -> Any:
-    from hires.imageio import ImageSource
+    from hires.sources import ImageSource
     from hires.tiling.geometry import Box
 
     with ImageSource.open(path) as source:

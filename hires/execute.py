@@ -16,7 +16,7 @@ from hires.colour import Moments, adain, wavelet_fixed
 from hires.delivery import Delivery, OpenSink
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
-from hires.imageio import ImageSink, fitted, on_canvas
+from hires.imageio import fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.pipelines import progressive
@@ -26,6 +26,7 @@ from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
 from hires.resolution import relay_view
+from hires.sinks import ImageSink
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged, Padded

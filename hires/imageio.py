@@ -12,27 +12,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hires.boxes import unit
 from hires.decoders import PILLOW_FORMATS
 from hires.errors import OutputError, RequestError
-from hires.formats import check_fits, check_output, read_text
+from hires.formats import check_output
 from hires.resolution import cover
-from hires.sinks import ArraySink, ImageSink
+from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
 from hires.whole_tiff import check_whole_tiff
-
-__all__ = [
-    "ArraySink",
-    "ImageSink",
-    "ImageSource",
-    "check_fits",
-    "check_output",
-    "check_png",
-    "fitted",
-    "on_canvas",
-    "read_picture",
-    "read_text",
-    "save_png",
-    "to_uint8",
-]
 
 
 def check_png(path: Path, overwrite: bool) -> Path:

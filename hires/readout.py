@@ -12,7 +12,8 @@ from typing import Any
 from hires.boxes import ArraySource
 from hires.contrast import FULL, VIVID, Contrast
 from hires.errors import RequestError
-from hires.imageio import read_picture, read_text
+from hires.formats import read_text
+from hires.imageio import read_picture
 from hires.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
 

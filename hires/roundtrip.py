@@ -11,10 +11,12 @@ from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
 from hires.folders import read_json
 from hires.kernels.policies import Policy, make_policy
+from hires.locate import NAMED_MODELS
 from hires.resolution import round_up
-from hires.specs import NAMED_MODELS, load_spec
+from hires.specs import load_spec
+from hires.stage_spec import parse_policy
 from hires.tiling.geometry import Size
-from hires.types import OnEvent, parse_bytes, parse_policy
+from hires.types import OnEvent, parse_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +95,11 @@ def vae_roundtrip(
     import torch
 
     from hires.device import choose_device, freed_pages, peak_resident_bytes, probe
-    from hires.imageio import ArraySink, ImageSink, check_fits, check_output, read_picture
+    from hires.formats import check_fits, check_output
+    from hires.imageio import read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics import psnr
+    from hires.sinks import ArraySink, ImageSink
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
     from hires.types import Event

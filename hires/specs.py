@@ -13,7 +13,6 @@ from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.folders import identify_folder, read_json
 from hires.headers import folder_tensors, read_header
-from hires.headers import weight_files as weight_files
 from hires.identify import Finding, identify_file
 from hires.layouts import (
     LDM_CLIP_G,
@@ -28,7 +27,6 @@ from hires.layouts import (
     pixart_config,
     shipped_config,
 )
-from hires.locate import NAMED_MODELS as NAMED_MODELS
 from hires.locate import Part, find_model, find_part, folder_part
 from hires.tiling.geometry import Size
 

@@ -13,10 +13,7 @@ from typing import Any
 from hires import catalogue
 from hires.errors import RequestError
 from hires.kernels.policies import EVERYWHERE, Policy
-from hires.stage_spec import ENLARGERS as ENLARGERS
-from hires.stage_spec import NOTHING_SAID, StageSpec, known
-from hires.stage_spec import GuidePlan as GuidePlan
-from hires.stage_spec import parse_policy as parse_policy
+from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec, known, parse_policy
 from hires.tiling.geometry import Size, TileGrid
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")

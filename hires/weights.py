@@ -18,7 +18,7 @@ from hires.headers import weight_files
 from hires.identify import Finding, identify_file
 from hires.locate import missing
 from hires.lora import LoraLayer, merged, network_layers
-from hires.quiet import quiet_imports as quiet_imports
+from hires.quiet import quiet_imports
 from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
 from hires.specs import ModelSpec, network_config, vae_config_of
 from hires.types import LoraRef

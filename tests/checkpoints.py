@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hires.families import FAMILIES
 from hires.layouts import CONFIGS, ldm_unet_names
-from hires.weights import quiet_imports
+from hires.quiet import quiet_imports
 from tests.original_names import ldm_state, pixart_to_pth
 
 with quiet_imports():

@@ -17,7 +17,7 @@ import hires
 from hires import bench
 from hires.calibration import Calibration, cache_folder, calibrated, file_of, load, save
 from hires.errors import WriteError
-from hires.imageio import read_text
+from hires.formats import read_text
 from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec

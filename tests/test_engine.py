@@ -15,7 +15,7 @@ from PIL import Image
 import hires
 from hires.catalogue import evaluations
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
-from hires.imageio import read_text
+from hires.formats import read_text
 from hires.pipelines.progressive import first_sigma, stage_sigmas
 from hires.samplers import CanvasNoise
 from hires.schedules import make_sigmas

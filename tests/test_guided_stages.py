@@ -22,8 +22,9 @@ from hires.offload import Weights
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
 from hires.specs import ModelSpec
+from hires.stage_spec import GuidePlan
 from hires.tiling.geometry import Box, Size, make_grid
-from hires.types import GuidePlan, MemoryPlan, StagePlan
+from hires.types import MemoryPlan, StagePlan
 
 PROMPT, NEGATIVE = (Conditioning(tokens=torch.full((1, 2, 3), value)) for value in (0.4, -0.3))
 

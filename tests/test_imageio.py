@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from hires.errors import OutputError, RequestError
-from hires.imageio import check_output, fitted, read_picture, read_text, save_png, to_uint8
+from hires.formats import check_output, read_text
+from hires.imageio import fitted, read_picture, save_png, to_uint8
 from hires.sinks import ImageSink
 from hires.tiling.geometry import Size
 

@@ -16,7 +16,7 @@ import hires
 from hires.cli import app
 from hires.cost import preview_bytes
 from hires.errors import MemoryLadderError, ModelError
-from hires.imageio import read_text
+from hires.formats import read_text
 from hires.tiling.vae import TiledVAE
 from hires.types import Event
 

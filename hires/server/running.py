@@ -18,10 +18,11 @@ from hires.decoders import PILLOW_FORMATS
 from hires.device import choose_device
 from hires.errors import RequestError, SizeError
 from hires.formats import check_fits
-from hires.imageio import ImageSink, ImageSource
 from hires.resolution import check_size, parse_size
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
+from hires.sinks import ImageSink
+from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.types import MemoryPlan, OnEvent, RenderRequest, parse_bytes
 from hires.upscale_options import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
