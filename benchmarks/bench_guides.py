@@ -24,7 +24,8 @@ from benchmarks.recipes import Hold, Work, base, relay
 from benchmarks.subjects import OracleSubject
 from hires.guides import Strength, constant, power_ramp, variance_ramp
 from hires.lowpass import Area, Fourier, LowPass, Wavelet
-from hires.metrics import quiet_energy, seam_lines, seam_ratio
+from hires.metrics import quiet_energy
+from hires.seams import seam_lines, seam_ratio
 from hires.tiling.geometry import Size
 
 LOW_PASSES: dict[str, Callable[[float], LowPass]] = {

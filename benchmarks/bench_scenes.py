@@ -25,21 +25,10 @@ import hires
 from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
-from hires.boxes import ArraySource
+from hires.boxes import ArraySource, luma
 from hires.device import reset_resident_peak
-from hires.metrics import (
-    band_energy,
-    find_disks,
-    lattice_score,
-    local_band_energy,
-    lopsided_disks,
-    luma,
-    mean_colour,
-    seam_lines,
-    seam_score,
-    third_of,
-)
-from hires.seams import Seams, profiles, seams
+from hires.metrics import band_energy, find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
+from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
 from hires.specs import load_spec
 from hires.tiling.geometry import Size, bands
 from hires.types import MemoryPlan

@@ -28,8 +28,9 @@ from benchmarks.bench_io import DATA
 from benchmarks.common import RESULTS, append_row, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
+from hires.boxes import luma
 from hires.deltae import ciede2000, lab
-from hires.metrics import band_energy, luma
+from hires.metrics import band_energy
 from hires.pipelines.upscale import PictureRows, Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
 from hires.sinks import ImageSink
 from hires.sources import ImageSource

@@ -27,12 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
+from hires.boxes import Floats
 from hires.cost import VaePolicy
 from hires.device import choose_device, peak_resident_bytes, reset_resident_peak
 from hires.errors import HiresError
-from hires.metrics import Floats, psnr, seam_score
+from hires.metrics import psnr
 from hires.quiet import quiet_imports
 from hires.resolution import parse_size
+from hires.seams import seam_score
 from hires.tiling.geometry import Size, bands
 from hires.tiling.vae import TiledVAE
 from hires.types import VAE_POLICIES

@@ -11,29 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import REC709, Floats, luma
-from hires.seams import lattice_score, seam_lines, seam_ratio, seam_score, seam_visibility
-
-__all__ = [
-    "REC709",
-    "Floats",
-    "FoundDisk",
-    "band_energy",
-    "drift",
-    "find_disks",
-    "lattice_score",
-    "local_band_energy",
-    "lopsided_disks",
-    "luma",
-    "mean_colour",
-    "psnr",
-    "quiet_energy",
-    "seam_lines",
-    "seam_ratio",
-    "seam_score",
-    "seam_visibility",
-    "third_of",
-]
+from hires.boxes import Floats, luma
 
 
 def psnr(a: NDArray[np.generic], b: NDArray[np.generic], peak: float) -> float:

@@ -9,12 +9,9 @@ from __future__ import annotations
 from hires.adaptive import dpm_adaptive, dpm_fast
 from hires.catalogue import find_sampler_name
 from hires.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, lms, unipc
-from hires.noise import CanvasNoise, Noise, canvas_noise
 from hires.restart import restart
 from hires.singlestep import ddim, dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler, euler_ancestral, heun, lcm
-from hires.steps import OnStep, Sampler
-
-__all__ = ["SAMPLERS", "CanvasNoise", "Noise", "OnStep", "Sampler", "canvas_noise", "find_sampler"]
+from hires.steps import Sampler
 
 SAMPLERS: dict[str, Sampler] = {
     "euler": euler,

@@ -16,8 +16,8 @@ import hires
 from hires.catalogue import evaluations
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.formats import read_text
+from hires.noise import CanvasNoise
 from hires.pipelines.progressive import first_sigma, stage_sigmas
-from hires.samplers import CanvasNoise
 from hires.schedules import make_sigmas
 from hires.specs import load_spec, vp_sigmas
 from hires.tiling import retry

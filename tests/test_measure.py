@@ -17,12 +17,12 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 import hires
-from hires.boxes import ArraySource, LanczosSource
+from hires.boxes import ArraySource, LanczosSource, luma
 from hires.chart import report, tone_shares
 from hires.cli import app
 from hires.errors import RequestError
 from hires.measure import consistency, measure, tile_drift, view_of
-from hires.metrics import drift, luma, psnr
+from hires.metrics import drift, psnr
 from hires.readout import lines, parse_grid, planned, rows_of
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.pictures import coded, textured

@@ -10,20 +10,9 @@ import pytest
 
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Disk, draw, draw_bands, scene, with_disks
-from hires.metrics import (
-    FoundDisk,
-    band_energy,
-    find_disks,
-    lattice_score,
-    local_band_energy,
-    lopsided_disks,
-    luma,
-    mean_colour,
-    psnr,
-    seam_lines,
-    seam_score,
-    third_of,
-)
+from hires.boxes import luma
+from hires.metrics import FoundDisk, band_energy, find_disks, local_band_energy, lopsided_disks, mean_colour, psnr, third_of
+from hires.seams import lattice_score, seam_lines, seam_score
 from hires.tiling.geometry import Size, make_grid
 from tests.pictures import textured
 

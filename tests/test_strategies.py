@@ -18,9 +18,10 @@ from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussia
 from benchmarks.subjects import OracleSubject
 from hires.guides import power_ramp
 from hires.lowpass import Area
-from hires.metrics import quiet_energy, seam_ratio
+from hires.metrics import quiet_energy
 from hires.noise import canvas_noise
 from hires.schedules import karras
+from hires.seams import seam_ratio
 from hires.tiling.geometry import Box, Size, make_grid
 
 SUBJECT = OracleSubject()

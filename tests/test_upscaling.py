@@ -19,11 +19,12 @@ import hires
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
 from hires import upscaling
+from hires.boxes import luma
 from hires.cli import app
 from hires.deltae import ciede2000, lab
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
 from hires.formats import read_text
-from hires.metrics import band_energy, luma
+from hires.metrics import band_energy
 from hires.sinks import ImageSink, srgb_profile
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size

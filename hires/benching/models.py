@@ -172,8 +172,8 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
 
 def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
+    from hires.boxes import luma
     from hires.engine import render
-    from hires.metrics import luma
     from hires.seams import seam_lines, seam_score
     from hires.types import PRESETS
 

@@ -28,8 +28,9 @@ from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
+from hires.noise import CanvasNoise
 from hires.pipelines.base import Family
-from hires.samplers import CanvasNoise, find_sampler
+from hires.samplers import find_sampler
 from hires.schedules import as_sigmas
 from hires.specs import ModelSpec
 from hires.stages import stage_levels

@@ -18,10 +18,10 @@ from hires.denoisers import timestep_of
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
 from hires.imageio import on_canvas
+from hires.noise import CanvasNoise
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
 from hires.quiet import quiet_imports
-from hires.samplers import CanvasNoise
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size

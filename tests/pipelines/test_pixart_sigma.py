@@ -16,10 +16,12 @@ from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
 from hires.errors import RequestError
 from hires.machines import host_device
+from hires.noise import CanvasNoise
 from hires.pipelines import progressive
-from hires.pipelines.pixart_sigma import Parts, PixArtSigma
+from hires.pipelines.base import Parts
+from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planner import plan
-from hires.samplers import CanvasNoise, find_sampler
+from hires.samplers import find_sampler
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
