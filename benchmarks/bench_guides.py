@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, append_row, stamp
+from benchmarks.disks import quiet_energy
 from benchmarks.oracle import find_objects
 from benchmarks.outcome import averaged, drift, prior_energy
 from benchmarks.recipes import Hold, Work, base, relay
 from benchmarks.subjects import OracleSubject
 from hires.guides import Strength, constant, power_ramp, variance_ramp
-from hires.lowpass import Area, Fourier, LowPass, Wavelet
-from hires.metrics import quiet_energy
+from hires.lowpass import Area, Fourier, Wavelet
+from hires.protocols import LowPass
 from hires.seams import seam_lines, seam_ratio
 from hires.tiling.geometry import Size
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, append_row, stamp
-from hires.lowpass import Area, Fourier, LowPass, Wavelet
+from hires.lowpass import Area, Fourier, Wavelet
+from hires.protocols import LowPass
 
 KINDS: dict[str, tuple[LowPass, bool]] = {
     "area 8": (Area(8), False),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
+from hires._imports import quiet_imports
 from hires.conditioning import Conditioning
 from hires.cost import network_live_bytes, vae_policy
 from hires.families import FAMILIES, NetworkShape, PixArtShape, UNetShape, VaeShape
@@ -26,7 +27,6 @@ from hires.kernels.policies import EVERYWHERE, NPA, KVPool, Policy, Windows
 from hires.layouts import shipped_config
 from hires.pixart import PixArtNetwork
 from hires.processors import dispatch_attention
-from hires.quiet import quiet_imports
 from hires.specs import unet_shape
 from hires.text_cost import text_live_bytes
 from hires.tiling import vae as banded

@@ -17,7 +17,8 @@ from hires.machines import described_card
 from hires.planner import plan
 from hires.stages import estimates
 from hires.tiling.geometry import Size
-from hires.types import PRESETS, MemoryPlan, RenderRequest, parse_bytes
+from hires.types import PRESETS, MemoryPlan, RenderRequest
+from hires.units import parse_bytes
 
 FAMILIES = ("cosxl", "pixart-sigma-1024", "pixart-sigma-2k")
 SIDES = (2048, 4096, 8192)

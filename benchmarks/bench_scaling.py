@@ -160,7 +160,7 @@ def narrow_vae() -> Any:
     """The SDXL autoencoder's architecture at a quarter of its width, random weights."""
     import torch
 
-    from hires.quiet import quiet_imports
+    from hires._imports import quiet_imports
 
     with quiet_imports():
         from diffusers import AutoencoderKL
@@ -175,8 +175,8 @@ def host(side: int) -> Runs:
     """Float32 latents of the whole canvas, a small autoencoder band by band, every band into a PNG."""
     import torch
 
+    from hires._imports import quiet_imports
     from hires.kernels.blend import to_integers
-    from hires.quiet import quiet_imports
     from hires.sinks import ImageSink
     from hires.tiling.geometry import Size
     from hires.tiling.halo import HaloVAE

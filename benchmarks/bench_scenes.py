@@ -23,11 +23,12 @@ from PIL import Image, ImageDraw
 
 import hires
 from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
+from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
 from hires.boxes import ArraySource, luma
 from hires.device import reset_resident_peak
-from hires.metrics import band_energy, find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
+from hires.metrics import band_energy
 from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
 from hires.specs import load_spec
 from hires.tiling.geometry import Size, bands

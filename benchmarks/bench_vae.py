@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
+from hires._imports import quiet_imports
 from hires.boxes import Floats
 from hires.cost import VaePolicy
 from hires.device import choose_device, peak_resident_bytes, reset_resident_peak
 from hires.errors import HiresError
 from hires.metrics import psnr
-from hires.quiet import quiet_imports
 from hires.resolution import parse_size
 from hires.seams import seam_score
 from hires.tiling.geometry import Size, bands

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench_scenes import ground_truth
+from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, quiet_energy, third_of
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.scenes import Scene
 from hires import metrics
 from hires.boxes import luma
 from hires.imageio import to_uint8
 from hires.lowpass import area_axis
-from hires.metrics import find_disks, local_band_energy, lopsided_disks, quiet_energy, third_of
 from hires.seams import seam_lines, seam_ratio, seam_score
 from hires.tiling.geometry import Size, TileGrid
 

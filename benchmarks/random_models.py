@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.full_size import full_spec
+from hires._imports import quiet_imports
 from hires.conditioning import Conditioning
 from hires.families import PixArtShape, VaeShape
 from hires.layouts import shipped_config
 from hires.pipelines.base import Parts
-from hires.quiet import quiet_imports
 from hires.resolution import make_bins
 from hires.specs import ModelSpec, unet_shape
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.denoisers import Denoiser
 from hires.guides import Strength, structure_guided, variance_ramp
 from hires.kernels.policies import EVERYWHERE, NPA, Policy
-from hires.lowpass import Fourier, LowPass
+from hires.lowpass import Fourier
 from hires.noise import CanvasNoise
+from hires.protocols import Denoiser, LowPass
 from hires.samplers import find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size, TileGrid, make_grid

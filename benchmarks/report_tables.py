@@ -33,7 +33,8 @@ def plans() -> str:
     from benchmarks.full_size import full_spec
     from hires import machines, planner
     from hires.tiling.geometry import Size
-    from hires.types import RenderRequest, gib, parse_bytes
+    from hires.types import RenderRequest
+    from hires.units import gib, parse_bytes
 
     spec, budgets, body = full_spec("cosxl"), ("8GB", "12GB", "24GB"), []
     for side in (2048, 4096, 8192):

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
 from hires import cost, machines, planner
-from hires.denoisers import Denoiser
 from hires.enlarge import ENLARGERS, Target
 from hires.execute import load_family
 from hires.kernels.policies import Policy
 from hires.pipelines.progressive import stage_sigmas
+from hires.protocols import Denoiser
 from hires.schedules import karras
 from hires.specs import load_spec
 from hires.tiling.geometry import Box, Size

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from hires.attaching import attach, detach
     from hires.client import Client
     from hires.engine import JournalOptions, edit, plan, render
+    from hires.events import Event
     from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
     from hires.tiling.vae import TiledVAE
-    from hires.types import Event, MemoryPlan, RenderResult
+    from hires.types import MemoryPlan, RenderResult
     from hires.upscaling import upscale
 
 _HOMES = {

@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from hires.denoisers import Denoiser
 from hires.errors import RunError
 from hires.noise import Noise, drawn
+from hires.protocols import Denoiser
 from hires.steps import OnStep, ancestral, report
 
 MOST_ATTEMPTS = 1000

@@ -18,7 +18,8 @@ from hires.resolution import SizeLike, as_size, check_size
 from hires.specs import ModelSpec, load_spec
 from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
-from hires.types import DeviceSpec, LoraRef, RenderRequest, parse_bytes, parse_lora
+from hires.types import DeviceSpec, LoraRef, RenderRequest, parse_lora
+from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,7 +26,7 @@ from hires.tiling.denoise import fused
 from hires.tiling.geometry import Box, Size, make_grid
 from hires.tiling.retry import Batcher
 from hires.tiling.vae import TiledVAE
-from hires.types import gib, parse_bytes
+from hires.units import gib, parse_bytes
 
 log = logging.getLogger(__name__)
 MARK = "_hires_attached"

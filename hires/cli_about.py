@@ -13,7 +13,8 @@ from hires._version import __version__
 from hires.cli_options import AsJson, Device, Family, Overwrite, Parts, Quiet, Vram
 from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import whole
-from hires.types import VAE_POLICIES, gib
+from hires.types import VAE_POLICIES
+from hires.units import gib
 
 
 def register(app: typer.Typer) -> None:
@@ -154,11 +155,11 @@ def collect_info() -> dict[str, dict[str, str]]:
 
     import torch
 
+    from hires._imports import quiet_imports
     from hires.device import choose_device, probe
     from hires.kernels import blend, group_norm
     from hires.kernels.dispatch import AttentionSpec, table
     from hires.locate import NAMED_MODELS
-    from hires.quiet import quiet_imports
     from hires.specs import load_spec
 
     device = choose_device("auto")

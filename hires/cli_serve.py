@@ -65,7 +65,7 @@ def register(app: typer.Typer) -> None:
         """
 
         def work() -> None:
-            from hires.types import parse_bytes
+            from hires.units import parse_bytes
 
             try:
                 from hires.server.settings import Limits, Settings

@@ -15,7 +15,8 @@ import typer
 
 from hires._version import __version__
 from hires.errors import HiresError, RequestError
-from hires.types import Event, OnEvent, gib
+from hires.events import Event, OnEvent
+from hires.units import gib
 
 
 def fail(error: HiresError) -> NoReturn:

@@ -14,7 +14,9 @@ import typer
 from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import number, whole
 from hires.errors import HiresError, RequestError
-from hires.types import PRESETS, Event, OnEvent, gib
+from hires.events import Event, OnEvent
+from hires.types import PRESETS
+from hires.units import gib
 
 if TYPE_CHECKING:
     from hires.upscale_options import UpscaleOptions

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hires.errors import Cancelled, HiresError, OutputError, RequestError, RunError
-from hires.types import Event, OnEvent
+from hires.events import Event, OnEvent
 
 if TYPE_CHECKING:
     import httpx

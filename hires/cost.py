@@ -15,8 +15,9 @@ from hires.errors import BudgetError
 from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
 from hires.kernels.policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
-from hires.types import PREVIEW_CELLS, VAE_POLICIES, gib
+from hires.types import PREVIEW_CELLS, VAE_POLICIES
 from hires.unet_cost import gathered, unet_bytes
+from hires.units import gib
 from hires.vae_cost import SMALL, Walk
 
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from hires._version import __version__
 from hires.catalogue import SAMPLERS, SCHEDULES
+from hires.events import Event, OnEvent
 from hires.infotext import written
-from hires.types import Event, MemoryPlan, OnEvent, RenderRequest, RenderResult
+from hires.types import MemoryPlan, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
     from hires.sinks import ImageSink

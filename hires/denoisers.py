@@ -9,23 +9,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from hires.conditioning import Conditioning
-
-
-class Denoiser(Protocol):
-    """The posterior mean estimate of the clean latents."""
-
-    def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor: ...
-
-
-class Network(Protocol):
-    """A raw network: scaled input (B, C, h, w), time (a float in the network's own unit) and conditions to its output."""
-
-    def __call__(self, x: Tensor, time: float, cond: Any) -> Tensor: ...
+from hires.protocols import Denoiser, Network
 
 
 def edm_v(network: Network) -> Denoiser:

@@ -10,7 +10,8 @@ from typing import Any
 
 from hires.errors import BudgetError, OutputError
 from hires.tiling.geometry import TileGrid
-from hires.types import MemoryPlan, gib
+from hires.types import MemoryPlan
+from hires.units import gib
 
 COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most
 BUDGETS_GB = (8, 12, 16, 24, 48)

@@ -29,10 +29,11 @@ from hires.asked import (
 from hires.calibration import calibrated
 from hires.delivery import Delivery, parameters
 from hires.errors import MemoryLadderError, RequestError
+from hires.events import OnEvent
 from hires.locate import missing
 from hires.resolution import SizeLike
 from hires.specs import ModelSpec
-from hires.types import DeviceSpec, MemoryPlan, OnEvent, RenderRequest, RenderResult
+from hires.types import DeviceSpec, MemoryPlan, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
     import numpy as np

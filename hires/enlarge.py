@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.lowpass import Area, LowPass
+from hires.lowpass import Area
+from hires.protocols import LowPass
 from hires.resolution import relay_view
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged

@@ -16,6 +16,7 @@ from hires.colour import Moments, adain, wavelet_fixed
 from hires.delivery import Delivery, OpenSink
 from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.errors import MemoryLadderError
+from hires.events import Event, OnEvent, StageStats
 from hires.imageio import fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
@@ -32,7 +33,8 @@ from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.tiling.vae import PixelSource
-from hires.types import DecodePlan, Event, MemoryPlan, OnEvent, RenderRequest, RenderResult, StageStats, gib
+from hires.types import DecodePlan, MemoryPlan, RenderRequest, RenderResult
+from hires.units import gib
 
 log = logging.getLogger(__name__)
 

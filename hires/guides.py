@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from hires.conditioning import Conditioning
-from hires.denoisers import Denoiser
 from hires.errors import RequestError
-from hires.lowpass import LowPass
+from hires.protocols import Denoiser, LowPass
 
 Strength = Callable[[float], float]
 """How strongly a guide acts at a noise level: 0 not at all, 1 wholly."""

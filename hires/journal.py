@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.conditioning import Conditioning
-from hires.denoisers import Denoiser
 from hires.errors import HiresError, RequestError, WriteError
+from hires.protocols import Denoiser
 from hires.records import (
     LOCK,
     PART,

@@ -24,12 +24,6 @@ NEGLIGIBLE = 2.0**-24  # a response below half a unit in the last place of float
 INDEPENDENT = 1e-9  # singular values below are directions that the rows do not span
 
 
-class LowPass(Protocol):
-    """A linear map of (B, C, h, w) float32 to its low band at the same size; constants pass unchanged."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
 class _PerAxis(Protocol):
     """A low-pass by the matrices of one axis. Frozen and hashable, so that they are made once per length and device."""
 

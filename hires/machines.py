@@ -6,7 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from hires.types import DeviceSpec, gib
+from hires.types import DeviceSpec
+from hires.units import gib
 
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
 CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hires.denoisers import Denoiser
 from hires.noise import Noise, drawn
+from hires.protocols import Denoiser
 from hires.steps import OnStep, pairs, report
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hires.quiet import quiet_imports
+from hires._imports import quiet_imports
 from hires.search import OFFLOADS, WHERE
 from hires.tiling.retry import free_memory
 

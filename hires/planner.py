@@ -19,7 +19,8 @@ from hires.specs import ModelSpec
 from hires.stage_cost import choose_dtype, choose_text, stage_cost
 from hires.stage_spec import WindowSpec
 from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
-from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan, gib
+from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan
+from hires.units import gib
 
 
 def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:

@@ -18,8 +18,10 @@ import torch
 
 from hires.device import TORCH_DTYPE
 from hires.errors import OutputError, RequestError
+from hires.events import Event, OnEvent
 from hires.timing import peak_bandwidth, peak_flops
-from hires.types import Event, MemoryPlan, OnEvent, gib
+from hires.types import MemoryPlan
+from hires.units import gib
 
 STEPS = 2  # of each stage are in the trace: the others are alike
 PARTS = 8  # of stages without steps: batches, bands

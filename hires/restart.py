@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hires.denoisers import Denoiser
 from hires.noise import Noise, drawn
+from hires.protocols import Denoiser
 from hires.steps import OnStep, heun_step, report
 
 RHO = 7.0

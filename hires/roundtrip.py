@@ -9,6 +9,7 @@ from typing import Any
 
 from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
+from hires.events import OnEvent
 from hires.folders import read_json
 from hires.kernels.policies import Policy, make_policy
 from hires.locate import NAMED_MODELS
@@ -16,7 +17,7 @@ from hires.resolution import round_up
 from hires.specs import load_spec
 from hires.stage_spec import parse_policy
 from hires.tiling.geometry import Size
-from hires.types import OnEvent, parse_bytes
+from hires.units import parse_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ def vae_roundtrip(
     import torch
 
     from hires.device import choose_device, freed_pages, peak_resident_bytes, probe
+    from hires.events import Event
     from hires.formats import check_fits, check_output
     from hires.imageio import read_picture
     from hires.kernels.blend import to_integers
@@ -102,7 +104,6 @@ def vae_roundtrip(
     from hires.sinks import ArraySink, ImageSink
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
-    from hires.types import Event
     from hires.weights import load_autoencoder
 
     begun, tell = time.monotonic(), on_event or (lambda event: None)

@@ -14,7 +14,8 @@ from hires.kernels.policies import Global
 from hires.specs import ModelSpec
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
 from hires.stages import estimates_per_step
-from hires.types import DecodePlan, DeviceSpec, RenderRequest, Rung, StageCost, StagePlan, gib
+from hires.types import DecodePlan, DeviceSpec, RenderRequest, Rung, StageCost, StagePlan
+from hires.units import gib
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CPU_BATCHES = (8, 4, 2, 1)  # a tile of the shipped model takes less in 8 than in 4 on two cores, in 16 no less

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hires._imports import quiet_imports
 from hires.errors import ModelError
 from hires.headers import DAMAGED, read_header
 from hires.layouts import PIXART_TABLES
-from hires.quiet import quiet_imports
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:

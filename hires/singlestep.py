@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hires.denoisers import Denoiser
 from hires.noise import Noise, drawn, joined
+from hires.protocols import Denoiser
 from hires.steps import CALM, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
 
 

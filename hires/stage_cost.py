@@ -13,7 +13,8 @@ from hires.specs import ModelSpec
 from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
-from hires.types import BYTES_PER_ELEMENT, VAE_POLICIES, DecodePlan, DeviceSpec, StageCost, StagePlan, gib
+from hires.types import VAE_POLICIES, DecodePlan, DeviceSpec, StageCost, StagePlan
+from hires.units import BYTES_PER_ELEMENT, gib
 
 LARGE_TOWER = 10**9  # parameters above which text towers are weighed against host memory
 STREAMED_BYTES = 2**28  # of weights fetched layer by layer: the layer at work, the next one, and what is not yet given back

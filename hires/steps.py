@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hires.denoisers import Denoiser
 from hires.noise import Noise, drawn
+from hires.protocols import Denoiser
 
 OnStep = Callable[[int, Tensor], None]
 

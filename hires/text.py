@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from hires._imports import quiet_imports
 from hires.conditioning import Conditioning
 from hires.errors import ModelError
 from hires.families import UNetShape
@@ -19,7 +20,6 @@ from hires.headers import read_header, weight_files
 from hires.layouts import below, clip_config
 from hires.locate import VOCABULARIES, Part, missing
 from hires.lora import LoraLayer, merged, tower_layers
-from hires.quiet import quiet_imports
 from hires.single_file import clip_state, open_clip_state
 from hires.specs import ModelSpec
 from hires.tiling.retry import is_out_of_memory

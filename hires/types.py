@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hires import catalogue
 from hires.errors import RequestError
+from hires.events import StageStats
 from hires.kernels.policies import EVERYWHERE, Policy
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec, known, parse_policy
 from hires.tiling.geometry import Size, TileGrid
+from hires.units import gib, pflop
 
 STRATEGIES = ("auto", "direct", "tiled", "progressive")
 PRESETS = ("fast", "balanced", "best")
@@ -26,7 +26,6 @@ KV_COMPRESSIONS = ("checkpoint", "average")
 PREVIEW_CELLS = 64  # the longest side of a preview's latents
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 SAMPLERS = tuple(catalogue.SAMPLERS)
-BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,46 +333,6 @@ class MemoryPlan:
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
 
 
-def pflop(count: float) -> str:
-    return f"{count / 1e15:.2f} PFLOP" if count >= 1e14 else f"{count / 1e12:.2f} TFLOP"
-
-
-def gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them.
-
-    preview: after a step: the estimate as (h, w, 3) uint8 pixels, 512 px at most, drawn by a small autoencoder where one was
-    given, else by one linear map per latent cell; None for autoencoders that have no such map.
-    """
-
-    stage: str
-    done: int
-    total: int
-    step: int = 0
-    steps: int = 0
-    preview: Any = None
-
-
-OnEvent = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageStats:
-    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken, and tiles
-    and bands that overflowed in half precision and were computed again."""
-
-    stage: str
-    seconds: float
-    peak_bytes: int
-    tiles: int
-    retries: int = 0
-    recomputed: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderResult:
     """A finished render: where the file is, what was planned and what it took. drawn: its pixels, or what reads them."""
@@ -422,15 +381,3 @@ class RenderResult:
             "predictions": self.predictions(),
             "stats": [dataclasses.asdict(stage) for stage in self.stats],
         }
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """'24GB' (10^9), '12GiB' (2^30), '800 MB' or plain bytes; RequestError for anything else or nothing."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?)?b?\s*", text.lower())
-    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if count < 1:
-        raise RequestError(f"{text!r} is no amount of memory: give such as 24GB or 12GiB")
-    return count

@@ -20,6 +20,7 @@ from hires.asked import Loras, describe_device, spec_for, text_to_image
 from hires.device import FreedPages, choose_device, freed_pages, peak_resident_bytes, probe
 from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
+from hires.events import Event, OnEvent
 from hires.formats import check_fits, check_output, format_of, read_text
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
 from hires.resolution import SizeLike, as_size, check_size
@@ -28,7 +29,8 @@ from hires.sources import ImageSource
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.types import Event, OnEvent, RenderRequest, RenderResult, parse_bytes
+from hires.types import RenderRequest, RenderResult
+from hires.units import parse_bytes
 from hires.upscale_options import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hires._imports import quiet_imports
 from hires.errors import ModelError
 from hires.folders import read_json
 from hires.headers import weight_files
 from hires.identify import Finding, identify_file
 from hires.locate import missing
 from hires.lora import LoraLayer, merged, network_layers
-from hires.quiet import quiet_imports
 from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
 from hires.specs import ModelSpec, network_config, vae_config_of
 from hires.types import LoraRef

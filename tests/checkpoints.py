@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hires._imports import quiet_imports
 from hires.families import FAMILIES
 from hires.layouts import CONFIGS, ldm_unet_names
-from hires.quiet import quiet_imports
 from tests.original_names import ldm_state, pixart_to_pth
 
 with quiet_imports():

@@ -22,7 +22,8 @@ from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest, parse_bytes
+from hires.types import RenderRequest
+from hires.units import parse_bytes
 
 ROW = Calibration(
     device="a card with 22.35 GiB", flops=2e14, attention_flops=4e14, copy_bytes_per_second=25e9, call_seconds=0.01, slack=0.05

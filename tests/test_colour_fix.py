@@ -13,7 +13,7 @@ import hires
 from hires.colour import smoothed
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, RequestError
-from hires.types import Event
+from hires.events import Event
 
 PROMPT = "a sun over a lake"
 COMMON: dict[str, Any] = {"size": "328x264", "strength": 0.5, "steps": 4, "seed": 3}

@@ -159,9 +159,9 @@ def test_the_formula_counts_the_full_sd15_network() -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from hires._imports import quiet_imports
     from hires.families import FAMILIES
     from hires.layouts import shipped_config
-    from hires.quiet import quiet_imports
     from hires.specs import unet_shape
 
     with quiet_imports():
@@ -241,9 +241,9 @@ def full_unet(backend: str | None = None) -> Any:
 
     import torch
 
+    from hires._imports import quiet_imports
     from hires.layouts import shipped_config
     from hires.processors import dispatch_attention
-    from hires.quiet import quiet_imports
     from hires.unet import UNetNetwork
 
     with quiet_imports():

@@ -13,11 +13,12 @@ from PIL import Image
 import hires
 from hires.delivery import Delivery
 from hires.errors import OutputError, RequestError, WriteError
+from hires.events import Event
 from hires.formats import read_text
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
-from hires.types import Event, RenderResult
+from hires.types import RenderResult
 
 pyvips = pytest.importorskip("pyvips")
 PROMPT = "a moon on the left over purple mountains and a lake at night"

@@ -14,7 +14,8 @@ from hires.machines import described_card
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, make_grid
-from hires.types import MemoryPlan, RenderRequest, gib, parse_bytes
+from hires.types import MemoryPlan, RenderRequest
+from hires.units import gib, parse_bytes
 from tests.test_search import full_size
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"

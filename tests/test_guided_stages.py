@@ -13,7 +13,6 @@ from torch import Tensor
 
 import hires
 from hires.conditioning import Conditioning
-from hires.denoisers import Denoiser
 from hires.errors import RequestError
 from hires.guides import guided_by
 from hires.kernels.policies import Attending, everywhere
@@ -21,6 +20,7 @@ from hires.noise import canvas_noise
 from hires.offload import Weights
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
+from hires.protocols import Denoiser
 from hires.specs import ModelSpec
 from hires.stage_spec import GuidePlan
 from hires.tiling.geometry import Box, Size, make_grid

@@ -26,7 +26,8 @@ from hires.guides import (
     variance_ramp,
     within,
 )
-from hires.lowpass import Area, Fourier, LowPass, Wavelet
+from hires.lowpass import Area, Fourier, Wavelet
+from hires.protocols import LowPass
 from hires.samplers import SAMPLERS
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid

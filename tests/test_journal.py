@@ -24,13 +24,13 @@ from hires.catalogue import SAMPLERS
 from hires.conditioning import Conditioning
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
+from hires.events import Event
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.noise import CanvasNoise
 from hires.records import packed, read_whole, unpacked
 from hires.samplers import find_sampler
 from hires.tiling.geometry import Box
-from hires.types import Event
 
 PROMPT = "a sun over a lake"
 SMALL: dict[str, Any] = {"size": "400x272", "steps": 8, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands

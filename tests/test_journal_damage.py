@@ -21,12 +21,12 @@ from hires import journal as journals
 from hires.conditioning import Conditioning
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
+from hires.events import Event
 from hires.imageio import save_png
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.png import PngWriter
 from hires.records import hold
-from hires.types import Event
 from tests.test_journal import AT_ONCE, PROMPT, SMALL, stop_after
 
 JOB = {"request": {"seed": 1}}

@@ -18,7 +18,8 @@ from hires.stage_cost import choose_text
 from hires.stage_spec import StageSpec, WindowSpec
 from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest, parse_bytes
+from hires.types import RenderRequest
+from hires.units import parse_bytes
 
 
 def request(size: Size, **options: object) -> RenderRequest:

@@ -18,7 +18,8 @@ from hires.specs import ModelSpec
 from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 from hires.stages import estimates, stage_levels
 from hires.tiling.geometry import Size
-from hires.types import PRESETS, MemoryPlan, RenderRequest, parse_bytes
+from hires.types import PRESETS, MemoryPlan, RenderRequest
+from hires.units import parse_bytes
 
 CARD = described_card(parse_bytes("24GB"))
 SPOT = WindowSpec(tile_px=512, overlap_px=0, blend="box", shift=True)

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import hires
 from hires.cli import app
+from hires.events import Event
 from hires.profiling import MemoryTimeline, Profile, attention_flops, costliest, results
-from hires.types import Event
 
 SMALL = ["render", "a lake", "--size", "320x192", "--steps", "3", "--quiet"]
 

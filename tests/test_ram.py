@@ -16,7 +16,8 @@ from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest, parse_bytes
+from hires.types import RenderRequest
+from hires.units import parse_bytes
 
 
 def render(size: str, ram: str, output: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from hires.specs import ModelSpec, vp_sigmas
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
 from hires.stages import estimates_per_step
 from hires.tiling.geometry import Size
-from hires.types import BYTES_PER_ELEMENT, DeviceSpec, MemoryPlan, RenderRequest, StagePlan, parse_bytes
+from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan
+from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)
 VAE = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)

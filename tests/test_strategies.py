@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import bench_guides, bench_strategies
+from benchmarks.disks import quiet_energy
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.outcome import averaged, drift, on_oracle, prior_energy
 from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussian, random_roll, relay, rolled
 from benchmarks.subjects import OracleSubject
 from hires.guides import power_ramp
 from hires.lowpass import Area
-from hires.metrics import quiet_energy
 from hires.noise import canvas_noise
 from hires.schedules import karras
 from hires.seams import seam_ratio

@@ -16,9 +16,9 @@ import hires
 from hires.cli import app
 from hires.cost import preview_bytes
 from hires.errors import MemoryLadderError, ModelError
+from hires.events import Event
 from hires.formats import read_text
 from hires.tiling.vae import TiledVAE
-from hires.types import Event
 
 PROMPT = "a sun on the right over green mountains and a lake at dusk"
 

@@ -23,12 +23,12 @@ from hires.boxes import luma
 from hires.cli import app
 from hires.deltae import ciede2000, lab
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
+from hires.events import Event
 from hires.formats import read_text
 from hires.metrics import band_energy
 from hires.sinks import ImageSink, srgb_profile
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
-from hires.types import Event
 from tests.spandrel_here import DATA
 
 pyvips = pytest.importorskip("pyvips")

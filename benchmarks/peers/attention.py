@@ -21,7 +21,7 @@ CELLS = 2  # latent cells per side of a token
 
 def layer(name: str, side: int, quick: bool) -> Way:
     """The layer by a processor, over the tokens of a square picture (a sixteenth of its side)."""
-    from hires.quiet import quiet_imports
+    from hires._imports import quiet_imports
 
     with quiet_imports():
         from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor

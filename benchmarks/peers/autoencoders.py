@@ -75,7 +75,7 @@ def decoded(vae: Any, z: Tensor) -> Tensor:
 
 def tiny(name: str, side: int) -> Way:
     """TAESDXL with its real weights: it decodes another picture than SDXL's autoencoder, so it is held against itself."""
-    from hires.quiet import quiet_imports
+    from hires._imports import quiet_imports
     from hires.tiling.geometry import bands
     from hires.tiling.halo import HaloVAE
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import Way, version_of
-from hires.quiet import quiet_imports
+from hires._imports import quiet_imports
 
 PLAIN, SAVING, ATTACHED = "as it is", "enable_vae_tiling, enable_attention_slicing", "hires.attach"
 WAYS = (PLAIN, SAVING, ATTACHED)

@@ -24,7 +24,8 @@ from hires.stages import estimates_per_step
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder
 from hires.timing import Timed, peak_flops
-from hires.types import RenderRequest, StagePlan, gib, parse_bytes
+from hires.types import RenderRequest, StagePlan
+from hires.units import gib, parse_bytes
 
 
 def vae_rows(setting: Setting) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from hires.errors import BudgetError, MemoryLadderError, RequestError
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory, is_out_of_memory
 from hires.timing import Timed, timed
-from hires.types import parse_bytes
+from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     from hires.specs import ModelSpec

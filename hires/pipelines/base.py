@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
-from hires.denoisers import Denoiser, Network, consistency, edm_v, eps, v
+from hires.denoisers import consistency, edm_v, eps, v
 from hires.device import TORCH_DTYPE
 from hires.errors import BackendError, ModelError, NotFiniteError
 from hires.families import PixArtShape, UNetShape
@@ -33,6 +33,7 @@ from hires.lowpass import Fourier
 from hires.offload import HOST, Weights
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
+from hires.protocols import Denoiser, Network
 from hires.single import finite_pictures
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts

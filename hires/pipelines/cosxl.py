@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from hires.conditioning import Conditioning, sdxl_size_ids
-from hires.denoisers import Denoiser
 from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
+from hires.protocols import Denoiser
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, sdxl_size_ids
-from hires.denoisers import Denoiser, edit_guided
+from hires.denoisers import edit_guided
 from hires.guides import within
 from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
+from hires.protocols import Denoiser
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder

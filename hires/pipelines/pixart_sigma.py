@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, pixart_resolution
-from hires.denoisers import Denoiser
 from hires.families import PixArtShape
 from hires.kernels.policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
+from hires.protocols import Denoiser
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
-from hires.denoisers import Denoiser
 from hires.device import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.errors import NotFiniteError
+from hires.events import Event, OnEvent, StageStats
 from hires.guides import centre_pulled, masked, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
@@ -30,6 +30,7 @@ from hires.kernels.policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
 from hires.noise import CanvasNoise
 from hires.pipelines.base import Family
+from hires.protocols import Denoiser
 from hires.samplers import find_sampler
 from hires.schedules import as_sigmas
 from hires.specs import ModelSpec
@@ -38,7 +39,8 @@ from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher, attempt
-from hires.types import Event, MemoryPlan, OnEvent, StagePlan, StageStats, gib
+from hires.types import MemoryPlan, StagePlan
+from hires.units import gib
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hires._imports import quiet_imports
 from hires.boxes import unit
 from hires.device import TORCH_DTYPE
 from hires.errors import ModelError, RequestError
-from hires.quiet import quiet_imports
 from hires.resolution import cover
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hires.types import Event
+from hires.events import Event
 
 STEP = 0.02  # of the work: below it the time that is left comes from the plan
 

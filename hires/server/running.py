@@ -17,6 +17,7 @@ from hires.asked import describe_device, editing, spec_for, text_to_image, with_
 from hires.decoders import PILLOW_FORMATS
 from hires.device import choose_device
 from hires.errors import RequestError, SizeError
+from hires.events import OnEvent
 from hires.formats import check_fits
 from hires.resolution import check_size, parse_size
 from hires.server.settings import Library, Settings
@@ -24,7 +25,8 @@ from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budge
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan, OnEvent, RenderRequest, parse_bytes
+from hires.types import MemoryPlan, RenderRequest
+from hires.units import parse_bytes
 from hires.upscale_options import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
 ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over

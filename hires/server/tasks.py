@@ -18,7 +18,8 @@ from hires.server.pictures import from_base64, kept, linked
 from hires.server.settings import PROMPT_CHARACTERS, Library, Limits
 from hires.stage_spec import StageSpec
 from hires.tiling.geometry import Size
-from hires.types import PRESETS, RenderRequest, parse_bytes
+from hires.types import PRESETS, RenderRequest
+from hires.units import parse_bytes
 
 Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
 Name = Annotated[str, Field(max_length=300)]

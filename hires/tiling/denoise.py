@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.denoisers import Denoiser
 from hires.kernels.blend import blend_accumulate
+from hires.protocols import Denoiser
 from hires.tiling.blend import BlendWeights, blend_weights
 from hires.tiling.geometry import Box, TileGrid
 from hires.tiling.retry import Batcher

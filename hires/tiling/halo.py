@@ -22,7 +22,7 @@ from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
 from hires.tiling.rows import join
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
-from hires.types import gib
+from hires.units import gib
 
 log = logging.getLogger(__name__)
 BAND_PX = (1024, 512, 256, 128, 64, 32, 16, 8)

@@ -12,7 +12,7 @@ import torch
 
 from hires.device import peak_bytes_so_far
 from hires.errors import MemoryLadderError
-from hires.types import gib
+from hires.units import gib
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")

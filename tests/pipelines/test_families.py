@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires import asked, engine, execute, machines, planner
+from hires._imports import quiet_imports
 from hires.denoisers import timestep_of
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
@@ -21,12 +22,12 @@ from hires.imageio import on_canvas
 from hires.noise import CanvasNoise
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
-from hires.quiet import quiet_imports
 from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import MemoryPlan, RenderRequest, parse_bytes
+from hires.types import MemoryPlan, RenderRequest
+from hires.units import parse_bytes
 from tests import checkpoints
 
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import MemoryPlan, RenderRequest, StagePlan, parse_bytes
+from hires.types import MemoryPlan, RenderRequest, StagePlan
+from hires.units import parse_bytes
 from tests import checkpoints
 from tests.pipelines.test_pixart_sigma import family
 from tests.test_guided_stages import keys, low_band

@@ -15,6 +15,7 @@ from hires.asked import pooled_keys
 from hires.denoisers import guided
 from hires.device import TORCH_DTYPE
 from hires.errors import RequestError
+from hires.events import Event
 from hires.machines import host_device
 from hires.noise import CanvasNoise
 from hires.pipelines import progressive
@@ -25,7 +26,8 @@ from hires.samplers import find_sampler
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan, Event, RenderRequest, parse_bytes
+from hires.types import DecodePlan, RenderRequest
+from hires.units import parse_bytes
 from hires.weights import load_autoencoder
 from tests import checkpoints
 from tests.tiny_pixart import latents, prompt, spec, transformer

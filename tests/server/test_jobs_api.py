@@ -15,7 +15,7 @@ from PIL import Image
 
 import hires
 from hires.errors import Cancelled, OutputError, RequestError, RunError
-from hires.types import Event
+from hires.events import Event
 from tests.server.conftest import Live
 
 SMALL = {"size": "96x64", "steps": 2, "seed": 5}

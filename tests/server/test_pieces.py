@@ -10,10 +10,10 @@ from PIL import Image
 
 from hires import infotext
 from hires.errors import RequestError
+from hires.events import Event
 from hires.server import scripts
 from hires.server.pictures import around, mask_of, resized
 from hires.server.progress import Meter
-from hires.types import Event
 
 
 def test_clarity_upscalers_arguments() -> None:
