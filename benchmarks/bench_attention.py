@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.bench_maps import DTYPES, milli
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, Windows, attended, axis
 from hires.kernels.dispatch import BACKENDS, attention
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Rows, Windows, attended, axis
-from hires.kernels.windowed import key_lines, pooled
+from hires.kernels.torch_windows import key_lines, pooled
 from hires.processors import DispatchedAttention
 from hires.timing import Timed, peak_flops, rms, timed
 

@@ -23,7 +23,7 @@ from hires._imports import quiet_imports
 from hires.conditioning import Conditioning
 from hires.cost import network_live_bytes, vae_policy
 from hires.families import FAMILIES, NetworkShape, PixArtShape, UNetShape, VaeShape
-from hires.kernels.policies import EVERYWHERE, NPA, KVPool, Policy, Windows
+from hires.kernels.attention_policies import EVERYWHERE, NPA, KVPool, Policy, Windows
 from hires.layouts import shipped_config
 from hires.pixart import PixArtNetwork
 from hires.processors import dispatch_attention

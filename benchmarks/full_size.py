@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
 from hires.families import FAMILIES
-from hires.kernels.policies import EVERYWHERE, Policy
+from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.specs import ModelSpec, load_spec, sigma_table
 from hires.tiling.geometry import Size
 from hires.types import DecodePlan

@@ -25,7 +25,7 @@ from hires.benching.rows import Setting, suite_of
 from hires.device import probe
 from hires.errors import HiresError, RequestError
 from hires.execute import run_plan
-from hires.kernels.policies import EVERYWHERE
+from hires.kernels.attention_policies import EVERYWHERE
 from hires.metrics import psnr
 from hires.planner import plan
 from hires.tiling.geometry import Size

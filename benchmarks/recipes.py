@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hires.guides import Strength, structure_guided, variance_ramp
-from hires.kernels.policies import EVERYWHERE, NPA, Policy
+from hires.kernels.attention_policies import EVERYWHERE, NPA, Policy
 from hires.lowpass import Fourier
 from hires.noise import CanvasNoise
 from hires.protocols import Denoiser, LowPass

@@ -15,7 +15,7 @@ from benchmarks.scenes import Scene
 from hires import cost, machines, planner
 from hires.enlarge import ENLARGERS, Target
 from hires.execute import load_family
-from hires.kernels.policies import Policy
+from hires.kernels.attention_policies import Policy
 from hires.pipelines.progressive import stage_sigmas
 from hires.protocols import Denoiser
 from hires.schedules import karras

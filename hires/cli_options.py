@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hires.cli_typed import level, number, whole
-from hires.kernels.policies import POLICIES
+from hires.kernels.attention_policies import POLICIES
 from hires.presets import STAGE_KEYS
 from hires.types import COLOUR_FIXES, DTYPES, POSITION_MODES, PRESETS, SAMPLERS, SCHEDULES, STRATEGIES
 

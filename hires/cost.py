@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
 from hires.families import NetworkShape, PixArtShape, UNetShape, VaeShape
-from hires.kernels.policies import EVERYWHERE, Policy, attended
+from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
 from hires.tiling.geometry import Size
 from hires.types import PREVIEW_CELLS, VAE_POLICIES
 from hires.unet_cost import gathered, unet_bytes

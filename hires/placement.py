@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hires.errors import RequestError
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, make_policy
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, make_policy
 from hires.resolution import bins_of, round_up, stage_canvases
 from hires.specs import ModelSpec
 from hires.stage_spec import StageSpec, WindowSpec, parse_policy

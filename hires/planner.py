@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hires import cost
 from hires.errors import BudgetError
-from hires.kernels.policies import Global
+from hires.kernels.attention_policies import Global
 from hires.placement import choose_tile, in_tiles, policy_notes
 from hires.presets import preset
 from hires.resolution import bins_of, check_size, relay_note, snap

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.errors import BackendError
+from hires.kernels.attention_policies import Global, Policy
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import attention
-from hires.kernels.policies import Global, Policy
 
 
 @dataclass(frozen=True, slots=True)

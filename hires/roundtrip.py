@@ -11,7 +11,7 @@ from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
 from hires.events import OnEvent
 from hires.folders import read_json
-from hires.kernels.policies import Policy, make_policy
+from hires.kernels.attention_policies import Policy, make_policy
 from hires.locate import NAMED_MODELS
 from hires.resolution import round_up
 from hires.specs import load_spec

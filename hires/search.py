@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
-from hires.kernels.policies import Global
+from hires.kernels.attention_policies import Global
 from hires.specs import ModelSpec
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
 from hires.stages import estimates_per_step

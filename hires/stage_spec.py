@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from hires import catalogue
 from hires.errors import RequestError, unknown
-from hires.kernels.policies import MOVING, POLICIES
+from hires.kernels.attention_policies import MOVING, POLICIES
 from hires.renoise import RULES
 from hires.tiling.geometry import Size
 

@@ -11,7 +11,7 @@ from typing import Any
 from hires import catalogue
 from hires.errors import RequestError
 from hires.events import StageStats
-from hires.kernels.policies import EVERYWHERE, Policy
+from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec, known, parse_policy
 from hires.tiling.geometry import Size, TileGrid
 from hires.units import gib, pflop

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hires.conditioning import Conditioning
-from hires.kernels.policies import Attending, everywhere
-from hires.single import in_single
+from hires.kernels.attention_policies import Attending, everywhere
+from hires.kernels.single_precision import in_single
 
 
 class UNetNetwork:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hires.families import UNetShape
-from hires.kernels.policies import Global, KVPool, Policy, attended, axis
+from hires.kernels.attention_policies import Global, KVPool, Policy, attended, axis
 
 FEED_FORWARD = 21  # maps of c: the block's input and its two residuals, the norm, eight wide before the gate, four gated, four
 ATTENTION = 7  # in self-attention: the block's input and its residual, the norm, queries, keys, values, the result

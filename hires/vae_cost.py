@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hires.families import VaeShape
-from hires.kernels.policies import Policy, attended
+from hires.kernels.attention_policies import Policy, attended
 from hires.tiling.geometry import Size, bands
 
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32

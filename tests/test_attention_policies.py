@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hires.conditioning import Conditioning
 from hires.errors import BackendError
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, axis
 from hires.kernels.dispatch import BACKENDS, spec_of
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, axis
 from hires.pipelines.progressive import attending
 from hires.pixart import PixArtNetwork
 from hires.processors import dispatch_attention

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import bench_attention, bench_blend, bench_group_norm
+from hires.kernels.attention_policies import NPA
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS
-from hires.kernels.policies import NPA
 from hires.timing import quantile, timed
 
 

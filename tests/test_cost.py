@@ -279,7 +279,7 @@ def test_flops_of_an_evaluation_by_policy(model: str, side: int, window: int | N
     from torch.utils.flop_counter import FlopCounterMode
 
     from hires.conditioning import Conditioning
-    from hires.kernels.policies import NPA, Global
+    from hires.kernels.attention_policies import NPA, Global
     from hires.tiling.geometry import Size
 
     policy, cells = Global() if window is None else NPA(window), side // 8

@@ -15,7 +15,7 @@ import hires
 from hires.conditioning import Conditioning
 from hires.errors import RequestError
 from hires.guides import guided_by
-from hires.kernels.policies import Attending, everywhere
+from hires.kernels.attention_policies import Attending, everywhere
 from hires.noise import canvas_noise
 from hires.offload import Weights
 from hires.pipelines import progressive

@@ -10,7 +10,7 @@ from hires import machines
 from hires.catalogue import SAMPLERS, evaluations
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
-from hires.kernels.policies import NPA, Global, KVPool, Windows
+from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
 from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec, sigma_max_for

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.bench_planner import PIXART, network_bytes, vae_bytes
 from hires.errors import BudgetError
 from hires.families import FAMILIES, UNetShape, VaeShape
-from hires.kernels.policies import Policy
+from hires.kernels.attention_policies import Policy
 from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.resolution import make_bins

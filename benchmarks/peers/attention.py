@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import Way, version_of
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 
 PEERS = ("diffusers AttnProcessor2_0", "diffusers enable_attention_slicing", "diffusers AttnProcessor")
 POLICIES: dict[str, Policy] = {

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from hires.benching.rows import Row, Setting, name_of
 from hires.kernels import group_norm
+from hires.kernels.attention_policies import NPA, Global, Policy, attended
 from hires.kernels.dispatch import BACKENDS, attention
-from hires.kernels.policies import NPA, Global, Policy, attended
 from hires.kernels.reference import attention_chunked
 from hires.timing import Timed, peak_bandwidth, peak_flops, rms
 

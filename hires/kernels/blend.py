@@ -36,13 +36,13 @@ def to_integers_torch(band: Tensor, bits: int) -> Tensor:
 
 
 def _accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, top: int, left: int) -> None:
-    from hires.kernels.maps import accumulate_triton
+    from hires.kernels.triton_maps import accumulate_triton
 
     accumulate_triton(canvas, tile, rows, cols, top, left)
 
 
 def _to_integers_triton(band: Tensor, bits: int) -> Tensor:
-    from hires.kernels.maps import to_integers_triton
+    from hires.kernels.triton_maps import to_integers_triton
 
     return to_integers_triton(band, bits)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hires.kernels.attention_policies import Global, KVPool, Policy, Windowed
 from hires.kernels.backends import Backend, choose, reasons_of
-from hires.kernels.policies import Global, KVPool, Policy, Windowed
 from hires.kernels.probes import (
     ROW_MASKS,
     floating,
@@ -20,7 +20,7 @@ from hires.kernels.probes import (
     xformers_why_not,
 )
 from hires.kernels.reference import attention_chunked
-from hires.kernels.windowed import attend_windows, pooled
+from hires.kernels.torch_windows import attend_windows, pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def _triton_windows(
     canvas: tuple[int, int] | None,
     policy: Windowed | None,
 ) -> Tensor:
-    from hires.kernels.attention import attention_triton
+    from hires.kernels.triton_attention import attention_triton
     from hires.kernels.tuning import architecture, config
 
     chosen = config(q.shape[-1], architecture(q), q.dtype == torch.float32)
@@ -85,7 +85,7 @@ def _triton_windows(
 
 def _pooled_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
     """A pass of its own: attention reads keys and values N / BLOCK_M times, and after this they are r^2 times smaller."""
-    from hires.kernels.maps import pool_triton
+    from hires.kernels.triton_maps import pool_triton
 
     return pool_triton(x, canvas, r)
 

@@ -87,7 +87,7 @@ def apply_torch(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torc
 
 
 def _stats_triton(band: Tensor, groups: int) -> Moments:
-    from hires.kernels.maps import stats_triton
+    from hires.kernels.triton_maps import stats_triton
 
     count, mean, squares = stats_triton(band, groups)  # (B, G, splits), float32: of each piece, and its squared distances
     total = count.sum(-1)
@@ -97,7 +97,7 @@ def _stats_triton(band: Tensor, groups: int) -> Moments:
 
 
 def _apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype) -> Tensor:
-    from hires.kernels.maps import apply_triton
+    from hires.kernels.triton_maps import apply_triton
 
     return apply_triton(x, scale, shift, silu, dtype)
 

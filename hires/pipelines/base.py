@@ -26,15 +26,15 @@ from hires.families import PixArtShape, UNetShape
 from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
 from hires.journal import NO_JOURNAL, Journal
+from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
-from hires.kernels.policies import Attending, everywhere
+from hires.kernels.single_precision import finite_pictures
 from hires.lowpass import Fourier
 from hires.offload import HOST, Weights
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
-from hires.single import finite_pictures
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from hires.conditioning import Conditioning, sdxl_size_ids
-from hires.kernels.policies import Attending, everywhere
+from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.protocols import Denoiser

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.denoisers import edit_guided
 from hires.guides import within
-from hires.kernels.policies import Attending, everywhere
+from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.protocols import Denoiser

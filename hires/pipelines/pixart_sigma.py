@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hires.conditioning import Conditioning, pixart_resolution
 from hires.families import PixArtShape
-from hires.kernels.policies import Attending, everywhere
+from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.protocols import Denoiser

@@ -26,7 +26,7 @@ from hires.events import Event, OnEvent, StageStats
 from hires.guides import centre_pulled, masked, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
-from hires.kernels.policies import NPA, Attending, Policy, Windows
+from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
 from hires.noise import CanvasNoise
 from hires.pipelines.base import Family

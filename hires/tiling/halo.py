@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hires.cost import MOST_ELEMENTS, VaePolicy, halo_policy
 from hires.errors import BudgetError, RequestError
-from hires.kernels.policies import EVERYWHERE, Policy
-from hires.single import in_single
+from hires.kernels.attention_policies import EVERYWHERE, Policy
+from hires.kernels.single_precision import in_single
 from hires.tiling import finite
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder

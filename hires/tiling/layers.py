@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.errors import RequestError, unknown
+from hires.kernels.attention_policies import NPA, KVPool, Rows, Windowed, Windows, axis
 from hires.kernels.dispatch import attention
-from hires.kernels.policies import NPA, KVPool, Rows, Windowed, Windows, axis
 from hires.kernels.reference import attention_streamed
-from hires.kernels.windowed import attend_across, key_lines, pooled, query_lines
+from hires.kernels.torch_windows import attend_across, key_lines, pooled, query_lines
 from hires.tiling.retry import attempt, free_memory
 from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
 from hires.tiling.transfer import Arriving, Copier

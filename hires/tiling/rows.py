@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.kernels.group_norm import group_norm_apply
-from hires.kernels.policies import EVERYWHERE, Policy
 from hires.tiling import finite
 from hires.tiling.geometry import bands
 from hires.tiling.norm import affine, moments

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hires.cost import VaePolicy, vae_ladder
 from hires.errors import RequestError, unknown
 from hires.families import VaeShape
-from hires.kernels.policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
+from hires.kernels.attention_policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
 from hires.tiling import finite
 from hires.tiling.geometry import Box, Size
 from hires.tiling.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of

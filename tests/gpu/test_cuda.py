@@ -19,8 +19,12 @@ pytestmark = pytest.mark.skipif(
 
 import hires  # noqa: E402
 from hires.kernels import group_norm  # noqa: E402
+from hires.kernels.attention_policies import (
+    NPA,  # noqa: E402
+    Global,  # noqa: E402
+    Windows,  # noqa: E402
+)
 from hires.kernels.dispatch import BACKENDS, attention, spec_of  # noqa: E402
-from hires.kernels.policies import NPA, Global, Windows  # noqa: E402
 from hires.kernels.reference import attention_chunked  # noqa: E402
 from hires.metrics import psnr  # noqa: E402
 from hires.tiling.vae import TiledVAE  # noqa: E402

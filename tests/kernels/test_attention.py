@@ -15,11 +15,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hires.kernels.attention import attention_kernel, attention_triton, blocks
-from hires.kernels.policies import NPA, Global, Policy, Windows
+from hires.kernels.attention_policies import NPA, Global, Policy, Windows
 from hires.kernels.reference import attention_chunked
+from hires.kernels.torch_windows import attention_masked
+from hires.kernels.triton_attention import attention_kernel, attention_triton, blocks
 from hires.kernels.tuning import SHARED_KIB, Config, config
-from hires.kernels.windowed import attention_masked
 
 SMALL = Config(16, 16, 4, 1)
 HEADS = (40, 64, 72, 80, 128, 160, 512)

@@ -23,8 +23,8 @@ from hires.kernels import blend, group_norm
 from hires.kernels.backends import BackendRefused
 from hires.kernels.blend import blend_accumulate, to_integers
 from hires.kernels.group_norm import MapSpec, Moments, group_norm_apply, group_norm_stats
+from hires.kernels.torch_windows import pooled
 from hires.kernels.tuning import SHARED_KIB, launch
-from hires.kernels.windowed import pooled
 
 Layout = Callable[[Tensor], Tensor]
 LAYOUTS: dict[str, Layout] = {
@@ -113,7 +113,7 @@ def interpreted() -> None:
         for name in names:
             setattr(module, name, tuple(replace(b, why_not=lambda spec: None) for b in getattr(module, name)))
     check_all("triton")
-    from hires.kernels.maps import pool_triton
+    from hires.kernels.triton_maps import pool_triton
 
     for h, w, r, d in ((6, 8, 2, 16), (7, 5, 3, 72), (1, 9, 2, 40), (4, 4, 1, 8)):
         for dtype in (torch.float32, torch.float16):
@@ -214,9 +214,9 @@ def compiled(architecture: int, kernel: str, kind: str, block_c: int, silu: bool
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hires.kernels import maps
+    from hires.kernels import triton_maps
 
-    chosen, function = launch(kernel, torch.empty(0)), getattr(maps, KERNELS[kernel])
+    chosen, function = launch(kernel, torch.empty(0)), getattr(triton_maps, KERNELS[kernel])
     block_p = max(16, chosen.elements // block_c)
     given = {"R": 2, "BLOCK_D": 128, "BLOCK_M": chosen.elements // 128}
     given |= {"BLOCK_C": block_c, "CHANNELS": max(1, block_c - 1), "BLOCK_P": block_p, "SILU": silu}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, attended
 from hires.kernels.dispatch import AttentionSpec, attention, select, table
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Windows, attended
-from hires.kernels.windowed import attention_masked, policy_mask
+from hires.kernels.torch_windows import attention_masked, policy_mask
 
 
 def inputs(h: int, w: int, dtype: torch.dtype = torch.float64, batch: int = 2, heads: int = 2, d: int = 8) -> list[Tensor]:

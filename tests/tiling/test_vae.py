@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires.errors import BudgetError, MemoryLadderError, RequestError
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, Windows
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS, AttentionSpec
-from hires.kernels.policies import NPA, Global, KVPool, Policy, Rows, Windows
-from hires.kernels.windowed import attention_masked
+from hires.kernels.torch_windows import attention_masked
 from hires.tiling.layers import Attended, Progress, decode_layers, setting_of
 from hires.tiling.rows import Given
 from hires.tiling.vae import TiledVAE

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hires.kernels.policies import Axis, Windowed, axis
+from hires.kernels.attention_policies import Axis, Windowed, axis
 from hires.kernels.tuning import Config
 
 

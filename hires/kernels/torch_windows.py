@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.kernels.policies import Axis, Global, KVPool, Policy, Windowed, axis
+from hires.kernels.attention_policies import Axis, Global, KVPool, Policy, Windowed, axis
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
