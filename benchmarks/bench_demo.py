@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.common import EQUAL_DB, RESULTS, decibels
 from benchmarks.rows import ROOT, STATE, Row, Suite, carried_out, child
-from hires.machines import multiplies_bf16
+from hires.devices.machines import multiplies_bf16
 
 SUITE = Suite(
     name="demo",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import RESULTS, append_row, stamp
-from hires.device import peak_resident_bytes
+from hires.devices.memory import peak_resident_bytes
 from hires.png import LEVEL
 from hires.sinks import ImageSink
 from hires.sources import ImageSource

@@ -88,7 +88,7 @@ def measured(case: Mapping[str, str]) -> Row:
     """One way of one part at one size, in this process."""
     import torch
 
-    from hires.device import peak_resident_bytes
+    from hires.devices.memory import peak_resident_bytes
 
     part, name, side, quick = case["part"], case["way"], int(case["side"]), bool(case["quick"])
     if part == "io":

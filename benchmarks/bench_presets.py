@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, append_row, read_rows, stamp
 from benchmarks.full_size import full_spec, network_flops, vae_flops
-from hires.machines import described_card
+from hires.devices.machines import described_card
 from hires.planner import plan
 from hires.stages import estimates
 from hires.tiling.geometry import Size

@@ -73,7 +73,7 @@ def measured(case: Mapping[str, str]) -> Row:
     """One part at one size, in this process."""
     import torch
 
-    from hires.device import freed_pages, peak_resident_bytes
+    from hires.devices.memory import freed_pages, peak_resident_bytes
 
     part, side = case["part"], int(case["side"])
     made = {"denoise": denoise, "host": host}.get(part)
@@ -105,8 +105,9 @@ def denoise(side: int) -> Runs:
     """One evaluation of the last stage of the shipped model on that canvas, by every condition that the stage is guided by."""
     import torch
 
-    from hires import machines, planner
+    from hires import planner
     from hires.cost import network_flops
+    from hires.devices import machines
     from hires.execute import load_family
     from hires.specs import load_spec
     from hires.stages import estimates_per_step

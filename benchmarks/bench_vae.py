@@ -30,7 +30,8 @@ from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
 from hires.boxes import Floats
 from hires.cost import VaePolicy
-from hires.device import choose_device, peak_resident_bytes, reset_resident_peak
+from hires.devices.memory import peak_resident_bytes, reset_resident_peak
+from hires.devices.probe import choose_device
 from hires.errors import HiresError
 from hires.metrics import psnr
 from hires.resolution import parse_size

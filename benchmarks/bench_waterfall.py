@@ -92,7 +92,7 @@ def measured(case: Mapping[str, str]) -> Row:
 
     from benchmarks.held_out import held_out_scenes
     from benchmarks.peaks import peaks
-    from hires.device import peak_resident_bytes, reset_resident_peak
+    from hires.devices.memory import peak_resident_bytes, reset_resident_peak
     from hires.metrics import psnr
 
     step = next(step for step in steps() if step.name == case["step"])
@@ -160,8 +160,9 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     """A render by the plan of a step, its pixels in memory."""
     import torch
 
-    from hires import machines, planner
-    from hires.device import freed_pages
+    from hires import planner
+    from hires.devices import machines
+    from hires.devices.memory import freed_pages
     from hires.execute import run_plan
     from hires.specs import load_spec
     from hires.tiling.geometry import Size

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
 from hires.benching.models import evaluation, evaluation_flops
 from hires.benching.rows import Setting, suite_of
-from hires.device import probe
+from hires.devices.probe import probe
 from hires.errors import HiresError, RequestError
 from hires.execute import run_plan
 from hires.kernels.attention_policies import EVERYWHERE

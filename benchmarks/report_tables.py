@@ -31,7 +31,8 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def plans() -> str:
     """What `hires plan` says of CosXL on cards that are not here: a square picture, its peak and seconds."""
     from benchmarks.full_size import full_spec
-    from hires import machines, planner
+    from hires import planner
+    from hires.devices import machines
     from hires.tiling.geometry import Size
     from hires.types import RenderRequest
     from hires.units import gib, parse_bytes

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
-from hires import cost, machines, planner
+from hires import cost, planner
+from hires.devices import machines
 from hires.enlarge import ENLARGERS, Target
 from hires.execute import load_family
 from hires.kernels.attention_policies import Policy

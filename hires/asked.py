@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import calibration, captions, machines
+from hires import captions
 from hires.adapters import with_loras
-from hires.calibration import calibrated
 from hires.delivery import DEPTHS, Delivery
 from hires.errors import OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
@@ -18,16 +17,16 @@ from hires.resolution import SizeLike, as_size, check_size
 from hires.specs import ModelSpec, load_spec
 from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
-from hires.types import DeviceSpec, LoraRef, RenderRequest, parse_lora
-from hires.units import parse_bytes
+from hires.types import LoraRef, RenderRequest, parse_lora
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
-    PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 
+if TYPE_CHECKING:
+    PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 StageLike = str | StageSpec
 Loras = Sequence[str | LoraRef]
 
@@ -124,23 +123,6 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     if not request.clean_caption:
         return request
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
-
-
-def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
-    """The device to plan for. torch is imported only to look at a card that is here."""
-    known = calibration.load(calibration.cache_folder())
-    if device == "auto" and budget_bytes is not None:
-        return machines.described_card(budget_bytes, ram_bytes or 0)
-    if device == "cpu" or (device == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return calibrated(machines.host_device(budget_bytes, ram_bytes or 0), known)
-    from hires.device import choose_device, probe
-
-    return calibrated(probe(choose_device(device), budget_bytes, ram_bytes or 0), known)
-
-
-def budget_of(vram: str | int | None) -> int | None:
-    """Bytes; None for what is free."""
-    return None if vram is None else parse_bytes(str(vram))
 
 
 def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:

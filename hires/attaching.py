@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hires.cost import network_live_bytes
-from hires.device import probe
+from hires.devices.probe import probe
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, FamilyFacts, NetworkShape
 from hires.processors import DispatchedAttention, dispatch_attention

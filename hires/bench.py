@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from hires.calibration import Calibration
-from hires.device import probe
+from hires.devices.calibration import Calibration
+from hires.devices.probe import probe
 from hires.errors import RunError
 from hires.kernels.dispatch import BACKENDS, AttentionSpec, attention
 from hires.timing import timed

@@ -156,7 +156,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     import torch
 
     from hires._imports import quiet_imports
-    from hires.device import choose_device, probe
+    from hires.devices.probe import choose_device, probe
     from hires.kernels import blend, group_norm
     from hires.kernels.dispatch import AttentionSpec, table
     from hires.locate import NAMED_MODELS

@@ -59,9 +59,9 @@ def register(app: typer.Typer) -> None:
         """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
 
         def work() -> Any:
-            from hires import calibration
             from hires.bench import calibrate as measure
-            from hires.device import choose_device
+            from hires.devices import calibration
+            from hires.devices.probe import choose_device
 
             told = partial(print, file=sys.stderr)
             found = measure(choose_device(device), (lambda line: None) if as_json else told)
@@ -88,7 +88,7 @@ def _command(name: str) -> Callable[..., None]:
     ) -> None:
         def work() -> dict[str, Any]:
             from hires.benching.rows import SUITES, Setting
-            from hires.device import choose_device
+            from hires.devices.probe import choose_device
             from hires.resolution import parse_size
 
             setting = Setting(

@@ -78,7 +78,7 @@ class progress_display:
             save_png(self.preview, event.preview, {"Software": f"hires {__version__}", "Comment": step}, overwrite=True)
 
     def _on_event(self, event: Event) -> None:
-        from hires.device import peak_bytes_so_far
+        from hires.devices.memory import peak_bytes_so_far
 
         self._draw(event)
 

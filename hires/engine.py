@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import calibration, planner
+from hires import planner
 from hires.asked import (
     Loras,
     StageLike,
-    budget_of,
     delivery,
-    describe_device,
     edges_of,
     editing,
     loras_of,
@@ -26,21 +24,24 @@ from hires.asked import (
     text_to_image,
     with_captions,
 )
-from hires.calibration import calibrated
 from hires.delivery import Delivery, parameters
+from hires.devices import calibration
+from hires.devices.calibration import calibrated
+from hires.devices.describe import budget_of, describe_device
+from hires.devices.spec import DeviceSpec
 from hires.errors import MemoryLadderError, RequestError
 from hires.events import OnEvent
 from hires.locate import missing
 from hires.resolution import SizeLike
 from hires.specs import ModelSpec
-from hires.types import DeviceSpec, MemoryPlan, RenderRequest, RenderResult
+from hires.types import MemoryPlan, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from hires.asked import PictureLike
-    from hires.device import FreedPages
+    from hires.devices.memory import FreedPages
 
 log = logging.getLogger(__name__)
 
@@ -388,7 +389,8 @@ def _delivered(
     journal: JournalOptions | None,
     mask: NDArray[np.uint8] | None,
 ) -> RenderResult:
-    from hires.device import choose_device, freed_pages, probe
+    from hires.devices.memory import freed_pages
+    from hires.devices.probe import choose_device, probe
     from hires.execute import run_plan
     from hires.journal import NO_JOURNAL, Journal, open_journal
 

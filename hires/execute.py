@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from hires.colour import Moments, adain, wavelet_fixed
 from hires.delivery import Delivery, OpenSink
-from hires.device import TORCH_DTYPE, peak_device_bytes, peak_resident_bytes, reset_peak
+from hires.devices.memory import peak_device_bytes, peak_resident_bytes, reset_peak
+from hires.devices.probe import TORCH_DTYPE
 from hires.errors import MemoryLadderError
 from hires.events import Event, OnEvent, StageStats
 from hires.imageio import fitted, on_canvas

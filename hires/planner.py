@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hires import cost
+from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
 from hires.placement import choose_tile, in_tiles, policy_notes
@@ -19,7 +20,7 @@ from hires.specs import ModelSpec
 from hires.stage_cost import choose_dtype, choose_text, stage_cost
 from hires.stage_spec import WindowSpec
 from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
-from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan
+from hires.types import MemoryPlan, RenderRequest, StagePlan
 from hires.units import gib
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hires.device import TORCH_DTYPE
+from hires.devices.probe import TORCH_DTYPE
 from hires.errors import OutputError, RequestError
 from hires.events import Event, OnEvent
 from hires.timing import peak_bandwidth, peak_flops
@@ -265,6 +265,6 @@ def held_bytes() -> int:
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text().split()[1]) * 4096
-    from hires.device import peak_resident_bytes
+    from hires.devices.memory import peak_resident_bytes
 
     return peak_resident_bytes()

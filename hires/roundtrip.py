@@ -95,7 +95,8 @@ def vae_roundtrip(
     """
     import torch
 
-    from hires.device import choose_device, freed_pages, peak_resident_bytes, probe
+    from hires.devices.memory import freed_pages, peak_resident_bytes
+    from hires.devices.probe import choose_device, probe
     from hires.events import Event
     from hires.formats import check_fits, check_output
     from hires.imageio import read_picture

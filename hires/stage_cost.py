@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hires import catalogue, cost, machines
+from hires import catalogue, cost
 from hires.cost import VaePolicy
+from hires.devices import machines
+from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.specs import ModelSpec
 from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
 from hires.tiling.geometry import Size
-from hires.types import VAE_POLICIES, DecodePlan, DeviceSpec, StageCost, StagePlan
+from hires.types import VAE_POLICIES, DecodePlan, StageCost, StagePlan
 from hires.units import BYTES_PER_ELEMENT, gib
 
 LARGE_TOWER = 10**9  # parameters above which text towers are weighed against host memory

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from hires import planner
 from hires._version import __version__
-from hires.asked import Loras, describe_device, spec_for, text_to_image
-from hires.device import FreedPages, choose_device, freed_pages, peak_resident_bytes, probe
+from hires.asked import Loras, spec_for, text_to_image
+from hires.devices.describe import describe_device
+from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
+from hires.devices.probe import choose_device, probe
 from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent

@@ -15,10 +15,10 @@ import torch
 
 import hires
 from hires import bench
-from hires.calibration import Calibration, cache_folder, calibrated, file_of, load, save
+from hires.devices.calibration import Calibration, cache_folder, calibrated, file_of, load, save
+from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError
 from hires.formats import read_text
-from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size

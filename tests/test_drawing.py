@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hires.devices.machines import described_card
 from hires.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
 from hires.errors import OutputError
-from hires.machines import described_card
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, make_grid

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from hires import machines
 from hires.catalogue import SAMPLERS, evaluations
+from hires.devices import machines
+from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
-from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec, sigma_max_for
 from hires.stage_cost import choose_text
@@ -324,21 +324,21 @@ def test_a_plan_says_which_picture_is_rendered_and_how_far_it_is_enlarged(cosxl:
 
 
 def test_a_cpu_budget_that_nobody_gave_grows_where_nothing_fits(cosxl: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 30 * 2**30)
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 30 * 2**30)
     made = plan(request(Size(2048, 2048)), cosxl, host_device())
     weights = 4 * (cosxl.network_params + cosxl.vae_params)
     assert 2 * 2**30 < made.peak_bytes <= made.budget_bytes == 24 * 2**30 - weights
     assert "2.00 GiB is too small" in made.notes[-1]
     with pytest.raises(BudgetError, match="would do"):
         plan(request(Size(2048, 2048)), cosxl, host_device(2 * 2**30))
-    monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 3 * 2**30)
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 3 * 2**30)
     with pytest.raises(BudgetError, match="would do"):
         plan(request(Size(4096, 4096)), cosxl, host_device())
 
 
 def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     sigma = replace(demo, facts=replace(demo.facts, text=("t5",), tokens=300), text_params=4_762_000_000)
-    monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 30 * 2**30)
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 30 * 2**30)
     size, small, large = Size(256, 256), parse_bytes("8GB"), parse_bytes("24GB")
     on_card = choose_text(sigma, described_card(large), "bf16")
     assert not on_card.on_host
@@ -347,10 +347,10 @@ def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, 
     assert choose_text(sigma, described_card(on_card.cost.peak_bytes - 1), "bf16").on_host
     assert choose_text(sigma, described_card(large), "fp16").dtype == "bf16"
     assert choose_text(sigma, host_device(small), "fp32").dtype == "fp32"
-    monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 16 * 2**30)
     assert choose_text(sigma, host_device(small), "fp32").dtype == "bf16"
     assert any("text encoders in bf16" in note for note in plan(request(size), sigma, host_device(small)).notes)
-    monkeypatch.setattr("hires.machines.available_host_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 8 * 2**30)
     with pytest.raises(BudgetError, match=r"text encoders need 8\.87 GiB of host memory in bf16, 8\.00 GiB are free"):
         plan(request(size), sigma, host_device(small))
 

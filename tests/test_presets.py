@@ -9,9 +9,9 @@ import pytest
 import hires
 from benchmarks.bench_presets import LIMITS, planned, row_of
 from benchmarks.full_size import full_spec
+from hires.devices.machines import described_card, host_device
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, Windows
-from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.presets import parse_stage, preset
 from hires.specs import ModelSpec

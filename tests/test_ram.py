@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError
-from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hires import planner
+from hires.devices.machines import described_card
 from hires.errors import SizeError
 from hires.families import FAMILIES, FamilyFacts
 from hires.layouts import shipped_config
-from hires.machines import described_card
 from hires.resolution import (
     SIZE_CLASSES,
     aspect_bins,

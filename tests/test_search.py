@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.bench_planner import PIXART, network_bytes, vae_bytes
+from hires.devices.machines import described_card, host_device
+from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.families import FAMILIES, UNetShape, VaeShape
 from hires.kernels.attention_policies import Policy
-from hires.machines import described_card, host_device
 from hires.planner import plan
 from hires.resolution import make_bins
 from hires.search import BATCHES, CPU_BATCHES, offloads
@@ -21,7 +22,7 @@ from hires.specs import ModelSpec, vp_sigmas
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
 from hires.stages import estimates_per_step
 from hires.tiling.geometry import Size
-from hires.types import DeviceSpec, MemoryPlan, RenderRequest, StagePlan
+from hires.types import MemoryPlan, RenderRequest, StagePlan
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
 from hires.cost import network_flops
-from hires.device import probe
+from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import attending

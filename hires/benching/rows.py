@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hires.device import peak_resident_bytes, probe, reset_resident_peak
+from hires.devices.memory import peak_resident_bytes, reset_resident_peak
+from hires.devices.probe import probe
 from hires.errors import BudgetError, MemoryLadderError, RequestError
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory, is_out_of_memory

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
 from hires.denoisers import consistency, edm_v, eps, v
-from hires.device import TORCH_DTYPE
+from hires.devices.probe import TORCH_DTYPE
 from hires.errors import BackendError, ModelError, NotFiniteError
 from hires.families import PixArtShape, UNetShape
 from hires.guides import Guidance, guided_by

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
-from hires.device import peak_device_bytes, reset_peak
+from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hires._imports import quiet_imports
 from hires.boxes import unit
-from hires.device import TORCH_DTYPE
+from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError, RequestError
 from hires.resolution import cover
 from hires.sources import ImageSource

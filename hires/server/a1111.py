@@ -339,8 +339,8 @@ def _progress(queue: JobQueue, without_picture: bool) -> dict[str, Any]:
 def _memory() -> dict[str, Any]:
     import torch
 
-    from hires.device import peak_resident_bytes
-    from hires.machines import available_host_bytes
+    from hires.devices.machines import available_host_bytes
+    from hires.devices.memory import peak_resident_bytes
 
     free, used = available_host_bytes(), peak_resident_bytes()
     ram = {"free": free, "used": used, "total": free + used}

@@ -274,7 +274,7 @@ def _tiles(scripted: Scripted) -> dict[str, Any]:
 def _relay_of(library: Library, model: str, strength: float, steps: int) -> tuple[int, float]:
     """The steps that a strength takes of `steps`, and the noise level that they begin at."""
     from hires import planner
-    from hires.machines import host_device
+    from hires.devices.machines import host_device
     from hires.stages import stage_levels
     from hires.types import RenderRequest
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from hires import planner
 from hires._version import __version__
-from hires.asked import describe_device, editing, spec_for, text_to_image, with_captions
+from hires.asked import editing, spec_for, text_to_image, with_captions
 from hires.decoders import PILLOW_FORMATS
-from hires.device import choose_device
+from hires.devices.describe import describe_device
+from hires.devices.probe import choose_device
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
 from hires.formats import check_fits

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from hires.device import peak_bytes_so_far
+from hires.devices.memory import peak_bytes_so_far
 from hires.errors import MemoryLadderError
 from hires.units import gib
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import asked, engine, execute, machines, planner
+from hires import asked, engine, execute, planner
 from hires._imports import quiet_imports
 from hires.denoisers import timestep_of
+from hires.devices import machines
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
 from hires.imageio import on_canvas

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hires import execute, planner
 from hires.asked import spec_for
-from hires.machines import host_device
+from hires.devices.machines import host_device
 from hires.noise import canvas_noise
 from hires.pipelines import progressive
 from hires.presets import parse_stage

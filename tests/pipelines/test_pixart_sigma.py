@@ -13,10 +13,10 @@ import torch
 import hires
 from hires.asked import pooled_keys
 from hires.denoisers import guided
-from hires.device import TORCH_DTYPE
+from hires.devices.machines import host_device
+from hires.devices.probe import TORCH_DTYPE
 from hires.errors import RequestError
 from hires.events import Event
-from hires.machines import host_device
 from hires.noise import CanvasNoise
 from hires.pipelines import progressive
 from hires.pipelines.base import Parts

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import full_spec
+from hires.devices.machines import described_card
+from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError, RunError
-from hires.machines import described_card
 from hires.planner import plan
 from hires.specs import ModelSpec, load_spec
 from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 from hires.tiling.geometry import Size
-from hires.types import DeviceSpec, RenderRequest
+from hires.types import RenderRequest
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"
 COUNT = 200

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from hires.types import DeviceSpec
+from hires.devices.spec import DeviceSpec
 from hires.units import gib
 
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hires.devices.spec import DeviceSpec
 from hires.errors import WriteError
-from hires.types import DeviceSpec
 
 SCHEMA = 1
 
