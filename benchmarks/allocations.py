@@ -70,7 +70,7 @@ def counted() -> Iterator[Allocations]:
     """Fake tensors and a counter of what operators make."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from hires.tiling import finite
+    from hires.tiling.bands import finite
 
     known = mock.patch.object(finite, "all_finite", return_value=True)  # fake tensors have no values to look at
     with known, FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), Allocations() as allocations:

@@ -21,8 +21,8 @@ from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
 from hires.conditioning import Conditioning
-from hires.cost import network_live_bytes, vae_policy
-from hires.families import FAMILIES, NetworkShape, PixArtShape, UNetShape, VaeShape
+from hires.cost import network_live_bytes
+from hires.families import FAMILIES, NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, NPA, KVPool, Policy, Windows
 from hires.layouts import shipped_config
 from hires.pixart import PixArtNetwork
@@ -30,6 +30,8 @@ from hires.processors import dispatch_attention
 from hires.specs import unet_shape
 from hires.text_cost import text_live_bytes
 from hires.tiling import vae as banded
+from hires.tiling.bands.memory import VaeShape
+from hires.tiling.bands.storage import vae_policy
 from hires.tiling.geometry import Box, Size
 from hires.types import DecodePlan
 from hires.unet import UNetNetwork
@@ -202,7 +204,7 @@ def vae_bytes(cells: Size, policy: str, band_rows: int, dtype: str, encode: bool
             dtype,
         )  # fmt: skip
         found.live = found.peak = 0
-        with mock.patch("hires.tiling.transfer.to_host", found.move_to_host):
+        with mock.patch("hires.tiling.bands.transfer.to_host", found.move_to_host):
             if encode:
                 banded.Run(vae).encode(FakePicture(cells.times(8), kind), plan)
             else:

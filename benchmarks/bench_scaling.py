@@ -49,7 +49,7 @@ LEAST_S = 20.0  # that a side is measured for, so that small ones do not find th
 def attention_clock() -> Iterator[list[float]]:
     """Seconds of every call of attention while it is open."""
     from hires import processors
-    from hires.tiling import layers
+    from hires.tiling.bands import layers
 
     places: list[tuple[Any, str]] = [(processors, "attention"), (layers, "attention"), (layers, "attention_streamed")]
     spent: list[float] = []

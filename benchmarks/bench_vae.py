@@ -29,16 +29,15 @@ from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
 from hires.boxes import Floats
-from hires.cost import VaePolicy
 from hires.devices.memory import peak_resident_bytes, reset_resident_peak
 from hires.devices.probe import choose_device
 from hires.errors import HiresError
 from hires.metrics import psnr
 from hires.resolution import parse_size
 from hires.seams import seam_score
+from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
 from hires.tiling.geometry import Size, bands
 from hires.tiling.vae import TiledVAE
-from hires.types import VAE_POLICIES
 
 COLUMNS = (
     "side", "way", "seconds", "over_first", "peak_mib", "predicted_mib", "gflop", "psnr_db", "max_abs", "seam_over_control",

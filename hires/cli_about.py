@@ -13,7 +13,7 @@ from hires._version import __version__
 from hires.cli_options import AsJson, Device, Family, Overwrite, Parts, Quiet, Vram
 from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import whole
-from hires.types import VAE_POLICIES
+from hires.tiling.bands.storage import VAE_POLICIES
 from hires.units import gib
 
 

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from hires.lowpass import Area
 from hires.protocols import LowPass
-from hires.resolution import relay_view
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged
 from hires.tiling.vae import OnBand, PixelSource
 

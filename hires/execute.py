@@ -27,10 +27,9 @@ from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
-from hires.resolution import relay_view
 from hires.sinks import ImageSink
 from hires.specs import ModelSpec
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.tiling.vae import PixelSource

@@ -13,7 +13,6 @@ from hires.stage_spec import ENLARGERS, GUIDES
 from hires.types import SAMPLERS, SCHEDULES
 
 REFINES = ("npa", "tiles")
-
 SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)
 TURBO_RELAY = 1.6129  # of timestep 499: the relay takes 499 and 249
 SDXL_LEAST = 0.03  # the lowest level of SDXL's own timesteps; below it eight bits show nothing
@@ -68,16 +67,6 @@ NetworkShape = UNetShape | PixArtShape
 def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:
     """Factors of key-value compression as the Σ paper places them: dense in the first half of the blocks (0..13 of 28)."""
     return (1,) * (layers - layers // 2) + (factor,) * (layers // 2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaeShape:
-    """What decides the cost of an AutoencoderKL: channels per level (full resolution first) and resnets per level."""
-
-    channels: tuple[int, ...]
-    resnets: int
-    latent_channels: int
-    mid_attention: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +222,6 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
 COSXL_RUN = _run("euler", "exponential", 30, 7.0, 1024, relay_sigma_end=SDXL_LEAST)
 PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
-
 _ROWS = (
     _sdxl("cosxl", "CosXL", "edm_v", COSXL_RUN, betas=None, sigma_range=(0.002, 120.0)),
     _sdxl(

@@ -13,10 +13,9 @@ from hires.boxes import unit
 from hires.decoders import PILLOW_FORMATS
 from hires.errors import OutputError, RequestError
 from hires.formats import check_output
-from hires.resolution import cover
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Box, Size, cover
 from hires.whole_tiff import check_whole_tiff
 
 

@@ -25,10 +25,9 @@ from hires.contrast import Contrast, contrast
 from hires.deltae import ciede2000, lab
 from hires.duplicates import Copies, find_duplicates
 from hires.errors import RequestError
-from hires.resolution import cover
 from hires.seams import Seams, lattice_power, profiles, seam_lines, seams
 from hires.spectra import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
-from hires.tiling.geometry import Box, Size, TileGrid, bands
+from hires.tiling.geometry import Box, Size, TileGrid, bands, cover
 
 LEAST_PX = 16
 STRETCHED, CUT = 0.05, 0.25  # log of the aspects: a base is stretched to the picture's up to the first, cut up to the second

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, make_policy
-from hires.resolution import bins_of, round_up, stage_canvases
+from hires.resolution import bins_of, stage_canvases
 from hires.specs import ModelSpec
 from hires.stage_spec import StageSpec, WindowSpec, parse_policy
-from hires.tiling.geometry import Size, TileGrid, make_grid
+from hires.tiling.geometry import Size, TileGrid, make_grid, round_up
 from hires.types import RenderRequest, StagePlan
 
 LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans

@@ -10,7 +10,7 @@ import re
 from hires.errors import SizeError
 from hires.families import FamilyFacts
 from hires.specs import ModelSpec
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Size, relay_view, round_up, snap
 
 LARGEST_SIDE_PX = 131_072
 LARGEST_AREA_PX = 2**32
@@ -52,15 +52,6 @@ def check_size(size: Size) -> Size:
     if size.area > LARGEST_AREA_PX:
         raise SizeError(f"size {size}: {size.area / 1e6:.0f} megapixels are over the limit of {LARGEST_AREA_PX / 1e6:.0f}")
     return size
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def snap(size: Size, align_px: int) -> Size:
-    """The smallest canvas that holds `size` and divides by `align_px` on both sides."""
-    return Size(round_up(size.height, align_px), round_up(size.width, align_px))
 
 
 def make_bins(native_px: int, align_px: int) -> tuple[Size, ...]:
@@ -109,26 +100,6 @@ def nearest_bin(size: Size, bins: tuple[Size, ...]) -> Size:
     """The bin whose aspect ratio is nearest on a logarithmic scale, so that portrait and landscape are alike."""
     aspect = math.log(size.height / size.width)
     return min(bins, key=lambda b: (abs(math.log(b.height / b.width) - aspect), -b.area))
-
-
-def cover(source: Size, target: Size) -> tuple[Size, Box]:
-    """Resize then crop so that `source` fills `target` exactly: (size to resize to, box of it to keep).
-
-    The binding axis is assigned, not computed, so rounding can never lose a pixel (diffusers #8911).
-    """
-    if target.height * source.width >= target.width * source.height:
-        resized = Size(target.height, max(target.width, -(-source.width * target.height // source.height)))
-    else:
-        resized = Size(max(target.height, -(-source.height * target.width // source.width)), target.width)
-    top, left = (resized.height - target.height) // 2, (resized.width - target.width) // 2
-    return resized, Box(top, left, target.height, target.width)
-
-
-def relay_view(source: Size, target: Size) -> tuple[Size, Box]:
-    """How a stage's picture becomes the next canvas: stretched where the aspects differ by rounding (5 %), else covered."""
-    if abs(math.log(target.width * source.height / (target.height * source.width))) < 0.05:
-        return target, Box(0, 0, target.height, target.width)
-    return cover(source, target)
 
 
 def base_canvas(canvas: Size, bins: tuple[Size, ...], align_px: int) -> Size:

@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hires.cost import VaePolicy
 from hires.errors import ModelError, RequestError
 from hires.events import OnEvent
 from hires.folders import read_json
 from hires.kernels.attention_policies import Policy, make_policy
 from hires.locate import NAMED_MODELS
-from hires.resolution import round_up
 from hires.specs import load_spec
 from hires.stage_spec import parse_policy
-from hires.tiling.geometry import Size
+from hires.tiling.bands.storage import VaePolicy
+from hires.tiling.geometry import Size, round_up
 from hires.units import parse_bytes
 
 

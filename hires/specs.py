@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape, VaeShape
+from hires.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape
 from hires.folders import identify_folder, read_json
 from hires.headers import folder_tensors, read_header
 from hires.identify import Finding, identify_file
@@ -28,6 +28,7 @@ from hires.layouts import (
     shipped_config,
 )
 from hires.locate import Part, find_model, find_part, folder_part
+from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 
 LEAST_ALPHA_BAR = 4.8973451890853435e-08  # what a rescaled schedule ends at instead of 0: sigma 4518.7

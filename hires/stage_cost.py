@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hires import catalogue, cost
-from hires.cost import VaePolicy
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.specs import ModelSpec
 from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
+from hires.tiling.bands import storage
+from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
 from hires.tiling.geometry import Size
-from hires.types import VAE_POLICIES, DecodePlan, StageCost, StagePlan
+from hires.types import DecodePlan, StageCost, StagePlan
 from hires.units import BYTES_PER_ELEMENT, gib
 
 LARGE_TOWER = 10**9  # parameters above which text towers are weighed against host memory
@@ -142,7 +143,7 @@ def decode_cost(
 def vae_way(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, *, encode: bool) -> VaePolicy:
     cells, cpu = canvas.divided(spec.cell_px), device.kind == "cpu"
     element = BYTES_PER_ELEMENT[decode.dtype]
-    return cost.vae_policy(spec.vae, cells, element, decode.policy, decode.band_rows, cpu=cpu, encode=encode)
+    return storage.vae_policy(spec.vae, cells, element, decode.policy, decode.band_rows, cpu=cpu, encode=encode)
 
 
 def vae_seconds(way: VaePolicy, canvas: Size, spec: ModelSpec, device: DeviceSpec) -> float:
@@ -171,9 +172,9 @@ def decode_plans(canvas: Size, spec: ModelSpec, device: DeviceSpec) -> Iterator[
     """Every way to run the autoencoder at that size, from fast to small. Host memory is no other place for a CPU."""
     names = VAE_POLICIES[:-1] if device.kind == "cpu" else VAE_POLICIES
     cells = canvas.divided(spec.cell_px)
-    for name in (name for name in names if cost.indexable(spec.vae, cells, name)):
-        yield DecodePlan(policy=name, band_rows=0 if name == "whole" else cost.BAND_ROWS[0], dtype=decode_dtype(device))
-    for rows in cost.BAND_ROWS[1:]:
+    for name in (name for name in names if storage.indexable(spec.vae, cells, name)):
+        yield DecodePlan(policy=name, band_rows=0 if name == "whole" else storage.BAND_ROWS[0], dtype=decode_dtype(device))
+    for rows in storage.BAND_ROWS[1:]:
         yield DecodePlan(policy=names[-1], band_rows=rows, dtype=decode_dtype(device))
 
 

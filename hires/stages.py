@@ -15,10 +15,10 @@ from hires.levels import make_levels
 from hires.placement import place, whole_grid
 from hires.presets import Preset, preset
 from hires.renoise import relay_sigma
-from hires.resolution import bins_of, snap, stage_canvases
+from hires.resolution import bins_of, stage_canvases
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec
-from hires.tiling.geometry import Size
+from hires.tiling.geometry import Size, snap
 from hires.types import RenderRequest, StagePlan
 
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own

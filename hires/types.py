@@ -24,7 +24,6 @@ SCHEDULES = tuple(catalogue.SCHEDULES)
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
 PREVIEW_CELLS = 64  # the longest side of a preview's latents
-VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 SAMPLERS = tuple(catalogue.SAMPLERS)
 
 

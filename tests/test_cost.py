@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 
-from hires.cost import (
-    network_flops,
-    network_live_bytes,
-    pixart_flops,
-    unet_flops,
-    vae_decode_flops,
-    vae_encode_flops,
-    vae_live_bytes,
-)
-from hires.families import PixArtShape, UNetShape, VaeShape
+from hires.cost import network_flops, network_live_bytes, pixart_flops, unet_flops
+from hires.families import PixArtShape, UNetShape
+from hires.tiling.bands.memory import VaeShape
+from hires.tiling.bands.storage import vae_decode_flops, vae_encode_flops, vae_live_bytes
 from hires.tiling.geometry import Size
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)

@@ -23,17 +23,14 @@ from hires.resolution import (
     base_canvas,
     bins_for,
     check_size,
-    cover,
     make_bins,
     nearest_bin,
     parse_size,
     relay_note,
-    relay_view,
-    snap,
     stage_canvases,
 )
 from hires.specs import align_of, load_spec, unet_shape
-from hires.tiling.geometry import Size
+from hires.tiling.geometry import Size, cover, relay_view, snap
 from hires.types import RenderRequest
 from tests.checkpoints import Checkpoint
 

@@ -30,7 +30,7 @@ from hires.units import gib, parse_bytes
 
 def vae_rows(setting: Setting) -> Iterator[Row]:
     """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
-    from hires.types import VAE_POLICIES
+    from hires.tiling.bands.storage import VAE_POLICIES
     from hires.weights import load_vae
 
     vae = load_vae(setting.spec, setting.torch_dtype, setting.device)
@@ -50,8 +50,8 @@ def _vae_row(
     setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: tuple[str, Tensor] | None
 ) -> tuple[Row, Tensor | None]:
     """One policy beside the first that ran, PSNR over the span of that, and its result."""
-    from hires.cost import vae_decode_flops, vae_encode_flops
     from hires.metrics import psnr
+    from hires.tiling.bands.storage import vae_decode_flops, vae_encode_flops
     from hires.tiling.vae import TiledVAE
 
     case, policy, cells = what

@@ -21,9 +21,8 @@ from hires._imports import quiet_imports
 from hires.boxes import unit
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError, RequestError
-from hires.resolution import cover
 from hires.sources import ImageSource
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Box, Size, cover
 from hires.tiling.network import NetworkRows, OnTile, Tiling, choose_tiling
 from hires.tiling.reach import Halo, choose_halo
 from hires.tiling.resample import Resampled, RowSource

@@ -139,3 +139,32 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
     tall = -(-height // count)
     for top in range(0, height, tall):
         yield top, min(top + tall, height)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def snap(size: Size, align_px: int) -> Size:
+    """The smallest canvas that holds `size` and divides by `align_px` on both sides."""
+    return Size(round_up(size.height, align_px), round_up(size.width, align_px))
+
+
+def cover(source: Size, target: Size) -> tuple[Size, Box]:
+    """Resize then crop so that `source` fills `target` exactly: (size to resize to, box of it to keep).
+
+    The binding axis is assigned, not computed, so rounding can never lose a pixel (diffusers #8911).
+    """
+    if target.height * source.width >= target.width * source.height:
+        resized = Size(target.height, max(target.width, -(-source.width * target.height // source.height)))
+    else:
+        resized = Size(max(target.height, -(-source.height * target.width // source.width)), target.width)
+    top, left = (resized.height - target.height) // 2, (resized.width - target.width) // 2
+    return resized, Box(top, left, target.height, target.width)
+
+
+def relay_view(source: Size, target: Size) -> tuple[Size, Box]:
+    """How a stage's picture becomes the next canvas: stretched where the aspects differ by rounding (5 %), else covered."""
+    if abs(math.log(target.width * source.height / (target.height * source.width))) < 0.05:
+        return target, Box(0, 0, target.height, target.width)
+    return cover(source, target)

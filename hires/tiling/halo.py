@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hires.cost import MOST_ELEMENTS, VaePolicy, halo_policy
 from hires.errors import BudgetError, RequestError
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.kernels.single_precision import in_single
-from hires.tiling import finite
+from hires.tiling.bands import finite
+from hires.tiling.bands.rows import join
+from hires.tiling.bands.storage import MOST_ELEMENTS, VaePolicy, halo_policy
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
-from hires.tiling.rows import join
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
 from hires.units import gib
 

@@ -15,16 +15,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hires.cost import VaePolicy, vae_ladder
 from hires.errors import RequestError, unknown
-from hires.families import VaeShape
 from hires.kernels.attention_policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
-from hires.tiling import finite
+from hires.tiling.bands import finite
+from hires.tiling.bands.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
+from hires.tiling.bands.memory import VaeShape
+from hires.tiling.bands.rows import Given, RowMap, Setting, join
+from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy, vae_ladder
 from hires.tiling.geometry import Box, Size
-from hires.tiling.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
 from hires.tiling.retry import Ladder, attempt
-from hires.tiling.rows import Given, RowMap, Setting, join
-from hires.types import VAE_POLICIES
 
 log = logging.getLogger(__name__)
 OnBand = Callable[[int, int], None]

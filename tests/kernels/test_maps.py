@@ -156,7 +156,7 @@ def test_stats_and_apply_are_the_modules_norm() -> None:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = torch.randn(2, 12, 9, 5, dtype=torch.float64)
-    from hires.tiling.norm import affine
+    from hires.tiling.bands.norm import affine
 
     with torch.no_grad():
         found = group_norm_apply(x, *affine(norm, group_norm_stats(x, 4)), silu=True)

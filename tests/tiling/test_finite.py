@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import hires
 from hires.cli import app
 from hires.errors import NotFiniteError
+from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.halo import HaloVAE
 from hires.tiling.vae import TiledVAE
-from hires.types import VAE_POLICIES
 from tests.test_tiny import save_tiny
 from tests.tiling.test_halo import tiny
 from tests.tiling.test_vae import small_vae

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hires.resolution import cover
-from hires.tiling.geometry import Box, Size
+from hires.tiling.geometry import Box, Size, cover
 from hires.tiling.resize import Enlarged, Padded
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.tiling.rows import Given, Kept, Setting
-from hires.tiling.transfer import Arriving, Copier
+from hires.tiling.bands.memory import pinned_bytes
+from hires.tiling.bands.rows import Given, Kept, Setting
+from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.vae import TiledVAE
-from hires.vae_cost import pinned_bytes
 from tests.tiling.test_vae import small_vae
 
 

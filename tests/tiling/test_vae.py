@@ -21,10 +21,10 @@ from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, 
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS, AttentionSpec
 from hires.kernels.torch_windows import attention_masked
-from hires.tiling.layers import Attended, Progress, decode_layers, setting_of
-from hires.tiling.rows import Given
+from hires.tiling.bands.layers import Attended, Progress, decode_layers, setting_of
+from hires.tiling.bands.rows import Given
+from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.vae import TiledVAE
-from hires.types import VAE_POLICIES
 
 
 def small_vae(widths: tuple[int, ...] = (8, 16), resnets: int = 1, attention: bool = True, quant: bool = True) -> nn.Module:

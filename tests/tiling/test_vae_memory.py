@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.allocations import Allocations, counted
-from hires.cost import VaePolicy, vae_policy
-from hires.families import VaeShape
 from hires.tiling import vae as banded
+from hires.tiling.bands.memory import VaeShape
+from hires.tiling.bands.storage import VaePolicy, vae_policy
 from hires.tiling.geometry import Box, Size
 
 SDXL = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
@@ -50,7 +50,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
             torch.set_default_dtype(torch.float32)
         z = torch.empty(1, 4, side // 8, side // 8, dtype=torch.bfloat16)
         found.live = found.peak = found.largest = 0
-        with mock.patch("hires.tiling.transfer.to_host", found.move_to_host):
+        with mock.patch("hires.tiling.bands.transfer.to_host", found.move_to_host):
             if encode:
                 banded.Run(vae).encode(FakePicture(side), rung)
             else:

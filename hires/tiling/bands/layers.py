@@ -19,11 +19,11 @@ from hires.kernels.attention_policies import NPA, KVPool, Rows, Windowed, Window
 from hires.kernels.dispatch import attention
 from hires.kernels.reference import attention_streamed
 from hires.kernels.torch_windows import attend_across, key_lines, pooled, query_lines
+from hires.tiling.bands.memory import SCORES
+from hires.tiling.bands.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
+from hires.tiling.bands.storage import VAE_POLICIES
+from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.retry import attempt, free_memory
-from hires.tiling.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
-from hires.tiling.transfer import Arriving, Copier
-from hires.types import VAE_POLICIES
-from hires.vae_cost import SCORES
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.kernels.group_norm import group_norm_apply
-from hires.tiling import finite
+from hires.tiling.bands import finite
+from hires.tiling.bands.norm import affine, moments
+from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.geometry import bands
-from hires.tiling.norm import affine, moments
-from hires.tiling.transfer import Arriving, Copier
 
 log = logging.getLogger(__name__)
 WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps around; no chain reaches further

@@ -10,9 +10,19 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hires.families import VaeShape
 from hires.kernels.attention_policies import Policy, attended
 from hires.tiling.geometry import Size, bands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeShape:
+    """What decides the cost of an AutoencoderKL: channels per level (full resolution first) and resnets per level."""
+
+    channels: tuple[int, ...]
+    resnets: int
+    latent_channels: int
+    mid_attention: bool
+
 
 SCORES = 2**24  # attention scores at once where keys stream from the host, float32
 CHUNK = 1024  # keys at once of the chunked attention
