@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from benchmarks.full_size import full_spec
 from hires._imports import quiet_imports
-from hires.conditioning import Conditioning
 from hires.families import PixArtShape
 from hires.layouts import shipped_config
 from hires.pipelines.base import Parts
 from hires.resolution import make_bins
+from hires.sampling.conditioning import Conditioning
 from hires.specs import ModelSpec, unet_shape
 from hires.tiling.bands.memory import VaeShape
 

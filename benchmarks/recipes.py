@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from hires.guides import Strength, structure_guided, variance_ramp
 from hires.kernels.attention_policies import EVERYWHERE, NPA, Policy
 from hires.lowpass import Fourier
-from hires.noise import CanvasNoise
 from hires.protocols import Denoiser, LowPass
-from hires.samplers import find_sampler
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.samplers import find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size, TileGrid, make_grid
 

@@ -19,7 +19,7 @@ from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
 from hires.pipelines.progressive import stage_sigmas
 from hires.protocols import Denoiser
-from hires.schedules import karras
+from hires.sampling.samplers import karras
 from hires.specs import load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hires._version import __version__
-from hires.catalogue import SAMPLERS, SCHEDULES
 from hires.events import Event, OnEvent
 from hires.infotext import written
+from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.types import MemoryPlan, RenderRequest, RenderResult
 
 if TYPE_CHECKING:

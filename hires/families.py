@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hires.catalogue import FEW_STEP
+from hires.sampling.registry import FEW_STEP
 from hires.stage_spec import ENLARGERS, GUIDES
 from hires.types import SAMPLERS, SCHEDULES
 

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires.conditioning import Conditioning
 from hires.errors import HiresError, RequestError, WriteError
 from hires.protocols import Denoiser
 from hires.records import (
@@ -40,6 +39,7 @@ from hires.records import (
     unpacked,
     write_whole,
 )
+from hires.sampling.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 SECONDS = 20.0  # between writes: what a kill loses at most

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hires.conditioning import Conditioning
 from hires.control import ControlBlock, attach
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.single_precision import in_single
 from hires.processors import DispatchedAttention
+from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
 
 POSITION_MODES = {"global": 1.0, "local": 0.0, "blend": 0.5}  # the share of the place on the canvas

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hires import catalogue
 from hires.errors import RequestError, unknown
 from hires.resolution import parse_size
+from hires.sampling import registry
 from hires.specs import ModelSpec
 from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 
@@ -98,7 +98,7 @@ def attention(spec: ModelSpec, effort: Effort) -> str | None:
 
 def few_steps(spec: ModelSpec) -> bool:
     """Whether blocks that move every step would upset the sampler: those that reuse estimates, and the fewest steps."""
-    return spec.facts.few_step is not None or catalogue.SAMPLERS[spec.defaults.sampler].multistep
+    return spec.facts.few_step is not None or registry.SAMPLERS[spec.defaults.sampler].multistep
 
 
 def parse_stage(text: str, option: str = "--stage") -> StageSpec:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hires.conditioning import Conditioning
 from hires.errors import OutputError, WriteError
+from hires.sampling.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 DIGEST = 32  # bytes before what a file holds

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hires import catalogue, cost
+from hires import cost
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
+from hires.sampling import registry
 from hires.specs import ModelSpec
 from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
@@ -93,7 +94,7 @@ def stage_cost(
     units = estimates_per_step(stage, spec) * stage.grid.count
     pictures = min(batch, units)
     live = cost.network_live_bytes(spec.network, tile, pictures, element, cpu, words, stage.attention)
-    buffers = CANVAS_BUFFERS + catalogue.SAMPLERS[stage.sampler].kept + (GUIDE_BUFFERS if stage.guides else 0)
+    buffers = CANVAS_BUFFERS + registry.SAMPLERS[stage.sampler].kept + (GUIDE_BUFFERS if stage.guides else 0)
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = weights_on_device(spec, dtype, device, offload, "network")
     counts = [count * stage.grid.count for count in estimates(stage, spec)]

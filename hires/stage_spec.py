@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import dataclass, fields
 
-from hires import catalogue
 from hires.errors import RequestError, unknown
 from hires.kernels.attention_policies import MOVING, POLICIES
 from hires.renoise import RULES
+from hires.sampling import registry
 from hires.tiling.geometry import Size
 
 ENLARGERS = ("pixel", "latent", "lanczos", "unsharp", "mix")
@@ -126,7 +126,7 @@ class StageSpec:
             raise RequestError(
                 f"stage: attention={self.attention} goes over the whole canvas, and tile or overlap cut it: one of the two"
             )
-        catalogue.resolve(self.sampler, self.schedule)
+        registry.resolve(self.sampler, self.schedule)
         if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= 1000):
             raise RequestError(f"stage: steps={self.steps}: give a number of steps from 1 to 1000")
         for name in ("sigma_start", "guidance", "guidance_high"):

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hires import catalogue
-from hires.catalogue import SCHEDULES
 from hires.errors import RequestError
-from hires.levels import make_levels
 from hires.placement import place, whole_grid
 from hires.presets import Preset, preset
 from hires.renoise import relay_sigma
 from hires.resolution import bins_of, stage_canvases
+from hires.sampling import registry
+from hires.sampling.registry import SCHEDULES
+from hires.sampling.schedules import make_levels
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec
 from hires.tiling.geometry import Size, snap
@@ -58,12 +58,12 @@ def choose_sampler(
     for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it;
     behind: what its preset does."""
     own = behind.sampler or spec.defaults.sampler
-    sampler, schedule = catalogue.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
+    sampler, schedule = registry.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
     if schedule is not None:
         return sampler or own, schedule, "as asked for"
-    usual = catalogue.SAMPLERS[sampler].schedule if sampler and sampler not in (own, spec.defaults.sampler) else None
-    if sampler is not None and usual is not None and spec.parameterisation in catalogue.VP and spec.facts.few_step is None:
-        return sampler, usual, f"what {catalogue.SAMPLERS[sampler].label} is usually run on"
+    usual = registry.SAMPLERS[sampler].schedule if sampler and sampler not in (own, spec.defaults.sampler) else None
+    if sampler is not None and usual is not None and spec.parameterisation in registry.VP and spec.facts.few_step is None:
+        return sampler, usual, f"what {registry.SAMPLERS[sampler].label} is usually run on"
     return sampler or own, spec.defaults.schedule, "the model's own"
 
 
@@ -88,7 +88,7 @@ def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
     """RequestError for more steps than a schedule has timesteps, in any stage."""
     table = sigma_table(spec)
     for stage in stages:
-        most = None if table is None else catalogue.most_steps(stage.schedule, table, stage.sigma_start)
+        most = None if table is None else registry.most_steps(stage.schedule, table, stage.sigma_start)
         if most is not None and stage.steps > most:
             raise RequestError(
                 f"{stage.name} would take {stage.steps} steps of --schedule {stage.schedule}, which has {most} timesteps below "
@@ -100,7 +100,7 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
     """What was chosen and why; RequestError for a sampler and a schedule that do not fit the model or each other."""
     sampler, schedule, why = choose_sampler(request, spec)
     for stage in stages:
-        catalogue.check_combination(
+        registry.check_combination(
             stage.sampler,
             stage.schedule,
             spec.parameterisation,
@@ -114,10 +114,10 @@ def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: Mod
     yield from (
         f"refined by {name}: {by}" for name in dict.fromkeys(s.sampler for s in stages if s.enlarger) if name != sampler
     )
-    if not catalogue.SAMPLERS[sampler].known:
+    if not registry.SAMPLERS[sampler].known:
         yield (
             f"{sampler} takes as many evaluations as its tolerance asks for, whatever --steps says: "
-            f"{catalogue.ADAPTIVE_EVALUATIONS} per stage are an estimate"
+            f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
         )
 
 
@@ -140,7 +140,7 @@ def make_stages(
         base = index == 0 and strategy == "progressive" and size.area <= (2 * spec.native_px) ** 2
         placed = stage if base else place(stage, told, behind, request, spec, (tile, overlap))
         unasked = not (told.sampler or request.sampler)
-        if unasked and placed.shift_cells and catalogue.SAMPLERS[placed.sampler].multistep:
+        if unasked and placed.shift_cells and registry.SAMPLERS[placed.sampler].multistep:
             placed = replace(placed, sampler=spec.defaults.sampler)
         stages.append(placed)
     return tuple(stages)
@@ -294,7 +294,7 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
         sigma_max=spec.sigma_max,
         table=sigma_table(spec),
         start=stage.sigma_start,
-        discard_penultimate=catalogue.SAMPLERS[stage.sampler].discard_penultimate,
+        discard_penultimate=registry.SAMPLERS[stage.sampler].discard_penultimate,
     )
     return levels[stage.steps - stage.taken_steps :]
 
@@ -309,7 +309,7 @@ def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
 def estimates(stage: StagePlan, spec: ModelSpec) -> list[int]:
     """How many conditions every evaluation of a stage is of, in turn; evaluations within a step count as at its level."""
     levels = stage_levels(spec, stage)[:-1]
-    count, most = catalogue.evaluations(stage.sampler, stage.taken_steps), estimates_per_step(stage, spec)
+    count, most = registry.evaluations(stage.sampler, stage.taken_steps), estimates_per_step(stage, spec)
     low, high = stage.guidance_interval or (0.0, math.inf)
     at = [most if low < level <= high or spec.facts.image_channels else 1 for level in levels]
     return [at[i * len(at) // count] for i in range(count)]

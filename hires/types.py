@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hires import catalogue
 from hires.errors import RequestError
 from hires.events import StageStats
 from hires.kernels.attention_policies import EVERYWHERE, Policy
+from hires.sampling import registry
 from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec, known, parse_policy
 from hires.tiling.geometry import Size, TileGrid
 from hires.units import gib, pflop
@@ -20,11 +20,11 @@ STRATEGIES = ("auto", "direct", "tiled", "progressive")
 PRESETS = ("fast", "balanced", "best")
 COLOUR_FIXES = ("wavelet", "adain")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-SCHEDULES = tuple(catalogue.SCHEDULES)
+SCHEDULES = tuple(registry.SCHEDULES)
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
 PREVIEW_CELLS = 64  # the longest side of a preview's latents
-SAMPLERS = tuple(catalogue.SAMPLERS)
+SAMPLERS = tuple(registry.SAMPLERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class RenderRequest:
         for name in ("sampler", "schedule"):
             if not isinstance(getattr(self, name), str | None):
                 raise RequestError(f"{name}={getattr(self, name)!r}: give a name, such as euler or karras")
-        catalogue.resolve(self.sampler, self.schedule)
+        registry.resolve(self.sampler, self.schedule)
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestError(f"--steps {self.steps}: give a number of steps from 1 to 1000")
         if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):

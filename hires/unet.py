@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hires.conditioning import Conditioning
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.single_precision import in_single
+from hires.sampling.conditioning import Conditioning
 
 
 class UNetNetwork:

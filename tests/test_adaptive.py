@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.adaptive import StepControl, Tolerance, dpm_adaptive, fast_orders
 from hires.errors import RunError
-from hires.schedules import karras
+from hires.sampling.dpm_solver import StepControl, Tolerance, dpm_adaptive, fast_orders
+from hires.sampling.samplers import karras
 from tests.mixture import mixture
 
 X = torch.randn(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 15

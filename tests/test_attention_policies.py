@@ -12,13 +12,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from hires.conditioning import Conditioning
 from hires.errors import BackendError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, axis
 from hires.kernels.dispatch import BACKENDS, spec_of
 from hires.pipelines.progressive import attending
 from hires.pixart import PixArtNetwork
 from hires.processors import dispatch_attention
+from hires.sampling.conditioning import Conditioning
 from hires.tiling.denoise import seeded_shift
 from hires.tiling.geometry import Size
 from hires.unet import UNetNetwork

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hires import types
-from hires.catalogue import (
+from hires.errors import RequestError
+from hires.sampling.registry import (
     SAMPLERS,
     SCHEDULES,
     check_combination,
@@ -17,7 +18,6 @@ from hires.catalogue import (
     find_schedule_name,
     resolve,
 )
-from hires.errors import RequestError
 
 # A1111's list as users see it, with the schedule that belongs to it there.
 A1111 = {
@@ -90,7 +90,7 @@ def test_names_of_schedules(text: str, found: str) -> None:
 
 
 def test_no_name_means_two_things() -> None:
-    from hires.catalogue import _plain
+    from hires.sampling.registry import _plain
 
     tables: tuple[Any, ...] = (SAMPLERS, SCHEDULES)
     for table in tables:

@@ -81,7 +81,7 @@ def evaluate(network: Any, side_px: int, batch: int, tokens: int, dtype: Any = N
     """One evaluation of a square picture, its conditions made first."""
     import torch
 
-    from hires.conditioning import Conditioning
+    from hires.sampling.conditioning import Conditioning
     from hires.tiling.geometry import Size
 
     cells = side_px // 8
@@ -177,9 +177,9 @@ def controlled(cells: int, batch: int, dtype: Any) -> tuple[Any, Any, Any]:
 
     import torch
 
-    from hires.conditioning import Conditioning
     from hires.control import ControlBlock
     from hires.pixart import PixArtNetwork
+    from hires.sampling.conditioning import Conditioning
     from hires.tiling.geometry import Size
 
     base = full_pixart(4).transformer
@@ -272,8 +272,8 @@ def test_flops_of_an_evaluation_by_policy(model: str, side: int, window: int | N
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hires.conditioning import Conditioning
     from hires.kernels.attention_policies import NPA, Global
+    from hires.sampling.conditioning import Conditioning
     from hires.tiling.geometry import Size
 
     policy, cells = Global() if window is None else NPA(window), side // 8

@@ -18,10 +18,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from hires import multistep
-from hires.denoisers import edm_v
-from hires.samplers import SAMPLERS
-from hires.schedules import exponential, karras
+from hires.sampling import multi_step
+from hires.sampling.denoisers import edm_v
+from hires.sampling.samplers import SAMPLERS, exponential, karras
 from tests.mixture import mixture
 
 SHAPE = (1, 2, 6, 5)
@@ -145,7 +144,7 @@ def test_3m_sde_of_diffusers_has_the_third_order_term_with_the_wrong_sign(monkey
     """
     theirs, sigmas = run_vp(sde_scheduler(3, solver_type="heun"), 20, generator=torch.Generator().manual_seed(1))
     assert (run_ours("dpmpp_3m_sde", sigmas) - theirs).abs().max() > 1e-2
-    right = multistep._third_order
+    right = multi_step._third_order
 
     def wrong(x: Tensor, estimates: Any, ratios: Any, k: float, curvature: float) -> Tensor:
         step = right(x, estimates, ratios, k, curvature)
@@ -154,5 +153,5 @@ def test_3m_sde_of_diffusers_has_the_third_order_term_with_the_wrong_sign(monkey
         slopes = [(estimates[j] - estimates[j + 1]) / ratios[j] for j in (0, 1)]
         return step - (slopes[0] - slopes[1]) / (ratios[0] + ratios[1])
 
-    monkeypatch.setattr(multistep, "_third_order", wrong)
+    monkeypatch.setattr(multi_step, "_third_order", wrong)
     torch.testing.assert_close(run_ours("dpmpp_3m_sde", sigmas), theirs, rtol=0, atol=1e-5)

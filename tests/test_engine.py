@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import hires
-from hires.catalogue import evaluations
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.events import Event
 from hires.formats import read_text
-from hires.noise import CanvasNoise
 from hires.pipelines.progressive import first_sigma, stage_sigmas
-from hires.schedules import make_sigmas
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.registry import evaluations
+from hires.sampling.samplers import make_sigmas
 from hires.specs import load_spec, vp_sigmas
 from hires.tiling import retry
 from hires.types import MemoryPlan, RenderResult

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 import hires
-from hires.conditioning import Conditioning
 from hires.errors import RequestError
-from hires.guides import guided_by
 from hires.kernels.attention_policies import Attending, everywhere
-from hires.noise import canvas_noise
 from hires.offload import Weights
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
 from hires.protocols import Denoiser
+from hires.sampling.conditioning import Conditioning
+from hires.sampling.guidance import guided_by
+from hires.sampling.noise import canvas_noise
 from hires.specs import ModelSpec
 from hires.stage_spec import GuidePlan
 from hires.tiling.geometry import Box, Size, make_grid

@@ -10,25 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hires.conditioning import Conditioning
-from hires.denoisers import guided
 from hires.errors import RequestError
-from hires.guides import (
-    Guidance,
-    Regions,
-    centre_pulled,
-    constant,
-    guided_by,
-    masked,
-    power_ramp,
-    rescaled,
-    structure_guided,
-    variance_ramp,
-    within,
-)
+from hires.guides import centre_pulled, constant, masked, power_ramp, structure_guided, variance_ramp
 from hires.lowpass import Area, Fourier, Wavelet
 from hires.protocols import LowPass
-from hires.samplers import SAMPLERS
+from hires.sampling.conditioning import Conditioning
+from hires.sampling.guidance import Guidance, Regions, guided, guided_by, rescaled, within
+from hires.sampling.samplers import SAMPLERS
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
 

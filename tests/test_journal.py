@@ -20,16 +20,16 @@ from torch import Tensor
 
 import hires
 from hires import journal as journals
-from hires.catalogue import SAMPLERS
-from hires.conditioning import Conditioning
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
-from hires.noise import CanvasNoise
 from hires.records import packed, read_whole, unpacked
-from hires.samplers import find_sampler
+from hires.sampling.conditioning import Conditioning
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.registry import SAMPLERS
+from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box
 
 PROMPT = "a sun over a lake"

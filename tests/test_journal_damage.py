@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import hires
 from hires import job as jobs_of
 from hires import journal as journals
-from hires.conditioning import Conditioning
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
@@ -27,6 +26,7 @@ from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.png import PngWriter
 from hires.records import hold
+from hires.sampling.conditioning import Conditioning
 from tests.test_journal import AT_ONCE, PROMPT, SMALL, stop_after
 
 JOB = {"request": {"seed": 1}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hires.multistep import adams_weights
+from hires.sampling.multi_step import adams_weights
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hires.noise import CanvasNoise, canvas_noise, drawn, joined
+from hires.sampling.noise import CanvasNoise, canvas_noise, drawn, joined
 from hires.tiling.geometry import Box
 
 BOX = Box(0, 0, 300, 301)

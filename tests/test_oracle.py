@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracle import Oracle, find_objects, prior_of
-from hires.samplers import SAMPLERS
-from hires.schedules import karras
+from hires.sampling.samplers import SAMPLERS, karras
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
 

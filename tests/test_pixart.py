@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.conditioning import Conditioning, pixart_resolution
 from hires.families import second_half_factors
 from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
 from hires.processors import add_compression
+from hires.sampling.conditioning import Conditioning, pixart_resolution
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.tiny_pixart import CAPTION, HEAD_DIM, HEADS, LAYERS, latents, prompt, transformer

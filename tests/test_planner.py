@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from hires.catalogue import SAMPLERS, evaluations
 from hires.devices import machines
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape
 from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
 from hires.planner import plan
+from hires.sampling.registry import SAMPLERS, evaluations
 from hires.specs import ModelSpec, sigma_max_for
 from hires.stage_cost import choose_text
 from hires.stage_spec import StageSpec, WindowSpec

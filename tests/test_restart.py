@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from hires.noise import CanvasNoise
-from hires.restart import restart, restart_list, restart_plan, shortened, spread
-from hires.schedules import exponential, karras
-from hires.singlestep import heun
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.restart import restart, restart_list, restart_plan, shortened, spread
+from hires.sampling.samplers import exponential, karras
+from hires.sampling.single_step import heun
 from hires.tiling.geometry import Box
 from tests.mixture import mixture
 

@@ -12,20 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires import catalogue
-from hires.adaptive import Tolerance
 from hires.errors import RequestError
-from hires.noise import CanvasNoise
-from hires.samplers import SAMPLERS, find_sampler
-from hires.schedules import exponential, karras
-from hires.steps import Churn
+from hires.sampling import registry
+from hires.sampling.base import Churn
+from hires.sampling.dpm_solver import Tolerance
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.samplers import SAMPLERS, exponential, find_sampler, karras
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.mixture import mixture
 
 MEAN, STD = 1.0, 0.5
 RECORDED = np.load(Path(__file__).parent / "fixtures" / "k_diffusion.npz")
-STOCHASTIC = [name for name, facts in catalogue.SAMPLERS.items() if facts.stochastic and name != "lcm"]
+STOCHASTIC = [name for name, facts in registry.SAMPLERS.items() if facts.stochastic and name != "lcm"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "": {},
     "churn": {"churn": Churn(s_churn=4.0, s_tmin=0.1, s_tmax=10.0, s_noise=1.003)},
@@ -128,7 +127,7 @@ def test_unipc_has_order_3() -> None:
 
 
 def test_names_on_the_command_line_are_the_samplers_there_are() -> None:
-    assert list(catalogue.SAMPLERS) == list(SAMPLERS)
+    assert list(registry.SAMPLERS) == list(SAMPLERS)
     assert find_sampler("DPM++ 2M Karras") is SAMPLERS["dpmpp_2m"]
     with pytest.raises(RequestError, match="did you mean 'euler'"):
         find_sampler("eular")
@@ -157,11 +156,11 @@ def test_evaluations_and_steps_are_as_the_catalogue_says(name: str, steps: int) 
     assert result.dtype == torch.float32
     assert torch.isfinite(result).all()
     assert told == list(range(len(told)))
-    if catalogue.SAMPLERS[name].known:
-        assert len(counted) == catalogue.evaluations(name, steps)
+    if registry.SAMPLERS[name].known:
+        assert len(counted) == registry.evaluations(name, steps)
         assert len(told) == steps
     else:
-        assert len(counted) <= catalogue.evaluations(name, steps)
+        assert len(counted) <= registry.evaluations(name, steps)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hires import catalogue
 from hires.errors import RequestError
-from hires.levels import beta_quantiles
-from hires.schedules import (
+from hires.sampling import registry
+from hires.sampling.samplers import (
     SCHEDULES,
     cosine,
     exponential,
@@ -19,6 +18,7 @@ from hires.schedules import (
     polyexponential,
     strength_sigmas,
 )
+from hires.sampling.schedules import beta_quantiles
 from hires.specs import vp_sigmas
 
 TABLE = vp_sigmas("scaled_linear", 0.00085, 0.012)
@@ -210,5 +210,5 @@ def test_a_strength_that_leaves_no_step_names_itself(strength: float, words: str
 
 
 def test_schedules_are_those_of_the_catalogue() -> None:
-    assert list(SCHEDULES) == list(catalogue.SCHEDULES)
+    assert list(SCHEDULES) == list(registry.SCHEDULES)
     assert find_schedule("SGM Uniform") is SCHEDULES["sgm_uniform"]

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import hires
-from hires.conditioning import Conditioning
 from hires.errors import NotFiniteError
 from hires.kernels.single_precision import in_single
 from hires.pipelines.base import Guarded
 from hires.pixart import PixArtNetwork
+from hires.sampling.conditioning import Conditioning
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
 from hires.unet import UNetNetwork

@@ -19,8 +19,8 @@ from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussia
 from benchmarks.subjects import OracleSubject
 from hires.guides import power_ramp
 from hires.lowpass import Area
-from hires.noise import canvas_noise
-from hires.schedules import karras
+from hires.sampling.noise import canvas_noise
+from hires.sampling.samplers import karras
 from hires.seams import seam_ratio
 from hires.tiling.geometry import Box, Size, make_grid
 

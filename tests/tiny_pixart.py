@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from hires.conditioning import Conditioning
 from hires.families import FAMILIES, PixArtShape
+from hires.sampling.conditioning import Conditioning
 from hires.specs import ModelSpec, vp_sigmas
 from hires.tiling.geometry import Size
 

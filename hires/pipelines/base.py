@@ -17,13 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hires.conditioning import Conditioning
 from hires.control import ControlBlock, load_control
-from hires.denoisers import consistency, edm_v, eps, v
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import BackendError, ModelError, NotFiniteError
 from hires.families import PixArtShape, UNetShape
-from hires.guides import Guidance, guided_by
 from hires.imageio import fitted, to_uint8
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import Attending, everywhere
@@ -35,6 +32,9 @@ from hires.offload import HOST, Weights
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
+from hires.sampling.conditioning import Conditioning
+from hires.sampling.denoisers import consistency, edm_v, eps, v
+from hires.sampling.guidance import Guidance, guided_by
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires.catalogue import SAMPLERS, SCHEDULES, evaluations
 from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.enlarge import ENLARGERS, Target
 from hires.errors import NotFiniteError
@@ -28,11 +27,11 @@ from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
 from hires.lowpass import Fourier
-from hires.noise import CanvasNoise
 from hires.pipelines.base import Family
 from hires.protocols import Denoiser
-from hires.samplers import find_sampler
-from hires.schedules import as_sigmas
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.registry import SAMPLERS, SCHEDULES, evaluations
+from hires.sampling.samplers import as_sigmas, find_sampler
 from hires.specs import ModelSpec
 from hires.stages import stage_levels
 from hires.tiling.denoise import Shift, seeded_shift, tiled

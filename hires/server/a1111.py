@@ -16,9 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from hires import infotext
 from hires._version import __version__
-from hires.catalogue import SAMPLERS, SCHEDULES
 from hires.errors import RequestError
 from hires.formats import read_text
+from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.server import a1111_tasks, scripts
 from hires.server.a1111_fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored
 from hires.server.jobs import Job

@@ -13,10 +13,11 @@ import numpy as np
 from fastapi import HTTPException
 from PIL import Image
 
-from hires import catalogue, infotext
+from hires import infotext
 from hires.decoders import PILLOW_FORMATS
 from hires.errors import RequestError
 from hires.formats import read_text
+from hires.sampling import registry
 from hires.server import scripts
 from hires.server.a1111_fields import Drawing, Extras, Img2Img, Txt2Img, ignored
 from hires.server.jobs import Job
@@ -116,7 +117,7 @@ class Maker:
         made.ignored += ["styles"] if body.styles else []
         try:
             wanted = _plain(body.sampler_name) or _plain(body.sampler_index)
-            sampler, schedule = catalogue.resolve(wanted, _plain(body.scheduler))
+            sampler, schedule = registry.resolve(wanted, _plain(body.scheduler))
         except RequestError as error:
             raise HTTPException(400, f"Sampler not found: {error}") from None
         prompt, loras = self._loras(body.prompt, made)

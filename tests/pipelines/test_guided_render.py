@@ -17,9 +17,9 @@ from torch import Tensor
 from hires import execute, planner
 from hires.asked import spec_for
 from hires.devices.machines import host_device
-from hires.noise import canvas_noise
 from hires.pipelines import progressive
 from hires.presets import parse_stage
+from hires.sampling.noise import canvas_noise
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size

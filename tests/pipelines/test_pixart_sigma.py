@@ -12,17 +12,17 @@ import torch
 
 import hires
 from hires.asked import pooled_keys
-from hires.denoisers import guided
 from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import RequestError
 from hires.events import Event
-from hires.noise import CanvasNoise
 from hires.pipelines import progressive
 from hires.pipelines.base import Parts
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planner import plan
-from hires.samplers import find_sampler
+from hires.sampling.guidance import guided
+from hires.sampling.noise import CanvasNoise
+from hires.sampling.samplers import find_sampler
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.conditioning import Conditioning, sdxl_size_ids
 from hires.errors import Cancelled, MemoryLadderError
+from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.tiling.denoise import seeded_shift, tiled
 from hires.tiling.geometry import Size, make_grid
 from hires.tiling.retry import Batcher

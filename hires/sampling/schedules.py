@@ -13,8 +13,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
-from hires.catalogue import LCM_TIMESTEPS, find_schedule_name
 from hires.errors import RequestError
+from hires.sampling.registry import LCM_TIMESTEPS, find_schedule_name
 
 Table = Sequence[float]
 

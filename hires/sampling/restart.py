@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hires.noise import Noise, drawn
 from hires.protocols import Denoiser
-from hires.steps import OnStep, heun_step, report
+from hires.sampling.base import OnStep, heun_step, report
+from hires.sampling.noise import Noise, drawn
 
 RHO = 7.0
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from hires.conditioning import Conditioning
 from hires.protocols import Denoiser, Network
 
 
@@ -76,31 +75,3 @@ def consistency(denoise: Denoiser, sigmas: Sequence[float], sigma_data: float = 
         return denoise(x, sigma, cond) * out + x * (skip / math.sqrt(sigma**2 + 1))
 
     return bounded
-
-
-def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
-    """D = D_u + scale (D_c - D_u): classifier-free guidance, both estimates in one batch of 2B. Scale 1 costs one."""
-    if scale == 1.0:
-        return denoise
-
-    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        both = denoise(x.repeat(2, 1, 1, 1), sigma, cond.concatenate(uncond))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    return guide
-
-
-def edit_guided(
-    denoise: Denoiser, image_only: Conditioning, uncond: Conditioning, scale: float, image_scale: float
-) -> Denoiser:
-    """D = D_u + scale (D_full - D_image) + image_scale (D_image - D_u), one batch of 3B (Brooks et al. 2023, eq. 3).
-
-    `image_only` has the image and the negative prompt, `uncond` the negative prompt and an image of zeros.
-    """
-
-    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        full, image, none = denoise(x.repeat(3, 1, 1, 1), sigma, cond.concatenate(image_only, uncond)).chunk(3)
-        return none + scale * (full - image) + image_scale * (image - none)
-
-    return guide

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hires.noise import Noise, drawn
 from hires.protocols import Denoiser
+from hires.sampling.noise import Noise, drawn
 
 OnStep = Callable[[int, Tensor], None]
 

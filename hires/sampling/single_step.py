@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hires.noise import Noise, drawn, joined
 from hires.protocols import Denoiser
-from hires.steps import CALM, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
+from hires.sampling.base import CALM, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
+from hires.sampling.noise import Noise, drawn, joined
 
 
 def euler(

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from hires.errors import RunError
-from hires.noise import Noise, drawn
 from hires.protocols import Denoiser
-from hires.steps import OnStep, ancestral, report
+from hires.sampling.base import OnStep, ancestral, report
+from hires.sampling.noise import Noise, drawn
 
 MOST_ATTEMPTS = 1000
 

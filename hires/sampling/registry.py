@@ -98,7 +98,6 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
         SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
     )
 }  # fmt: skip
-
 SCHEDULES: Mapping[str, ScheduleFacts] = {
     facts.name: facts
     for facts in (

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hires.noise import Noise, drawn
 from hires.protocols import Denoiser
-from hires.steps import OnStep, pairs, report
+from hires.sampling.base import OnStep, pairs, report
+from hires.sampling.noise import Noise, drawn
 
 
 def lms(

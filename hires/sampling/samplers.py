@@ -1,4 +1,8 @@
-"""Noise levels as tensors: `levels.py` in float32, (steps + 1,), ending with 0; computed in float64."""
+"""Samplers as plain functions on the canvas: `sampler(denoise, x, sigmas, cond, noise, on_step) -> latents`.
+
+x is (B, C, h, w) at noise level sigmas[0]; the result is the latents at sigmas[-1]. A sampler sees no tile. All noise is
+drawn on the canvas, so it does not depend on tiles, batches or threads. Names, costs and combinations: `catalogue.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,51 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hires import levels
-from hires.catalogue import find_schedule_name
 from hires.errors import RequestError
-from hires.levels import Levels, Table, make_levels
+from hires.sampling import schedules
+from hires.sampling.base import Sampler
+from hires.sampling.dpm_solver import dpm_adaptive, dpm_fast
+from hires.sampling.multi_step import dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, lms, unipc
+from hires.sampling.registry import find_sampler_name, find_schedule_name
+from hires.sampling.restart import restart
+from hires.sampling.schedules import Levels, Table, make_levels
+from hires.sampling.single_step import (
+    ddim,
+    dpm_2,
+    dpm_2_ancestral,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    lcm,
+)
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm_2": dpm_2,
+    "dpm_2_ancestral": dpm_2_ancestral,
+    "lms": lms,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": dpmpp_2m_sde_heun,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "dpm_fast": dpm_fast,
+    "dpm_adaptive": dpm_adaptive,
+    "restart": restart,
+    "unipc": unipc,
+    "ddim": ddim,
+    "lcm": lcm,
+}
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of that name or alias; RequestError lists the known ones."""
+    return SAMPLERS[find_sampler_name(name)[0]]
 
 
 class Schedule(Protocol):
@@ -50,7 +95,7 @@ def _tensor(make: Levels) -> Schedule:
     return schedule
 
 
-SCHEDULES: dict[str, Schedule] = {name: _tensor(make) for name, make in levels.LEVELS.items()}
+SCHEDULES: dict[str, Schedule] = {name: _tensor(make) for name, make in schedules.LEVELS.items()}
 karras, exponential, polyexponential, cosine = (
     SCHEDULES[name] for name in ("karras", "exponential", "polyexponential", "cosine")
 )

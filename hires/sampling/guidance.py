@@ -1,0 +1,149 @@
+"""Guidance: how estimates with and without the prompt become one, on the whole canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hires.errors import RequestError
+from hires.protocols import Denoiser, LowPass
+from hires.sampling.conditioning import Conditioning
+
+
+def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
+    """D = D_u + scale (D_c - D_u): classifier-free guidance, both estimates in one batch of 2B. Scale 1 costs one."""
+    if scale == 1.0:
+        return denoise
+
+    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        both = denoise(x.repeat(2, 1, 1, 1), sigma, cond.concatenate(uncond))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return guide
+
+
+def edit_guided(
+    denoise: Denoiser, image_only: Conditioning, uncond: Conditioning, scale: float, image_scale: float
+) -> Denoiser:
+    """D = D_u + scale (D_full - D_image) + image_scale (D_image - D_u), one batch of 3B (Brooks et al. 2023, eq. 3).
+
+    `image_only` has the image and the negative prompt, `uncond` the negative prompt and an image of zeros.
+    """
+
+    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        full, image, none = denoise(x.repeat(3, 1, 1, 1), sigma, cond.concatenate(image_only, uncond)).chunk(3)
+        return none + scale * (full - image) + image_scale * (image - none)
+
+    return guide
+
+
+def within(inside: Denoiser, outside: Denoiser, low: float, high: float) -> Denoiser:
+    """`inside` for low < sigma <= high, `outside` elsewhere; only one of the two is evaluated."""
+
+    def choose(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        return (inside if low < sigma <= high else outside)(x, sigma, cond)
+
+    return choose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """How the estimates with the prompt, D_c, and without, D_u, become one: D_u + low LP(D_c - D_u) + high (the rest of it).
+
+    low = high is classifier-free guidance, and needs no low-pass; FreCaS takes 7.5 and 35, HiWave 1 and 7.5 (2410.18410,
+    2506.20452). rescale: Lin et al.'s phi (2305.08891, eq. 15 and 16), here on the denoised estimate, per picture. Outside
+    `interval`, (low, high], the prompt's estimate stands alone and costs half (Kynkäänniemi et al. 2024, 2404.07724).
+    """
+
+    low: float
+    high: float
+    low_pass: LowPass | None = None
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        if self.low != self.high and self.low_pass is None:
+            raise RequestError(f"guidance {self.low:g} below and {self.high:g} above: give the low-pass that divides them")
+        if not 0 <= self.rescale <= 1:
+            raise RequestError(f"guidance rescale {self.rescale:g}: give a share from 0 to 1")
+        if not 0 <= self.interval[0] < self.interval[1]:
+            raise RequestError(f"guidance interval {self.interval}: give a lower and a higher sigma")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the prompt's estimate is all there is to it."""
+        return self.low == self.high == 1.0
+
+    def needs_uncond(self, sigma: float) -> bool:
+        """Whether a step at that noise level evaluates the estimate without the prompt."""
+        return not self.plain and self.interval[0] < sigma <= self.interval[1]
+
+    def combined(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """One estimate of two, (B, C, h, w) each."""
+        delta = conditional - unconditional
+        estimate = unconditional + self.high * delta
+        if self.low != self.high and self.low_pass is not None:
+            estimate = estimate + (self.low - self.high) * self.low_pass(delta)
+        return rescaled(estimate, conditional, self.rescale) if self.rescale else estimate
+
+
+def rescaled(estimate: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """share estimate std(conditional) / std(estimate) + (1 - share) estimate, deviations of each picture (Lin et al. 2023)."""
+    dims = (1, 2, 3)
+    scale = conditional.std(dims, keepdim=True) / estimate.std(dims, keepdim=True).clamp_min(1e-12)
+    return estimate * (share * scale + (1 - share))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regions:
+    """Prompts of parts of the canvas, over that of the whole: conds[i] draws where masks[i], (1 or B, 1, h, w) in [0, 1], is 1.
+
+    Where masks leave something of 1 the prompt of the whole has it. Every region is evaluated on the whole canvas.
+    """
+
+    conds: tuple[Conditioning, ...]
+    masks: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.conds) != len(self.masks):
+            raise RequestError(f"{len(self.conds)} regional prompts and {len(self.masks)} masks: give a mask for each prompt")
+        total = sum(self.masks, torch.zeros(()))
+        if self.masks and not (min(float(m.min()) for m in self.masks) >= 0 and float(total.max()) <= 1 + 1e-5):
+            raise RequestError(f"regional masks add up to {float(total.max()):g}: give values from 0 that add up to 1 at most")
+
+    def mixed(self, whole: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The estimate of the whole's prompt and those of the regions', (B, C, h, w) each, as one."""
+        pairs = zip(parts, self.masks, strict=True)
+        return whole + sum((mask * (part - whole) for part, mask in pairs), torch.zeros_like(whole))
+
+
+NO_REGIONS = Regions(conds=(), masks=())
+
+
+def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions: Regions | None = None) -> Denoiser:
+    """A denoiser guided as the policy says: two estimates in one batch of 2B inside its interval, else one of B.
+
+    regions: one estimate more for each.
+    """
+    if guidance.plain and regions is None:
+        return denoise
+    parts = NO_REGIONS if regions is None else regions
+
+    def prompted(x: Tensor, sigma: float, conds: list[Conditioning]) -> tuple[Tensor, ...]:
+        return denoise(x.repeat(len(conds), 1, 1, 1), sigma, conds[0].concatenate(*conds[1:])).chunk(len(conds))
+
+    def alone(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        whole, *others = prompted(x, sigma, [cond, *parts.conds])
+        return parts.mixed(whole, others) if others else whole
+
+    def both(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+        whole, *others, unconditional = prompted(x, sigma, [cond, *parts.conds, uncond])
+        return guidance.combined(parts.mixed(whole, others) if others else whole, unconditional)
+
+    return alone if guidance.plain else within(both, alone, *guidance.interval)
