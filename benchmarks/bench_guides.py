@@ -23,9 +23,9 @@ from benchmarks.oracle import find_objects
 from benchmarks.outcome import averaged, drift, prior_energy
 from benchmarks.recipes import Hold, Work, base, relay
 from benchmarks.subjects import OracleSubject
-from hires.guides import Strength, constant, power_ramp, variance_ramp
-from hires.lowpass import Area, Fourier, Wavelet
 from hires.protocols import LowPass
+from hires.refine.low_pass import Area, Fourier, Wavelet
+from hires.refine.structure import Strength, constant, power_ramp, variance_ramp
 from hires.seams import seam_lines, seam_ratio
 from hires.tiling.geometry import Size
 

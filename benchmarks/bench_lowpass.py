@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, append_row, stamp
-from hires.lowpass import Area, Fourier, Wavelet
 from hires.protocols import LowPass
+from hires.refine.low_pass import Area, Fourier, Wavelet
 
 KINDS: dict[str, tuple[LowPass, bool]] = {
     "area 8": (Area(8), False),

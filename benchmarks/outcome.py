@@ -16,7 +16,7 @@ from benchmarks.scenes import Scene
 from hires import metrics
 from hires.boxes import luma
 from hires.imageio import to_uint8
-from hires.lowpass import area_axis
+from hires.refine.low_pass import area_axis
 from hires.seams import seam_lines, seam_ratio, seam_score
 from hires.tiling.geometry import Size, TileGrid
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.guides import Strength, structure_guided, variance_ramp
 from hires.kernels.attention_policies import EVERYWHERE, NPA, Policy
-from hires.lowpass import Fourier
 from hires.protocols import Denoiser, LowPass
+from hires.refine.low_pass import Fourier
+from hires.refine.structure import Strength, structure_guided, variance_ramp
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.samplers import find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled

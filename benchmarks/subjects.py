@@ -14,11 +14,11 @@ from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
 from hires import cost, planner
 from hires.devices import machines
-from hires.enlarge import ENLARGERS, Target
 from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
 from hires.pipelines.progressive import stage_sigmas
 from hires.protocols import Denoiser
+from hires.refine.enlargers import ENLARGERS, Target
 from hires.sampling.samplers import karras
 from hires.specs import load_spec
 from hires.tiling.geometry import Box, Size

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hires.colour import Moments, adain, wavelet_fixed
 from hires.delivery import Delivery, OpenSink
 from hires.devices.memory import peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.devices.probe import TORCH_DTYPE
@@ -27,6 +26,7 @@ from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
+from hires.refine.colour_fix import Moments, adain, wavelet_fixed
 from hires.sinks import ImageSink
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Box, Size, relay_view

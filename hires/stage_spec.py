@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from hires.errors import RequestError, unknown
 from hires.kernels.attention_policies import MOVING, POLICIES
-from hires.renoise import RULES
+from hires.refine.renoise import RULES
 from hires.sampling import registry
 from hires.tiling.geometry import Size
 

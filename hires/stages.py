@@ -11,7 +11,7 @@ from typing import Any
 from hires.errors import RequestError
 from hires.placement import place, whole_grid
 from hires.presets import Preset, preset
-from hires.renoise import relay_sigma
+from hires.refine.renoise import relay_sigma
 from hires.resolution import bins_of, stage_canvases
 from hires.sampling import registry
 from hires.sampling.registry import SCHEDULES

@@ -22,7 +22,7 @@ from hires.boxes import (
     unit,
 )
 from hires.errors import RequestError
-from hires.lowpass import area_axis
+from hires.refine.low_pass import area_axis
 from hires.tiling.geometry import Box, Size
 from tests.pictures import coded, textured
 

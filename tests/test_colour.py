@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hires.colour import Moments, adain, wavelet_fixed
+from hires.refine.colour_fix import Moments, adain, wavelet_fixed
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.vae import WholePicture

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import hires
-from hires.colour import smoothed
 from hires.engine import JournalOptions
 from hires.errors import Cancelled, RequestError
 from hires.events import Event
+from hires.refine.colour_fix import smoothed
 
 PROMPT = "a sun over a lake"
 COMMON: dict[str, Any] = {"size": "328x264", "strength": 0.5, "steps": 4, "seed": 3}

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.enlarge import ENLARGERS, Sharpened, Target, frequency_mix
 from hires.errors import RequestError
-from hires.lowpass import Area, Fourier
-from hires.renoise import RULES, area_rule, relay_sigma
+from hires.refine.enlargers import ENLARGERS, Sharpened, Target, frequency_mix
+from hires.refine.low_pass import Area, Fourier
+from hires.refine.renoise import RULES, area_rule, relay_sigma
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import KERNELS, Enlarged
 from hires.tiling.vae import OnBand, PixelSource, WholePicture

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hires.errors import RequestError
-from hires.guides import centre_pulled, constant, masked, power_ramp, structure_guided, variance_ramp
-from hires.lowpass import Area, Fourier, Wavelet
 from hires.protocols import LowPass
+from hires.refine.low_pass import Area, Fourier, Wavelet
+from hires.refine.structure import centre_pulled, constant, masked, power_ramp, structure_guided, variance_ramp
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.guidance import Guidance, Regions, guided, guided_by, rescaled, within
 from hires.sampling.samplers import SAMPLERS

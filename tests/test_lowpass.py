@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hires.errors import RequestError
-from hires.lowpass import Area, Fourier, Wavelet, area_axis, daubechies
 from hires.protocols import LowPass
+from hires.refine.low_pass import Area, Fourier, Wavelet, area_axis, daubechies
 
 PROJECTORS = (Wavelet(1), Wavelet(3), Wavelet(2, 1), Wavelet(3, 2), Fourier(1 / 16), Fourier(0.1), Fourier(0.25))
 ALL = (*PROJECTORS, Area(8), Area(4), Area(2.5), Fourier(0.1, 4))

@@ -27,11 +27,11 @@ from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.single_precision import finite_pictures
-from hires.lowpass import Fourier
 from hires.offload import HOST, Weights
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
+from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
 from hires.sampling.guidance import Guidance, guided_by

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.devices.memory import peak_device_bytes, reset_peak
-from hires.enlarge import ENLARGERS, Target
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
-from hires.guides import centre_pulled, masked, structure_guided, variance_ramp
 from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
-from hires.lowpass import Fourier
 from hires.pipelines.base import Family
 from hires.protocols import Denoiser
+from hires.refine.enlargers import ENLARGERS, Target
+from hires.refine.low_pass import Fourier
+from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import SAMPLERS, SCHEDULES, evaluations
 from hires.sampling.samplers import as_sigmas, find_sampler

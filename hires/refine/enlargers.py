@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.lowpass import Area
 from hires.protocols import LowPass
+from hires.refine.low_pass import Area
 from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged
 from hires.tiling.vae import OnBand, PixelSource
