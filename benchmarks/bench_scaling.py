@@ -109,12 +109,12 @@ def denoise(side: int) -> Runs:
     from hires.cost import network_flops
     from hires.devices import machines
     from hires.execute import load_family
+    from hires.options.render import RenderRequest
     from hires.specs import load_spec
     from hires.stages import estimates_per_step
     from hires.tiling.denoise import tiled
     from hires.tiling.geometry import Size, make_grid
     from hires.tiling.retry import Ladder
-    from hires.types import RenderRequest
 
     spec = load_spec("demo")
     request = RenderRequest(prompt="a moon on the left over blue mountains and a lake at night", size=Size(side, side))

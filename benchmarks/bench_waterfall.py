@@ -164,9 +164,10 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     from hires.devices import machines
     from hires.devices.memory import freed_pages
     from hires.execute import run_plan
+    from hires.options.render import RenderRequest
     from hires.specs import load_spec
     from hires.tiling.geometry import Size
-    from hires.types import DecodePlan, RenderRequest
+    from hires.types import DecodePlan
 
     request = RenderRequest(
         prompt=caption, size=Size(side, side), seed=seed, strategy=step.strategy, overlap_px=step.overlap_px,

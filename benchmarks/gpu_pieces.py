@@ -27,11 +27,11 @@ from hires.errors import HiresError, RequestError
 from hires.execute import run_plan
 from hires.kernels.attention_policies import EVERYWHERE
 from hires.metrics import psnr
+from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
 from hires.tiling.vae import TiledVAE
-from hires.types import RenderRequest
 
 SLICES = ("tests", "kernels", "vae", "denoise", "render", "budgets")
 BUDGETS_GB = (8, 12, 16, 24)

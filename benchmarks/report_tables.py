@@ -33,8 +33,8 @@ def plans() -> str:
     from benchmarks.full_size import full_spec
     from hires import planner
     from hires.devices import machines
+    from hires.options.render import RenderRequest
     from hires.tiling.geometry import Size
-    from hires.types import RenderRequest
     from hires.units import gib, parse_bytes
 
     spec, budgets, body = full_spec("cosxl"), ("8GB", "12GB", "24GB"), []

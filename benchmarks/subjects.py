@@ -16,6 +16,7 @@ from hires import cost, planner
 from hires.devices import machines
 from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
+from hires.options.render import RenderRequest
 from hires.pipelines.progressive import stage_sigmas
 from hires.protocols import Denoiser
 from hires.refine.enlargers import ENLARGERS, Target
@@ -24,7 +25,7 @@ from hires.specs import load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.retry import Ladder
-from hires.types import RenderRequest, StagePlan
+from hires.types import StagePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

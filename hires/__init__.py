@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from hires import errors
     from hires.attaching import attach, detach
     from hires.client import Client
-    from hires.engine import JournalOptions, edit, plan, render
+    from hires.engine import edit, plan, render
     from hires.events import Event
-    from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
+    from hires.options.render import JournalOptions
+    from hires.options.stage import GuidePlan, StageSpec, WindowSpec
     from hires.tiling.vae import TiledVAE
     from hires.types import MemoryPlan, RenderResult
     from hires.upscaling import upscale
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Client": "hires.client",
     "Event": "hires.types",
-    "GuidePlan": "hires.stage_spec",
+    "GuidePlan": "hires.options.stage",
     "JournalOptions": "hires.engine",
     "MemoryPlan": "hires.types",
     "RenderResult": "hires.types",
-    "StageSpec": "hires.stage_spec",
+    "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
-    "WindowSpec": "hires.stage_spec",
+    "WindowSpec": "hires.options.stage",
     "attach": "hires.attaching",
     "detach": "hires.attaching",
     "edit": "hires.engine",

@@ -10,8 +10,8 @@ from hires.errors import ModelError
 from hires.families import FAMILIES, UNetShape
 from hires.headers import Header, read_header
 from hires.identify import Finding, identify_lora, says
+from hires.options.lora import LoraRef
 from hires.specs import ModelSpec
-from hires.types import LoraRef
 
 TOWERS = (("lora_te1_", "lora_te_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")

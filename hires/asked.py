@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import captions
 from hires.adapters import with_loras
 from hires.delivery import DEPTHS, Delivery
 from hires.errors import OutputError, RequestError, SizeError
 from hires.families import PixArtShape, second_half_factors
-from hires.presets import parse_stage
-from hires.resolution import SizeLike, as_size, check_size
+from hires.options import captions
+from hires.options.render import RenderRequest
+from hires.options.sizes import SizeLike, as_size, check_size
 from hires.specs import ModelSpec, load_spec
-from hires.stage_spec import NOTHING_SAID, StageSpec
 from hires.tiling.geometry import Size
-from hires.types import LoraRef, RenderRequest, parse_lora
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     PictureLike = str | Path | Image.Image | NDArray[np.uint8]
-StageLike = str | StageSpec
-Loras = Sequence[str | LoraRef]
 
 
 def edges_of(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] | None:
@@ -50,24 +45,6 @@ def picture_of(source: PictureLike) -> NDArray[np.uint8]:
     from hires.imageio import read_picture
 
     return read_picture(source)
-
-
-def relay_of(relay: StageLike | None) -> StageSpec:
-    """What is said of every stage after the first. RequestError for a size, which one stage has."""
-    if relay is None:
-        return NOTHING_SAID
-    found = parse_stage(relay, "--relay") if isinstance(relay, str) else relay
-    if found.size is not None:
-        raise RequestError(f"--relay {found.size}: is of every stage after the first; give a stage of a size with --stage")
-    return found
-
-
-def stages_of(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
-    return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
-
-
-def loras_of(loras: Loras) -> tuple[LoraRef, ...]:
-    return tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
 
 
 def spec_for(request: RenderRequest) -> ModelSpec:

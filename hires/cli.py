@@ -152,7 +152,7 @@ def render(
 
 def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
     """The journal's options of a render; None for none."""
-    from hires.engine import JournalOptions
+    from hires.options.render import JournalOptions
 
     if no_journal and (resume or restart):
         raise RequestError("--no-journal: there is nothing to go on from or to throw away without a journal; leave it out")

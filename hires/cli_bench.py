@@ -89,7 +89,7 @@ def _command(name: str) -> Callable[..., None]:
         def work() -> dict[str, Any]:
             from hires.benching.rows import SUITES, Setting
             from hires.devices.probe import choose_device
-            from hires.resolution import parse_size
+            from hires.options.sizes import parse_size
 
             setting = Setting(
                 device=choose_device(device), dtype=dtype, sizes=tuple(parse_size(text) for text in size or ()), vram=vram,

@@ -9,8 +9,8 @@ import typer
 
 from hires.cli_typed import level, number, whole
 from hires.kernels.attention_policies import POLICIES
-from hires.presets import STAGE_KEYS
-from hires.types import COLOUR_FIXES, DTYPES, POSITION_MODES, PRESETS, SAMPLERS, SCHEDULES, STRATEGIES
+from hires.options.render import COLOUR_FIXES, DTYPES, POSITION_MODES, PRESETS, SAMPLERS, SCHEDULES, STRATEGIES
+from hires.options.stage_text import STAGE_KEYS
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]

@@ -15,11 +15,11 @@ from hires.cli_shown import guarded, progress_display
 from hires.cli_typed import number, whole
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.types import PRESETS
+from hires.options.render import PRESETS
 from hires.units import gib
 
 if TYPE_CHECKING:
-    from hires.upscale_options import UpscaleOptions
+    from hires.options.upscale import UpscaleOptions
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 ANY = "lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows."
@@ -81,8 +81,8 @@ def register(app: typer.Typer) -> None:
         """
 
         def work() -> Report:
-            from hires import upscale_options
-            from hires.resolution import parse_size
+            from hires.options import upscale as upscale_options
+            from hires.options.sizes import parse_size
 
             drawn = upscale_options.Refinement(
                 strength=upscale_options.REFINE_STRENGTH if strength is None else strength, prompt=prompt, negative=negative,

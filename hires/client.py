@@ -290,7 +290,7 @@ def _sent(key: str, value: Any) -> Any:
     if key in PICTURES:
         return base64.b64encode(_file(value)).decode("ascii")
     if key == "size" and not isinstance(value, str):
-        from hires.resolution import as_size
+        from hires.options.sizes import as_size
 
         return str(as_size(value))
     return value

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hires._version import __version__
 from hires.events import Event, OnEvent
 from hires.infotext import written
+from hires.options.render import RenderRequest
 from hires.sampling.registry import SAMPLERS, SCHEDULES
-from hires.types import MemoryPlan, RenderRequest, RenderResult
+from hires.types import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:
     from hires.sinks import ImageSink

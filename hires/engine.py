@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires import planner
-from hires.asked import (
-    Loras,
-    StageLike,
-    delivery,
-    edges_of,
-    editing,
-    loras_of,
-    picture_of,
-    relay_of,
-    size_of,
-    spec_for,
-    stages_of,
-    text_to_image,
-    with_captions,
-)
+from hires.asked import delivery, edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
 from hires.delivery import Delivery, parameters
 from hires.devices import calibration
 from hires.devices.calibration import calibrated
@@ -32,9 +17,12 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import MemoryLadderError, RequestError
 from hires.events import OnEvent
 from hires.locate import missing
-from hires.resolution import SizeLike
+from hires.options.lora import Loras, loras_of
+from hires.options.render import JournalOptions, RenderRequest
+from hires.options.sizes import SizeLike
+from hires.options.stage_text import StageLike, relay_of, stages_of
 from hires.specs import ModelSpec
-from hires.types import MemoryPlan, RenderRequest, RenderResult
+from hires.types import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,24 +31,8 @@ if TYPE_CHECKING:
     from hires.asked import PictureLike
     from hires.devices.memory import FreedPages
 
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalOptions:
-    """resume: fail where nothing unfinished is there. restart: throw an unfinished render away. seconds: between writes."""
-
-    resume: bool = False
-    restart: bool = False
-    seconds: float = 20.0
-
-    def __post_init__(self) -> None:
-        if self.resume and self.restart:
-            raise RequestError("--resume and --restart: going on and beginning again; give one of the two")
-        if not 0 <= self.seconds <= 86400:
-            raise RequestError(f"--journal-seconds {self.seconds:g}: give seconds from 0 to 86400")
-
-
 STRENGTH = 0.5  # of a picture to start from, where none is given
 
 

@@ -20,6 +20,7 @@ from hires.events import Event, OnEvent, StageStats
 from hires.imageio import fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
+from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
 from hires.pipelines.cosxl import CosXL
@@ -33,7 +34,7 @@ from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.tiling.vae import PixelSource
-from hires.types import DecodePlan, MemoryPlan, RenderRequest, RenderResult
+from hires.types import DecodePlan, MemoryPlan, RenderResult
 from hires.units import gib
 
 log = logging.getLogger(__name__)

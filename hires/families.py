@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from hires.options.render import SAMPLERS, SCHEDULES
+from hires.options.stage import ENLARGERS, GUIDES
 from hires.sampling.registry import FEW_STEP
-from hires.stage_spec import ENLARGERS, GUIDES
-from hires.types import SAMPLERS, SCHEDULES
 
 REFINES = ("npa", "tiles")
 SDXL_BETAS = ("scaled_linear", 0.00085, 0.012)

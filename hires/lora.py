@@ -19,9 +19,9 @@ from hires.errors import ModelError
 from hires.families import UNetShape
 from hires.headers import read_header
 from hires.layouts import ldm_unet_names
+from hires.options.lora import LoraRef
 from hires.single_file import read_tensors
 from hires.specs import ModelSpec
-from hires.types import LoraRef
 
 ENDS = {
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, make_policy
+from hires.options.render import RenderRequest
+from hires.options.stage import StageSpec, WindowSpec, parse_policy
 from hires.resolution import bins_of, stage_canvases
 from hires.specs import ModelSpec
-from hires.stage_spec import StageSpec, WindowSpec, parse_policy
 from hires.tiling.geometry import Size, TileGrid, make_grid, round_up
-from hires.types import RenderRequest, StagePlan
+from hires.types import StagePlan
 
 LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans
 

@@ -12,16 +12,18 @@ from hires import cost
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
+from hires.options.render import RenderRequest
+from hires.options.sizes import check_size
+from hires.options.stage import WindowSpec
 from hires.placement import choose_tile, in_tiles, policy_notes
 from hires.presets import preset
-from hires.resolution import bins_of, check_size, relay_note
+from hires.resolution import bins_of, relay_note
 from hires.search import WHERE, Way, make_ladder, offloads, search, tiny_rung
 from hires.specs import ModelSpec
 from hires.stage_cost import choose_dtype, choose_text, stage_cost
-from hires.stage_spec import WindowSpec
 from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
 from hires.tiling.geometry import snap
-from hires.types import MemoryPlan, RenderRequest, StagePlan
+from hires.types import MemoryPlan, StagePlan
 from hires.units import gib
 
 

@@ -8,18 +8,15 @@ little and costs half of a step (Kynkäänniemi et al. 2024, 2404.07724), so onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hires.errors import RequestError, unknown
-from hires.resolution import parse_size
+from hires.options.stage import GuidePlan, StageSpec
 from hires.sampling import registry
 from hires.specs import ModelSpec
-from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 
 T = TypeVar("T")
-
 LEAST_GUIDED = 0.28
 WIDEST_WINDOW_PX = 1024  # of attention outside `best`: wider ones cost more than convolutions and the rest together
 
@@ -99,82 +96,3 @@ def attention(spec: ModelSpec, effort: Effort) -> str | None:
 def few_steps(spec: ModelSpec) -> bool:
     """Whether blocks that move every step would upset the sampler: those that reuse estimates, and the fewest steps."""
     return spec.facts.few_step is not None or registry.SAMPLERS[spec.defaults.sampler].multistep
-
-
-def parse_stage(text: str, option: str = "--stage") -> StageSpec:
-    """'[WxH,]key=value,...' as a stage; `STAGE_KEYS` lists the keys. RequestError names what is not understood."""
-    given: dict[str, object] = {}
-    windows: dict[str, object] = {}
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        key, equals, value = part.partition("=")
-        if not equals:
-            given["size"] = parse_size(part)
-            continue
-        if key not in STAGE_KEYS:
-            raise RequestError(f"{option} {text}: " + unknown("key", key, tuple(STAGE_KEYS)))
-        try:
-            found = STAGE_KEYS[key](value)
-        except (ValueError, KeyError):
-            raise RequestError(f"{option} {text}: {part} is not understood; {STAGE_HELP}") from None
-        (windows if key in ("tile", "overlap", "blend", "move") else given).update(found)
-    if windows:
-        given["windows"] = WindowSpec(**windows)  # type: ignore[arg-type]
-    return StageSpec(**given)  # type: ignore[arg-type]
-
-
-Found = dict[str, object]
-
-
-def _sigma(text: str) -> Found:
-    """'1', '1:0.03' (down to), 'area:0.57' (FreCaS's rule)."""
-    rule, _, rest = text.partition(":")
-    if rule == "area":
-        return {"renoise": "area", "sigma_start": float(rest)}
-    return {"renoise": "fixed", "sigma_start": float(rule)} | ({"sigma_end": float(rest)} if rest else {})
-
-
-def _guides(text: str) -> Found:
-    """'structure', 'structure:0.125', 'structure+pull', 'none'."""
-    if text == "none":
-        return {"guides": ()}
-    found = []
-    for part in text.split("+"):
-        kind, _, cutoff = part.partition(":")
-        found.append(GuidePlan(kind=kind, cutoff=float(cutoff) if cutoff else None))
-    return {"guides": tuple(found)}
-
-
-def _interval(text: str) -> Found:
-    low, high = text.split(":")
-    return {"guidance_interval": (float(low or 0), float(high or "inf"))}
-
-
-def _as(name: str, read: Callable[[str], object]) -> Callable[[str], Found]:
-    return lambda text: {name: read(text)}
-
-
-def _yes(text: str) -> bool:
-    return {"yes": True, "no": False}[text]
-
-
-STAGE_KEYS: dict[str, Callable[[str], Found]] = {
-    "sigma": _sigma,
-    "steps": _as("steps", int),
-    "sampler": _as("sampler", str),
-    "schedule": _as("schedule", str),
-    "enlarger": _as("enlarger", str),
-    "guide": _guides,
-    "attention": _as("attention", str),
-    "tile": _as("tile_px", int),
-    "overlap": _as("overlap_px", int),
-    "blend": _as("blend", str),
-    "move": _as("shift", _yes),
-    "guidance": _as("guidance", float),
-    "high": _as("guidance_high", float),
-    "rescale": _as("guidance_rescale", float),
-    "interval": _interval,
-}
-STAGE_HELP = (
-    "write such as sigma=1, sigma=1:0.03 or sigma=area:0.57, steps=8, guide=structure:0.125+pull or none, attention=npa:1024, "
-    "tile=1024, overlap=256, blend=hann, move=yes, guidance=4, high=7, rescale=0.7, interval=0.28:inf, enlarger=pixel"
-)

@@ -4,54 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-import re
 
-from hires.errors import SizeError
 from hires.families import FamilyFacts
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, relay_view, round_up, snap
 
-LARGEST_SIDE_PX = 131_072
-LARGEST_AREA_PX = 2**32
-SMALLEST_SIDE_PX = 16
 SIZE_CLASSES = (256, 512, 1024, 2048, 2880, 4096)  # sides of the square bin; 2880 is the area of 3840x2160
-
-
-def parse_size(text: str) -> Size:
-    """'WIDTHxHEIGHT' (x, X, × or *) or one number for a square, as a Size; SizeError with the next move otherwise."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX×*]\s*(\d{1,9})\s*)?", text)
-    if match is None:
-        raise SizeError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
-    width = int(match[1])
-    return check_size(Size(int(match[2] or width), width))
-
-
-SizeLike = str | tuple[int, int] | Size
-
-
-def as_size(size: SizeLike) -> Size:
-    """ "4096x4096" (WIDTHxHEIGHT), a pair (width, height) or a Size as a Size; SizeError for anything else."""
-    if isinstance(size, str):
-        return parse_size(size)
-    if isinstance(size, Size):
-        return check_size(size)
-    try:
-        width, height = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        raise SizeError(f"size {size!r}: give 'WIDTHxHEIGHT' or a pair of whole numbers (width, height)") from None
-    return check_size(Size(height, width))
-
-
-def check_size(size: Size) -> Size:
-    """The same size; SizeError where it is too small or too large to render."""
-    if min(size.height, size.width) < SMALLEST_SIDE_PX:
-        raise SizeError(f"size {size}: each side must be at least {SMALLEST_SIDE_PX} px, such as 1024x1024")
-    if max(size.height, size.width) > LARGEST_SIDE_PX:
-        raise SizeError(f"size {size}: a side may be {LARGEST_SIDE_PX} px at most; render smaller and enlarge")
-    if size.area > LARGEST_AREA_PX:
-        raise SizeError(f"size {size}: {size.area / 1e6:.0f} megapixels are over the limit of {LARGEST_AREA_PX / 1e6:.0f}")
-    return size
 
 
 def make_bins(native_px: int, align_px: int) -> tuple[Size, ...]:

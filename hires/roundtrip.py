@@ -12,8 +12,8 @@ from hires.events import OnEvent
 from hires.folders import read_json
 from hires.kernels.attention_policies import Policy, make_policy
 from hires.locate import NAMED_MODELS
+from hires.options.stage import parse_policy
 from hires.specs import load_spec
-from hires.stage_spec import parse_policy
 from hires.tiling.bands.storage import VaePolicy
 from hires.tiling.geometry import Size, round_up
 from hires.units import parse_bytes

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
+from hires.options.render import RenderRequest
 from hires.specs import ModelSpec
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
 from hires.stages import estimates_per_step
-from hires.types import DecodePlan, RenderRequest, Rung, StageCost, StagePlan
+from hires.types import DecodePlan, Rung, StageCost, StagePlan
 from hires.units import gib
 
 BATCHES = (32, 16, 8, 4, 2, 1)

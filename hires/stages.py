@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from hires.errors import RequestError
+from hires.options.render import RenderRequest
+from hires.options.stage import NOTHING_SAID, GuidePlan, StageSpec
 from hires.placement import place, whole_grid
 from hires.presets import Preset, preset
 from hires.refine.renoise import relay_sigma
@@ -17,9 +19,8 @@ from hires.sampling import registry
 from hires.sampling.registry import SCHEDULES
 from hires.sampling.schedules import make_levels
 from hires.specs import ModelSpec, sigma_max_for, sigma_table
-from hires.stage_spec import NOTHING_SAID, GuidePlan, StageSpec
 from hires.tiling.geometry import Size, snap
-from hires.types import RenderRequest, StagePlan
+from hires.types import StagePlan
 
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
 

@@ -19,11 +19,11 @@ from hires.headers import read_header, weight_files
 from hires.layouts import below, clip_config
 from hires.locate import VOCABULARIES, Part, missing
 from hires.lora import LoraLayer, merged, tower_layers
+from hires.options.lora import LoraRef
 from hires.sampling.conditioning import Conditioning
 from hires.single_file import clip_state, open_clip_state
 from hires.specs import ModelSpec
 from hires.tiling.retry import is_out_of_memory
-from hires.types import LoraRef
 from hires.weights import take_weights
 
 log = logging.getLogger(__name__)

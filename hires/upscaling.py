@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hires import planner
 from hires._version import __version__
-from hires.asked import Loras, spec_for, text_to_image
+from hires.asked import spec_for, text_to_image
 from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
@@ -24,16 +24,18 @@ from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
 from hires.formats import check_fits, check_output, format_of, read_text
+from hires.options.lora import Loras
+from hires.options.render import RenderRequest
+from hires.options.sizes import SizeLike, as_size, check_size
+from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
-from hires.resolution import SizeLike, as_size, check_size
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.types import RenderRequest, RenderResult
+from hires.types import RenderResult
 from hires.units import parse_bytes
-from hires.upscale_options import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
 if TYPE_CHECKING:
     from hires.sources import PictureLike

@@ -19,9 +19,9 @@ from hires.headers import weight_files
 from hires.identify import Finding, identify_file
 from hires.locate import missing
 from hires.lora import LoraLayer, merged, network_layers
+from hires.options.lora import LoraRef
 from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
 from hires.specs import ModelSpec, network_config, vae_config_of
-from hires.types import LoraRef
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:

@@ -19,10 +19,10 @@ from hires.devices.calibration import Calibration, cache_folder, calibrated, fil
 from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError
 from hires.formats import read_text
+from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest
 from hires.units import parse_bytes
 
 ROW = Calibration(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hires import types
 from hires.errors import RequestError
+from hires.options import render
 from hires.sampling.registry import (
     SAMPLERS,
     SCHEDULES,
@@ -123,8 +123,8 @@ def test_a_schedule_is_given_once() -> None:
 
 
 def test_types_have_the_names_of_the_catalogue() -> None:
-    assert tuple(SAMPLERS) == types.SAMPLERS
-    assert tuple(SCHEDULES) == types.SCHEDULES
+    assert tuple(SAMPLERS) == render.SAMPLERS
+    assert tuple(SCHEDULES) == render.SCHEDULES
     assert all(facts.schedule is None or facts.schedule in SCHEDULES for facts in SAMPLERS.values())
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import hires
-from hires.engine import JournalOptions
 from hires.errors import Cancelled, RequestError
 from hires.events import Event
+from hires.options.render import JournalOptions
 from hires.refine.colour_fix import smoothed
 
 PROMPT = "a sun over a lake"

@@ -11,10 +11,11 @@ from PIL import Image
 from hires.devices.machines import described_card
 from hires.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
 from hires.errors import OutputError
+from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, make_grid
-from hires.types import MemoryPlan, RenderRequest
+from hires.types import MemoryPlan
 from hires.units import gib, parse_bytes
 from tests.test_search import full_size
 

@@ -15,6 +15,7 @@ import hires
 from hires.errors import RequestError
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.offload import Weights
+from hires.options.stage import GuidePlan
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
 from hires.protocols import Denoiser
@@ -22,7 +23,6 @@ from hires.sampling.conditioning import Conditioning
 from hires.sampling.guidance import guided_by
 from hires.sampling.noise import canvas_noise
 from hires.specs import ModelSpec
-from hires.stage_spec import GuidePlan
 from hires.tiling.geometry import Box, Size, make_grid
 from hires.types import MemoryPlan, StagePlan
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import hires
 from hires import journal as journals
-from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
+from hires.options.render import JournalOptions
 from hires.records import packed, read_whole, unpacked
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.noise import CanvasNoise

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 import hires
 from hires import job as jobs_of
 from hires import journal as journals
-from hires.engine import JournalOptions
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.imageio import save_png
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
+from hires.options.render import JournalOptions
 from hires.png import PngWriter
 from hires.records import hold
 from hires.sampling.conditioning import Conditioning

@@ -18,10 +18,11 @@ from hires.headers import read_header
 from hires.identify import identify_lora
 from hires.layouts import ldm_unet_names
 from hires.lora import LoraLayer, merged
+from hires.options.lora import LoraRef, parse_lora
+from hires.options.render import RenderRequest
 from hires.specs import load_spec
 from hires.text import encode_prompts, load_clip
 from hires.tiling.geometry import Size
-from hires.types import LoraRef, RenderRequest, parse_lora
 from hires.weights import load_network
 from tests.checkpoints import Checkpoint, lora, unet_modules
 from tests.test_weights import output

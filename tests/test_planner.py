@@ -11,15 +11,15 @@ from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError, RequestError
 from hires.families import FAMILIES, UNetShape
 from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
+from hires.options.render import RenderRequest
+from hires.options.stage import StageSpec, WindowSpec
 from hires.planner import plan
 from hires.sampling.registry import SAMPLERS, evaluations
 from hires.specs import ModelSpec, sigma_max_for
 from hires.stage_cost import choose_text
-from hires.stage_spec import StageSpec, WindowSpec
 from hires.text_cost import text_live_bytes
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest
 from hires.units import parse_bytes
 
 

@@ -12,13 +12,15 @@ from benchmarks.full_size import full_spec
 from hires.devices.machines import described_card, host_device
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, Windows
+from hires.options.render import PRESETS, RenderRequest
+from hires.options.stage import GuidePlan, StageSpec, WindowSpec
+from hires.options.stage_text import parse_stage
 from hires.planner import plan
-from hires.presets import parse_stage, preset
+from hires.presets import preset
 from hires.specs import ModelSpec
-from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 from hires.stages import estimates, stage_levels
 from hires.tiling.geometry import Size
-from hires.types import PRESETS, MemoryPlan, RenderRequest
+from hires.types import MemoryPlan
 from hires.units import parse_bytes
 
 CARD = described_card(parse_bytes("24GB"))

@@ -13,10 +13,10 @@ import pytest
 
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError
+from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest
 from hires.units import parse_bytes
 
 

@@ -17,21 +17,20 @@ from hires.devices.machines import described_card
 from hires.errors import SizeError
 from hires.families import FAMILIES, FamilyFacts
 from hires.layouts import shipped_config
+from hires.options.render import RenderRequest
+from hires.options.sizes import check_size, parse_size
 from hires.resolution import (
     SIZE_CLASSES,
     aspect_bins,
     base_canvas,
     bins_for,
-    check_size,
     make_bins,
     nearest_bin,
-    parse_size,
     relay_note,
     stage_canvases,
 )
 from hires.specs import align_of, load_spec, unet_shape
 from hires.tiling.geometry import Size, cover, relay_view, snap
-from hires.types import RenderRequest
 from tests.checkpoints import Checkpoint
 
 

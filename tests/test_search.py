@@ -15,6 +15,7 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.families import FAMILIES, UNetShape
 from hires.kernels.attention_policies import Policy
+from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.resolution import make_bins
 from hires.search import BATCHES, CPU_BATCHES, offloads
@@ -23,7 +24,7 @@ from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, moving_sec
 from hires.stages import estimates_per_step
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan, RenderRequest, StagePlan
+from hires.types import MemoryPlan, StagePlan
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)

@@ -171,7 +171,7 @@ def test_damaged_towers_and_vocabularies_say_so(tmp_path: Path, checkpoint: Get)
 
 
 def test_cleaning_deletes_what_captions_never_had() -> None:
-    from hires.captions import clean
+    from hires.options.captions import clean
 
     assert (
         clean("A Red &amp; Blue House by the wide Sea, https://x.org/a <b>now</b> …")

@@ -16,6 +16,7 @@ from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
 from hires.cost import network_flops
 from hires.devices.probe import probe
 from hires.errors import RequestError
+from hires.options.render import RenderRequest
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import attending
 from hires.planner import plan
@@ -24,7 +25,7 @@ from hires.stages import estimates_per_step
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder
 from hires.timing import Timed, peak_flops
-from hires.types import RenderRequest, StagePlan
+from hires.types import StagePlan
 from hires.units import gib, parse_bytes
 
 
@@ -175,8 +176,8 @@ def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
     from hires.boxes import luma
     from hires.engine import render
+    from hires.options.render import PRESETS
     from hires.seams import seam_lines, seam_score
-    from hires.types import PRESETS
 
     for size in setting.of("render"):
         for preset in ("fast",) if setting.quick else PRESETS:

@@ -28,6 +28,7 @@ from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.single_precision import finite_pictures
 from hires.offload import HOST, Weights
+from hires.options.lora import LoraRef
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
@@ -42,7 +43,7 @@ from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan, LoraRef, StagePlan
+from hires.types import DecodePlan, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 
 PREVIEW_PX = 4  # per cell of a linear preview

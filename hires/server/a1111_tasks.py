@@ -276,8 +276,8 @@ def _relay_of(library: Library, model: str, strength: float, steps: int) -> tupl
     """The steps that a strength takes of `steps`, and the noise level that they begin at."""
     from hires import planner
     from hires.devices.machines import host_device
+    from hires.options.render import RenderRequest
     from hires.stages import stage_levels
-    from hires.types import RenderRequest
 
     spec = load_spec(model)
     side = Size(spec.native_px, spec.native_px)

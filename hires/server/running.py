@@ -20,15 +20,16 @@ from hires.devices.probe import choose_device
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
 from hires.formats import check_fits
-from hires.resolution import check_size, parse_size
+from hires.options.render import RenderRequest
+from hires.options.sizes import check_size, parse_size
+from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan, RenderRequest
+from hires.types import MemoryPlan
 from hires.units import parse_bytes
-from hires.upscale_options import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 
 ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from hires.errors import ModelError, RequestError, unknown
 from hires.folders import is_model_folder
 from hires.locate import NAMED_MODELS
-from hires.types import LoraRef, parse_lora
+from hires.options.lora import LoraRef, parse_lora
 from hires.units import parse_bytes
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")

@@ -13,12 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hires.errors import RequestError, SizeError
-from hires.resolution import parse_size
+from hires.options.render import PRESETS, RenderRequest
+from hires.options.sizes import parse_size
+from hires.options.stage import StageSpec
 from hires.server.pictures import from_base64, kept, linked
 from hires.server.settings import PROMPT_CHARACTERS, Library, Limits
-from hires.stage_spec import StageSpec
 from hires.tiling.geometry import Size
-from hires.types import PRESETS, RenderRequest
 from hires.units import parse_bytes
 
 Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
@@ -155,7 +155,7 @@ def budget(task: Task, own: str | None) -> str | None:
 
 def request_of(task: RenderTask | EditTask, size: Size, library: Library) -> RenderRequest:
     """What the planner is asked. RequestError for values out of range and names that are not offered."""
-    from hires.presets import parse_stage
+    from hires.options.stage_text import parse_stage
 
     common: dict[str, Any] = {
         "prompt": task.prompt,

@@ -19,6 +19,7 @@ from hires.devices import machines
 from hires.errors import ModelError, RequestError
 from hires.families import FAMILIES
 from hires.imageio import on_canvas
+from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
 from hires.sampling.denoisers import timestep_of
@@ -27,7 +28,7 @@ from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import MemoryPlan, RenderRequest
+from hires.types import MemoryPlan
 from hires.units import parse_bytes
 from tests import checkpoints
 

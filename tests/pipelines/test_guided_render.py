@@ -17,14 +17,15 @@ from torch import Tensor
 from hires import execute, planner
 from hires.asked import spec_for
 from hires.devices.machines import host_device
+from hires.options.render import RenderRequest
+from hires.options.stage_text import parse_stage
 from hires.pipelines import progressive
-from hires.presets import parse_stage
 from hires.sampling.noise import canvas_noise
 from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import MemoryPlan, RenderRequest, StagePlan
+from hires.types import MemoryPlan, StagePlan
 from hires.units import parse_bytes
 from tests import checkpoints
 from tests.pipelines.test_pixart_sigma import family

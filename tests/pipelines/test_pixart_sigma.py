@@ -16,6 +16,7 @@ from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import RequestError
 from hires.events import Event
+from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Parts
 from hires.pipelines.pixart_sigma import PixArtSigma
@@ -26,7 +27,7 @@ from hires.sampling.samplers import find_sampler
 from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan, RenderRequest
+from hires.types import DecodePlan
 from hires.units import parse_bytes
 from hires.weights import load_autoencoder
 from tests import checkpoints

@@ -14,11 +14,11 @@ from benchmarks.full_size import full_spec
 from hires.devices.machines import described_card
 from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError, RunError
+from hires.options.render import RenderRequest
+from hires.options.stage import GuidePlan, StageSpec, WindowSpec
 from hires.planner import plan
 from hires.specs import ModelSpec, load_spec
-from hires.stage_spec import GuidePlan, StageSpec, WindowSpec
 from hires.tiling.geometry import Size
-from hires.types import RenderRequest
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"
 COUNT = 200

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hires.asked import Loras
 from hires.errors import RequestError
-from hires.stage_spec import known
+from hires.options.lora import Loras
+from hires.options.stage import known
 from hires.tiling.geometry import Size
 from hires.types import RenderResult
 
