@@ -20,14 +20,14 @@ from torch import Tensor
 from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
+from hires.checkpoints.configs import shipped_config
+from hires.checkpoints.families import FAMILIES, NetworkShape, PixArtShape, UNetShape
+from hires.checkpoints.spec import unet_shape
 from hires.cost import network_live_bytes
-from hires.families import FAMILIES, NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, NPA, KVPool, Policy, Windows
-from hires.layouts import shipped_config
 from hires.pixart import PixArtNetwork
 from hires.processors import dispatch_attention
 from hires.sampling.conditioning import Conditioning
-from hires.specs import unet_shape
 from hires.text_cost import text_live_bytes
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape

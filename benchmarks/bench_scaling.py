@@ -106,11 +106,11 @@ def denoise(side: int) -> Runs:
     import torch
 
     from hires import planner
+    from hires.checkpoints.spec import load_spec
     from hires.cost import network_flops
     from hires.devices import machines
     from hires.execute import load_family
     from hires.options.render import RenderRequest
-    from hires.specs import load_spec
     from hires.stages import estimates_per_step
     from hires.tiling.denoise import tiled
     from hires.tiling.geometry import Size, make_grid
@@ -142,7 +142,7 @@ def decode(side: int, model: str, policy: str) -> Runs:
     """An autoencoder by one storage policy, its rows thrown away as they come."""
     import torch
 
-    from hires.specs import load_spec
+    from hires.checkpoints.spec import load_spec
     from hires.tiling.vae import TiledVAE
     from hires.weights import load_vae
 

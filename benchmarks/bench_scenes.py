@@ -27,10 +27,10 @@ from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, mean
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
 from hires.boxes import ArraySource, luma
+from hires.checkpoints.spec import load_spec
 from hires.devices.memory import reset_resident_peak
 from hires.metrics import band_energy
 from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
-from hires.specs import load_spec
 from hires.tiling.geometry import Size, bands
 from hires.types import MemoryPlan
 

@@ -161,11 +161,11 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     import torch
 
     from hires import planner
+    from hires.checkpoints.spec import load_spec
     from hires.devices import machines
     from hires.devices.memory import freed_pages
     from hires.execute import run_plan
     from hires.options.render import RenderRequest
-    from hires.specs import load_spec
     from hires.tiling.geometry import Size
     from hires.types import DecodePlan
 

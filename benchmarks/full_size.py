@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
-from hires.families import FAMILIES
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.kernels.attention_policies import EVERYWHERE, Policy
-from hires.specs import ModelSpec, load_spec, sigma_table
 from hires.tiling.geometry import Size
 from hires.types import DecodePlan
 

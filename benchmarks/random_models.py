@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from benchmarks.full_size import full_spec
 from hires._imports import quiet_imports
-from hires.families import PixArtShape
-from hires.layouts import shipped_config
+from hires.checkpoints.configs import shipped_config
+from hires.checkpoints.families import PixArtShape
+from hires.checkpoints.spec import ModelSpec, unet_shape
 from hires.pipelines.base import Parts
 from hires.resolution import make_bins
 from hires.sampling.conditioning import Conditioning
-from hires.specs import ModelSpec, unet_shape
 from hires.tiling.bands.memory import VaeShape
 
 FAMILIES = ("cosxl", "pixart-sigma-1024")

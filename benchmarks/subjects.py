@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
 from hires import cost, planner
+from hires.checkpoints.spec import load_spec
 from hires.devices import machines
 from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
@@ -21,7 +22,6 @@ from hires.pipelines.progressive import stage_sigmas
 from hires.protocols import Denoiser
 from hires.refine.enlargers import ENLARGERS, Target
 from hires.sampling.samplers import karras
-from hires.specs import load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.retry import Ladder

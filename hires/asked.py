@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires.adapters import with_loras
+from hires.checkpoints.families import PixArtShape, second_half_factors
+from hires.checkpoints.loras import with_loras
+from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.delivery import DEPTHS, Delivery
 from hires.errors import OutputError, RequestError, SizeError
-from hires.families import PixArtShape, second_half_factors
 from hires.options import captions
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
-from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Print what a checkpoint, LoRA or autoencoder is and why, what it holds, what it lacks, and how to run it."""
-        from hires import report
+        from hires.checkpoints import inspect as report
 
         document = guarded(lambda: report.inspect(name, family=family, parts=parts))
         print(json.dumps(document) if as_json else "\n".join(report.lines(document)))
@@ -156,11 +156,11 @@ def collect_info() -> dict[str, dict[str, str]]:
     import torch
 
     from hires._imports import quiet_imports
+    from hires.checkpoints.locate import NAMED_MODELS
+    from hires.checkpoints.spec import load_spec
     from hires.devices.probe import choose_device, probe
     from hires.kernels import blend, group_norm
     from hires.kernels.dispatch import AttentionSpec, table
-    from hires.locate import NAMED_MODELS
-    from hires.specs import load_spec
 
     device = choose_device("auto")
     facts = probe(device)

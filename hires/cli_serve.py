@@ -84,8 +84,8 @@ def register(app: typer.Typer) -> None:
 
 def run(settings: Settings) -> None:
     """Serve until stopped. RequestError for a model that is not there; OutputError for a folder that another server holds."""
+    from hires.checkpoints.spec import load_spec
     from hires.records import hold
-    from hires.specs import load_spec
 
     try:
         import uvicorn

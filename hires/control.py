@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
 from hires.single_file import pixart_names, read_tensors
-from hires.specs import ModelSpec
 from hires.weights import take_weights
 
 

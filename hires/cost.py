@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hires.families import NetworkShape, PixArtShape, UNetShape
+from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
 from hires.tiling.bands.storage import halo_policy
 from hires.tiling.geometry import Size

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from hires import planner
 from hires.asked import delivery, edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
+from hires.checkpoints.locate import missing
+from hires.checkpoints.spec import ModelSpec
 from hires.delivery import Delivery, parameters
 from hires.devices import calibration
 from hires.devices.calibration import calibrated
@@ -16,12 +18,10 @@ from hires.devices.describe import budget_of, describe_device
 from hires.devices.spec import DeviceSpec
 from hires.errors import MemoryLadderError, RequestError
 from hires.events import OnEvent
-from hires.locate import missing
 from hires.options.lora import Loras, loras_of
 from hires.options.render import JournalOptions, RenderRequest
 from hires.options.sizes import SizeLike
 from hires.options.stage_text import StageLike, relay_of, stages_of
-from hires.specs import ModelSpec
 from hires.types import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:

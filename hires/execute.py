@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hires.checkpoints.spec import ModelSpec
 from hires.delivery import Delivery, OpenSink
 from hires.devices.memory import peak_device_bytes, peak_resident_bytes, reset_peak
 from hires.devices.probe import TORCH_DTYPE
@@ -29,7 +30,6 @@ from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
 from hires.refine.colour_fix import Moments, adain, wavelet_fixed
 from hires.sinks import ImageSink
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hires._version import __version__
+from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
-from hires.specs import ModelSpec
 from hires.types import MemoryPlan
 
 if TYPE_CHECKING:

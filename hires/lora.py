@@ -14,14 +14,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hires.adapters import TOWERS, lora_file
+from hires.checkpoints.configs import ldm_unet_names
+from hires.checkpoints.families import UNetShape
+from hires.checkpoints.headers import read_header
+from hires.checkpoints.loras import TOWERS, lora_file
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.families import UNetShape
-from hires.headers import read_header
-from hires.layouts import ldm_unet_names
 from hires.options.lora import LoraRef
 from hires.single_file import read_tensors
-from hires.specs import ModelSpec
 
 ENDS = {
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",

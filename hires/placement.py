@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, make_policy
 from hires.options.render import RenderRequest
 from hires.options.stage import StageSpec, WindowSpec, parse_policy
 from hires.resolution import bins_of, stage_canvases
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, TileGrid, make_grid, round_up
 from hires.types import StagePlan
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hires import cost
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
@@ -19,7 +20,6 @@ from hires.placement import choose_tile, in_tiles, policy_notes
 from hires.presets import preset
 from hires.resolution import bins_of, relay_note
 from hires.search import WHERE, Way, make_ladder, offloads, search, tiny_rung
-from hires.specs import ModelSpec
 from hires.stage_cost import choose_dtype, choose_text, stage_cost
 from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
 from hires.tiling.geometry import snap

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hires.checkpoints.spec import ModelSpec
 from hires.options.stage import GuidePlan, StageSpec
 from hires.sampling import registry
-from hires.specs import ModelSpec
 
 T = TypeVar("T")
 LEAST_GUIDED = 0.28

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hires.specs import ModelSpec
+from hires.checkpoints.spec import ModelSpec
 from hires.types import PREVIEW_CELLS
 
 RGB_OF_LATENTS: dict[float, tuple[tuple[float, ...], ...]] = {

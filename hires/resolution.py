@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 
-from hires.families import FamilyFacts
-from hires.specs import ModelSpec
+from hires.checkpoints.families import FamilyFacts
+from hires.checkpoints.spec import ModelSpec
 from hires.tiling.geometry import Size, relay_view, round_up, snap
 
 SIZE_CLASSES = (256, 512, 1024, 2048, 2880, 4096)  # sides of the square bin; 2880 is the area of 3840x2160

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hires.checkpoints.detect_folder import read_json
+from hires.checkpoints.locate import NAMED_MODELS
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.events import OnEvent
-from hires.folders import read_json
 from hires.kernels.attention_policies import Policy, make_policy
-from hires.locate import NAMED_MODELS
 from hires.options.stage import parse_policy
-from hires.specs import load_spec
 from hires.tiling.bands.storage import VaePolicy
 from hires.tiling.geometry import Size, round_up
 from hires.units import parse_bytes

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
 from hires.options.render import RenderRequest
-from hires.specs import ModelSpec
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
 from hires.stages import estimates_per_step
 from hires.types import DecodePlan, Rung, StageCost, StagePlan

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hires._imports import quiet_imports
+from hires.checkpoints.configs import PIXART_TABLES
+from hires.checkpoints.headers import DAMAGED, read_header
 from hires.errors import ModelError
-from hires.headers import DAMAGED, read_header
-from hires.layouts import PIXART_TABLES
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:

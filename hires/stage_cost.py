@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hires import cost
+from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.sampling import registry
-from hires.specs import ModelSpec
 from hires.stages import estimates, estimates_per_step
 from hires.text_cost import text_live_bytes
 from hires.tiling.bands import storage

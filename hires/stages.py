@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hires.checkpoints.spec import ModelSpec, sigma_max_for, sigma_table
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.options.stage import NOTHING_SAID, GuidePlan, StageSpec
@@ -18,7 +19,6 @@ from hires.resolution import bins_of, stage_canvases
 from hires.sampling import registry
 from hires.sampling.registry import SCHEDULES
 from hires.sampling.schedules import make_levels
-from hires.specs import ModelSpec, sigma_max_for, sigma_table
 from hires.tiling.geometry import Size, snap
 from hires.types import StagePlan
 

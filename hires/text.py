@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
+from hires.checkpoints.configs import below, clip_config
+from hires.checkpoints.families import UNetShape
+from hires.checkpoints.headers import read_header, weight_files
+from hires.checkpoints.locate import VOCABULARIES, Part, missing
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.families import UNetShape
-from hires.headers import read_header, weight_files
-from hires.layouts import below, clip_config
-from hires.locate import VOCABULARIES, Part, missing
 from hires.lora import LoraLayer, merged, tower_layers
 from hires.options.lora import LoraRef
 from hires.sampling.conditioning import Conditioning
 from hires.single_file import clip_state, open_clip_state
-from hires.specs import ModelSpec
 from hires.tiling.retry import is_out_of_memory
 from hires.weights import take_weights
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hires.families import UNetShape
+from hires.checkpoints.families import UNetShape
 from hires.kernels.attention_policies import Global, KVPool, Policy, attended, axis
 
 FEED_FORWARD = 21  # maps of c: the block's input and its two residuals, the norm, eight wide before the gate, four gated, four

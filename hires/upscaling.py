@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hires import planner
 from hires._version import __version__
 from hires.asked import spec_for, text_to_image
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
@@ -31,7 +32,6 @@ from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOpti
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
 from hires.types import RenderResult

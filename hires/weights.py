@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
+from hires.checkpoints.detect_file import Finding, identify_file
+from hires.checkpoints.detect_folder import read_json
+from hires.checkpoints.headers import weight_files
+from hires.checkpoints.locate import missing
+from hires.checkpoints.spec import ModelSpec, network_config, vae_config_of
 from hires.errors import ModelError
-from hires.folders import read_json
-from hires.headers import weight_files
-from hires.identify import Finding, identify_file
-from hires.locate import missing
 from hires.lora import LoraLayer, merged, network_layers
 from hires.options.lora import LoraRef
 from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
-from hires.specs import ModelSpec, network_config, vae_config_of
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:

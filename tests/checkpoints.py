@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
-from hires.families import FAMILIES
-from hires.layouts import CONFIGS, ldm_unet_names
+from hires.checkpoints.configs import CONFIGS, ldm_unet_names
+from hires.checkpoints.families import FAMILIES
 from tests.original_names import ldm_state, pixart_to_pth
 
 with quiet_imports():

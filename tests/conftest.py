@@ -18,7 +18,7 @@ if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hires-tests-")  # what this machine was measured at is no part of a test
 
-from hires.specs import ModelSpec, load_spec
+from hires.checkpoints.spec import ModelSpec, load_spec
 
 if TYPE_CHECKING:
     from tests.checkpoints import Checkpoint

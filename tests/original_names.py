@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hires.families import FAMILIES
-from hires.layouts import ldm_unet_names
+from hires.checkpoints.configs import ldm_unet_names
+from hires.checkpoints.families import FAMILIES
 
 
 def ldm_state(network: nn.Module, vae: nn.Module, texts: tuple[nn.Module, ...]) -> dict[str, Tensor]:

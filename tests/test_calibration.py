@@ -15,13 +15,13 @@ import torch
 
 import hires
 from hires import bench
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.calibration import Calibration, cache_folder, calibrated, file_of, load, save
 from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError
 from hires.formats import read_text
 from hires.options.render import RenderRequest
 from hires.planner import plan
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 

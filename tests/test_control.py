@@ -14,12 +14,12 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 import hires
+from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.control import load_control
 from hires.cost import pixart_flops
 from hires.errors import ModelError, RequestError
 from hires.pixart import PixArtNetwork
 from hires.sampling.conditioning import Conditioning
-from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.weights import load_network
 from tests import checkpoints

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from hires.checkpoints.families import PixArtShape, UNetShape
 from hires.cost import network_flops, network_live_bytes, pixart_flops, unet_flops
-from hires.families import PixArtShape, UNetShape
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.bands.storage import vae_decode_flops, vae_encode_flops, vae_live_bytes
 from hires.tiling.geometry import Size
@@ -50,7 +50,7 @@ def test_the_formula_counts_what_runs() -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hires.specs import load_spec
+    from hires.checkpoints.spec import load_spec
     from hires.weights import load_network
 
     spec = load_spec("demo")
@@ -154,9 +154,9 @@ def test_the_formula_counts_the_full_sd15_network() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from hires._imports import quiet_imports
-    from hires.families import FAMILIES
-    from hires.layouts import shipped_config
-    from hires.specs import unet_shape
+    from hires.checkpoints.configs import shipped_config
+    from hires.checkpoints.families import FAMILIES
+    from hires.checkpoints.spec import unet_shape
 
     with quiet_imports():
         from diffusers import UNet2DConditionModel
@@ -236,7 +236,7 @@ def full_unet(backend: str | None = None) -> Any:
     import torch
 
     from hires._imports import quiet_imports
-    from hires.layouts import shipped_config
+    from hires.checkpoints.configs import shipped_config
     from hires.processors import dispatch_attention
     from hires.unet import UNetNetwork
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hires.checkpoints.noise_levels import vp_sigmas
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.sampling.denoisers import edm_v, eps
 from hires.sampling.guidance import guided
-from hires.specs import vp_sigmas
 from hires.tiling.geometry import Size
 
 

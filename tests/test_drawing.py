@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card
 from hires.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
 from hires.errors import OutputError
 from hires.options.render import RenderRequest
 from hires.planner import plan
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size, make_grid
 from hires.types import MemoryPlan
 from hires.units import gib, parse_bytes

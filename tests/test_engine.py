@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import hires
+from hires.checkpoints.noise_levels import vp_sigmas
+from hires.checkpoints.spec import load_spec
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.events import Event
 from hires.formats import read_text
@@ -20,7 +22,6 @@ from hires.pipelines.progressive import first_sigma, stage_sigmas
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import evaluations
 from hires.sampling.samplers import make_sigmas
-from hires.specs import load_spec, vp_sigmas
 from hires.tiling import retry
 from hires.types import MemoryPlan, RenderResult
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import hires
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import RequestError
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.offload import Weights
@@ -22,7 +23,6 @@ from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.guidance import guided_by
 from hires.sampling.noise import canvas_noise
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Box, Size, make_grid
 from hires.types import MemoryPlan, StagePlan
 

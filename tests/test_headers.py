@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hires.checkpoints.headers import read_header
 from hires.errors import ModelError
-from hires.headers import read_header
 
 
 def test_scalars_are_read_in_every_dtype(tmp_path: Path) -> None:

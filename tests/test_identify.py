@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hires.checkpoints.detect_file import identify_file
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.headers import read_header
+from hires.checkpoints.locate import wanted_files
+from hires.checkpoints.spec import load_spec
 from hires.engine import plan, render
 from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES
-from hires.headers import read_header
-from hires.identify import identify_file
-from hires.locate import wanted_files
-from hires.specs import load_spec
 from tests.checkpoints import Checkpoint, autoencoder, make, marks, pixart, unet
 from tests.original_names import pixart_to_pth, unet_to_ldm, vae_to_ldm
 

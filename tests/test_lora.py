@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hires.adapters import with_loras
+from hires.checkpoints.configs import ldm_unet_names
+from hires.checkpoints.detect_file import identify_lora
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.headers import read_header
+from hires.checkpoints.loras import with_loras
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES
-from hires.headers import read_header
-from hires.identify import identify_lora
-from hires.layouts import ldm_unet_names
 from hires.lora import LoraLayer, merged
 from hires.options.lora import LoraRef, parse_lora
 from hires.options.render import RenderRequest
-from hires.specs import load_spec
 from hires.text import encode_prompts, load_clip
 from hires.tiling.geometry import Size
 from hires.weights import load_network

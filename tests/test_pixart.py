@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hires.families import second_half_factors
+from hires.checkpoints.families import second_half_factors
 from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
 from hires.processors import add_compression
 from hires.sampling.conditioning import Conditioning, pixart_resolution

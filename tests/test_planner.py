@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.spec import ModelSpec, sigma_max_for
 from hires.devices import machines
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError, RequestError
-from hires.families import FAMILIES, UNetShape
 from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import StageSpec, WindowSpec
 from hires.planner import plan
 from hires.sampling.registry import SAMPLERS, evaluations
-from hires.specs import ModelSpec, sigma_max_for
 from hires.stage_cost import choose_text
 from hires.text_cost import text_live_bytes
 from hires.tiling.bands.memory import VaeShape

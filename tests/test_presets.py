@@ -9,6 +9,7 @@ import pytest
 import hires
 from benchmarks.bench_presets import LIMITS, planned, row_of
 from benchmarks.full_size import full_spec
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, Windows
@@ -17,7 +18,6 @@ from hires.options.stage import GuidePlan, StageSpec, WindowSpec
 from hires.options.stage_text import parse_stage
 from hires.planner import plan
 from hires.presets import preset
-from hires.specs import ModelSpec
 from hires.stages import estimates, stage_levels
 from hires.tiling.geometry import Size
 from hires.types import MemoryPlan
@@ -207,7 +207,7 @@ def test_a_few_step_model_takes_the_steps_it_was_distilled_for() -> None:
 
 
 def test_every_family_has_every_preset() -> None:
-    from hires.families import FAMILIES
+    from hires.checkpoints.families import FAMILIES
 
     for family in FAMILIES:
         for name in PRESETS:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hires.families import FAMILIES
+from hires.checkpoints.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

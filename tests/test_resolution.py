@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hires import planner
+from hires.checkpoints.configs import shipped_config
+from hires.checkpoints.families import FAMILIES, FamilyFacts
+from hires.checkpoints.spec import align_of, load_spec, unet_shape
 from hires.devices.machines import described_card
 from hires.errors import SizeError
-from hires.families import FAMILIES, FamilyFacts
-from hires.layouts import shipped_config
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
 from hires.resolution import (
@@ -29,7 +30,6 @@ from hires.resolution import (
     relay_note,
     stage_canvases,
 )
-from hires.specs import align_of, load_spec, unet_shape
 from hires.tiling.geometry import Size, cover, relay_view, snap
 from tests.checkpoints import Checkpoint
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hires.checkpoints.noise_levels import vp_sigmas
 from hires.errors import RequestError
 from hires.sampling import registry
 from hires.sampling.samplers import (
@@ -19,7 +20,6 @@ from hires.sampling.samplers import (
     strength_sigmas,
 )
 from hires.sampling.schedules import beta_quantiles
-from hires.specs import vp_sigmas
 
 TABLE = vp_sigmas("scaled_linear", 0.00085, 0.012)
 LOW, HIGH = TABLE[0], TABLE[-1]

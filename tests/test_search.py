@@ -10,16 +10,17 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.bench_planner import PIXART, network_bytes, vae_bytes
+from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.noise_levels import vp_sigmas
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
-from hires.families import FAMILIES, UNetShape
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
 from hires.planner import plan
 from hires.resolution import make_bins
 from hires.search import BATCHES, CPU_BATCHES, offloads
-from hires.specs import ModelSpec, vp_sigmas
 from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
 from hires.stages import estimates_per_step
 from hires.tiling.bands.memory import VaeShape

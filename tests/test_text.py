@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hires import text
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES
-from hires.specs import load_spec
 from hires.text import encode_prompts, load_tokenizer
 from tests.checkpoints import Checkpoint
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hires.checkpoints.configs import CONFIGS, clip_config, ldm_unet_config, ldm_vae_config, pixart_config, shipped_config
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
-from hires.families import FAMILIES
-from hires.layouts import CONFIGS, clip_config, ldm_unet_config, ldm_vae_config, pixart_config, shipped_config
-from hires.specs import load_spec
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 from tests.checkpoints import Checkpoint, make, shipped
 from tests.original_names import clip_to_ldm, clip_to_openclip, pixart_to_pth, unet_to_ldm, vae_to_ldm

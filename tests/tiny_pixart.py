@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from hires.families import FAMILIES, PixArtShape
+from hires.checkpoints.families import FAMILIES, PixArtShape
+from hires.checkpoints.noise_levels import vp_sigmas
+from hires.checkpoints.spec import ModelSpec
 from hires.sampling.conditioning import Conditioning
-from hires.specs import ModelSpec, vp_sigmas
 from hires.tiling.geometry import Size
 
 LAYERS, HEADS, HEAD_DIM, CAPTION = 2, 2, 12, 32

@@ -24,7 +24,7 @@ def unet(xl: bool, quick: bool, full: bool = False) -> Any:
     """A UNet of SDXL's or SD1.5's plan, random weights: a quarter of the width, less where only the code is tried."""
     import json
 
-    from hires.layouts import shipped_config
+    from hires.checkpoints.configs import shipped_config
 
     with quiet_imports():
         from diffusers import UNet2DConditionModel

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.checkpoints.spec import ModelSpec
 from hires.cost import network_flops
 from hires.devices.probe import probe
 from hires.errors import RequestError
@@ -20,7 +21,6 @@ from hires.options.render import RenderRequest
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import attending
 from hires.planner import plan
-from hires.specs import ModelSpec
 from hires.stages import estimates_per_step
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder

@@ -24,7 +24,7 @@ from hires.timing import Timed, timed
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:
-    from hires.specs import ModelSpec
+    from hires.checkpoints.spec import ModelSpec
 
 SUITES = ("attention", "norm", "vae", "denoise", "render", "io", "upscale")
 SIZES = {"attention": 1024, "norm": 1024, "vae": 1024, "denoise": 1024, "render": 1024, "io": 4096, "upscale": 1024}
@@ -112,7 +112,7 @@ class Setting:
     @property
     def spec(self) -> ModelSpec:
         """The model. ModelError for one that is not known."""
-        from hires.specs import load_spec
+        from hires.checkpoints.spec import load_spec
 
         return load_spec(self.model, parts=self.parts)
 

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hires.checkpoints.families import PixArtShape, UNetShape
+from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.control import ControlBlock, load_control
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import BackendError, ModelError, NotFiniteError
-from hires.families import PixArtShape, UNetShape
 from hires.imageio import fitted, to_uint8
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import Attending, everywhere
@@ -36,7 +37,6 @@ from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
 from hires.sampling.guidance import Guidance, guided_by
-from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder

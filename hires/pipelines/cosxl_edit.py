@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.processors import dispatch_attention
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.sampling.guidance import edit_guided, within
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan, StagePlan

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hires.families import PixArtShape
+from hires.checkpoints.families import PixArtShape
+from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution
-from hires.specs import ModelSpec
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan

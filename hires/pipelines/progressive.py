@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
@@ -32,7 +33,6 @@ from hires.refine.structure import centre_pulled, masked, structure_guided, vari
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import SAMPLERS, SCHEDULES, evaluations
 from hires.sampling.samplers import as_sigmas, find_sampler
-from hires.specs import ModelSpec
 from hires.stages import stage_levels
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size

@@ -14,6 +14,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from hires import infotext
+from hires.checkpoints.spec import load_spec
 from hires.decoders import PILLOW_FORMATS
 from hires.errors import RequestError
 from hires.formats import read_text
@@ -25,7 +26,6 @@ from hires.server.pictures import around, from_base64, kept, mask_of, resized, u
 from hires.server.scripts import Scripted
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask
-from hires.specs import load_spec
 from hires.tiling.geometry import Size
 from hires.upscaling import structure_cutoff
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
 from hires.server.a1111_tasks import scratch
 from hires.server.jobs import Job
@@ -21,7 +22,6 @@ from hires.server.queue import JobQueue
 from hires.server.settings import PROMPT_CHARACTERS
 from hires.server.tasks import EditTask, RenderTask
 from hires.server.waiting import finished
-from hires.specs import load_spec
 
 EDIT_STRENGTH = 0.6  # of a picture that a text-to-image model edits
 REDRAW_STRENGTH = 1.0  # within a mask, whose inside is transparent

@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from hires.locate import ASSETS
+from hires.checkpoints.locate import ASSETS
 from hires.server.deepzoom import Pyramid, pyramid_of
 from hires.server.jobs_api import result_path
 from hires.server.queue import JobQueue

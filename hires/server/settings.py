@@ -6,9 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hires.checkpoints.detect_folder import is_model_folder
+from hires.checkpoints.locate import NAMED_MODELS
 from hires.errors import ModelError, RequestError, unknown
-from hires.folders import is_model_folder
-from hires.locate import NAMED_MODELS
 from hires.options.lora import LoraRef, parse_lora
 from hires.units import parse_bytes
 

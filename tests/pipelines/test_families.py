@@ -15,16 +15,17 @@ from torch import Tensor
 
 from hires import asked, engine, execute, planner
 from hires._imports import quiet_imports
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.noise_levels import vp_sigmas
+from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES
 from hires.imageio import on_canvas
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
 from hires.sampling.denoisers import timestep_of
 from hires.sampling.noise import CanvasNoise
-from hires.specs import ModelSpec, vp_sigmas
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder

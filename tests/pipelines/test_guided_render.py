@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hires import execute, planner
 from hires.asked import spec_for
+from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.machines import host_device
 from hires.options.render import RenderRequest
 from hires.options.stage_text import parse_stage
 from hires.pipelines import progressive
 from hires.sampling.noise import canvas_noise
-from hires.specs import ModelSpec, sigma_table
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder

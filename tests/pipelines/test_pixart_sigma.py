@@ -12,6 +12,7 @@ import torch
 
 import hires
 from hires.asked import pooled_keys
+from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import RequestError
@@ -24,7 +25,6 @@ from hires.planner import plan
 from hires.sampling.guidance import guided
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.samplers import find_sampler
-from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.types import DecodePlan

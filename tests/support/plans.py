@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import full_spec
+from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.devices.machines import described_card
 from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError, RunError
 from hires.options.render import RenderRequest
 from hires.options.stage import GuidePlan, StageSpec, WindowSpec
 from hires.planner import plan
-from hires.specs import ModelSpec, load_spec
 from hires.tiling.geometry import Size
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"

@@ -19,7 +19,6 @@ LDM_CLIP_L = ("conditioner.embedders.0.transformer.", "cond_stage_model.transfor
 LDM_CLIP_G = "conditioner.embedders.1.model."
 HEAD_DIM = 64
 PIXART_TABLES = ("pos_embed", "y_embedder.y_embedding")  # in its .pth, no weights of the network
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hires.checkpoints.detect_file import Finding, identify_lora, says
+from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.headers import Header, read_header
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.families import FAMILIES, UNetShape
-from hires.headers import Header, read_header
-from hires.identify import Finding, identify_lora, says
 from hires.options.lora import LoraRef
-from hires.specs import ModelSpec
 
 TOWERS = (("lora_te1_", "lora_te_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hires.adapters import says_lcm
+from hires.checkpoints.configs import PIXART_TABLES, below
+from hires.checkpoints.detect_file import Finding
+from hires.checkpoints.headers import TensorInfo, folder_tensors, read_header
+from hires.checkpoints.locate import Part, find_model, next_move
+from hires.checkpoints.loras import says_lcm
+from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
 from hires.errors import ModelError
-from hires.headers import TensorInfo, folder_tensors, read_header
-from hires.identify import Finding
-from hires.layouts import PIXART_TABLES, below
-from hires.locate import Part, find_model, next_move
-from hires.specs import ModelSpec, identify, parts_folder, spec_of
 
 
 def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hires.checkpoints.detect_file import Finding, named, supported
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.headers import folder_tensors
 from hires.errors import ModelError
-from hires.families import FAMILIES
-from hires.headers import folder_tensors
-from hires.identify import Finding, named, supported
 
 TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
 JSON_NAMES = ("model_index.json", "transformer/config.json", "config.json")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hires.errors import ModelError, RequestError
-from hires.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape
-from hires.folders import identify_folder, read_json
-from hires.headers import folder_tensors, read_header
-from hires.identify import Finding, identify_file
-from hires.layouts import (
+from hires.checkpoints.configs import (
     LDM_CLIP_G,
     LDM_CLIP_L,
     LDM_NETWORK,
@@ -27,11 +21,15 @@ from hires.layouts import (
     pixart_config,
     shipped_config,
 )
-from hires.locate import Part, find_model, find_part, folder_part
+from hires.checkpoints.detect_file import Finding, identify_file
+from hires.checkpoints.detect_folder import identify_folder, read_json
+from hires.checkpoints.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape
+from hires.checkpoints.headers import folder_tensors, read_header
+from hires.checkpoints.locate import Part, find_model, find_part, folder_part
+from hires.checkpoints.noise_levels import vp_range, vp_sigmas
+from hires.errors import ModelError, RequestError
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
-
-LEAST_ALPHA_BAR = 4.8973451890853435e-08  # what a rescaled schedule ends at instead of 0: sigma 4518.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,37 +257,6 @@ def _params(parts: Iterable[Part], found: Finding) -> int:
 def _text_params(found: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
     towers = zip(facts.text, ("text_encoder", "text_encoder_2"), strict=False)
     return [_params([parts[component]], found) or PART_PARAMS[tower] for tower, component in towers]
-
-
-def vp_range(betas: tuple[str, float, float] | None, zero_snr: bool) -> tuple[float, float]:
-    """Least and largest sigma of a variance-preserving schedule."""
-    assert betas is not None, "a family has betas or a sigma range"
-    sigmas = vp_sigmas(*betas, zero_snr=zero_snr)
-    return sigmas[0], sigmas[-1]
-
-
-@functools.lru_cache(maxsize=16)
-def vp_sigmas(
-    beta_schedule: str, beta_start: float, beta_end: float, count: int = 1000, *, zero_snr: bool = False
-) -> tuple[float, ...]:
-    """sigma_t = sqrt((1 - abar_t) / abar_t) of a variance-preserving schedule, rising with t (SDXL: 0.0292 to 14.61).
-
-    zero_snr: sqrt(abar) is shifted and scaled so that it ends at 0 and starts where it did (Lin et al., arXiv 2305.08891);
-    the last is held at LEAST_ALPHA_BAR, so that its sigma is a number.
-    """
-    if beta_schedule not in ("linear", "scaled_linear"):
-        raise ModelError(f"beta schedule {beta_schedule!r} is not supported; supported: linear, scaled_linear")
-    power = 2 if beta_schedule == "scaled_linear" else 1
-    low, high = beta_start ** (1 / power), beta_end ** (1 / power)
-    alphas, kept = [], 1.0
-    for t in range(count):
-        kept *= 1 - (low + (high - low) * t / (count - 1)) ** power
-        alphas.append(kept)
-    if zero_snr:
-        first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
-        roots = [(math.sqrt(alpha) - last) * first / (first - last) for alpha in alphas]
-        alphas = [max(root**2, LEAST_ALPHA_BAR) for root in roots]
-    return tuple(math.sqrt((1 - alpha) / alpha) for alpha in alphas)
 
 
 def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hires.checkpoints.detect_folder import is_model_folder, network_folder
+from hires.checkpoints.families import FamilyFacts
+from hires.checkpoints.headers import weight_files
 from hires.errors import ModelError, unknown
-from hires.families import FamilyFacts
-from hires.folders import is_model_folder, network_folder
-from hires.headers import weight_files
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hires.checkpoints.configs import LDM_CLIP_G, LDM_NETWORK, below
+from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.headers import Header, read_header
 from hires.errors import ModelError, unknown
-from hires.families import FAMILIES
-from hires.headers import Header, read_header
-from hires.layouts import LDM_CLIP_G, LDM_NETWORK, below
 
 HINTS = {
     "turbo": ("sdxl-turbo",),

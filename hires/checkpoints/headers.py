@@ -31,7 +31,6 @@ STORAGES = {
     "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
     "Float8_e4m3fnStorage": "F8_E4M3", "Float8_e5m2Storage": "F8_E5M2",
 }  # fmt: skip
-
 DAMAGED = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError,
     ArithmeticError, RuntimeError,
