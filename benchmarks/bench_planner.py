@@ -23,17 +23,16 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import FAMILIES, NetworkShape, PixArtShape, UNetShape
 from hires.checkpoints.spec import unet_shape
-from hires.cost import network_live_bytes
 from hires.kernels.attention_policies import EVERYWHERE, NPA, KVPool, Policy, Windows
 from hires.pixart import PixArtNetwork
+from hires.planning.costs.network_memory import network_live_bytes, text_live_bytes
+from hires.planning.plan import DecodePlan
 from hires.processors import dispatch_attention
 from hires.sampling.conditioning import Conditioning
-from hires.text_cost import text_live_bytes
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.bands.storage import vae_policy
 from hires.tiling.geometry import Box, Size
-from hires.types import DecodePlan
 from hires.unet import UNetNetwork
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -15,10 +15,10 @@ from benchmarks.common import RESULTS, append_row, read_rows, stamp
 from benchmarks.full_size import full_spec, network_flops, vae_flops
 from hires.devices.machines import described_card
 from hires.options.render import PRESETS, RenderRequest
-from hires.planner import plan
-from hires.stages import estimates
+from hires.planning.costs.evaluations import estimates
+from hires.planning.plan import MemoryPlan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan
 from hires.units import parse_bytes
 
 FAMILIES = ("cosxl", "pixart-sigma-1024", "pixart-sigma-2k")

@@ -105,13 +105,13 @@ def denoise(side: int) -> Runs:
     """One evaluation of the last stage of the shipped model on that canvas, by every condition that the stage is guided by."""
     import torch
 
-    from hires import planner
     from hires.checkpoints.spec import load_spec
-    from hires.cost import network_flops
     from hires.devices import machines
     from hires.execute import load_family
     from hires.options.render import RenderRequest
-    from hires.stages import estimates_per_step
+    from hires.planning import planner
+    from hires.planning.costs.evaluations import estimates_per_step
+    from hires.planning.costs.flops import network_flops
     from hires.tiling.denoise import tiled
     from hires.tiling.geometry import Size, make_grid
     from hires.tiling.retry import Ladder

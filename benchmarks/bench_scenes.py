@@ -30,9 +30,9 @@ from hires.boxes import ArraySource, luma
 from hires.checkpoints.spec import load_spec
 from hires.devices.memory import reset_resident_peak
 from hires.metrics import band_energy
+from hires.planning.plan import MemoryPlan
 from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
 from hires.tiling.geometry import Size, bands
-from hires.types import MemoryPlan
 
 SIZES = (1024, 2048, 4096)
 Picture = NDArray[np.uint8]

@@ -160,14 +160,14 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     """A render by the plan of a step, its pixels in memory."""
     import torch
 
-    from hires import planner
     from hires.checkpoints.spec import load_spec
     from hires.devices import machines
     from hires.devices.memory import freed_pages
     from hires.execute import run_plan
     from hires.options.render import RenderRequest
+    from hires.planning import planner
+    from hires.planning.plan import DecodePlan
     from hires.tiling.geometry import Size
-    from hires.types import DecodePlan
 
     request = RenderRequest(
         prompt=caption, size=Size(side, side), seed=seed, strategy=step.strategy, overlap_px=step.overlap_px,

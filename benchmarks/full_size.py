@@ -14,8 +14,8 @@ from benchmarks.bench_planner import PIXART, VAE, network_bytes, network_shape, 
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.kernels.attention_policies import EVERYWHERE, Policy
+from hires.planning.plan import DecodePlan
 from hires.tiling.geometry import Size
-from hires.types import DecodePlan
 
 PARAMS = {"cosxl": (2_567_463_684, 817_755_520), "pixart": (610_856_096, 4_762_310_656)}
 

@@ -28,7 +28,7 @@ from hires.execute import run_plan
 from hires.kernels.attention_policies import EVERYWHERE
 from hires.metrics import psnr
 from hires.options.render import RenderRequest
-from hires.planner import plan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder, free_memory, is_out_of_memory
 from hires.tiling.vae import TiledVAE

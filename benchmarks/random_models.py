@@ -19,7 +19,7 @@ from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
 from hires.pipelines.base import Parts
-from hires.resolution import make_bins
+from hires.planning.resolution import make_bins
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
 

@@ -31,9 +31,9 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def plans() -> str:
     """What `hires plan` says of CosXL on cards that are not here: a square picture, its peak and seconds."""
     from benchmarks.full_size import full_spec
-    from hires import planner
     from hires.devices import machines
     from hires.options.render import RenderRequest
+    from hires.planning import planner
     from hires.tiling.geometry import Size
     from hires.units import gib, parse_bytes
 

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
-from hires import cost, planner
 from hires.checkpoints.spec import load_spec
 from hires.devices import machines
 from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
 from hires.pipelines.progressive import stage_sigmas
+from hires.planning import planner
+from hires.planning.costs import flops as cost
+from hires.planning.plan import StagePlan
 from hires.protocols import Denoiser
 from hires.refine.enlargers import ENLARGERS, Target
 from hires.sampling.samplers import karras
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.retry import Ladder
-from hires.types import StagePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

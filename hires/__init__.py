@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from hires.events import Event
     from hires.options.render import JournalOptions
     from hires.options.stage import GuidePlan, StageSpec, WindowSpec
+    from hires.planning.plan import MemoryPlan, RenderResult
     from hires.tiling.vae import TiledVAE
-    from hires.types import MemoryPlan, RenderResult
     from hires.upscaling import upscale
 
 _HOMES = {
     "Client": "hires.client",
-    "Event": "hires.types",
+    "Event": "hires.planning.plan",
     "GuidePlan": "hires.options.stage",
     "JournalOptions": "hires.engine",
-    "MemoryPlan": "hires.types",
-    "RenderResult": "hires.types",
+    "MemoryPlan": "hires.planning.plan",
+    "RenderResult": "hires.planning.plan",
     "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
     "WindowSpec": "hires.options.stage",

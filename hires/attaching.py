@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hires.checkpoints.families import FAMILIES, FamilyFacts, NetworkShape
 from hires.checkpoints.spec import pixart_shape, unet_shape
-from hires.cost import network_live_bytes
 from hires.devices.probe import probe
 from hires.errors import BudgetError, RequestError
+from hires.planning.costs.network_memory import network_live_bytes
 from hires.processors import DispatchedAttention, dispatch_attention
 from hires.tiling.blend import blend_weights
 from hires.tiling.denoise import fused

@@ -262,7 +262,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
-    from hires import drawing, engine
+    from hires import engine
+    from hires.planning import drawing
 
     def planned(budget: str | int | None) -> Any:
         return engine.plan(

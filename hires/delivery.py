@@ -12,8 +12,8 @@ from hires._version import __version__
 from hires.events import Event, OnEvent
 from hires.infotext import written
 from hires.options.render import RenderRequest
+from hires.planning.plan import MemoryPlan, RenderResult
 from hires.sampling.registry import SAMPLERS, SCHEDULES
-from hires.types import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:
     from hires.sinks import ImageSink

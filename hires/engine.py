@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires import planner
 from hires.asked import delivery, edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
 from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
@@ -22,7 +21,8 @@ from hires.options.lora import Loras, loras_of
 from hires.options.render import JournalOptions, RenderRequest
 from hires.options.sizes import SizeLike
 from hires.options.stage_text import StageLike, relay_of, stages_of
-from hires.types import MemoryPlan, RenderResult
+from hires.planning import explain, planner
+from hires.planning.plan import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -442,7 +442,7 @@ def _approximate(
 ) -> RenderResult:
     """The first of ever cheaper pictures that has room, its plan saying so. MemoryLadderError where none has."""
     while True:
-        made = planner.noted(planner.plan(request, spec, device), request)
+        made = explain.noted(planner.plan(request, spec, device), request)
         try:
             return run(request, made)
         except MemoryLadderError as error:

@@ -28,13 +28,13 @@ from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
+from hires.planning.plan import DecodePlan, MemoryPlan, RenderResult
 from hires.refine.colour_fix import Moments, adain, wavelet_fixed
 from hires.sinks import ImageSink
 from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice
 from hires.tiling.vae import PixelSource
-from hires.types import DecodePlan, MemoryPlan, RenderResult
 from hires.units import gib
 
 log = logging.getLogger(__name__)

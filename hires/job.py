@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hires._version import __version__
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
-from hires.types import MemoryPlan
+from hires.planning.plan import MemoryPlan
 
 if TYPE_CHECKING:
     import numpy as np

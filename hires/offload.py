@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hires._imports import quiet_imports
-from hires.search import OFFLOADS, WHERE
+from hires.planning.search import OFFLOADS, WHERE
 from hires.tiling.retry import free_memory
 
 log = logging.getLogger(__name__)

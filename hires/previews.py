@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hires.checkpoints.spec import ModelSpec
-from hires.types import PREVIEW_CELLS
+from hires.planning.costs.network_memory import PREVIEW_CELLS
 
 RGB_OF_LATENTS: dict[float, tuple[tuple[float, ...], ...]] = {
     # of SDXL's autoencoder (SDXL, CosXL, PixArt-Sigma): least squares over TAESDXL's latents of five photographs, which

@@ -19,8 +19,8 @@ import torch
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import OutputError, RequestError
 from hires.events import Event, OnEvent
+from hires.planning.plan import MemoryPlan
 from hires.timing import peak_bandwidth, peak_flops
-from hires.types import MemoryPlan
 from hires.units import gib
 
 STEPS = 2  # of each stage are in the trace: the others are alike

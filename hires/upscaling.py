@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hires import planner
 from hires._version import __version__
 from hires.asked import spec_for, text_to_image
 from hires.checkpoints.spec import ModelSpec
@@ -30,11 +29,12 @@ from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
 from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
+from hires.planning import planner
+from hires.planning.plan import RenderResult
 from hires.sinks import ArraySink, ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.types import RenderResult
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError
 from hires.formats import read_text
 from hires.options.render import RenderRequest
-from hires.planner import plan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 

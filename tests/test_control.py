@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import hires
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.control import load_control
-from hires.cost import pixart_flops
 from hires.errors import ModelError, RequestError
 from hires.pixart import PixArtNetwork
+from hires.planning.costs.flops import pixart_flops
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
 from hires.weights import load_network

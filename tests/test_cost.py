@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hires.checkpoints.families import PixArtShape, UNetShape
-from hires.cost import network_flops, network_live_bytes, pixart_flops, unet_flops
+from hires.planning.costs.flops import network_flops, pixart_flops, unet_flops
+from hires.planning.costs.network_memory import network_live_bytes
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.bands.storage import vae_decode_flops, vae_encode_flops, vae_live_bytes
 from hires.tiling.geometry import Size

@@ -15,10 +15,10 @@ from hires.delivery import Delivery
 from hires.errors import OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.formats import read_text
+from hires.planning.plan import RenderResult
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
-from hires.types import RenderResult
 
 pyvips = pytest.importorskip("pyvips")
 PROMPT = "a moon on the left over purple mountains and a lake at night"

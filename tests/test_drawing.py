@@ -10,12 +10,12 @@ from PIL import Image
 
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card
-from hires.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
 from hires.errors import OutputError
 from hires.options.render import RenderRequest
-from hires.planner import plan
+from hires.planning.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
+from hires.planning.plan import MemoryPlan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size, make_grid
-from hires.types import MemoryPlan
 from hires.units import gib, parse_bytes
 from tests.test_search import full_size
 

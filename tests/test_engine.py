@@ -19,11 +19,11 @@ from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError,
 from hires.events import Event
 from hires.formats import read_text
 from hires.pipelines.progressive import first_sigma, stage_sigmas
+from hires.planning.plan import MemoryPlan, RenderResult
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import evaluations
 from hires.sampling.samplers import make_sigmas
 from hires.tiling import retry
-from hires.types import MemoryPlan, RenderResult
 
 if TYPE_CHECKING:
     from tests.checkpoints import Checkpoint

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hires
 from hires.errors import MemoryLadderError
-from hires.types import RenderResult
+from hires.planning.plan import RenderResult
 
 NEXT_MOVE = r"--\w|close other programs"
 OPTIONS: dict[str, Any] = {"size": "400x272", "steps": 2, "seed": 5}

@@ -19,12 +19,12 @@ from hires.offload import Weights
 from hires.options.stage import GuidePlan
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of
+from hires.planning.plan import MemoryPlan, StagePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.guidance import guided_by
 from hires.sampling.noise import canvas_noise
 from hires.tiling.geometry import Box, Size, make_grid
-from hires.types import MemoryPlan, StagePlan
 
 PROMPT, NEGATIVE = (Conditioning(tokens=torch.full((1, 2, 3), value)) for value in (0.4, -0.3))
 

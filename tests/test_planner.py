@@ -14,10 +14,10 @@ from hires.errors import BudgetError, RequestError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import StageSpec, WindowSpec
-from hires.planner import plan
+from hires.planning.costs.network_memory import text_live_bytes
+from hires.planning.costs.stages import choose_text
+from hires.planning.planner import plan
 from hires.sampling.registry import SAMPLERS, evaluations
-from hires.stage_cost import choose_text
-from hires.text_cost import text_live_bytes
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes

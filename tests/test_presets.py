@@ -16,11 +16,11 @@ from hires.kernels.attention_policies import NPA, Global, Windows
 from hires.options.render import PRESETS, RenderRequest
 from hires.options.stage import GuidePlan, StageSpec, WindowSpec
 from hires.options.stage_text import parse_stage
-from hires.planner import plan
-from hires.presets import preset
-from hires.stages import estimates, stage_levels
+from hires.planning.costs.evaluations import estimates, stage_levels
+from hires.planning.plan import MemoryPlan
+from hires.planning.planner import plan
+from hires.planning.presets import preset
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan
 from hires.units import parse_bytes
 
 CARD = described_card(parse_bytes("24GB"))

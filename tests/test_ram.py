@@ -15,7 +15,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError
 from hires.options.render import RenderRequest
-from hires.planner import plan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hires import planner
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import FAMILIES, FamilyFacts
 from hires.checkpoints.spec import align_of, load_spec, unet_shape
@@ -20,16 +19,9 @@ from hires.devices.machines import described_card
 from hires.errors import SizeError
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
-from hires.resolution import (
-    SIZE_CLASSES,
-    aspect_bins,
-    base_canvas,
-    bins_for,
-    make_bins,
-    nearest_bin,
-    relay_note,
-    stage_canvases,
-)
+from hires.planning import planner
+from hires.planning.explain import relay_note
+from hires.planning.resolution import SIZE_CLASSES, aspect_bins, base_canvas, bins_for, make_bins, nearest_bin, stage_canvases
 from hires.tiling.geometry import Size, cover, relay_view, snap
 from tests.checkpoints import Checkpoint
 

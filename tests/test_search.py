@@ -18,14 +18,14 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
-from hires.planner import plan
-from hires.resolution import make_bins
-from hires.search import BATCHES, CPU_BATCHES, offloads
-from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
-from hires.stages import estimates_per_step
+from hires.planning.costs.evaluations import estimates_per_step
+from hires.planning.costs.stages import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
+from hires.planning.plan import MemoryPlan, StagePlan
+from hires.planning.planner import plan
+from hires.planning.resolution import make_bins
+from hires.planning.search import BATCHES, CPU_BATCHES, offloads
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan, StagePlan
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 UNET = UNetShape(channels=(320, 640, 1280), resnets=2, transformer_layers=(0, 2, 10), context_width=2048, latent_channels=4)

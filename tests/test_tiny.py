@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import hires
 from hires.cli import app
-from hires.cost import preview_bytes
 from hires.errors import MemoryLadderError, ModelError
 from hires.events import Event
 from hires.formats import read_text
+from hires.planning.costs.network_memory import preview_bytes
 from hires.tiling.vae import TiledVAE
 
 PROMPT = "a sun on the right over green mountains and a lake at dusk"

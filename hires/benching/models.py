@@ -14,18 +14,18 @@ from torch import Tensor
 
 from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
 from hires.checkpoints.spec import ModelSpec
-from hires.cost import network_flops
 from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import attending
-from hires.planner import plan
-from hires.stages import estimates_per_step
+from hires.planning.costs.evaluations import estimates_per_step
+from hires.planning.costs.flops import network_flops
+from hires.planning.plan import StagePlan
+from hires.planning.planner import plan
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder
 from hires.timing import Timed, peak_flops
-from hires.types import StagePlan
 from hires.units import gib, parse_bytes
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from hires.errors import RequestError
 from hires.options.lora import Loras
 from hires.options.stage import known
+from hires.planning.plan import RenderResult
 from hires.tiling.geometry import Size
-from hires.types import RenderResult
 
 REFINE_STRENGTH = 0.35
 BITS: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}

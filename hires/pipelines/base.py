@@ -30,6 +30,7 @@ from hires.kernels.dispatch import AttentionSpec, select
 from hires.kernels.single_precision import finite_pictures
 from hires.offload import HOST, Weights
 from hires.options.lora import LoraRef
+from hires.planning.plan import DecodePlan, StagePlan
 from hires.previews import mapped, thumbnail
 from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
@@ -43,7 +44,6 @@ from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.types import DecodePlan, StagePlan
 from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 
 PREVIEW_PX = 4  # per cell of a linear preview

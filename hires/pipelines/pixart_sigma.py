@@ -13,11 +13,11 @@ from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
 from hires.pixart import POSITION_MODES, PixArtNetwork
+from hires.planning.plan import DecodePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan
 
 
 class PixArtSigma(LoadedFamily):

@@ -26,6 +26,8 @@ from hires.imageio import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
 from hires.pipelines.base import Family
+from hires.planning.costs.evaluations import stage_levels
+from hires.planning.plan import MemoryPlan, StagePlan
 from hires.protocols import Denoiser
 from hires.refine.enlargers import ENLARGERS, Target
 from hires.refine.low_pass import Fourier
@@ -33,12 +35,10 @@ from hires.refine.structure import centre_pulled, masked, structure_guided, vari
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import SAMPLERS, SCHEDULES, evaluations
 from hires.sampling.samplers import as_sigmas, find_sampler
-from hires.stages import stage_levels
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Batcher, attempt
-from hires.types import MemoryPlan, StagePlan
 from hires.units import gib
 
 log = logging.getLogger(__name__)

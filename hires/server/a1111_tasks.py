@@ -274,10 +274,10 @@ def _tiles(scripted: Scripted) -> dict[str, Any]:
 
 def _relay_of(library: Library, model: str, strength: float, steps: int) -> tuple[int, float]:
     """The steps that a strength takes of `steps`, and the noise level that they begin at."""
-    from hires import planner
     from hires.devices.machines import host_device
     from hires.options.render import RenderRequest
-    from hires.stages import stage_levels
+    from hires.planning import planner
+    from hires.planning.costs.evaluations import stage_levels
 
     spec = load_spec(model)
     side = Size(spec.native_px, spec.native_px)

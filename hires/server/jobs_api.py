@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 
 from hires._version import __version__
-from hires.drawing import svg
+from hires.planning.drawing import svg
 from hires.server.jobs import ENDED, Job
 from hires.server.queue import JobQueue
 from hires.server.tasks import AnyTask

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hires import planner
 from hires._version import __version__
 from hires.asked import editing, spec_for, text_to_image, with_captions
 from hires.decoders import PILLOW_FORMATS
@@ -23,12 +22,13 @@ from hires.formats import check_fits
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
 from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
+from hires.planning import planner
+from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
 from hires.sinks import ImageSink
 from hires.sources import ImageSource
 from hires.tiling.geometry import Size
-from hires.types import MemoryPlan
 from hires.units import parse_bytes
 
 ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over

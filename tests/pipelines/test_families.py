@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import asked, engine, execute, planner
+from hires import asked, engine, execute
 from hires._imports import quiet_imports
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.noise_levels import vp_sigmas
@@ -24,12 +24,13 @@ from hires.imageio import on_canvas
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
+from hires.planning import planner
+from hires.planning.plan import MemoryPlan
 from hires.sampling.denoisers import timestep_of
 from hires.sampling.noise import CanvasNoise
 from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import MemoryPlan
 from hires.units import parse_bytes
 from tests import checkpoints
 

@@ -21,13 +21,13 @@ from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Parts
 from hires.pipelines.pixart_sigma import PixArtSigma
-from hires.planner import plan
+from hires.planning.plan import DecodePlan
+from hires.planning.planner import plan
 from hires.sampling.guidance import guided
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
-from hires.types import DecodePlan
 from hires.units import parse_bytes
 from hires.weights import load_autoencoder
 from tests import checkpoints

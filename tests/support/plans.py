@@ -17,7 +17,7 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError, RunError
 from hires.options.render import RenderRequest
 from hires.options.stage import GuidePlan, StageSpec, WindowSpec
-from hires.planner import plan
+from hires.planning.planner import plan
 from hires.tiling.geometry import Size
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
-from hires.cost import CPU_SCRATCH, _resnet
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
+from hires.planning.costs.flops import CPU_SCRATCH, _resnet
 from hires.tiling.bands.memory import SMALL, VaeShape, Walk
 from hires.tiling.geometry import Size
 from hires.units import gib

@@ -14,9 +14,9 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Global
 from hires.options.render import RenderRequest
-from hires.stage_cost import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
-from hires.stages import estimates_per_step
-from hires.types import DecodePlan, Rung, StageCost, StagePlan
+from hires.planning.costs.evaluations import estimates_per_step
+from hires.planning.costs.stages import decode_cost, decode_plans, enlarge_cost, host_bytes, moving_seconds, stage_cost
+from hires.planning.plan import DecodePlan, Rung, StageCost, StagePlan
 from hires.units import gib
 
 BATCHES = (32, 16, 8, 4, 2, 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hires.errors import BudgetError, OutputError
+from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import TileGrid
-from hires.types import MemoryPlan
 from hires.units import gib
 
 COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hires import cost
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
@@ -16,14 +15,25 @@ from hires.kernels.attention_policies import Global
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size
 from hires.options.stage import WindowSpec
-from hires.placement import choose_tile, in_tiles, policy_notes
-from hires.presets import preset
-from hires.resolution import bins_of, relay_note
-from hires.search import WHERE, Way, make_ladder, offloads, search, tiny_rung
-from hires.stage_cost import choose_dtype, choose_text, stage_cost
-from hires.stages import check_steps, choose_strategy, guidance_notes, make_stages, said, sampler_notes
+from hires.planning.costs import network_memory
+from hires.planning.costs.stages import choose_dtype, choose_text, stage_cost
+from hires.planning.explain import (
+    colour_note,
+    guidance_notes,
+    noted,
+    policy_notes,
+    relay_note,
+    sampler_notes,
+    tile_notes,
+    way_notes,
+)
+from hires.planning.plan import MemoryPlan, StagePlan
+from hires.planning.presets import preset
+from hires.planning.resolution import bins_of
+from hires.planning.search import make_ladder, offloads, search, tiny_rung
+from hires.planning.stages import check_steps, choose_strategy, make_stages, said
+from hires.planning.tiles import choose_tile, in_tiles
 from hires.tiling.geometry import snap
-from hires.types import MemoryPlan, StagePlan
 from hires.units import gib
 
 
@@ -60,13 +70,6 @@ def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRe
 
 
 TILED = {"direct": "tiled"}  # a canvas in one piece has no tiles that could be smaller
-
-
-def noted(made: MemoryPlan, request: RenderRequest) -> MemoryPlan:
-    """The plan of an approximation, with its name."""
-    what = "tiles instead of the canvas in one piece" if request.tile_px is None else f"tiles of {request.tile_px} px"
-    note = f"approximation: {what}, because nothing exact has room and --allow-approximate was given"
-    return made if any(n.startswith("approximation: tiles") for n in made.notes) else replace(made, notes=(*made.notes, note))
 
 
 def _within(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryPlan:
@@ -110,7 +113,11 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
     text = choose_text(spec, device, dtype)
     notes += text.notes
     notes += chosen
-    extra = cost.preview_bytes(4 if device.kind == "cpu" else 2, device.kind == "cpu") if request.tiny_vae is not None else 0
+    extra = (
+        network_memory.preview_bytes(4 if device.kind == "cpu" else 2, device.kind == "cpu")
+        if request.tiny_vae is not None
+        else 0
+    )
     way, alternatives = search(stages, spec, replace(device, budget_bytes=device.budget_bytes - extra), dtype)
     costs = [replace(made, peak_bytes=made.peak_bytes + extra) for made in way.costs[:-1]] + [way.costs[-1], text.cost]
     if extra:
@@ -144,33 +151,6 @@ def _plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> Memory
     )
 
 
-def tile_notes(request: RenderRequest, stages: tuple[StagePlan, ...], spec: ModelSpec, tiles: tuple[int, int]) -> Iterator[str]:
-    """Where tiles and their weights come from."""
-    if all(stage.grid.count == 1 for stage in stages):
-        yield "no latent tiling: one tile covers the canvas"
-        return
-    told = [stage.windows for stage in (request.relay, *request.stages) if stage.windows]
-    tile_px, overlap_px = (cells * spec.cell_px for cells in tiles)
-    if told:
-        side, blend = stages[-1].grid.tile.width * spec.cell_px, stages[-1].blend
-        moving = ", moved at every step" if stages[-1].shift_cells else ""
-        yield f"tiles of {side} px in the last stage, {blend} weights{moving}: as asked for"
-    elif request.tile_px:
-        rounded = f"--tile {request.tile_px} rounded up to {spec.align_px} px"
-        yield f"tiles of {tile_px} px, {overlap_px} px shared: {'as asked for' if request.tile_px == tile_px else rounded}"
-    else:
-        yield f"tiles of {tile_px} px, {overlap_px} px shared: what the model was trained at"
-
-
-def colour_note(request: RenderRequest, stages: tuple[StagePlan, ...]) -> str:
-    """What the colour fix does, and to what."""
-    if request.strength is None and len(stages) == 1:
-        return f"colour fix {request.colour_fix} changes nothing: there is no picture that this one started from"
-    source = "the picture it starts from" if request.strength is not None else "its base picture"
-    how = {"wavelet": "coarse colours", "adain": "mean and deviation of every colour (decoded twice)"}
-    return f"colour fix {request.colour_fix}: {how[request.colour_fix or 'wavelet']} of {source}"
-
-
 def roomy_bytes(device: DeviceSpec) -> int:
     """What stages may take of a budget, the allocator's slack apart."""
     return int(max(device.budget_bytes, device.most_bytes) / (1 + device.slack))
@@ -198,16 +178,3 @@ def with_room(
             f"{gib(device.budget_bytes)}; a larger budget draws another picture (--attention-policy global: tiles on any)"
         )
     return tuple(found), notes
-
-
-def way_notes(way: Way, device: DeviceSpec, dtype: str) -> Iterator[str]:
-    """How it is run, with the numbers that decided it."""
-    peak, batch = max(cost.peak_bytes for cost in way.costs), max(stage.batch for stage in way.stages)
-    pictures = f"{batch} picture{'s' if batch > 1 else ''} at once"
-    yield f"{pictures}: the fastest that fits, peak {gib(peak)} of {gib(device.budget_bytes)}"
-    if device.kind != "cpu":
-        yield f"weights {WHERE[way.offload]}, text encoders freed after use"
-    same = "" if way.decode.policy == "whole" else "; the pixels of the whole decode, to rounding"
-    yield f"decode {way.decode}: peak {gib(way.costs[-1].peak_bytes)}{same}"
-    if way.decode.dtype != dtype:
-        yield f"decode in {way.decode.dtype}: an SDXL-type VAE overflows in fp16, and bf16 is enough for 8 bits"

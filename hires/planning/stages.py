@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +12,14 @@ from hires.checkpoints.spec import ModelSpec, sigma_max_for, sigma_table
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.options.stage import NOTHING_SAID, GuidePlan, StageSpec
-from hires.placement import place, whole_grid
-from hires.presets import Preset, preset
+from hires.planning.plan import StagePlan
+from hires.planning.presets import Preset, preset
+from hires.planning.resolution import bins_of, stage_canvases
+from hires.planning.tiles import place, whole_grid
 from hires.refine.renoise import relay_sigma
-from hires.resolution import bins_of, stage_canvases
 from hires.sampling import registry
 from hires.sampling.registry import SCHEDULES
-from hires.sampling.schedules import make_levels
 from hires.tiling.geometry import Size, snap
-from hires.types import StagePlan
 
 REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
 
@@ -75,16 +74,6 @@ def choose_guidance(request: RenderRequest, spec: ModelSpec) -> float:
     return 1.0 if spec.facts.few_step and request.guidance == 0 else float(request.guidance)
 
 
-def guidance_notes(request: RenderRequest, spec: ModelSpec) -> Iterator[str]:
-    guidance = choose_guidance(request, spec)
-    if request.guidance is not None and guidance != request.guidance:
-        yield f"guidance {request.guidance:g} taken as 1: none, as this few-step model's card means it"
-    elif guidance < 1:
-        yield f"guidance {guidance:g}: below 1 the picture leans to the negative prompt"
-    if guidance == 1.0 and request.negative:
-        yield "the negative prompt has no say at guidance 1"
-
-
 def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
     """RequestError for more steps than a schedule has timesteps, in any stage."""
     table = sigma_table(spec)
@@ -95,31 +84,6 @@ def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
                 f"{stage.name} would take {stage.steps} steps of --schedule {stage.schedule}, which has {most} timesteps below "
                 f"sigma {stage.sigma_start:g}: give fewer --steps, or --schedule exponential"
             )
-
-
-def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
-    """What was chosen and why; RequestError for a sampler and a schedule that do not fit the model or each other."""
-    sampler, schedule, why = choose_sampler(request, spec)
-    for stage in stages:
-        registry.check_combination(
-            stage.sampler,
-            stage.schedule,
-            spec.parameterisation,
-            moving_tiles=stage.shift_cells > 0,
-            few_step=spec.facts.few_step,
-            steps=stage.steps,
-        )
-    chosen = "as asked for" if request.sampler else "the model's own"
-    yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"
-    by = "as asked for" if request.relay.sampler or request.stages else "the model's own"
-    yield from (
-        f"refined by {name}: {by}" for name in dict.fromkeys(s.sampler for s in stages if s.enlarger) if name != sampler
-    )
-    if not registry.SAMPLERS[sampler].known:
-        yield (
-            f"{sampler} takes as many evaluations as its tolerance asks for, whatever --steps says: "
-            f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
-        )
 
 
 def make_stages(
@@ -284,33 +248,3 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
             f"give a level between, such as {fitting:.1f}"
         )
     return request.sigma_max
-
-
-def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
-    """The noise levels that a stage goes down, ending with 0."""
-    levels = make_levels(
-        stage.schedule,
-        stage.steps,
-        sigma_min=max(spec.sigma_min, stage.sigma_end),
-        sigma_max=spec.sigma_max,
-        table=sigma_table(spec),
-        start=stage.sigma_start,
-        discard_penultimate=registry.SAMPLERS[stage.sampler].discard_penultimate,
-    )
-    return levels[stage.steps - stage.taken_steps :]
-
-
-def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
-    """How many conditions a step evaluates at most: an edit three, guidance two, none one."""
-    if spec.facts.image_channels:
-        return 3
-    return 1 if stage.guidance == 1.0 and stage.guidance_high in (None, 1.0) else 2
-
-
-def estimates(stage: StagePlan, spec: ModelSpec) -> list[int]:
-    """How many conditions every evaluation of a stage is of, in turn; evaluations within a step count as at its level."""
-    levels = stage_levels(spec, stage)[:-1]
-    count, most = registry.evaluations(stage.sampler, stage.taken_steps), estimates_per_step(stage, spec)
-    low, high = stage.guidance_interval or (0.0, math.inf)
-    at = [most if low < level <= high or spec.facts.image_channels else 1 for level in levels]
-    return [at[i * len(at) // count] for i in range(count)]

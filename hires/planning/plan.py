@@ -13,8 +13,6 @@ from hires.options.stage import GuidePlan
 from hires.tiling.geometry import Size, TileGrid
 from hires.units import gib, pflop
 
-PREVIEW_CELLS = 64  # the longest side of a preview's latents
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:

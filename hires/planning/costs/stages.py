@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hires import cost
 from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
+from hires.planning.costs import flops as cost
+from hires.planning.costs import network_memory
+from hires.planning.costs.evaluations import estimates, estimates_per_step
+from hires.planning.costs.network_memory import text_live_bytes
+from hires.planning.plan import DecodePlan, StageCost, StagePlan
 from hires.sampling import registry
-from hires.stages import estimates, estimates_per_step
-from hires.text_cost import text_live_bytes
 from hires.tiling.bands import storage
 from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
 from hires.tiling.geometry import Size
-from hires.types import DecodePlan, StageCost, StagePlan
 from hires.units import BYTES_PER_ELEMENT, gib
 
 LARGE_TOWER = 10**9  # parameters above which text towers are weighed against host memory
@@ -93,7 +94,7 @@ def stage_cost(
     element, cpu = BYTES_PER_ELEMENT[dtype], device.kind == "cpu"
     units = estimates_per_step(stage, spec) * stage.grid.count
     pictures = min(batch, units)
-    live = cost.network_live_bytes(spec.network, tile, pictures, element, cpu, words, stage.attention)
+    live = network_memory.network_live_bytes(spec.network, tile, pictures, element, cpu, words, stage.attention)
     buffers = CANVAS_BUFFERS + registry.SAMPLERS[stage.sampler].kept + (GUIDE_BUFFERS if stage.guides else 0)
     canvas = buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area
     weights = weights_on_device(spec, dtype, device, offload, "network")

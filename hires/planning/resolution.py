@@ -7,7 +7,7 @@ import math
 
 from hires.checkpoints.families import FamilyFacts
 from hires.checkpoints.spec import ModelSpec
-from hires.tiling.geometry import Size, relay_view, round_up, snap
+from hires.tiling.geometry import Size, round_up, snap
 
 SIZE_CLASSES = (256, 512, 1024, 2048, 2880, 4096)  # sides of the square bin; 2880 is the area of 3840x2160
 
@@ -88,17 +88,3 @@ def stage_canvases(canvas: Size, bins: tuple[Size, ...], align_px: int, growth: 
         scale = ratio ** (k / count) / ratio
         sizes.append(snap(Size(math.ceil(canvas.height * scale - 1e-6), math.ceil(canvas.width * scale - 1e-6)), align_px))
     return (*sizes, canvas)
-
-
-def relay_note(canvases: tuple[Size, ...], bins: tuple[Size, ...]) -> str:
-    """What is rendered, in which bin (height / width), and by how much it is enlarged on the way to the last canvas."""
-    base, canvas = canvases[0], canvases[-1]
-    if base == canvas:
-        return f"base picture {base} is the canvas itself; nothing is enlarged"
-    named = f"bin {base.height / base.width:.2f}" if base in bins else "narrower than any bin, of the area of the nearest"
-    resized, _ = relay_view(base, canvas)
-    down, across = resized.height / base.height, resized.width / base.width
-    factor = f"{down:.2f}x" if abs(down - across) < 0.005 else f"{down:.2f}x in height and {across:.2f}x in width"
-    cut = "" if resized == canvas else f", {1 - canvas.area / resized.area:.0%} of it cut away"
-    count = f"{len(canvases) - 1} stage{'s' if len(canvases) > 2 else ''}"
-    return f"base picture {base} ({named}), enlarged {factor} to the canvas {canvas}, refined in {count}{cut}"

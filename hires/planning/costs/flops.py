@@ -11,10 +11,6 @@ from collections.abc import Iterator
 
 from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
-from hires.tiling.bands.storage import halo_policy
-from hires.tiling.geometry import Size
-from hires.types import PREVIEW_CELLS
-from hires.unet_cost import gathered, unet_bytes
 
 CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
 TEXT_TOKENS = 77
@@ -117,65 +113,3 @@ def attention_flops(shape: NetworkShape, height_cells: int, width_cells: int, po
         canvas = -(-height_cells // 2**i), -(-width_cells // 2**i)
         total += 4.0 * shape.channels[i] * count * attended(policy.per(2**i), canvas)
     return total
-
-
-def network_live_bytes(
-    shape: NetworkShape,
-    cells: Size,
-    batch: int,
-    element_bytes: int,
-    cpu: bool,
-    tokens: int = TEXT_TOKENS,
-    policy: Policy = EVERYWHERE,
-) -> int:
-    """Activations that live at once in one evaluation of `batch` pictures of `cells` and `tokens` of text."""
-    if isinstance(shape, PixArtShape):
-        return pixart_live_bytes(shape, cells, batch, element_bytes, cpu, tokens, policy)
-    held = unet_bytes(shape, cells.height, cells.width, element_bytes, tokens, policy)
-    return int(held * batch * (CPU_SCRATCH if cpu else 1.0))
-
-
-PIXART_CONTROL_MAPS = 4  # the carried map, the base's beside it, their sum, and the edges' own channels: 3.1 to 3.6 tracked
-PIXART_FORWARD_MAPS = 12  # in the feed-forward: four wide before its GELU, four after, its input, three maps of the residuals
-PIXART_CROSS_MAPS = 7  # in cross-attention: three maps of the residuals, queries, result, the result laid out, projected
-PIXART_SELF_MAPS = 6  # in self-attention: the block's input, the norm, queries, keys, values, the result
-PIXART_CPU_SCRATCH = 1.5  # packed matrices and freed memory not given back: 1.1 to 1.4 measured at 512 to 1024 px, one thread
-PIXART_TIME_ROWS = 13  # the timestep's embedding, its six shifts, scales and gates, and the same with a block's own table
-
-
-def pixart_live_bytes(
-    shape: PixArtShape,
-    size: Size,
-    batch: int,
-    element_bytes: int,
-    cpu: bool,
-    tokens: int,
-    policy: Policy = EVERYWHERE,
-) -> int:
-    """What an eager forward of the transformer holds at its peak, weights apart, conditions and latents included.
-
-    Derived by walking a block; a row is `width` elements, a map one row per patch. Most is alive in the feed-forward, beside
-    the projected words; or, where words outnumber patches, in cross-attention, beside the words, their keys and their values.
-    Through both live the words as they came and as padded to a multiple of 8, with mask and bias, and in float32 the latents
-    as they came and once more with the two channels that place them.
-    """
-    cells, words = size.area, -(-tokens // 8) * 8
-    grid = size.height // shape.patch, size.width // shape.patch
-    patches, extra = grid[0] * grid[1], gathered(policy.per(shape.patch), grid)
-    rows = max(PIXART_FORWARD_MAPS * patches + words, PIXART_CROSS_MAPS * patches + 3 * words)
-    rows = max(rows, PIXART_SELF_MAPS * patches + extra + words) + PIXART_TIME_ROWS
-    rows += PIXART_CONTROL_MAPS * patches if shape.control_blocks else 0
-    captions = (tokens + (words if words > tokens else 0)) * shape.caption_width
-    held = (rows * shape.width + captions + words) * element_bytes + words + 4 * (2 * shape.latent_channels + 2) * cells
-    held += 4 * 4  # time, resolution, aspect ratio
-    return int(held * batch * (PIXART_CPU_SCRATCH if cpu else 1.0))
-
-
-TAESD_CHANNELS = 64
-
-
-def preview_bytes(element: int, cpu: bool) -> int:
-    """What a small autoencoder holds while it draws a preview of `PREVIEW_CELLS` cells a side."""
-    side, channels = PREVIEW_CELLS, TAESD_CHANNELS
-    sizes = {"rows": side, "height": side, "width": side, "reach": 0, "cell_px": 8, "channels": channels}
-    return halo_policy(**sizes, macs_per_cell=0, element=element, cpu=cpu).peak_bytes

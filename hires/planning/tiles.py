@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import RequestError
-from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, make_policy
+from hires.kernels.attention_policies import NPA, Global, Policy, Windows, make_policy
 from hires.options.render import RenderRequest
 from hires.options.stage import StageSpec, WindowSpec, parse_policy
-from hires.resolution import bins_of, stage_canvases
+from hires.planning.plan import StagePlan
+from hires.planning.resolution import bins_of, stage_canvases
 from hires.tiling.geometry import Size, TileGrid, make_grid, round_up
-from hires.types import StagePlan
 
 LEAST_WINDOW = 4  # tokens of the lowest level that a window of attention spans
 
@@ -47,26 +46,6 @@ def choose_policy(request: RenderRequest, text: str | None, spec: ModelSpec) -> 
     if asked.value < LEAST_WINDOW * spec.align_px:
         raise RequestError(f"{option}: give a window of {LEAST_WINDOW * spec.align_px} px or more")
     return make_policy(asked.name, spec.native_px // spec.cell_px, asked.value // spec.cell_px)
-
-
-def policy_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
-    """Every approximation of attention is named, and a policy that was asked for and changes nothing."""
-    asked = parse_policy(request.attention_policy).name != "global"
-    used = [stage for stage in stages if stage.attention != Global()]
-    if not used:
-        if asked:
-            yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
-        return
-    policy = used[-1].attention
-    reach = {NPA: "a neighbourhood of", Windows: "a window of"}.get(type(policy))
-    if isinstance(policy, NPA | Windows):
-        what = f"attends to {reach} {policy.window * spec.cell_px} px over the whole canvas"
-    elif isinstance(policy, KVPool):
-        what = f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
-    else:
-        what = "attends to the whole canvas, its scores scaled for the greater length"
-    why = "as asked for" if asked or request.stages or request.relay.attention else f"as preset {request.preset} has it"
-    yield f"approximation: self-attention {what}, {why} ({', '.join(stage.name for stage in used)})"
 
 
 def place(
