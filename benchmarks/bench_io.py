@@ -28,9 +28,9 @@ from PIL import Image
 
 from benchmarks.common import RESULTS, append_row, stamp
 from hires.devices.memory import peak_resident_bytes
-from hires.png import LEVEL
-from hires.sinks import ImageSink
-from hires.sources import ImageSource
+from hires.images.png import LEVEL
+from hires.images.sinks import ImageSink
+from hires.images.sources import ImageSource
 from hires.tiling.geometry import Box, Size
 from hires.timing import quantile
 

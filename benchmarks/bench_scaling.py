@@ -177,8 +177,8 @@ def host(side: int) -> Runs:
     import torch
 
     from hires._imports import quiet_imports
+    from hires.images.sinks import ImageSink
     from hires.kernels.blend import to_integers
-    from hires.sinks import ImageSink
     from hires.tiling.geometry import Size
     from hires.tiling.halo import HaloVAE
 

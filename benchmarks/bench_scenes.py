@@ -26,9 +26,9 @@ from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, rea
 from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Scene, draw_bands
-from hires.boxes import ArraySource, luma
 from hires.checkpoints.spec import load_spec
 from hires.devices.memory import reset_resident_peak
+from hires.images.boxes import ArraySource, luma
 from hires.metrics import band_energy
 from hires.planning.plan import MemoryPlan
 from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams

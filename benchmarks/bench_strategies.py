@@ -31,7 +31,7 @@ from benchmarks.recipes import ATTENTION, RECIPES, Work, base
 from benchmarks.sheet import draw_sheet, picture_name
 from benchmarks.subjects import OracleSubject, SceneSubject
 from hires.devices.memory import peak_resident_bytes, reset_resident_peak
-from hires.imageio import to_uint8
+from hires.images.whole import to_uint8
 from hires.tiling.geometry import Size
 
 KEY = ("model", "strategy", "side", "relay_sigma")

@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.allocations import counted
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
-from hires.boxes import Floats
 from hires.devices.memory import peak_resident_bytes, reset_resident_peak
 from hires.devices.probe import choose_device
 from hires.errors import HiresError
+from hires.images.boxes import Floats
 from hires.metrics import psnr
 from hires.options.sizes import parse_size
 from hires.seams import seam_score

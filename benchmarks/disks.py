@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import Floats, luma
+from hires.images.boxes import Floats, luma
 from hires.metrics import band_energy
 
 

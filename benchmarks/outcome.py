@@ -14,8 +14,8 @@ from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, quie
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.scenes import Scene
 from hires import metrics
-from hires.boxes import luma
-from hires.imageio import to_uint8
+from hires.images.boxes import luma
+from hires.images.whole import to_uint8
 from hires.refine.low_pass import area_axis
 from hires.seams import seam_lines, seam_ratio, seam_score
 from hires.tiling.geometry import Size, TileGrid

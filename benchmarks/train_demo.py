@@ -41,7 +41,7 @@ from benchmarks.held_out import held_out_scenes
 from benchmarks.muon import Muon, matrices
 from benchmarks.pinned_norm import fold_norms, hold_gradients, pin_norms, start_scales
 from benchmarks.scenes import Scene, draw
-from hires.boxes import luma
+from hires.images.boxes import luma
 from hires.metrics import band_energy
 from hires.seams import lattice_score
 from hires.tiling.geometry import Box, Size

@@ -42,7 +42,7 @@ def edges_of(control: PictureLike | None, spec: ModelSpec) -> NDArray[np.uint8] 
 
 def picture_of(source: PictureLike) -> NDArray[np.uint8]:
     """Its pixels, (H, W, 3) uint8. RequestError where it cannot be read."""
-    from hires.imageio import read_picture
+    from hires.images.whole import read_picture
 
     return read_picture(source)
 
@@ -108,7 +108,7 @@ def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int |
         raise RequestError(f"--bits {bits}: give 8 or 16")
     if output is None:
         return Delivery(None, bits=bits or 8)
-    from hires.formats import check_fits, check_output
+    from hires.images.formats import check_fits, check_output
 
     path = check_output(_path(output), overwrite)
     check_fits(path, size, dtype=f"uint{bits or 8}")

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hires.boxes import BoxSource, Doubles, averaged
 from hires.contrast import LOWEST, PER_OCTAVE, Contrast
+from hires.images.boxes import BoxSource, Doubles, averaged
 from hires.measure import Measures
 from hires.readout import Row, marks, rows_of
 from hires.seams import seam_lines

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
         def work() -> Any:
             from hires.errors import OutputError
-            from hires.imageio import check_png, save_png
+            from hires.images.whole import check_png, save_png
 
             target = None if report_file is None else check_png(report_file, overwrite=True)
             if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):

@@ -71,7 +71,7 @@ class progress_display:
             self._bar.stop()
 
     def _draw(self, event: Event) -> None:
-        from hires.imageio import save_png
+        from hires.images.whole import save_png
 
         if self.preview is not None and event.preview is not None:
             step = f"{event.stage}, step {event.step} of {event.steps}"
@@ -123,7 +123,7 @@ def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: P
 
 def preview_file(path: Path | None) -> Path | None:
     """The file for previews, if it can be written."""
-    from hires.imageio import check_png
+    from hires.images.whole import check_png
 
     if path is None:
         return None

@@ -107,7 +107,7 @@ class RemoteJob:
         """A finished picture in memory."""
         from PIL import Image
 
-        from hires.decoders import PILLOW_FORMATS
+        from hires.images.decoders import PILLOW_FORMATS
 
         into = io.BytesIO()
         self._fetch(picture, into)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import BoxSource, Doubles, Floats, Pixels, band_boxes, bits_of, unit, white_code
+from hires.images.boxes import BoxSource, Doubles, Floats, Pixels, band_boxes, bits_of, unit, white_code
 
 VIVID, FULL = 120.0, 300.0  # contrast ratios asked of displays; a picture below the first is called flat
 LOWEST, PER_OCTAVE = -24, 512  # 2^-24 is below code 1 of 16 bits in blue alone; a bin is 0.14 % wide

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from hires._version import __version__
 from hires.events import Event, OnEvent
-from hires.infotext import written
+from hires.images.infotext import written
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan, RenderResult
 from hires.sampling.registry import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
-    from hires.sinks import ImageSink
+    from hires.images.sinks import ImageSink
     from hires.tiling.geometry import Size
 
 OpenSink = Callable[["Size"], "ImageSink"]
@@ -39,7 +39,7 @@ class Delivery:
     _sink: ImageSink | None = field(default=None, init=False)
 
     def __call__(self, size: Size) -> ImageSink:
-        from hires.sinks import ArraySink, ImageSink
+        from hires.images.sinks import ArraySink, ImageSink
 
         self.abort()
         kind = f"uint{self.bits}"
@@ -54,7 +54,7 @@ class Delivery:
 
     def finish(self, result: RenderResult, request: RenderRequest, tell: OnEvent) -> RenderResult:
         """The result with its file, which now is there, or with its pixels."""
-        from hires.sinks import ArraySink
+        from hires.images.sinks import ArraySink
 
         assert self._sink is not None, "a picture was decoded"
         if isinstance(self._sink, ArraySink):
@@ -72,7 +72,7 @@ class Delivery:
 
 
 def _read(path: Path) -> Any:
-    from hires.sources import ImageSource
+    from hires.images.sources import ImageSource
     from hires.tiling.geometry import Box
 
     with ImageSource.open(path) as source:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import BoxSource, Doubles, Floats, LanczosSource, luma, unit
+from hires.images.boxes import BoxSource, Doubles, Floats, LanczosSource, luma, unit
 from hires.tiling.geometry import Box, Size
 
 LIKENESS = 0.55  # the least NCC of a copy

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import (
+from hires.contrast import Contrast, contrast
+from hires.deltae import ciede2000, lab
+from hires.duplicates import Copies, find_duplicates
+from hires.errors import RequestError
+from hires.images.boxes import (
     REC709,
     ArraySource,
     BoxSource,
@@ -21,10 +25,6 @@ from hires.boxes import (
     interval_means,
     luma,
 )
-from hires.contrast import Contrast, contrast
-from hires.deltae import ciede2000, lab
-from hires.duplicates import Copies, find_duplicates
-from hires.errors import RequestError
 from hires.seams import Seams, lattice_power, profiles, seam_lines, seams
 from hires.spectra import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
 from hires.tiling.geometry import Box, Size, TileGrid, bands, cover

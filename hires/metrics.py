@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import Floats
+from hires.images.boxes import Floats
 
 
 def psnr(a: NDArray[np.generic], b: NDArray[np.generic], peak: float) -> float:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hires.boxes import ArraySource
 from hires.contrast import FULL, VIVID, Contrast
 from hires.errors import RequestError
-from hires.formats import read_text
-from hires.imageio import read_picture
+from hires.images.boxes import ArraySource
+from hires.images.formats import read_text
+from hires.images.whole import read_picture
 from hires.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
 

@@ -97,11 +97,11 @@ def vae_roundtrip(
     from hires.devices.memory import freed_pages, peak_resident_bytes
     from hires.devices.probe import choose_device, probe
     from hires.events import Event
-    from hires.formats import check_fits, check_output
-    from hires.imageio import read_picture
+    from hires.images.formats import check_fits, check_output
+    from hires.images.sinks import ArraySink, ImageSink
+    from hires.images.whole import read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics import psnr
-    from hires.sinks import ArraySink, ImageSink
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
     from hires.weights import load_autoencoder

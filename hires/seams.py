@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.boxes import BoxSource, Doubles, Floats, band_boxes, luma
+from hires.images.boxes import BoxSource, Doubles, Floats, band_boxes, luma
 from hires.tiling.geometry import TileGrid
 
 CLIP_SIGMAS = 3.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hires.boxes import BoxSource, Doubles, Floats, band_boxes, luma
+from hires.images.boxes import BoxSource, Doubles, Floats, band_boxes, luma
 from hires.tiling.geometry import Box, Size, axis_starts
 
 BLOCK = 256

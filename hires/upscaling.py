@@ -23,7 +23,9 @@ from hires.devices.probe import choose_device, probe
 from hires.engine import render
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.formats import check_fits, check_output, format_of, read_text
+from hires.images.formats import check_fits, check_output, format_of, read_text
+from hires.images.sinks import ArraySink, ImageSink
+from hires.images.sources import ImageSource
 from hires.options.lora import Loras
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
@@ -31,14 +33,12 @@ from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOpti
 from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
 from hires.planning import planner
 from hires.planning.plan import RenderResult
-from hires.sinks import ArraySink, ImageSink
-from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:
-    from hires.sources import PictureLike
+    from hires.images.sources import PictureLike
 
 log = logging.getLogger(__name__)
 DEFAULT_SCALE = 4

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hires.boxes import (
+from hires.errors import RequestError
+from hires.images.boxes import (
     BAND_VALUES,
     ArraySource,
     LanczosSource,
@@ -21,7 +22,6 @@ from hires.boxes import (
     luma,
     unit,
 )
-from hires.errors import RequestError
 from hires.refine.low_pass import area_axis
 from hires.tiling.geometry import Box, Size
 from tests.pictures import coded, textured

@@ -19,7 +19,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.calibration import Calibration, cache_folder, calibrated, file_of, load, save
 from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError
-from hires.formats import read_text
+from hires.images.formats import read_text
 from hires.options.render import RenderRequest
 from hires.planning.planner import plan
 from hires.tiling.geometry import Size

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 import hires
 from hires.cli import app
-from hires.decoders import vips_loader
 from hires.errors import RequestError
-from hires.formats import read_text
-from hires.imageio import read_picture
-from hires.sources import ImageSource
+from hires.images.decoders import vips_loader
+from hires.images.formats import read_text
+from hires.images.sources import ImageSource
+from hires.images.whole import read_picture
 from hires.tiling.geometry import Box
 
 pytest.importorskip("pyvips")

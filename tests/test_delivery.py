@@ -14,10 +14,10 @@ import hires
 from hires.delivery import Delivery
 from hires.errors import OutputError, RequestError, WriteError
 from hires.events import Event
-from hires.formats import read_text
+from hires.images.formats import read_text
+from hires.images.sinks import ImageSink
+from hires.images.sources import ImageSource
 from hires.planning.plan import RenderResult
-from hires.sinks import ImageSink
-from hires.sources import ImageSource
 from hires.tiling.geometry import Box, Size
 
 pyvips = pytest.importorskip("pyvips")

@@ -17,7 +17,7 @@ from hires.checkpoints.noise_levels import vp_sigmas
 from hires.checkpoints.spec import load_spec
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.events import Event
-from hires.formats import read_text
+from hires.images.formats import read_text
 from hires.pipelines.progressive import first_sigma, stage_sigmas
 from hires.planning.plan import MemoryPlan, RenderResult
 from hires.sampling.noise import CanvasNoise

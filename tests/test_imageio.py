@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from hires.errors import OutputError, RequestError
-from hires.formats import check_output, read_text
-from hires.imageio import fitted, read_picture, save_png, to_uint8
-from hires.sinks import ImageSink
+from hires.images.formats import check_output, read_text
+from hires.images.sinks import ImageSink
+from hires.images.whole import fitted, read_picture, save_png, to_uint8
 from hires.tiling.geometry import Size
 
 

@@ -20,11 +20,11 @@ from hires import job as jobs_of
 from hires import journal as journals
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
-from hires.imageio import save_png
+from hires.images.png import PngWriter
+from hires.images.whole import save_png
 from hires.jobs import clean, unfinished
 from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.options.render import JournalOptions
-from hires.png import PngWriter
 from hires.records import hold
 from hires.sampling.conditioning import Conditioning
 from tests.test_journal import AT_ONCE, PROMPT, SMALL, stop_after

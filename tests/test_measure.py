@@ -17,10 +17,10 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 import hires
-from hires.boxes import ArraySource, LanczosSource, luma
 from hires.chart import report, tone_shares
 from hires.cli import app
 from hires.errors import RequestError
+from hires.images.boxes import ArraySource, LanczosSource, luma
 from hires.measure import consistency, measure, tile_drift, view_of
 from hires.metrics import drift, psnr
 from hires.readout import lines, parse_grid, planned, rows_of

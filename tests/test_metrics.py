@@ -11,7 +11,7 @@ import pytest
 from benchmarks.disks import FoundDisk, find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Disk, draw, draw_bands, scene, with_disks
-from hires.boxes import luma
+from hires.images.boxes import luma
 from hires.metrics import band_energy, psnr
 from hires.seams import lattice_score, seam_lines, seam_score
 from hires.tiling.geometry import Size, make_grid

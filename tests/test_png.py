@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from hires import png
-from hires.png import PngWriter, chunks, filtered, read_png_text
+from hires.images import png
+from hires.images.png import PngWriter, chunks, filtered, read_png_text
 from hires.tiling.geometry import Size
 
 pyvips = pytest.importorskip("pyvips")

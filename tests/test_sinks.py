@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hires.errors import OutputError, RequestError, WriteError
-from hires.formats import check_fits, check_output, read_text
-from hires.outputs import Unfinished
-from hires.sinks import ArraySink, ImageSink, srgb_profile
-from hires.tiff import halved, pyramid
+from hires.images.atomic_file import Unfinished
+from hires.images.formats import check_fits, check_output, read_text
+from hires.images.sinks import ArraySink, ImageSink, srgb_profile
+from hires.images.tiff import halved, pyramid
 from hires.tiling.geometry import Size
 
 pyvips = pytest.importorskip("pyvips")

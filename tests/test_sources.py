@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hires import sources
 from hires.errors import RequestError
-from hires.sinks import ImageSink, srgb_profile
-from hires.sources import ImageSource, RowPicture, TilePicture
+from hires.images import sources
+from hires.images.sinks import ImageSink, srgb_profile
+from hires.images.sources import ImageSource, RowPicture, TilePicture
 from hires.tiling.geometry import Box, Size
 
 pyvips = pytest.importorskip("pyvips")

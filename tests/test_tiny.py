@@ -16,7 +16,7 @@ import hires
 from hires.cli import app
 from hires.errors import MemoryLadderError, ModelError
 from hires.events import Event
-from hires.formats import read_text
+from hires.images.formats import read_text
 from hires.planning.costs.network_memory import preview_bytes
 from hires.tiling.vae import TiledVAE
 

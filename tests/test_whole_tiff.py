@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from hires.cli import app
 from hires.errors import RequestError
-from hires.imageio import read_picture
-from hires.sinks import ImageSink
-from hires.sources import ImageSource
+from hires.images.sinks import ImageSink
+from hires.images.sources import ImageSource
+from hires.images.tiff_check import check_whole_tiff
+from hires.images.whole import read_picture
 from hires.tiling.geometry import Box, Size
-from hires.whole_tiff import check_whole_tiff
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("pyvips")

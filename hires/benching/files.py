@@ -26,8 +26,8 @@ def io_rows(setting: Setting) -> Iterator[Row]:
 def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
     from PIL import Image
 
-    from hires.sinks import ImageSink
-    from hires.sources import ImageSource
+    from hires.images.sinks import ImageSink
+    from hires.images.sources import ImageSource
     from hires.tiling.geometry import Box
 
     y, x = np.mgrid[0 : size.height, 0 : size.width]

@@ -174,8 +174,8 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
 
 def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
-    from hires.boxes import luma
     from hires.engine import render
+    from hires.images.boxes import luma
     from hires.options.render import PRESETS
     from hires.seams import seam_lines, seam_score
 

@@ -22,7 +22,7 @@ from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.control import ControlBlock, load_control
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import BackendError, ModelError, NotFiniteError
-from hires.imageio import fitted, to_uint8
+from hires.images.whole import fitted, to_uint8
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.backends import BackendRefused

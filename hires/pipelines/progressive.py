@@ -22,7 +22,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
-from hires.imageio import fitted
+from hires.images.whole import fitted
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
 from hires.pipelines.base import Family

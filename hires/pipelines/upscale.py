@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
-from hires.boxes import unit
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError, RequestError
-from hires.sources import ImageSource
+from hires.images.boxes import unit
+from hires.images.sources import ImageSource
 from hires.tiling.geometry import Box, Size, cover
 from hires.tiling.network import NetworkRows, OnTile, Tiling, choose_tiling
 from hires.tiling.reach import Halo, choose_halo

@@ -14,10 +14,10 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from hires import infotext
 from hires._version import __version__
 from hires.errors import RequestError
-from hires.formats import read_text
+from hires.images import infotext
+from hires.images.formats import read_text
 from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.server import a1111_tasks, scripts
 from hires.server.a1111_fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored

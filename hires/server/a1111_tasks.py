@@ -13,11 +13,11 @@ import numpy as np
 from fastapi import HTTPException
 from PIL import Image
 
-from hires import infotext
 from hires.checkpoints.spec import load_spec
-from hires.decoders import PILLOW_FORMATS
 from hires.errors import RequestError
-from hires.formats import read_text
+from hires.images import infotext
+from hires.images.decoders import PILLOW_FORMATS
+from hires.images.formats import read_text
 from hires.sampling import registry
 from hires.server import scripts
 from hires.server.a1111_fields import Drawing, Extras, Img2Img, Txt2Img, ignored
@@ -297,7 +297,7 @@ def _pasted(job: Job, index: int, picture: Image.Image, mask: Image.Image, box: 
         drawn = opened.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
     whole = picture.copy()
     whole.paste(drawn, box[:2], mask.crop(box))
-    from hires.imageio import save_png
+    from hires.images.whole import save_png
 
     if "parameters" in text:
         old = infotext.parsed(text["parameters"])

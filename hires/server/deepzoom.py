@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hires.decoders import open_vips
 from hires.errors import RunError
+from hires.images.decoders import open_vips
 from hires.tiling.geometry import Size
 
 TILE_PX = 512

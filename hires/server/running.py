@@ -13,12 +13,14 @@ from PIL import Image
 
 from hires._version import __version__
 from hires.asked import editing, spec_for, text_to_image, with_captions
-from hires.decoders import PILLOW_FORMATS
 from hires.devices.describe import describe_device
 from hires.devices.probe import choose_device
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
-from hires.formats import check_fits
+from hires.images.decoders import PILLOW_FORMATS
+from hires.images.formats import check_fits
+from hires.images.sinks import ImageSink
+from hires.images.sources import ImageSource
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
 from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
@@ -26,8 +28,6 @@ from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
-from hires.sinks import ImageSink
-from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 

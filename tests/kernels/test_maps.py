@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hires.imageio import to_uint8
+from hires.images.whole import to_uint8
 from hires.kernels import blend, group_norm
 from hires.kernels.backends import BackendRefused
 from hires.kernels.blend import blend_accumulate, to_integers

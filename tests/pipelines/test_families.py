@@ -20,7 +20,7 @@ from hires.checkpoints.noise_levels import vp_sigmas
 from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.errors import ModelError, RequestError
-from hires.imageio import on_canvas
+from hires.images.whole import on_canvas
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hires.errors import ModelError, RequestError
+from hires.images.sources import ImageSource
 from hires.pipelines.upscale import (
     PictureRows,
     Upscaler,
@@ -28,7 +29,6 @@ from hires.pipelines.upscale import (
     plan_tiles,
     working_bytes,
 )
-from hires.sources import ImageSource
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
 from hires.tiling.reach import Halo

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import hires
-from hires import infotext
+from hires.images import infotext
 from tests.server.conftest import Live
 
 webuiapi: Any = pytest.importorskip("webuiapi", reason="webuiapi is not installed (extra `dev`)")

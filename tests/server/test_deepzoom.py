@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hires.images.sinks import ImageSink
 from hires.server.deepzoom import TILE_PX, Pyramid, pyramid_of
-from hires.sinks import ImageSink
 from hires.tiling.geometry import Size
 
 

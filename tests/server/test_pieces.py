@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hires import infotext
 from hires.errors import RequestError
 from hires.events import Event
+from hires.images import infotext
 from hires.server import scripts
 from hires.server.pictures import around, mask_of, resized
 from hires.server.progress import Meter

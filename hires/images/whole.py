@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hires.boxes import unit
-from hires.decoders import PILLOW_FORMATS
 from hires.errors import OutputError, RequestError
-from hires.formats import check_output
-from hires.sinks import ImageSink
-from hires.sources import ImageSource
+from hires.images.boxes import unit
+from hires.images.decoders import PILLOW_FORMATS
+from hires.images.formats import check_output
+from hires.images.sinks import ImageSink
+from hires.images.sources import ImageSource
+from hires.images.tiff_check import check_whole_tiff
 from hires.tiling.geometry import Box, Size, cover
-from hires.whole_tiff import check_whole_tiff
 
 
 def check_png(path: Path, overwrite: bool) -> Path:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hires.decoders import WHOLE_FORMATS, open_vips
 from hires.errors import RequestError
+from hires.images.decoders import WHOLE_FORMATS, open_vips
+from hires.images.tiff_check import TIFF_HEADS, check_whole_tiff
 from hires.tiling.geometry import Box, Size
-from hires.whole_tiff import TIFF_HEADS, check_whole_tiff
 
 if TYPE_CHECKING:
     import pyvips
+
 
 log = logging.getLogger(__name__)
 Pixels = NDArray[Any]

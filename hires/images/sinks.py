@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hires.errors import RequestError, WriteError
-from hires.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
-from hires.outputs import Unfinished, refusing
-from hires.png import PngWriter
-from hires.tiff import TiffWriter, pyramid
+from hires.images.atomic_file import Unfinished, refusing
+from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
+from hires.images.png import PngWriter
+from hires.images.tiff import TiffWriter, pyramid
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)

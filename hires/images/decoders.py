@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires.errors import RequestError
-from hires.whole_tiff import TIFF_HEADS
+from hires.images.tiff_check import TIFF_HEADS
 
 if TYPE_CHECKING:
     import pyvips
+
 
 READ = "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP, PPM"
 WHOLE_FORMATS = ("BMP", "PPM")  # by Pillow: libvips is built without them

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hires.decoders import open_vips
 from hires.errors import OutputError, RequestError
-from hires.outputs import check_place
-from hires.png import LARGEST_SIDE, SIGNATURE, read_png_text
+from hires.images.atomic_file import check_place
+from hires.images.decoders import open_vips
+from hires.images.png import LARGEST_SIDE, SIGNATURE, read_png_text
 from hires.tiling.geometry import Size
 
 DESCRIPTION = 0x010E  # EXIF and TIFF: ImageDescription
