@@ -20,7 +20,7 @@ import numpy as np
 
 import hires
 from benchmarks.common import EQUAL_DB, RESULTS, append_row, stamp
-from hires.metrics import psnr
+from hires.metrics.fidelity import psnr
 
 CAPTION = "a moon on the left over purple mountains and a lake at night"
 SEED = 7

@@ -77,7 +77,7 @@ def measured(case: Mapping[str, str]) -> Row:
     import numpy as np
     from PIL import Image
 
-    from hires.metrics import psnr
+    from hires.metrics.fidelity import psnr
 
     pictures = Path(case["pictures"])
     pictures.mkdir(parents=True, exist_ok=True)

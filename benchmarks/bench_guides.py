@@ -23,10 +23,10 @@ from benchmarks.oracle import find_objects
 from benchmarks.outcome import averaged, drift, prior_energy
 from benchmarks.recipes import Hold, Work, base, relay
 from benchmarks.subjects import OracleSubject
+from hires.metrics.seams import seam_lines, seam_ratio
 from hires.protocols import LowPass
 from hires.refine.low_pass import Area, Fourier, Wavelet
 from hires.refine.structure import Strength, constant, power_ramp, variance_ramp
-from hires.seams import seam_lines, seam_ratio
 from hires.tiling.geometry import Size
 
 LOW_PASSES: dict[str, Callable[[float], LowPass]] = {

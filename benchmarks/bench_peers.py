@@ -106,8 +106,8 @@ def compared(way: Way, name: str, result: Any, case: Mapping[str, str]) -> Row:
     """How a result differs from that of the way it should be like, over the span of that; and its seams."""
     import numpy as np
 
-    from hires.metrics import psnr
-    from hires.seams import seam_score
+    from hires.metrics.fidelity import psnr
+    from hires.metrics.seams import seam_score
 
     values = np.asarray(result, dtype=np.float32)
     facts: Row = {"like": way.like or ""}

@@ -29,9 +29,9 @@ from benchmarks.scenes import Scene, draw_bands
 from hires.checkpoints.spec import load_spec
 from hires.devices.memory import reset_resident_peak
 from hires.images.boxes import ArraySource, luma
-from hires.metrics import band_energy
+from hires.metrics.fidelity import band_energy
+from hires.metrics.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
 from hires.planning.plan import MemoryPlan
-from hires.seams import Seams, lattice_score, profiles, seam_lines, seam_score, seams
 from hires.tiling.geometry import Size, bands
 
 SIZES = (1024, 2048, 4096)

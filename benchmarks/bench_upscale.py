@@ -28,11 +28,11 @@ from benchmarks.bench_io import DATA
 from benchmarks.common import RESULTS, append_row, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
-from hires.deltae import ciede2000, lab
 from hires.images.boxes import luma
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
-from hires.metrics import band_energy
+from hires.metrics.ciede2000 import ciede2000, lab
+from hires.metrics.fidelity import band_energy
 from hires.pipelines.upscale import PictureRows, Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling

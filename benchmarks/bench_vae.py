@@ -32,9 +32,9 @@ from hires.devices.memory import peak_resident_bytes, reset_resident_peak
 from hires.devices.probe import choose_device
 from hires.errors import HiresError
 from hires.images.boxes import Floats
-from hires.metrics import psnr
+from hires.metrics.fidelity import psnr
+from hires.metrics.seams import seam_score
 from hires.options.sizes import parse_size
-from hires.seams import seam_score
 from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
 from hires.tiling.geometry import Size, bands
 from hires.tiling.vae import TiledVAE

@@ -93,7 +93,7 @@ def measured(case: Mapping[str, str]) -> Row:
     from benchmarks.held_out import held_out_scenes
     from benchmarks.peaks import peaks
     from hires.devices.memory import peak_resident_bytes, reset_resident_peak
-    from hires.metrics import psnr
+    from hires.metrics.fidelity import psnr
 
     step = next(step for step in steps() if step.name == case["step"])
     scene, side = held_out_scenes(1)[0], int(case["side"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hires.images.boxes import Floats, luma
-from hires.metrics import band_energy
+from hires.metrics.fidelity import band_energy
 
 
 def local_band_energy(picture: Floats, cutoff: float, away_from: Sequence[FoundDisk] = (), blocks: int = 8) -> float:

@@ -26,7 +26,7 @@ from hires.devices.probe import probe
 from hires.errors import HiresError, RequestError
 from hires.execute import run_plan
 from hires.kernels.attention_policies import EVERYWHERE
-from hires.metrics import psnr
+from hires.metrics.fidelity import psnr
 from hires.options.render import RenderRequest
 from hires.planning.planner import plan
 from hires.tiling.geometry import Size

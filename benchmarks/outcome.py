@@ -13,11 +13,11 @@ from benchmarks.bench_scenes import ground_truth
 from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, quiet_energy, third_of
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.scenes import Scene
-from hires import metrics
 from hires.images.boxes import luma
 from hires.images.whole import to_uint8
+from hires.metrics import fidelity
+from hires.metrics.seams import seam_lines, seam_ratio, seam_score
 from hires.refine.low_pass import area_axis
-from hires.seams import seam_lines, seam_ratio, seam_score
 from hires.tiling.geometry import Size, TileGrid
 
 
@@ -88,7 +88,7 @@ def averaged(picture: Tensor, size: Sequence[int]) -> Tensor:
 
 def drift(small: Tensor, first: Tensor) -> float:
     """`metrics.drift` of tensors."""
-    return metrics.drift(small.numpy(), first.numpy())
+    return fidelity.drift(small.numpy(), first.numpy())
 
 
 def prior_energy(oracle: Oracle, picture: Tensor, cutoff: float) -> float:

@@ -42,8 +42,8 @@ from benchmarks.muon import Muon, matrices
 from benchmarks.pinned_norm import fold_norms, hold_gradients, pin_norms, start_scales
 from benchmarks.scenes import Scene, draw
 from hires.images.boxes import luma
-from hires.metrics import band_energy
-from hires.seams import lattice_score
+from hires.metrics.fidelity import band_energy
+from hires.metrics.seams import lattice_score
 from hires.tiling.geometry import Box, Size
 from hires.weights import load_autoencoder as load_saved
 from hires.weights import read_weights

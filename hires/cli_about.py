@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Measure a picture: contrast, detail beyond its base, seams against random grids, drift, duplicates."""
-        from hires import readout
+        from hires.metrics import measure_file
 
         def work() -> Any:
             from hires.errors import OutputError
@@ -62,15 +62,15 @@ def register(app: typer.Typer) -> None:
             target = None if report_file is None else check_png(report_file, overwrite=True)
             if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
                 raise OutputError(f"--report {target}: is a picture to be measured; give another name")
-            found, source = readout.measure_file(file, base, grid)
+            found, source = measure_file.measure_file(file, base, grid)
             if target is not None:
-                from hires.chart import report as drawn
+                from hires.metrics.report_picture import report as drawn
 
                 save_png(target, drawn(file.name, source, found), {"Software": f"hires {__version__}"}, overwrite=True)
             return found
 
         found = guarded(work)
-        print(json.dumps(found.to_json()) if as_json else "\n".join(readout.lines(str(file), found)))
+        print(json.dumps(found.to_json()) if as_json else "\n".join(measure_file.lines(str(file), found)))
 
     @app.command("vae-roundtrip")
     def vae_roundtrip(

@@ -101,7 +101,7 @@ def vae_roundtrip(
     from hires.images.sinks import ArraySink, ImageSink
     from hires.images.whole import read_picture
     from hires.kernels.blend import to_integers
-    from hires.metrics import psnr
+    from hires.metrics.fidelity import psnr
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
     from hires.weights import load_autoencoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hires.contrast import BINS, contrast, linear, luminance_bins, octave_edges, relative_luminance
-from hires.deltae import ciede2000, lab
 from hires.images.boxes import ArraySource
+from hires.metrics.ciede2000 import ciede2000, lab
+from hires.metrics.contrast import BINS, contrast, linear, luminance_bins, octave_edges, relative_luminance
 from tests.pictures import coded, textured
 
 # Sharma, Wu & Dalal 2005, table 1: two colours in L*a*b* and their difference.

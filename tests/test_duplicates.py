@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scenes import draw, scene, with_disks
-from hires.duplicates import find_copies, find_duplicates, subject_box
 from hires.images.boxes import ArraySource, LanczosSource, luma
+from hires.metrics.duplicates import find_copies, find_duplicates, subject_box
 from hires.tiling.geometry import Box, Size
 from tests.pictures import Floats, coded, grey, textured
 

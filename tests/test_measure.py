@@ -17,13 +17,13 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 import hires
-from hires.chart import report, tone_shares
 from hires.cli import app
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource, LanczosSource, luma
-from hires.measure import consistency, measure, tile_drift, view_of
-from hires.metrics import drift, psnr
-from hires.readout import lines, parse_grid, planned, rows_of
+from hires.metrics.fidelity import drift, psnr
+from hires.metrics.measure import consistency, measure, tile_drift, view_of
+from hires.metrics.measure_file import lines, parse_grid, planned, rows_of
+from hires.metrics.report_picture import report, tone_shares
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.pictures import coded, textured
 

@@ -12,8 +12,8 @@ from benchmarks.disks import FoundDisk, find_disks, local_band_energy, lopsided_
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import Disk, draw, draw_bands, scene, with_disks
 from hires.images.boxes import luma
-from hires.metrics import band_energy, psnr
-from hires.seams import lattice_score, seam_lines, seam_score
+from hires.metrics.fidelity import band_energy, psnr
+from hires.metrics.seams import lattice_score, seam_lines, seam_score
 from hires.tiling.geometry import Size, make_grid
 from tests.pictures import textured
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.held_out import FIRST_SEED, held_out_kinds, held_out_scenes
 from benchmarks.scenes import caption, draw, draw_bands, kinds, scene
 from hires.images.boxes import luma
-from hires.metrics import band_energy
+from hires.metrics.fidelity import band_energy
 from hires.tiling.geometry import Box, Size
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hires.images.boxes import ArraySource, luma
-from hires.seams import comb_power, lattice_power, profiles, seam_lines, seam_visibility, seams
+from hires.metrics.seams import comb_power, lattice_power, profiles, seam_lines, seam_visibility, seams
 from hires.tiling.geometry import Size, TileGrid, make_grid
 from tests.pictures import Floats, coded, grey, textured
 

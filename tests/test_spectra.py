@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hires.images.boxes import ArraySource, LanczosSource, averaged, luma
-from hires.spectra import base_cutoff, block_for, median_of_nine, sharpness, spectrum
+from hires.metrics.spectrum import base_cutoff, block_for, median_of_nine, sharpness, spectrum
 from hires.tiling.geometry import Size
 from tests.pictures import coded, grey, textured, wave, white
 

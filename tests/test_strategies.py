@@ -17,11 +17,11 @@ from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.outcome import averaged, drift, on_oracle, prior_energy
 from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussian, random_roll, relay, rolled
 from benchmarks.subjects import OracleSubject
+from hires.metrics.seams import seam_ratio
 from hires.refine.low_pass import Area
 from hires.refine.structure import power_ramp
 from hires.sampling.noise import canvas_noise
 from hires.sampling.samplers import karras
-from hires.seams import seam_ratio
 from hires.tiling.geometry import Box, Size, make_grid
 
 SUBJECT = OracleSubject()

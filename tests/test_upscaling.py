@@ -20,14 +20,14 @@ from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
 from hires import upscaling
 from hires.cli import app
-from hires.deltae import ciede2000, lab
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
 from hires.events import Event
 from hires.images.boxes import luma
 from hires.images.formats import read_text
 from hires.images.sinks import ImageSink, srgb_profile
 from hires.images.sources import ImageSource
-from hires.metrics import band_energy
+from hires.metrics.ciede2000 import ciede2000, lab
+from hires.metrics.fidelity import band_energy
 from hires.tiling.geometry import Box, Size
 from tests.spandrel_here import DATA
 

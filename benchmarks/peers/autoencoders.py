@@ -96,7 +96,7 @@ def tiny(name: str, side: int) -> Way:
 
 def round_trip(vae: Any) -> float:
     """PSNR of a photograph encoded and decoded: what its approximation of the autoencoder costs."""
-    from hires.metrics import psnr
+    from hires.metrics.fidelity import psnr
 
     with Image.open(DATA / "photos" / "kodim23.png") as opened:
         pixels = np.asarray(opened.convert("RGB"))

@@ -148,7 +148,7 @@ def prepared(pipe: Any, name: str) -> dict[str, Any]:
 
 def seam_lines(pipe: Any, side: int) -> tuple[int, ...]:
     """Where the tiles of an attached pipeline meet, in pixels of a square picture."""
-    from hires.seams import seam_lines as of_grid
+    from hires.metrics.seams import seam_lines as of_grid
     from hires.tiling.geometry import Size, make_grid
 
     made = pipe._hires_attached

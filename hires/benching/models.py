@@ -51,7 +51,7 @@ def _vae_row(
     setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: tuple[str, Tensor] | None
 ) -> tuple[Row, Tensor | None]:
     """One policy beside the first that ran, PSNR over the span of that, and its result."""
-    from hires.metrics import psnr
+    from hires.metrics.fidelity import psnr
     from hires.tiling.bands.storage import vae_decode_flops, vae_encode_flops
     from hires.tiling.vae import TiledVAE
 
@@ -176,8 +176,8 @@ def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
     from hires.engine import render
     from hires.images.boxes import luma
+    from hires.metrics.seams import seam_lines, seam_score
     from hires.options.render import PRESETS
-    from hires.seams import seam_lines, seam_score
 
     for size in setting.of("render"):
         for preset in ("fast",) if setting.quick else PRESETS:

@@ -26,7 +26,7 @@ from hires.kernels.attention_policies import (
 )
 from hires.kernels.dispatch import BACKENDS, attention, spec_of  # noqa: E402
 from hires.kernels.reference import attention_chunked  # noqa: E402
-from hires.metrics import psnr  # noqa: E402
+from hires.metrics.fidelity import psnr  # noqa: E402
 from hires.tiling.vae import TiledVAE  # noqa: E402
 
 CARD = torch.device("cuda:0")

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hires.contrast import LOWEST, PER_OCTAVE, Contrast
 from hires.images.boxes import BoxSource, Doubles, averaged
-from hires.measure import Measures
-from hires.readout import Row, marks, rows_of
-from hires.seams import seam_lines
+from hires.metrics.contrast import LOWEST, PER_OCTAVE, Contrast
+from hires.metrics.measure import Measures
+from hires.metrics.measure_file import Row, marks, rows_of
+from hires.metrics.seams import seam_lines
 from hires.tiling.geometry import Size
 
 WIDTH, MARGIN, GAP = 1480, 48, 40

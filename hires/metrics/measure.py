@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.contrast import Contrast, contrast
-from hires.deltae import ciede2000, lab
-from hires.duplicates import Copies, find_duplicates
 from hires.errors import RequestError
 from hires.images.boxes import (
     REC709,
@@ -25,8 +22,11 @@ from hires.images.boxes import (
     interval_means,
     luma,
 )
-from hires.seams import Seams, lattice_power, profiles, seam_lines, seams
-from hires.spectra import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
+from hires.metrics.ciede2000 import ciede2000, lab
+from hires.metrics.contrast import Contrast, contrast
+from hires.metrics.duplicates import Copies, find_duplicates
+from hires.metrics.seams import Seams, lattice_power, profiles, seam_lines, seams
+from hires.metrics.spectrum import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
 from hires.tiling.geometry import Box, Size, TileGrid, bands, cover
 
 LEAST_PX = 16

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hires.contrast import FULL, VIVID, Contrast
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource
 from hires.images.formats import read_text
 from hires.images.whole import read_picture
-from hires.measure import Measures, measure, view_of
+from hires.metrics.contrast import FULL, VIVID, Contrast
+from hires.metrics.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
 
 LEAST_PITCH = 8  # px from tile to tile, so that there is room for random grids between

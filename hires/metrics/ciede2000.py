@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hires.contrast import linear
 from hires.images.boxes import Doubles
+from hires.metrics.contrast import linear
 
 # Rows X, Y, Z of linear sRGB at D65 (IEC 61966-2-1); the white point is what (1, 1, 1) becomes, so that greys have no colour.
 TO_XYZ = np.asarray(((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505)))
