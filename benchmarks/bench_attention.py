@@ -24,7 +24,7 @@ from hires._imports import quiet_imports
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, Windows, attended, axis
 from hires.kernels.dispatch import BACKENDS, attention
 from hires.kernels.torch_windows import key_lines, pooled
-from hires.processors import DispatchedAttention
+from hires.models.attention_processors import DispatchedAttention
 from hires.timing import Timed, peak_flops, rms, timed
 
 SIZES = (1024, 2048, 4096, 8192)

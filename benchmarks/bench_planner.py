@@ -24,16 +24,16 @@ from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import FAMILIES, NetworkShape, PixArtShape, UNetShape
 from hires.checkpoints.spec import unet_shape
 from hires.kernels.attention_policies import EVERYWHERE, NPA, KVPool, Policy, Windows
-from hires.pixart import PixArtNetwork
+from hires.models.attention_processors import dispatch_attention
+from hires.models.pixart import PixArtNetwork
+from hires.models.unet import UNetNetwork
 from hires.planning.costs.network_memory import network_live_bytes, text_live_bytes
 from hires.planning.plan import DecodePlan
-from hires.processors import dispatch_attention
 from hires.sampling.conditioning import Conditioning
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.bands.storage import vae_policy
 from hires.tiling.geometry import Box, Size
-from hires.unet import UNetNetwork
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PIXART = PixArtShape(layers=28, heads=16, head_dim=72, patch=2, caption_width=4096, latent_channels=4)

@@ -48,10 +48,10 @@ LEAST_S = 20.0  # that a side is measured for, so that small ones do not find th
 @contextmanager
 def attention_clock() -> Iterator[list[float]]:
     """Seconds of every call of attention while it is open."""
-    from hires import processors
+    from hires.models import attention_processors
     from hires.tiling.bands import layers
 
-    places: list[tuple[Any, str]] = [(processors, "attention"), (layers, "attention"), (layers, "attention_streamed")]
+    places: list[tuple[Any, str]] = [(attention_processors, "attention"), (layers, "attention"), (layers, "attention_streamed")]
     spent: list[float] = []
 
     def clocked(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,8 +143,8 @@ def decode(side: int, model: str, policy: str) -> Runs:
     import torch
 
     from hires.checkpoints.spec import load_spec
+    from hires.models.loading import load_vae
     from hires.tiling.vae import TiledVAE
-    from hires.weights import load_vae
 
     vae = narrow_vae() if model == "sdxl/4" else load_vae(load_spec("demo"), torch.float32, torch.device("cpu"))
     way = TiledVAE(vae.to(memory_format=torch.channels_last), policy=policy)  # type: ignore[call-overload]

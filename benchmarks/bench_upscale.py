@@ -33,7 +33,8 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.metrics.ciede2000 import ciede2000, lab
 from hires.metrics.fidelity import band_energy
-from hires.pipelines.upscale import PictureRows, Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
+from hires.models.upscalers import Upscaler, load_upscaler
+from hires.pipelines.upscale import PictureRows, bands_of, enlarge, plan_tiles
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
 from tests.spandrel_here import why_not

@@ -44,9 +44,9 @@ from benchmarks.scenes import Scene, draw
 from hires.images.boxes import luma
 from hires.metrics.fidelity import band_energy
 from hires.metrics.seams import lattice_score
+from hires.models.loading import load_autoencoder as load_saved
+from hires.models.loading import read_weights
 from hires.tiling.geometry import Box, Size
-from hires.weights import load_autoencoder as load_saved
-from hires.weights import read_weights
 
 LOG = ("stage", "step", "images", "wall_s", "loss", "metric", "value", "lr", "device")
 

@@ -19,8 +19,8 @@ from hires.checkpoints.families import FAMILIES, FamilyFacts, NetworkShape
 from hires.checkpoints.spec import pixart_shape, unet_shape
 from hires.devices.probe import probe
 from hires.errors import BudgetError, RequestError
+from hires.models.attention_processors import DispatchedAttention, dispatch_attention
 from hires.planning.costs.network_memory import network_live_bytes
-from hires.processors import DispatchedAttention, dispatch_attention
 from hires.tiling.blend import blend_weights
 from hires.tiling.denoise import fused
 from hires.tiling.geometry import Box, Size, make_grid

@@ -22,9 +22,10 @@ from hires.images.sinks import ImageSink
 from hires.images.whole import fitted, on_canvas
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
+from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
-from hires.pipelines.base import Family, attention_backend, load_parts, load_tiny
+from hires.pipelines.base import Family, load_parts, load_tiny
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma

@@ -102,9 +102,9 @@ def vae_roundtrip(
     from hires.images.whole import read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics.fidelity import psnr
+    from hires.models.loading import load_autoencoder
     from hires.tiling.halo import tiled_autoencoder
     from hires.tiling.resize import Padded
-    from hires.weights import load_autoencoder
 
     begun, tell = time.monotonic(), on_event or (lambda event: None)
     path = check_output(Path(output), overwrite)

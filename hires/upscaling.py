@@ -26,11 +26,12 @@ from hires.events import Event, OnEvent
 from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
+from hires.models.upscalers import Upscaler, load_upscaler
 from hires.options.lora import Loras
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
 from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
-from hires.pipelines.upscale import Upscaler, bands_of, enlarge, load_upscaler, plan_tiles
+from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.planning.plan import RenderResult
 from hires.tiling.geometry import Size

@@ -247,7 +247,7 @@ def test_attention_goes_through_the_dispatch(monkeypatch: pytest.MonkeyPatch) ->
         calls.append(1)
         return attention(*args, **kwargs)
 
-    monkeypatch.setattr("hires.processors.attention", counted)
+    monkeypatch.setattr("hires.models.attention_processors.attention", counted)
     pipe = sdxl()
     hires.attach(pipe, vram="2GB")
     drawn(pipe)

@@ -15,13 +15,13 @@ from torch import Tensor
 from hires.errors import BackendError
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows, axis
 from hires.kernels.dispatch import BACKENDS, spec_of
+from hires.models.attention_processors import dispatch_attention
+from hires.models.pixart import PixArtNetwork
+from hires.models.unet import UNetNetwork
 from hires.pipelines.progressive import attending
-from hires.pixart import PixArtNetwork
-from hires.processors import dispatch_attention
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.denoise import seeded_shift
 from hires.tiling.geometry import Size
-from hires.unet import UNetNetwork
 from tests import tiny_pixart
 
 SIDES = 21, 34  # neither square nor a multiple of a window; its second level has an odd side

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import hires
 from hires.checkpoints.spec import ModelSpec, load_spec
-from hires.control import load_control
 from hires.errors import ModelError, RequestError
-from hires.pixart import PixArtNetwork
+from hires.models.controlnet import load_control
+from hires.models.loading import load_network
+from hires.models.pixart import PixArtNetwork
 from hires.planning.costs.flops import pixart_flops
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
-from hires.weights import load_network
 from tests import checkpoints
 from tests.original_names import pixart_to_pth
 

@@ -52,7 +52,7 @@ def test_the_formula_counts_what_runs() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from hires.checkpoints.spec import load_spec
-    from hires.weights import load_network
+    from hires.models.loading import load_network
 
     spec = load_spec("demo")
     unet = load_network(spec, torch.float32, torch.device("cpu"))
@@ -70,7 +70,7 @@ def full_pixart(layers: int, thin: tuple[int, ...] = (), sized: bool = False) ->
     """The transformer at full width on whatever device and dtype are the default, behind its adapter."""
     from diffusers import PixArtTransformer2DModel
 
-    from hires.pixart import PixArtNetwork
+    from hires.models.pixart import PixArtNetwork
 
     model = PixArtTransformer2DModel(
         num_layers=layers, caption_channels=4096, sample_size=128, use_additional_conditions=sized
@@ -178,8 +178,8 @@ def controlled(cells: int, batch: int, dtype: Any) -> tuple[Any, Any, Any]:
 
     import torch
 
-    from hires.control import ControlBlock
-    from hires.pixart import PixArtNetwork
+    from hires.models.controlnet import ControlBlock
+    from hires.models.pixart import PixArtNetwork
     from hires.sampling.conditioning import Conditioning
     from hires.tiling.geometry import Size
 
@@ -238,8 +238,8 @@ def full_unet(backend: str | None = None) -> Any:
 
     from hires._imports import quiet_imports
     from hires.checkpoints.configs import shipped_config
-    from hires.processors import dispatch_attention
-    from hires.unet import UNetNetwork
+    from hires.models.attention_processors import dispatch_attention
+    from hires.models.unet import UNetNetwork
 
     with quiet_imports():
         from diffusers import UNet2DConditionModel

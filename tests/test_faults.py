@@ -92,7 +92,7 @@ def test_memory_that_is_never_there_is_refused_with_the_next_move(undisturbed: t
 @pytest.mark.slow
 def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A network that never has room for the trained tile: refused, or drawn in smaller ones that the plan names."""
-    from hires.unet import UNetNetwork
+    from hires.models.unet import UNetNetwork
 
     real = UNetNetwork.__call__
 

@@ -15,7 +15,7 @@ import hires
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import RequestError
 from hires.kernels.attention_policies import Attending, everywhere
-from hires.offload import Weights
+from hires.models.offload import Weights
 from hires.options.stage import GuidePlan
 from hires.pipelines import progressive
 from hires.pipelines.base import guidance_of

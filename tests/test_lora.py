@@ -18,12 +18,12 @@ from hires.checkpoints.headers import read_header
 from hires.checkpoints.loras import with_loras
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
-from hires.lora import LoraLayer, merged
+from hires.models.loading import load_network
+from hires.models.lora import LoraLayer, merged
+from hires.models.text_encoders import encode_prompts, load_clip
 from hires.options.lora import LoraRef, parse_lora
 from hires.options.render import RenderRequest
-from hires.text import encode_prompts, load_clip
 from hires.tiling.geometry import Size
-from hires.weights import load_network
 from tests.checkpoints import Checkpoint, lora, unet_modules
 from tests.test_weights import output
 

@@ -14,8 +14,8 @@ from PIL import Image
 import hires
 from hires.checkpoints.spec import load_spec
 from hires.errors import RequestError
+from hires.models.previews import mapped
 from hires.pipelines.progressive import cell_mask
-from hires.previews import mapped
 from hires.tiling.geometry import Size
 
 SIZE = (150, 102)  # neither a multiple of 8

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hires.offload import Weights, stream
-from hires.pixart import PixArtNetwork
+from hires.models.offload import Weights, stream
+from hires.models.pixart import PixArtNetwork
 from tests import tiny_pixart
 from tests.test_attention_policies import unet
 
@@ -40,7 +40,7 @@ def test_weights_that_stay_are_left_alone() -> None:
 
 def test_relief_goes_on_to_the_next_place_until_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     streamed: list[nn.Module] = []
-    monkeypatch.setattr("hires.offload.stream", lambda module, device: streamed.append(module))
+    monkeypatch.setattr("hires.models.offload.stream", lambda module, device: streamed.append(module))
     network = nn.Linear(2, 2)
     weights = Weights(network, nn.Conv2d(1, 1, 1), META)
     assert weights.relieve() == "weights of one part at a time on the device"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hires.checkpoints.families import second_half_factors
-from hires.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
-from hires.processors import add_compression
+from hires.models.attention_processors import add_compression
+from hires.models.pixart import PixArtNetwork, PlacedPatches, axis_embedding, padded_text, positions
 from hires.sampling.conditioning import Conditioning, pixart_resolution
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid

@@ -13,12 +13,12 @@ from torch import nn
 import hires
 from hires.errors import NotFiniteError
 from hires.kernels.single_precision import in_single
-from hires.pipelines.base import Guarded
-from hires.pixart import PixArtNetwork
+from hires.models.pixart import PixArtNetwork
+from hires.models.precision import Guarded
+from hires.models.unet import UNetNetwork
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
-from hires.unet import UNetNetwork
 from tests import tiny_pixart
 from tests.test_attention_policies import unet
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hires import text
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
-from hires.text import encode_prompts, load_tokenizer
+from hires.models import text_encoders
+from hires.models.text_encoders import encode_prompts, load_tokenizer
 from tests.checkpoints import Checkpoint
 
 Get = Callable[..., Checkpoint]
@@ -62,13 +62,13 @@ def test_conditions_are_those_of_the_towers(family: str, layout: str, checkpoint
 
 def test_t5_never_runs_in_half_precision(checkpoint: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = text.load_t5
+    real = text_encoders.load_t5
 
     def watched(spec: object, dtype: torch.dtype, device: torch.device) -> object:
         seen.append(dtype)
         return real(spec, dtype, device)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(text, "load_t5", watched)
+    monkeypatch.setattr(text_encoders, "load_t5", watched)
     made = checkpoint("pixart-sigma-256")
     spec = load_spec(str(made.path), parts=made.parts)
     for asked in (torch.float16, torch.bfloat16, torch.float32):
@@ -82,7 +82,7 @@ def test_towers_are_loaded_one_after_the_other_and_freed(checkpoint: Get, monkey
     import weakref
 
     alive: list[weakref.ref[object]] = []
-    real = text.load_clip
+    real = text_encoders.load_clip
 
     def watched(*args: object) -> object:
         gc.collect()
@@ -91,7 +91,7 @@ def test_towers_are_loaded_one_after_the_other_and_freed(checkpoint: Get, monkey
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(text, "load_clip", watched)
+    monkeypatch.setattr(text_encoders, "load_clip", watched)
     made = checkpoint("cosxl")
     encode_prompts(load_spec(str(made.path), parts=made.parts), ["a"], torch.float32, CPU)
     gc.collect()

@@ -17,7 +17,7 @@ from hires.checkpoints.configs import CONFIGS, clip_config, ldm_unet_config, ldm
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
-from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
+from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
 from tests.checkpoints import Checkpoint, make, shipped
 from tests.original_names import clip_to_ldm, clip_to_openclip, pixart_to_pth, unet_to_ldm, vae_to_ldm
 

@@ -31,7 +31,7 @@ def layer(name: str, side: int, quick: bool) -> Way:
     tokens = torch.randn(1, (side // 16) ** 2, 72 * heads, generator=torch.Generator().manual_seed(0))
     package = version_of("hires" if name in POLICIES else "diffusers")
     if name in POLICIES:
-        from hires.processors import DispatchedAttention
+        from hires.models.attention_processors import DispatchedAttention
 
         attn.set_processor(DispatchedAttention(cells=CELLS))
         policy = scaled(POLICIES[name], quick)

@@ -45,7 +45,7 @@ class Metered:
 
 def enlarged(name: str, side: int, quick: bool) -> Way:
     """A square crop of a photograph, x4 by Real-ESRGAN's compact network; whole it has no limit, the others have one."""
-    from hires.pipelines.upscale import load_upscaler
+    from hires.models.upscalers import load_upscaler
     from tests.spandrel_here import why_not
 
     lacking = why_not()

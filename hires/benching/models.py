@@ -31,8 +31,8 @@ from hires.units import gib, parse_bytes
 
 def vae_rows(setting: Setting) -> Iterator[Row]:
     """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
+    from hires.models.loading import load_vae
     from hires.tiling.bands.storage import VAE_POLICIES
-    from hires.weights import load_vae
 
     vae = load_vae(setting.spec, setting.torch_dtype, setting.device)
     for size in setting.of("vae"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,43 +16,35 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hires.checkpoints.families import PixArtShape, UNetShape
+from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, sigma_table
-from hires.control import ControlBlock, load_control
 from hires.devices.probe import TORCH_DTYPE
-from hires.errors import BackendError, ModelError, NotFiniteError
+from hires.errors import ModelError, NotFiniteError
 from hires.images.whole import fitted, to_uint8
 from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import Attending, everywhere
-from hires.kernels.backends import BackendRefused
-from hires.kernels.dispatch import AttentionSpec, select
-from hires.kernels.single_precision import finite_pictures
-from hires.offload import HOST, Weights
+from hires.models.attention_processors import add_compression, attention_backend
+from hires.models.controlnet import ControlBlock, load_control
+from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
+from hires.models.offload import HOST, Weights
+from hires.models.precision import Guarded
+from hires.models.previews import mapped, thumbnail
+from hires.models.text_encoders import encode_prompts
 from hires.options.lora import LoraRef
 from hires.planning.plan import DecodePlan, StagePlan
-from hires.previews import mapped, thumbnail
-from hires.processors import add_compression
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
 from hires.sampling.guidance import Guidance, guided_by
-from hires.text import encode_prompts
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.resize import Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, twice
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
-from hires.weights import load_autoencoder, load_network, load_vae, read_kv_compression
 
 PREVIEW_PX = 4  # per cell of a linear preview
 log = logging.getLogger(__name__)
-
-
-class SingleNetwork(Network, Protocol):
-    """A network that can be told to compute in float32."""
-
-    def in_single(self) -> AbstractContextManager[None]: ...
 
 
 class Family(Protocol):
@@ -198,58 +189,6 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     assert table is not None, f"{spec.family} has neither EDM's parameterisation nor timesteps"
     made = (v if spec.parameterisation == "v" else eps)(network, table)
     return consistency(made, table) if spec.facts.few_step == "lcm" else made
-
-
-class Guarded:
-    """Watches that estimates are finite: pictures that are not are evaluated once more in float32, and counted in `redone`.
-
-    NotFiniteError where that does not help. A picture that the sampler hands over with NaN is not the network's.
-    """
-
-    def __init__(self) -> None:
-        self.redone = 0
-
-    def of(self, network: SingleNetwork) -> Network:
-        """The same network, its estimates watched."""
-
-        def evaluated(x: Tensor, time: float, cond: Conditioning) -> Tensor:
-            found = network(x, time, cond)
-            good = finite_pictures(found)
-            if bool(good.all()):
-                return found
-            with network.in_single():
-                wide = network(x.float(), time, cond.to(x.device, torch.float32))
-            bad = [i for i, fine in enumerate(good.tolist()) if not fine]
-            if not bool(finite_pictures(wide)[~good].all()):
-                where = f", tile at {cond.places[bad[0]]} of the latents" if cond.places is not None else ""
-                raise NotFiniteError(
-                    f"the network gives NaN or infinity at time {time:g}{where}, in float32 too: the checkpoint or a LoRA is "
-                    "damaged, or values are out of its range; download it again, or leave --lora, --guidance or --sigma-max out"
-                )
-            self.redone += len(bad)
-            log.warning("%d tile(s) overflowed at time %g and were evaluated again in float32", len(bad), time)
-            return torch.where(good.view(-1, *[1] * (found.ndim - 1)), found.float(), wide.float())
-
-        return evaluated
-
-
-def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype, name: str | None = None) -> str:
-    """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule or as named.
-
-    BackendError with its reason where the named one cannot.
-    """
-    shape = spec.network
-    if isinstance(shape, UNetShape):
-        level = next((i for i, layers in enumerate(shape.transformer_layers) if layers), 0)
-        tokens = (tile.height >> level) * (tile.width >> level)
-        width = shape.head_dims[level] if shape.head_dims else 64
-    else:
-        tokens, width = tile.area // shape.patch**2, shape.head_dim
-    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
-    try:
-        return select(asked, name).name
-    except BackendRefused as refusal:
-        raise BackendError(f"--attention {name}: {refusal}" if name else str(refusal)) from None
 
 
 class LoadedFamily:

@@ -8,14 +8,14 @@ import torch
 
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
+from hires.models.attention_processors import dispatch_attention
+from hires.models.unet import UNetNetwork
 from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
 from hires.planning.plan import DecodePlan
-from hires.processors import dispatch_attention
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
-from hires.unet import UNetNetwork
 
 
 class CosXL(LoadedFamily):

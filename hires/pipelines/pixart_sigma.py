@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
+from hires.models.pixart import POSITION_MODES, PixArtNetwork
 from hires.pipelines.base import LoadedFamily, Parts, preconditioned
-from hires.pixart import POSITION_MODES, PixArtNetwork
 from hires.planning.plan import DecodePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution

@@ -21,6 +21,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.errors import ModelError, RequestError
 from hires.images.whole import on_canvas
+from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Family
@@ -28,7 +29,6 @@ from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.sampling.denoisers import timestep_of
 from hires.sampling.noise import CanvasNoise
-from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes

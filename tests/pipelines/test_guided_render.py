@@ -18,13 +18,13 @@ from hires import execute
 from hires.asked import spec_for
 from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.machines import host_device
+from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.options.stage_text import parse_stage
 from hires.pipelines import progressive
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.sampling.noise import canvas_noise
-from hires.text import encode_prompts
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes

@@ -17,6 +17,7 @@ from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import RequestError
 from hires.events import Event
+from hires.models.loading import load_autoencoder
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Parts
@@ -29,7 +30,6 @@ from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
-from hires.weights import load_autoencoder
 from tests import checkpoints
 from tests.tiny_pixart import latents, prompt, spec, transformer
 

@@ -18,17 +18,8 @@ from torch.nn import functional as F
 
 from hires.errors import ModelError, RequestError
 from hires.images.sources import ImageSource
-from hires.pipelines.upscale import (
-    PictureRows,
-    Upscaler,
-    _dtype,
-    bands_of,
-    coded,
-    enlarge,
-    load_upscaler,
-    plan_tiles,
-    working_bytes,
-)
+from hires.models.upscalers import Upscaler, _dtype, load_upscaler
+from hires.pipelines.upscale import PictureRows, bands_of, coded, enlarge, plan_tiles, working_bytes
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
 from hires.tiling.reach import Halo

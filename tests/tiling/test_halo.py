@@ -156,7 +156,7 @@ def real_vae_and_photo() -> tuple[nn.Module, Tensor]:
         pytest.skip(f"{DATA} holds no taesdxl and photographs; HIRES_TEST_DATA names another folder")
     from PIL import Image
 
-    from hires.weights import load_autoencoder
+    from hires.models.loading import load_autoencoder
 
     with Image.open(photo) as opened:
         pixels = np.array(opened.convert("RGB"))[:2984]

@@ -19,9 +19,9 @@ from hires.checkpoints.headers import weight_files
 from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec, network_config, vae_config_of
 from hires.errors import ModelError
-from hires.lora import LoraLayer, merged, network_layers
+from hires.models.lora import LoraLayer, merged, network_layers
+from hires.models.state_dicts import pixart_state, read_tensors, unet_state, vae_state
 from hires.options.lora import LoraRef
-from hires.single_file import pixart_state, read_tensors, unet_state, vae_state
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:

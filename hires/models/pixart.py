@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hires.control import ControlBlock, attach
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.single_precision import in_single
-from hires.processors import DispatchedAttention
+from hires.models.attention_processors import DispatchedAttention
+from hires.models.controlnet import ControlBlock, attach
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
 

@@ -11,13 +11,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hires.checkpoints.families import UNetShape
+from hires.checkpoints.spec import ModelSpec
 from hires.errors import BackendError
 from hires.kernels.attention_policies import Global, Policy
 from hires.kernels.backends import BackendRefused
-from hires.kernels.dispatch import attention
+from hires.kernels.dispatch import AttentionSpec, attention, select
+from hires.tiling.geometry import Size
+
+
+def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: torch.dtype, name: str | None = None) -> str:
+    """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule or as named.
+
+    BackendError with its reason where the named one cannot.
+    """
+    shape = spec.network
+    if isinstance(shape, UNetShape):
+        level = next((i for i, layers in enumerate(shape.transformer_layers) if layers), 0)
+        tokens = (tile.height >> level) * (tile.width >> level)
+        width = shape.head_dims[level] if shape.head_dims else 64
+    else:
+        tokens, width = tile.area // shape.patch**2, shape.head_dim
+    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
+    try:
+        return select(asked, name).name
+    except BackendRefused as refusal:
+        raise BackendError(f"--attention {name}: {refusal}" if name else str(refusal)) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.single_file import pixart_names, read_tensors
-from hires.weights import take_weights
+from hires.models.loading import take_weights
+from hires.models.state_dicts import pixart_names, read_tensors
 
 
 class ControlBlock(nn.Module):

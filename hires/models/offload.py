@@ -5,7 +5,6 @@ The picture does not depend on it. On a CPU there is one memory, and nothing to 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from hires._imports import quiet_imports
 from hires.planning.search import OFFLOADS, WHERE
 from hires.tiling.retry import free_memory
 
-log = logging.getLogger(__name__)
 HOST = torch.device("cpu")
 
 

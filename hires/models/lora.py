@@ -20,8 +20,8 @@ from hires.checkpoints.headers import read_header
 from hires.checkpoints.loras import TOWERS, lora_file
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
+from hires.models.state_dicts import read_tensors
 from hires.options.lora import LoraRef
-from hires.single_file import read_tensors
 
 ENDS = {
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",

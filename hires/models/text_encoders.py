@@ -19,12 +19,12 @@ from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import VOCABULARIES, Part, missing
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.lora import LoraLayer, merged, tower_layers
+from hires.models.loading import take_weights
+from hires.models.lora import LoraLayer, merged, tower_layers
+from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
 from hires.sampling.conditioning import Conditioning
-from hires.single_file import clip_state, open_clip_state
 from hires.tiling.retry import is_out_of_memory
-from hires.weights import take_weights
 
 log = logging.getLogger(__name__)
 COMPONENTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))

@@ -1,0 +1,123 @@
+"""Upscaler networks (ESRGAN, Swin2SR, …): loading by spandrel or by our own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hires._imports import quiet_imports
+from hires.devices.probe import TORCH_DTYPE
+from hires.errors import ModelError, RequestError
+from hires.tiling.reach import Halo, choose_halo
+
+SUFFIXES = (".safetensors", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upscaler:
+    """A network that enlarges, on its device. network: (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w), any size that
+    `multiple` divides, others padded."""
+
+    name: str
+    architecture: str
+    network: Callable[[Tensor], Tensor]
+    scale: int
+    channels: int
+    multiple: int
+    halo: Halo
+    whole: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def notes(self) -> tuple[str, ...]:
+        """What is said of it: how it is tiled, and whether that is exact."""
+        kind = str(self.dtype).removeprefix("torch.")
+        said = "not tiled: the network does that itself" if self.whole else str(self.halo)
+        return f"{self.name}: {self.architecture}, {self.scale}x, {kind} on {self.device}", said
+
+
+def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -> Upscaler:
+    """A super-resolution network from a file that spandrel knows. ModelError says what it lacks.
+
+    dtype: "auto" takes half precision on a card where the architecture bears it. The halo is measured here, on the CPU.
+    """
+    found = _described(Path(file))
+    facts: Any = found
+    required = facts.size_requirements
+    kind = _dtype(facts, device, dtype)
+    halo = choose_halo(found, facts.input_channels, facts.scale, required.multiple_of)
+    facts.to(device, kind)
+
+    def network(part: Tensor) -> Tensor:
+        with torch.inference_mode():
+            enlarged: Tensor = found(part.to(device, kind))
+        return enlarged
+
+    return Upscaler(
+        name=Path(file).name,
+        architecture=str(facts.architecture.name),
+        network=network,
+        scale=int(facts.scale),
+        channels=int(facts.input_channels),
+        multiple=int(required.multiple_of),
+        halo=halo,
+        whole=facts.tiling.name == "INTERNAL" or required.square,
+        device=device,
+        dtype=kind,
+    )
+
+
+def _described(path: Path) -> Callable[[Tensor], Tensor]:
+    """spandrel's descriptor of a file, its network on the CPU in float32."""
+    if not path.is_file():
+        raise ModelError(f"--upscaler {path}: is not there; give a network file, or lanczos")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"--upscaler {path}: the name must end in {', '.join(SUFFIXES)}")
+    spandrel = _spandrel(path)
+    try:
+        found = spandrel.ModelLoader(device="cpu").load_from_file(str(path))
+    except spandrel.UnsupportedModelError:
+        raise ModelError(f"--upscaler {path}: no architecture that spandrel knows; give one of those, or lanczos") from None
+    except Exception as error:  # noqa: BLE001  a file can be wrong in any way, and each reader has its own error for it
+        raise ModelError(f"--upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose not in ("SR", "Restoration"):
+        raise ModelError(
+            f"--upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another"
+        )
+    if found.input_channels not in (1, 3):
+        raise ModelError(f"--upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
+    module: nn.Module = found.model
+    module.eval().requires_grad_(False)
+    described: Callable[[Tensor], Tensor] = found
+    return described
+
+
+def _spandrel(path: Path) -> Any:
+    try:
+        with quiet_imports():
+            import spandrel
+    except ModuleNotFoundError:
+        raise ModelError(
+            f"--upscaler {path}: needs spandrel: pip install 'hires[upscale]'; or give --upscaler lanczos"
+        ) from None
+    except (RuntimeError, ImportError, OSError) as error:
+        raise ModelError(
+            f"--upscaler {path}: spandrel does not import ({str(error)[:120]}): install the torchvision that was built for "
+            f"torch {torch.__version__}"
+        ) from None
+    return spandrel
+
+
+def _dtype(facts: Any, device: torch.device, asked: str) -> torch.dtype:
+    bears = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
+    if asked != "auto":
+        if not bears[asked]:
+            raise RequestError(f"--dtype {asked}: {facts.architecture.name} does not bear it; give fp32")
+        return TORCH_DTYPE[asked]
+    best = next(name for name in ("fp16", "bf16", "fp32") if bears[name])
+    return TORCH_DTYPE[best] if device.type == "cuda" else torch.float32
