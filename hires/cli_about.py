@@ -120,10 +120,10 @@ def register(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """List unfinished renders, which the same command goes on with, or remove what is kept of them."""
-        from hires import jobs as unfinished_jobs
+        from hires.resume import unfinished
 
-        found = guarded(lambda: unfinished_jobs.unfinished(folder))
-        removed = unfinished_jobs.clean(found) if clean else []
+        found = guarded(lambda: unfinished.unfinished(folder))
+        removed = unfinished.clean(found) if clean else []
         if as_json:
             document = {"jobs": [job.to_json() for job in found], "removed": [job.output for job in removed]}
             print(json.dumps(document))

@@ -85,7 +85,7 @@ def register(app: typer.Typer) -> None:
 def run(settings: Settings) -> None:
     """Serve until stopped. RequestError for a model that is not there; OutputError for a folder that another server holds."""
     from hires.checkpoints.spec import load_spec
-    from hires.records import hold
+    from hires.resume.records import hold
 
     try:
         import uvicorn

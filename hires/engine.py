@@ -364,7 +364,7 @@ def _delivered(
     from hires.devices.memory import freed_pages
     from hires.devices.probe import choose_device, probe
     from hires.execute import run_plan
-    from hires.journal import NO_JOURNAL, Journal, open_journal
+    from hires.resume.journal import NO_JOURNAL, Journal, open_journal
 
     chosen = choose_device(device)
     if spec.missing:
@@ -382,7 +382,7 @@ def _delivered(
 
     if file.path is None or journal is None:
         return file.finish(_unkept(request, made, spec, facts, run), request, tell)
-    from hires.job import describe_job
+    from hires.resume.fingerprint import describe_job
 
     job = describe_job(request, made, spec, (picture, edges, mask))
     kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)

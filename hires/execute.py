@@ -20,7 +20,6 @@ from hires.errors import MemoryLadderError
 from hires.events import Event, OnEvent, StageStats
 from hires.images.sinks import ImageSink
 from hires.images.whole import fitted, on_canvas
-from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.blend import to_integers
 from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
@@ -32,6 +31,7 @@ from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.pipelines.progressive import Denoised
 from hires.planning.plan import DecodePlan, MemoryPlan, RenderResult
 from hires.refine.colour_fix import Moments, adain, wavelet_fixed
+from hires.resume.journal import NO_JOURNAL, Journal
 from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
 from hires.tiling.retry import Ladder, attempt, free_memory, is_out_of_memory, twice

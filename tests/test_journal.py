@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 import hires
-from hires import journal as journals
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
-from hires.jobs import clean, unfinished
-from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.options.render import JournalOptions
-from hires.records import packed, read_whole, unpacked
+from hires.resume import journal as journals
+from hires.resume.journal import FileJournal, differences, folder_of, open_journal
+from hires.resume.records import packed, read_whole, unpacked
+from hires.resume.unfinished import clean, unfinished
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import SAMPLERS

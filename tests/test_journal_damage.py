@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hires
-from hires import job as jobs_of
-from hires import journal as journals
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.images.png import PngWriter
 from hires.images.whole import save_png
-from hires.jobs import clean, unfinished
-from hires.journal import FileJournal, differences, folder_of, open_journal
 from hires.options.render import JournalOptions
-from hires.records import hold
+from hires.resume import fingerprint
+from hires.resume import journal as journals
+from hires.resume.journal import FileJournal, differences, folder_of, open_journal
+from hires.resume.records import hold
+from hires.resume.unfinished import clean, unfinished
 from hires.sampling.conditioning import Conditioning
 from tests.test_journal import AT_ONCE, PROMPT, SMALL, stop_after
 
@@ -130,7 +130,7 @@ def test_a_folder_in_a_journal_is_an_error_with_the_next_move(tmp_path: Path) ->
 
 def test_a_lock_on_a_folder_that_has_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening the lock's file and locking it the other process finished and removed the folder."""
-    from hires import records
+    from hires.resume import records
 
     real, folder, times = records._lock, tmp_path / ".a.png.hires", []
 
@@ -235,20 +235,20 @@ def test_a_large_file_changed_anywhere_by_a_part_of_it_is_noticed(size: int, see
     """On the scale of a tenth: files above 500 bytes are read at 21 places of 8."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in (("READ_WHOLE", 500), ("PROBES", 21), ("PROBED", 8)):
-            patched.setattr(jobs_of, name, value)
+            patched.setattr(fingerprint, name, value)
         rng = np.random.default_rng(seed)
         content = bytearray(rng.bytes(size))
         file = tmp_path_factory.mktemp("print") / "model.safetensors"
         file.write_bytes(content)
-        before = jobs_of.fingerprint(file)
+        before = fingerprint.fingerprint(file)
         wide = max(1, size // 20 + 1) if size > 500 else 1
         first = int(rng.integers(0, size - wide + 1))
         for place in range(first, first + wide):
             content[place] ^= 1
         file.write_bytes(content)
-        assert jobs_of.fingerprint(file) != before
+        assert fingerprint.fingerprint(file) != before
         file.write_bytes(bytes(size + 1))
-        assert jobs_of.fingerprint(file) != before
+        assert fingerprint.fingerprint(file) != before
 
 
 def test_differences_are_named_by_their_places() -> None:

@@ -21,7 +21,6 @@ from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError, NotFiniteError
 from hires.images.whole import fitted, to_uint8
-from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import add_compression, attention_backend
 from hires.models.controlnet import ControlBlock, load_control
@@ -34,6 +33,7 @@ from hires.options.lora import LoraRef
 from hires.planning.plan import DecodePlan, StagePlan
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
+from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
 from hires.sampling.guidance import Guidance, guided_by

@@ -23,7 +23,6 @@ from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
 from hires.images.whole import fitted
-from hires.journal import NO_JOURNAL, Journal
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
 from hires.pipelines.base import Family
 from hires.planning.costs.evaluations import stage_levels
@@ -32,6 +31,7 @@ from hires.protocols import Denoiser
 from hires.refine.enlargers import ENLARGERS, Target
 from hires.refine.low_pass import Fourier
 from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
+from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import SAMPLERS, SCHEDULES, evaluations
 from hires.sampling.samplers import as_sigmas, find_sampler

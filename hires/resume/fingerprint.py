@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 SCHEMA = 2
 READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its fingerprint
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places

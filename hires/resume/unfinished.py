@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hires.errors import HiresError, RequestError
-from hires.journal import SUFFIX, read_job, remove_folder
-from hires.records import LOCK, hold
+from hires.resume.journal import SUFFIX, read_job, remove_folder
+from hires.resume.records import LOCK, hold
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hires.errors import HiresError, RequestError, WriteError
 from hires.protocols import Denoiser
-from hires.records import (
+from hires.resume.records import (
     LOCK,
     PART,
     digest,
