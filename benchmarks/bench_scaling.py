@@ -107,8 +107,8 @@ def denoise(side: int) -> Runs:
 
     from hires.checkpoints.spec import load_spec
     from hires.devices import machines
-    from hires.execute import load_family
     from hires.options.render import RenderRequest
+    from hires.pipelines.load import load_family
     from hires.planning import planner
     from hires.planning.costs.evaluations import estimates_per_step
     from hires.planning.costs.flops import network_flops

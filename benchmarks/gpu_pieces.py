@@ -190,7 +190,7 @@ def denoise_pieces(suite: Suite) -> Iterator[Piece]:
 
 def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
     """Seconds, TFLOP/s and peak bytes of a guided evaluation, planned and measured."""
-    from hires.execute import load_family
+    from hires.pipelines.load import load_family
 
     spec = spec_of(family, suite.dry)
     request = RenderRequest(

@@ -14,9 +14,9 @@ from benchmarks.oracle import Oracle
 from benchmarks.scenes import Scene
 from hires.checkpoints.spec import load_spec
 from hires.devices import machines
-from hires.execute import load_family
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
+from hires.pipelines.load import load_family
 from hires.pipelines.progressive import stage_sigmas
 from hires.planning import planner
 from hires.planning.costs import flops as cost

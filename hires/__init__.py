@@ -15,12 +15,12 @@ from hires._version import __version__
 
 if TYPE_CHECKING:
     from hires import errors
-    from hires.attaching import attach, detach
     from hires.client import Client
     from hires.engine import edit, plan, render
     from hires.events import Event
     from hires.options.render import JournalOptions
     from hires.options.stage import GuidePlan, StageSpec, WindowSpec
+    from hires.pipelines.attach import attach, detach
     from hires.planning.plan import MemoryPlan, RenderResult
     from hires.tiling.vae import TiledVAE
     from hires.upscaling import upscale
@@ -35,8 +35,8 @@ _HOMES = {
     "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
     "WindowSpec": "hires.options.stage",
-    "attach": "hires.attaching",
-    "detach": "hires.attaching",
+    "attach": "hires.pipelines.attach",
+    "detach": "hires.pipelines.attach",
     "edit": "hires.engine",
     "errors": "hires.errors",
     "plan": "hires.engine",

@@ -109,7 +109,7 @@ def evaluation_flops(spec: ModelSpec, stage: StagePlan) -> float:
 
 def denoise_rows(setting: Setting) -> Iterator[Row]:
     """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
-    from hires.execute import load_family
+    from hires.pipelines.load import load_family
 
     spec = setting.spec
     for size in setting.of("denoise"):

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,31 +15,26 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.probe import TORCH_DTYPE
-from hires.errors import ModelError, NotFiniteError
+from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8
 from hires.kernels.attention_policies import Attending, everywhere
-from hires.models.attention_processors import add_compression, attention_backend
-from hires.models.controlnet import ControlBlock, load_control
-from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
-from hires.models.offload import HOST, Weights
+from hires.models.attention_processors import attention_backend
+from hires.models.controlnet import ControlBlock
+from hires.models.offload import Weights
 from hires.models.precision import Guarded
 from hires.models.previews import mapped, thumbnail
-from hires.models.text_encoders import encode_prompts
-from hires.options.lora import LoraRef
 from hires.planning.plan import DecodePlan, StagePlan
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
-from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
 from hires.sampling.guidance import Guidance, guided_by
 from hires.tiling.geometry import Size
-from hires.tiling.halo import HaloVAE, tiled_autoencoder
+from hires.tiling.halo import HaloVAE
 from hires.tiling.resize import Padded
-from hires.tiling.retry import Ladder, attempt, free_memory, twice
+from hires.tiling.retry import Ladder, attempt
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE
 
 PREVIEW_PX = 4  # per cell of a linear preview
@@ -96,81 +90,6 @@ class Parts:
     vae: nn.Module
     tiny: HaloVAE | None = None
     control: tuple[ControlBlock, ...] = ()
-
-
-def load_parts(
-    spec: ModelSpec,
-    prompt: str,
-    negative: str,
-    device: torch.device,
-    dtype: str,
-    decode: Ladder[DecodePlan],
-    loras: Sequence[LoraRef] = (),
-    text_device: torch.device | None = None,
-    text_dtype: str | None = None,
-    offload: str = "none",
-    journal: Journal = NO_JOURNAL,
-) -> Parts:
-    """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
-    not to stay there, in host memory.
-
-    They run on `text_device` in `text_dtype` where the plan has others for them, and not at all where a journal has what they
-    said.
-    """
-    texts: Sequence[Conditioning] | None = journal.texts()
-    if texts is None:
-        texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
-        journal.keep_texts(texts)
-    free_memory()
-    kept = device if offload == "none" else HOST
-    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
-
-
-def _encoded(
-    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
-) -> Sequence[Conditioning]:
-    """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
-    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
-    if found is not None:
-        return found
-    free_memory()
-    log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
-    return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
-
-
-def _loaded(
-    spec: ModelSpec,
-    texts: Sequence[Conditioning],
-    kept: torch.device,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-    loras: Sequence[LoraRef],
-) -> Parts:
-    network = load_network(spec, dtype, kept, loras)
-    shape = spec.network
-    if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
-        add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, dtype, kept)
-    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
-
-
-def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
-    """The small autoencoder in a folder. ModelError for another kind, or one of other latents."""
-    try:
-        module = load_autoencoder(Path(folder), TORCH_DTYPE[dtype], device)
-    except ModelError as error:
-        raise ModelError(f"--tiny-vae {error}; give the folder of an AutoencoderTiny such as taesdxl") from None
-    tiny = tiled_autoencoder(module)
-    if not isinstance(tiny, HaloVAE):
-        raise ModelError(f"--tiny-vae {folder}: an {type(module).__name__}; give an AutoencoderTiny such as taesdxl")
-    config: Any = module.config
-    channels = int(config.latent_channels)
-    if (channels, tiny.cell_px) != (spec.facts.latent_channels, spec.cell_px):
-        raise ModelError(
-            f"--tiny-vae {folder}: of {channels} channels and {tiny.cell_px} px a cell; "
-            f"{spec.name} has {spec.facts.latent_channels} and {spec.cell_px}: give the one made for it, or leave it out"
-        )
-    return tiny
 
 
 def guidance_of(stage: StagePlan) -> Guidance:

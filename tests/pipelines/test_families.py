@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import asked, engine, execute
+from hires import asked, engine
 from hires._imports import quiet_imports
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.noise_levels import vp_sigmas
@@ -23,7 +23,7 @@ from hires.errors import ModelError, RequestError
 from hires.images.whole import on_canvas
 from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
-from hires.pipelines import progressive
+from hires.pipelines import load, progressive
 from hires.pipelines.base import Family
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
@@ -54,7 +54,7 @@ class Run:
         self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         ladder = Ladder([self.plan.decode], str)
-        self.family: Family = execute.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
+        self.family: Family = load.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
         self.latents = progressive.run(self.family, self.plan, 0, lambda event: None, drawn).latents
         self.words = encode_prompts(self.spec, [PROMPT, ""], torch.float32, CPU)
 

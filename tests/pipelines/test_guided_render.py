@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires import execute
 from hires.asked import spec_for
 from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.machines import host_device
 from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.options.stage_text import parse_stage
-from hires.pipelines import progressive
+from hires.pipelines import load, progressive
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.sampling.noise import canvas_noise
@@ -49,7 +48,7 @@ def test_cosxl(tmp_path: Path) -> None:
     )  # fmt: skip
     of = replace(spec_for(request), native_px=128)
     plan = planned(request, of)
-    ours = execute.load_family(request, plan, of, CPU, Ladder([plan.decode], str), None)
+    ours = load.load_family(request, plan, of, CPU, Ladder([plan.decode], str), None)
     words = encode_prompts(of, ["a red sun", ""], torch.float32, CPU)
     unet: Any = copy.deepcopy(made.network)
 

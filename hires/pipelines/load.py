@@ -1,0 +1,162 @@
+"""Load what a request needs onto its device, by the pipeline of its family."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hires.checkpoints.families import PixArtShape
+from hires.checkpoints.spec import ModelSpec
+from hires.devices.probe import TORCH_DTYPE
+from hires.errors import ModelError
+from hires.models.attention_processors import add_compression
+from hires.models.controlnet import load_control
+from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
+from hires.models.offload import HOST
+from hires.models.text_encoders import encode_prompts
+from hires.options.lora import LoraRef
+from hires.options.render import RenderRequest
+from hires.pipelines.base import Family, Parts
+from hires.pipelines.cosxl import CosXL
+from hires.pipelines.cosxl_edit import CosXLEdit
+from hires.pipelines.pixart_sigma import PixArtSigma
+from hires.planning.plan import DecodePlan, MemoryPlan
+from hires.resume.journal import NO_JOURNAL, Journal
+from hires.sampling.conditioning import Conditioning
+from hires.tiling.halo import HaloVAE, tiled_autoencoder
+from hires.tiling.retry import Ladder, attempt, free_memory, twice
+
+
+def load_family(
+    request: RenderRequest,
+    made: MemoryPlan,
+    spec: ModelSpec,
+    device: torch.device,
+    decode: Ladder[DecodePlan],
+    picture: NDArray[np.uint8] | None,
+    journal: Journal = NO_JOURNAL,
+) -> Family:
+    """The model of a request on its device, by the pipeline of its family.
+
+    picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
+    """
+    text_device = torch.device("cpu") if made.text_on_host else device
+    parts = load_parts(
+        spec,
+        request.prompt,
+        request.negative,
+        device,
+        made.dtype,
+        decode,
+        request.loras,
+        text_device,
+        made.text_dtype,
+        made.offload,
+        journal,
+    )
+    if request.tiny_vae is not None:
+        parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
+    if spec.facts.image_channels:
+        assert picture is not None, "an edit is of a picture"
+        return CosXLEdit(
+            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention,
+            offload=made.offload,
+        )  # fmt: skip
+    if spec.facts.network == "pixart":
+        return PixArtSigma(
+            spec,
+            parts,
+            device=device,
+            dtype=made.dtype,
+            decode=decode,
+            position_mode=request.position_mode,
+            picture=picture if parts.control else None,
+            backend=request.attention,
+            offload=made.offload,
+        )
+    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention, offload=made.offload)
+
+
+log = logging.getLogger(__name__)
+
+
+def load_parts(
+    spec: ModelSpec,
+    prompt: str,
+    negative: str,
+    device: torch.device,
+    dtype: str,
+    decode: Ladder[DecodePlan],
+    loras: Sequence[LoraRef] = (),
+    text_device: torch.device | None = None,
+    text_dtype: str | None = None,
+    offload: str = "none",
+    journal: Journal = NO_JOURNAL,
+) -> Parts:
+    """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
+    not to stay there, in host memory.
+
+    They run on `text_device` in `text_dtype` where the plan has others for them, and not at all where a journal has what they
+    said.
+    """
+    texts: Sequence[Conditioning] | None = journal.texts()
+    if texts is None:
+        texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+        journal.keep_texts(texts)
+    free_memory()
+    kept = device if offload == "none" else HOST
+    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
+
+
+def _encoded(
+    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
+) -> Sequence[Conditioning]:
+    """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
+    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    if found is not None:
+        return found
+    free_memory()
+    log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
+    return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
+
+
+def _loaded(
+    spec: ModelSpec,
+    texts: Sequence[Conditioning],
+    kept: torch.device,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    loras: Sequence[LoraRef],
+) -> Parts:
+    network = load_network(spec, dtype, kept, loras)
+    shape = spec.network
+    if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
+        add_compression(network, shape.kv_compression, read_kv_compression(spec))
+    control = load_control(spec, network, dtype, kept)
+    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
+
+
+def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
+    """The small autoencoder in a folder. ModelError for another kind, or one of other latents."""
+    try:
+        module = load_autoencoder(Path(folder), TORCH_DTYPE[dtype], device)
+    except ModelError as error:
+        raise ModelError(f"--tiny-vae {error}; give the folder of an AutoencoderTiny such as taesdxl") from None
+    tiny = tiled_autoencoder(module)
+    if not isinstance(tiny, HaloVAE):
+        raise ModelError(f"--tiny-vae {folder}: an {type(module).__name__}; give an AutoencoderTiny such as taesdxl")
+    config: Any = module.config
+    channels = int(config.latent_channels)
+    if (channels, tiny.cell_px) != (spec.facts.latent_channels, spec.cell_px):
+        raise ModelError(
+            f"--tiny-vae {folder}: of {channels} channels and {tiny.cell_px} px a cell; "
+            f"{spec.name} has {spec.facts.latent_channels} and {spec.cell_px}: give the one made for it, or leave it out"
+        )
+    return tiny
