@@ -163,7 +163,7 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     from hires.checkpoints.spec import load_spec
     from hires.devices import machines
     from hires.devices.memory import freed_pages
-    from hires.execute import run_plan
+    from hires.engine.run import run_plan
     from hires.options.render import RenderRequest
     from hires.planning import planner
     from hires.planning.plan import DecodePlan

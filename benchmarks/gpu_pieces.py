@@ -23,8 +23,8 @@ from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
 from hires.benching.models import evaluation, evaluation_flops
 from hires.benching.rows import Setting, suite_of
 from hires.devices.probe import probe
+from hires.engine.run import run_plan
 from hires.errors import HiresError, RequestError
-from hires.execute import run_plan
 from hires.kernels.attention_policies import EVERYWHERE
 from hires.metrics.fidelity import psnr
 from hires.options.render import RenderRequest

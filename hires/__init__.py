@@ -16,20 +16,21 @@ from hires._version import __version__
 if TYPE_CHECKING:
     from hires import errors
     from hires.client import Client
-    from hires.engine import edit, plan, render
+    from hires.engine.engine import edit, plan, render
+    from hires.engine.results import RenderResult
+    from hires.engine.upscale import upscale
     from hires.events import Event
     from hires.options.render import JournalOptions
     from hires.options.stage import GuidePlan, StageSpec, WindowSpec
     from hires.pipelines.attach import attach, detach
-    from hires.planning.plan import MemoryPlan, RenderResult
+    from hires.planning.plan import MemoryPlan
     from hires.tiling.vae import TiledVAE
-    from hires.upscaling import upscale
 
 _HOMES = {
     "Client": "hires.client",
     "Event": "hires.planning.plan",
     "GuidePlan": "hires.options.stage",
-    "JournalOptions": "hires.engine",
+    "JournalOptions": "hires.engine.engine",
     "MemoryPlan": "hires.planning.plan",
     "RenderResult": "hires.planning.plan",
     "StageSpec": "hires.options.stage",
@@ -37,11 +38,11 @@ _HOMES = {
     "WindowSpec": "hires.options.stage",
     "attach": "hires.pipelines.attach",
     "detach": "hires.pipelines.attach",
-    "edit": "hires.engine",
+    "edit": "hires.engine.engine",
     "errors": "hires.errors",
-    "plan": "hires.engine",
-    "render": "hires.engine",
-    "upscale": "hires.upscaling",
+    "plan": "hires.engine.engine",
+    "render": "hires.engine.engine",
+    "upscale": "hires.engine.upscale",
 }
 """Where each public name is defined; a module is imported when one of its names is first used."""
 

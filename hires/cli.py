@@ -127,7 +127,7 @@ def render(
     overwrite: Overwrite = False,
 ) -> None:
     """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise."""
-    from hires import engine
+    from hires.engine import engine
 
     def work() -> Any:
         with watched(quiet, preview, profile, memory_timeline) as (on_event, after):
@@ -204,7 +204,7 @@ def edit(
     overwrite: Overwrite = False,
 ) -> None:
     """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a file."""
-    from hires import engine
+    from hires.engine import engine
 
     def work() -> Any:
         with progress_display(shown=not quiet, preview=preview_file(preview)) as on_event:
@@ -262,7 +262,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print what `hires render` would do, and why, without rendering. With --vram also for a card that is elsewhere."""
-    from hires import engine
+    from hires.engine import engine
     from hires.planning import drawing
 
     def planned(budget: str | int | None) -> Any:

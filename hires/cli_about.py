@@ -96,7 +96,7 @@ def register(app: typer.Typer) -> None:
         overwrite: Overwrite = False,
     ) -> None:
         """Encode a picture with an autoencoder and decode it again, exactly, in the memory given."""
-        from hires import roundtrip
+        from hires.engine import vae_roundtrip as roundtrip
 
         def work() -> Any:
             with progress_display(shown=not quiet) as on_event:

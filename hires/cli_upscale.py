@@ -134,8 +134,8 @@ def carried_out(
     names: list[str], output: Path, options: UpscaleOptions, suffix: str | None, overwrite: bool, on_event: OnEvent | None
 ) -> Report:
     """Enlarge what was named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
+    from hires.engine.upscale import Batch, upscale_files
     from hires.images.formats import check_output
-    from hires.upscaling import Batch, upscale_files
 
     files, several = found_files(names)
     if not several and not output.is_dir():

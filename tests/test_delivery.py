@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 import hires
-from hires.delivery import Delivery
+from hires.engine.output import Delivery
+from hires.engine.results import RenderResult
 from hires.errors import OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.images.formats import read_text
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
-from hires.planning.plan import RenderResult
 from hires.tiling.geometry import Box, Size
 
 pyvips = pytest.importorskip("pyvips")

@@ -15,11 +15,12 @@ from PIL import Image
 import hires
 from hires.checkpoints.noise_levels import vp_sigmas
 from hires.checkpoints.spec import load_spec
+from hires.engine.results import RenderResult
 from hires.errors import BackendError, Cancelled, MemoryLadderError, ModelError, RequestError
 from hires.events import Event
 from hires.images.formats import read_text
 from hires.pipelines.progressive import first_sigma, stage_sigmas
-from hires.planning.plan import MemoryPlan, RenderResult
+from hires.planning.plan import MemoryPlan
 from hires.sampling.noise import CanvasNoise
 from hires.sampling.registry import evaluations
 from hires.sampling.samplers import make_sigmas
@@ -291,7 +292,7 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
     assert default.plan.backends == (("attention", "sdpa"),)
     assert named.plan.backends == (("attention", "chunked"),)
     assert np.abs(default.pixels.astype(int) - named.pixels.astype(int)).max() <= 1
-    monkeypatch.setattr("hires.execute.load_parts", lambda *a: pytest.fail("it was loaded"))
+    monkeypatch.setattr("hires.engine.run.load_parts", lambda *a: pytest.fail("it was loaded"))
     with pytest.raises(BackendError, match=r"--attention triton: .*triton: "):
         hires.render(PROMPT, attention="triton", **options)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="no attention backend 'fast'; known: sdpa, xformers, triton"):

@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hires
+from hires.engine.results import RenderResult
 from hires.errors import MemoryLadderError
-from hires.planning.plan import RenderResult
 
 NEXT_MOVE = r"--\w|close other programs"
 OPTIONS: dict[str, Any] = {"size": "400x272", "steps": 2, "seed": 5}

@@ -18,7 +18,7 @@ from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import read_header
 from hires.checkpoints.locate import wanted_files
 from hires.checkpoints.spec import load_spec
-from hires.engine import plan, render
+from hires.engine.engine import plan, render
 from hires.errors import ModelError, RequestError
 from tests.checkpoints import Checkpoint, autoencoder, make, marks, pixart, unet
 from tests.original_names import pixart_to_pth, unet_to_ldm, vae_to_ldm

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from benchmarks.scenes import draw, scene
 from hires.cli import app
+from hires.engine.vae_roundtrip import vae_roundtrip
 from hires.errors import BudgetError, ModelError, OutputError, RequestError
-from hires.roundtrip import vae_roundtrip
 from hires.tiling.geometry import Size
 
 

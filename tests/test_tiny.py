@@ -66,7 +66,7 @@ def test_it_decodes_where_every_exact_way_ran_out_of_memory(
         raise MemoryLadderError("out of memory on every rung")
 
     monkeypatch.setattr(TiledVAE, "decode_bands", scarce)
-    with caplog.at_level(logging.WARNING, "hires.execute"):
+    with caplog.at_level(logging.WARNING, "hires.engine.run"):
         result = hires.render(PROMPT, size="256x200", steps=2, tiny_vae=tiny)
     assert result.pixels.shape == (200, 256, 3)
     assert result.plan.decode.policy == "tiny"

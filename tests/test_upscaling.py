@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import hires
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
-from hires import upscaling
 from hires.cli import app
+from hires.engine import upscale
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
 from hires.events import Event
 from hires.images.boxes import luma
@@ -339,12 +339,12 @@ def test_a_large_file_reads_the_same_in_three_libraries_as_in_memory(tmp_path: P
 def test_a_refinement_is_checked_against_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a budget, too: without naming the device a plan would be of a card of that size."""
     seen: list[str] = []
-    described = upscaling.describe_device
+    described = upscale.describe_device
 
     def watched(device: str, *rest: Any) -> Any:
         seen.append(described(device, *rest).name)
         return described(device, *rest)
 
-    monkeypatch.setattr(upscaling, "describe_device", watched)
+    monkeypatch.setattr(upscale, "describe_device", watched)
     hires.upscale(np.zeros((32, 32, 3), np.uint8), scale=2, refine=True, strength=0.5, steps=2, vram="1GB")
     assert seen and all(name.startswith("CPU") for name in seen)

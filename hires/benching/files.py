@@ -110,7 +110,7 @@ def upscale_rows(setting: Setting) -> Iterator[Row]:
 def _upscale_at(setting: Setting, size: Size) -> Iterator[Row]:
     from PIL import Image
 
-    from hires.upscaling import upscale
+    from hires.engine.upscale import upscale
 
     side = np.linspace(0, 20, size.area * 3).reshape(size.height, size.width, 3)
     picture = ((np.sin(side * 37) + 1) * 127).astype(np.uint8)

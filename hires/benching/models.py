@@ -174,7 +174,7 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
 
 def render_rows(setting: Setting) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
-    from hires.engine import render
+    from hires.engine.engine import render
     from hires.images.boxes import luma
     from hires.metrics.seams import seam_lines, seam_score
     from hires.options.render import PRESETS

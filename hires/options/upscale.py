@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from hires.errors import RequestError
 from hires.options.lora import Loras
 from hires.options.stage import known
-from hires.planning.plan import RenderResult
 from hires.tiling.geometry import Size
 
 REFINE_STRENGTH = 0.35
@@ -63,35 +62,3 @@ class UpscaleOptions:
             raise RequestError(f"--bits {self.bits}: give 8 or 16")
         if self.tile_px is not None and self.tile_px < 1:
             raise RequestError(f"--tile {self.tile_px}: give a tile side in pixels of the input, such as 256")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpscaleResult:
-    """An enlarged picture: where it is, from what to what, how, and what it took. pixels (H, W, bands) without an output."""
-
-    path: Path | None
-    source: Size
-    size: Size
-    upscaler: str
-    notes: tuple[str, ...]
-    tiles: int
-    retries: int
-    seconds: float
-    peak_rss_bytes: int
-    refined: RenderResult | None = None
-    pixels: Any = field(default=None, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values."""
-        return {
-            "path": None if self.path is None else str(self.path),
-            "source": str(self.source),
-            "size": str(self.size),
-            "upscaler": self.upscaler,
-            "notes": list(self.notes),
-            "tiles": self.tiles,
-            "retries": self.retries,
-            "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "refined": None if self.refined is None else self.refined.to_json(),
-        }

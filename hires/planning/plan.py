@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from hires.events import StageStats
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.options.stage import GuidePlan
 from hires.tiling.geometry import Size, TileGrid
@@ -167,53 +165,3 @@ class MemoryPlan:
             lines.append(f"  {cost.stage:<10} peak {gib(cost.peak_bytes)}, {pflop(cost.flops)}, about {cost.seconds:.0f} s")
         lines.append(f"  preset {self.preset}: {pflop(self.flops)} in all, about {self.seconds:.0f} s")
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderResult:
-    """A finished render: where the file is, what was planned and what it took. drawn: its pixels, or what reads them."""
-
-    path: Path | None
-    size: Size
-    seed: int
-    plan: MemoryPlan
-    stats: tuple[StageStats, ...]
-    seconds: float
-    peak_rss_bytes: int
-    drawn: Any = field(default=None, repr=False)
-
-    @property
-    def pixels(self) -> Any:
-        """(height, width, 3), in memory or, where there is a file, read from it each time."""
-        return self.drawn() if callable(self.drawn) else self.drawn
-
-    def predictions(self) -> list[dict[str, Any]]:
-        """Per stage that ran: predicted and measured peak bytes and seconds. On a CPU the measured bytes are the process's."""
-        planned = {cost.stage: cost for cost in self.plan.costs}
-        found = []
-        for stage in self.stats:
-            cost = planned.get(stage.stage.removesuffix(" (tiny)"))
-            if cost is not None:
-                found.append(
-                    {
-                        "stage": stage.stage,
-                        "predicted_peak_bytes": cost.peak_bytes,
-                        "measured_peak_bytes": stage.peak_bytes,
-                        "predicted_seconds": round(cost.seconds, 3),
-                        "measured_seconds": stage.seconds,
-                    }
-                )
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values: path, size, seed, plan, predictions beside what was measured, stats."""
-        return {
-            "path": None if self.path is None else str(self.path),
-            "size": str(self.size),
-            "seed": self.seed,
-            "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "plan": self.plan.to_json(),
-            "predictions": self.predictions(),
-            "stats": [dataclasses.asdict(stage) for stage in self.stats],
-        }

@@ -14,6 +14,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from hires.checkpoints.spec import load_spec
+from hires.engine.upscale import structure_cutoff
 from hires.errors import RequestError
 from hires.images import infotext
 from hires.images.decoders import PILLOW_FORMATS
@@ -27,7 +28,6 @@ from hires.server.scripts import Scripted
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask
 from hires.tiling.geometry import Size
-from hires.upscaling import structure_cutoff
 
 LORA = re.compile(r"<lora:([^:<>]+)(?::([-+]?[\d.]+))?(?::[^<>]*)?>")
 AUTOMATIC = ("", "automatic")

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hires._version import __version__
-from hires.asked import editing, spec_for, text_to_image, with_captions
 from hires.devices.describe import describe_device
 from hires.devices.probe import choose_device
+from hires.engine.requests import editing, spec_for, text_to_image, with_captions
+from hires.engine.results import UpscaleResult
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
 from hires.images.decoders import PILLOW_FORMATS
@@ -23,7 +24,7 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
-from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
+from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
@@ -172,7 +173,7 @@ class Runner:
     def _enlarged(
         self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
     ) -> UpscaleResult:
-        from hires.upscaling import Batch
+        from hires.engine.upscale import Batch
 
         refinement = Refinement(
             strength=task.strength or REFINE_STRENGTH, prompt=task.prompt, negative=task.negative,

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires import asked, engine
 from hires._imports import quiet_imports
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.noise_levels import vp_sigmas
 from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
+from hires.engine import engine, requests
 from hires.errors import ModelError, RequestError
 from hires.images.whole import on_canvas
 from hires.models.text_encoders import encode_prompts
@@ -50,7 +50,7 @@ class Run:
         request = RenderRequest(
             prompt=PROMPT, size=SIZE, model=str(made.path), parts=None if made.parts is None else str(made.parts), **options
         )
-        self.spec: ModelSpec = asked.spec_for(request)
+        self.spec: ModelSpec = requests.spec_for(request)
         self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         ladder = Ladder([self.plan.decode], str)
@@ -335,7 +335,7 @@ def test_pixart_reads_prompts_as_its_captions_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "levels"), [("sdxl-turbo", [499, 249]), ("pixart-dmd", [400]), ("sdxl-lcm", [339, 179])])
 def test_few_step_models_relay_at_timesteps_they_know(tmp_path: Path, name: str, levels: list[int]) -> None:
     made = checkpoints.make(tmp_path, name)
-    spec = asked.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
+    spec = requests.spec_for(RenderRequest(prompt="", size=SIZE, model=str(made.path), parts=str(made.parts), family=name))
     big = Size(4 * spec.native_px, 4 * spec.native_px)
     plan = planner.plan(RenderRequest(prompt="", size=big), spec, machines.described_card(parse_bytes("24GB")))
     assert len(plan.stages) > 1

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.asked import spec_for
 from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.machines import host_device
+from hires.engine.requests import spec_for
 from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.options.stage_text import parse_stage

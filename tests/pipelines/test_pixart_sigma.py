@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import hires
-from hires.asked import pooled_keys
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
+from hires.engine.requests import pooled_keys
 from hires.errors import RequestError
 from hires.events import Event
 from hires.models.loading import load_autoencoder

@@ -9,15 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hires._version import __version__
+from hires.engine.results import RenderResult
+from hires.errors import OutputError, RequestError
 from hires.events import Event, OnEvent
 from hires.images.infotext import written
 from hires.options.render import RenderRequest
-from hires.planning.plan import MemoryPlan, RenderResult
+from hires.planning.plan import MemoryPlan
 from hires.sampling.registry import SAMPLERS, SCHEDULES
+from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
     from hires.images.sinks import ImageSink
-    from hires.tiling.geometry import Size
+
+
+def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
+    """Where a picture goes. OutputError where it cannot be written there, before any work."""
+    if bits not in (None, *DEPTHS):
+        raise RequestError(f"--bits {bits}: give 8 or 16")
+    if output is None:
+        return Delivery(None, bits=bits or 8)
+    from hires.images.formats import check_fits, check_output
+
+    path = check_output(_path(output), overwrite)
+    check_fits(path, size, dtype=f"uint{bits or 8}")
+    return Delivery(path, overwrite, bits or 8)
+
+
+def _path(output: str | Path) -> Path:
+    try:
+        return Path(output).expanduser()
+    except RuntimeError as error:
+        raise OutputError(f"output {output}: {error}; give a full path") from None
+
 
 OpenSink = Callable[["Size"], "ImageSink"]
 DEPTHS = (8, 16)

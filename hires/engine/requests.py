@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from hires.checkpoints.families import PixArtShape, second_half_factors
 from hires.checkpoints.loras import with_loras
 from hires.checkpoints.spec import ModelSpec, load_spec
-from hires.delivery import DEPTHS, Delivery
-from hires.errors import OutputError, RequestError, SizeError
+from hires.errors import RequestError, SizeError
 from hires.options import captions
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
@@ -100,26 +99,6 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     if not request.clean_caption:
         return request
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
-
-
-def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
-    """Where a picture goes. OutputError where it cannot be written there, before any work."""
-    if bits not in (None, *DEPTHS):
-        raise RequestError(f"--bits {bits}: give 8 or 16")
-    if output is None:
-        return Delivery(None, bits=bits or 8)
-    from hires.images.formats import check_fits, check_output
-
-    path = check_output(_path(output), overwrite)
-    check_fits(path, size, dtype=f"uint{bits or 8}")
-    return Delivery(path, overwrite, bits or 8)
-
-
-def _path(output: str | Path) -> Path:
-    try:
-        return Path(output).expanduser()
-    except RuntimeError as error:
-        raise OutputError(f"output {output}: {error}; give a full path") from None
 
 
 def size_of(size: SizeLike | None, picture: NDArray[np.uint8] | None = None) -> Size:

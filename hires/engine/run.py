@@ -1,31 +1,128 @@
-"""Carrying a plan out in memory: load, denoise, decode. `engine` makes the plan and writes the file."""
+"""Carry out a plan: load, denoise, decode, write."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
-from hires.delivery import Delivery, OpenSink
+from hires.devices import calibration
+from hires.devices.calibration import calibrated
+from hires.devices.describe import budget_of
 from hires.devices.memory import peak_resident_bytes
 from hires.devices.probe import TORCH_DTYPE
+from hires.engine.fallback import _approximate, _cheaper, _unkept
+from hires.engine.output import Delivery, OpenSink, parameters
+from hires.engine.requests import with_captions
+from hires.engine.results import RenderResult
 from hires.errors import MemoryLadderError
 from hires.events import Event, OnEvent
 from hires.images.whole import on_canvas
 from hires.models.attention_processors import attention_backend
-from hires.options.render import RenderRequest
+from hires.options.render import JournalOptions, RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import load_family
-from hires.planning.plan import DecodePlan, MemoryPlan, RenderResult
+from hires.planning import planner
+from hires.planning.plan import DecodePlan, MemoryPlan
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.tiling.retry import Ladder, is_out_of_memory, twice
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from hires.devices.memory import FreedPages
+
+
+def _carried_out(
+    request: RenderRequest,
+    spec: ModelSpec,
+    file: Delivery,
+    device: str,
+    memory: tuple[str | int | None, str | int | None],
+    picture: NDArray[np.uint8] | None,
+    on_event: OnEvent | None,
+    edges: NDArray[np.uint8] | None = None,
+    journal: JournalOptions | None = None,
+    mask: NDArray[np.uint8] | None = None,
+) -> RenderResult:
+    """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
+    try:
+        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal, mask)
+    except BaseException:
+        file.abort()
+        raise
+
+
+def _delivered(
+    request: RenderRequest,
+    spec: ModelSpec,
+    file: Delivery,
+    device: str,
+    memory: tuple[str | int | None, str | int | None],
+    picture: NDArray[np.uint8] | None,
+    on_event: OnEvent | None,
+    edges: NDArray[np.uint8] | None,
+    journal: JournalOptions | None,
+    mask: NDArray[np.uint8] | None,
+) -> RenderResult:
+    from hires.devices.memory import freed_pages
+    from hires.devices.probe import choose_device, probe
+
+    pass
+    from hires.resume.journal import NO_JOURNAL, open_journal
+
+    chosen = choose_device(device)
+    if spec.missing:
+        raise missing(spec.missing, spec.facts)
+    request = with_captions(request)
+    vram, ram = map(budget_of, memory)
+    facts = calibrated(probe(chosen, vram, ram or 0), calibration.load(calibration.cache_folder()))
+    made = planner.plan(request, spec, facts)
+    file.head = parameters(request, made)
+    tell: OnEvent = on_event or (lambda event: None)
+
+    def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
+        with freed_pages(_freed(made, chosen.type, ram)):
+            return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
+
+    if file.path is None or journal is None:
+        return file.finish(_unkept(request, made, spec, facts, run), request, tell)
+    from hires.resume.fingerprint import describe_job
+
+    job = describe_job(request, made, spec, (picture, edges, mask))
+    kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
+    file.within = kept.folder
+    try:
+        drawn = run(request, made, kept)
+    except MemoryLadderError as error:
+        kept.close()
+        cheaper = _cheaper(request, spec, error)
+        kept.remove()  # of another picture than the one that is drawn now
+        drawn = _approximate(cheaper, spec, facts, run)
+    except BaseException:
+        kept.close()
+        raise
+    try:
+        result = file.finish(drawn, request, tell)
+    except BaseException:
+        kept.close()
+        raise
+    kept.remove()
+    return result
+
+
+def _freed(made: MemoryPlan, device: str, ram: int | None) -> FreedPages:
+    """What becomes of freed memory: it goes back where host memory is counted, and is kept where a third more has room."""
+    if ram is not None:
+        return "returned"
+    return "kept" if device == "cpu" and 4 * made.peak_bytes <= 3 * made.budget_bytes else "usual"
 
 
 def run_plan(

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hires._version import __version__
-from hires.asked import spec_for, text_to_image
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
-from hires.engine import render
+from hires.engine.engine import render
+from hires.engine.requests import spec_for, text_to_image
+from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
 from hires.images.formats import check_fits, check_output, format_of, read_text
@@ -30,16 +31,16 @@ from hires.models.upscalers import Upscaler, load_upscaler
 from hires.options.lora import Loras
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
-from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions, UpscaleResult
+from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions
 from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
-from hires.planning.plan import RenderResult
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     from hires.images.sources import PictureLike
+
 
 log = logging.getLogger(__name__)
 DEFAULT_SCALE = 4

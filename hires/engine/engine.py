@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hires.asked import delivery, edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
-from hires.checkpoints.locate import missing
-from hires.checkpoints.spec import ModelSpec
-from hires.delivery import Delivery, parameters
-from hires.devices import calibration
-from hires.devices.calibration import calibrated
 from hires.devices.describe import budget_of, describe_device
-from hires.devices.spec import DeviceSpec
-from hires.errors import MemoryLadderError, RequestError
+from hires.engine.output import delivery
+from hires.engine.requests import edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
+from hires.engine.results import RenderResult
+from hires.engine.run import _carried_out
+from hires.errors import RequestError
 from hires.events import OnEvent
 from hires.options.lora import Loras, loras_of
 from hires.options.render import JournalOptions, RenderRequest
 from hires.options.sizes import SizeLike
 from hires.options.stage_text import StageLike, relay_of, stages_of
-from hires.planning import explain, planner
-from hires.planning.plan import MemoryPlan, RenderResult
+from hires.planning import planner
+from hires.planning.plan import MemoryPlan
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from hires.asked import PictureLike
-    from hires.devices.memory import FreedPages
+    from hires.engine.requests import PictureLike
 
 
-log = logging.getLogger(__name__)
 STRENGTH = 0.5  # of a picture to start from, where none is given
 
 
@@ -327,123 +318,3 @@ def plan(
         clean_caption=clean_caption,
     )
     return planner.plan(with_captions(request), spec_for(request), describe_device(device, budget_of(vram), budget_of(ram)))
-
-
-def _carried_out(
-    request: RenderRequest,
-    spec: ModelSpec,
-    file: Delivery,
-    device: str,
-    memory: tuple[str | int | None, str | int | None],
-    picture: NDArray[np.uint8] | None,
-    on_event: OnEvent | None,
-    edges: NDArray[np.uint8] | None = None,
-    journal: JournalOptions | None = None,
-    mask: NDArray[np.uint8] | None = None,
-) -> RenderResult:
-    """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
-    try:
-        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal, mask)
-    except BaseException:
-        file.abort()
-        raise
-
-
-def _delivered(
-    request: RenderRequest,
-    spec: ModelSpec,
-    file: Delivery,
-    device: str,
-    memory: tuple[str | int | None, str | int | None],
-    picture: NDArray[np.uint8] | None,
-    on_event: OnEvent | None,
-    edges: NDArray[np.uint8] | None,
-    journal: JournalOptions | None,
-    mask: NDArray[np.uint8] | None,
-) -> RenderResult:
-    from hires.devices.memory import freed_pages
-    from hires.devices.probe import choose_device, probe
-    from hires.execute import run_plan
-    from hires.resume.journal import NO_JOURNAL, Journal, open_journal
-
-    chosen = choose_device(device)
-    if spec.missing:
-        raise missing(spec.missing, spec.facts)
-    request = with_captions(request)
-    vram, ram = map(budget_of, memory)
-    facts = calibrated(probe(chosen, vram, ram or 0), calibration.load(calibration.cache_folder()))
-    made = planner.plan(request, spec, facts)
-    file.head = parameters(request, made)
-    tell: OnEvent = on_event or (lambda event: None)
-
-    def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
-        with freed_pages(_freed(made, chosen.type, ram)):
-            return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
-
-    if file.path is None or journal is None:
-        return file.finish(_unkept(request, made, spec, facts, run), request, tell)
-    from hires.resume.fingerprint import describe_job
-
-    job = describe_job(request, made, spec, (picture, edges, mask))
-    kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
-    file.within = kept.folder
-    try:
-        drawn = run(request, made, kept)
-    except MemoryLadderError as error:
-        kept.close()
-        cheaper = _cheaper(request, spec, error)
-        kept.remove()  # of another picture than the one that is drawn now
-        drawn = _approximate(cheaper, spec, facts, run)
-    except BaseException:
-        kept.close()
-        raise
-    try:
-        result = file.finish(drawn, request, tell)
-    except BaseException:
-        kept.close()
-        raise
-    kept.remove()
-    return result
-
-
-def _freed(made: MemoryPlan, device: str, ram: int | None) -> FreedPages:
-    """What becomes of freed memory: it goes back where host memory is counted, and is kept where a third more has room."""
-    if ram is not None:
-        return "returned"
-    return "kept" if device == "cpu" and 4 * made.peak_bytes <= 3 * made.budget_bytes else "usual"
-
-
-def _cheaper(request: RenderRequest, spec: ModelSpec, error: MemoryLadderError) -> RenderRequest:
-    """The next picture that takes less memory, where the user allows another one; else the error."""
-    found = next(planner.approximations(request, spec), None)
-    if found is None:
-        raise error
-    log.warning("%s; drawing another picture, as --allow-approximate allows", error)
-    return found
-
-
-def _unkept(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: DeviceSpec,
-    run: Callable[[RenderRequest, MemoryPlan], RenderResult],
-) -> RenderResult:
-    """A run without a journal, and cheaper pictures after it where they are allowed."""
-    try:
-        return run(request, made)
-    except MemoryLadderError as error:
-        cheaper = _cheaper(request, spec, error)
-    return _approximate(cheaper, spec, device, run)
-
-
-def _approximate(
-    request: RenderRequest, spec: ModelSpec, device: DeviceSpec, run: Callable[[RenderRequest, MemoryPlan], RenderResult]
-) -> RenderResult:
-    """The first of ever cheaper pictures that has room, its plan saying so. MemoryLadderError where none has."""
-    while True:
-        made = explain.noted(planner.plan(request, spec, device), request)
-        try:
-            return run(request, made)
-        except MemoryLadderError as error:
-            request = _cheaper(request, spec, error)

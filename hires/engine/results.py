@@ -1,0 +1,94 @@
+"""What a render or an upscale returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hires.events import StageStats
+from hires.planning.plan import MemoryPlan
+from hires.tiling.geometry import Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpscaleResult:
+    """An enlarged picture: where it is, from what to what, how, and what it took. pixels (H, W, bands) without an output."""
+
+    path: Path | None
+    source: Size
+    size: Size
+    upscaler: str
+    notes: tuple[str, ...]
+    tiles: int
+    retries: int
+    seconds: float
+    peak_rss_bytes: int
+    refined: RenderResult | None = None
+    pixels: Any = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {
+            "path": None if self.path is None else str(self.path),
+            "source": str(self.source),
+            "size": str(self.size),
+            "upscaler": self.upscaler,
+            "notes": list(self.notes),
+            "tiles": self.tiles,
+            "retries": self.retries,
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "refined": None if self.refined is None else self.refined.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderResult:
+    """A finished render: where the file is, what was planned and what it took. drawn: its pixels, or what reads them."""
+
+    path: Path | None
+    size: Size
+    seed: int
+    plan: MemoryPlan
+    stats: tuple[StageStats, ...]
+    seconds: float
+    peak_rss_bytes: int
+    drawn: Any = field(default=None, repr=False)
+
+    @property
+    def pixels(self) -> Any:
+        """(height, width, 3), in memory or, where there is a file, read from it each time."""
+        return self.drawn() if callable(self.drawn) else self.drawn
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Per stage that ran: predicted and measured peak bytes and seconds. On a CPU the measured bytes are the process's."""
+        planned = {cost.stage: cost for cost in self.plan.costs}
+        found = []
+        for stage in self.stats:
+            cost = planned.get(stage.stage.removesuffix(" (tiny)"))
+            if cost is not None:
+                found.append(
+                    {
+                        "stage": stage.stage,
+                        "predicted_peak_bytes": cost.peak_bytes,
+                        "measured_peak_bytes": stage.peak_bytes,
+                        "predicted_seconds": round(cost.seconds, 3),
+                        "measured_seconds": stage.seconds,
+                    }
+                )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values: path, size, seed, plan, predictions beside what was measured, stats."""
+        return {
+            "path": None if self.path is None else str(self.path),
+            "size": str(self.size),
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "plan": self.plan.to_json(),
+            "predictions": self.predictions(),
+            "stats": [dataclasses.asdict(stage) for stage in self.stats],
+        }
