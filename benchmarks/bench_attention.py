@@ -21,11 +21,11 @@ from torch import Tensor
 from benchmarks.bench_maps import DTYPES, milli
 from benchmarks.common import RESULTS, append_row, stamp
 from hires._imports import quiet_imports
+from hires.bench.timing import Timed, peak_flops, rms, timed
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, Windows, attended, axis
 from hires.kernels.dispatch import BACKENDS, attention
 from hires.kernels.torch_windows import key_lines, pooled
 from hires.models.attention_processors import DispatchedAttention
-from hires.timing import Timed, peak_flops, rms, timed
 
 SIZES = (1024, 2048, 4096, 8192)
 SAMPLED = 32

@@ -26,8 +26,8 @@ import hires
 from benchmarks.common import RESULTS, append_row, stamp
 from benchmarks.held_out import held_out_scenes
 from benchmarks.peaks import peaks
-from hires.profiling import Costly, Profile
-from hires.timing import peak_flops
+from hires.bench.profile import Costly, Profile
+from hires.bench.timing import peak_flops
 
 ROWS = 10
 PRODUCTS = ("aten::mkldnn_convolution", "aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")

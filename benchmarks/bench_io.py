@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import RESULTS, append_row, stamp
+from hires.bench.timing import quantile
 from hires.devices.memory import peak_resident_bytes
 from hires.images.png import LEVEL
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.tiling.geometry import Box, Size
-from hires.timing import quantile
 
 DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PHOTO = DATA / "photos" / "flower_BSD3_2268x1512.png"

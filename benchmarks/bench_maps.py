@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, append_row, stamp
-from hires.timing import peak_bandwidth, rms, timed
+from hires.bench.timing import peak_bandwidth, rms, timed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
-from hires.benching.models import evaluation, evaluation_flops
-from hires.benching.rows import Setting, suite_of
+from hires.bench.models import evaluation, evaluation_flops
+from hires.bench.row import Setting
+from hires.bench.suites import suite_of
 from hires.devices.probe import probe
 from hires.engine.run import run_plan
 from hires.errors import HiresError, RequestError

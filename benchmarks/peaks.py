@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from hires.timing import peak_flops
+from hires.bench.timing import peak_flops
 
 
 def peaks(dtype: torch.dtype = torch.float32) -> list[float]:

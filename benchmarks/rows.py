@@ -138,9 +138,9 @@ def bound_memory() -> None:
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
     """The last result, and seconds by quantile with the peak above what was held before the first counted call."""
-    from hires.benching.rows import resident_from_now
+    from hires.bench.row import resident_from_now
+    from hires.bench.timing import quantile
     from hires.devices.memory import peak_resident_bytes
-    from hires.timing import quantile
 
     held, taken, result = resident_from_now() or 0, [], None
     for _ in range(repeats):

@@ -16,7 +16,7 @@ from hires.cli_shown import guarded
 from hires.errors import RequestError
 
 if TYPE_CHECKING:
-    from hires.benching.rows import Row, Setting
+    from hires.bench.row import Row, Setting
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The document on stdout alone, nothing on stderr.")]
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
         """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
 
         def work() -> Any:
-            from hires.bench import calibrate as measure
+            from hires.bench.calibrate import calibrate as measure
             from hires.devices import calibration
             from hires.devices.probe import choose_device
 
@@ -87,7 +87,7 @@ def _command(name: str) -> Callable[..., None]:
         plot: Plot = None,
     ) -> None:
         def work() -> dict[str, Any]:
-            from hires.benching.rows import SUITES, Setting
+            from hires.bench.row import SUITES, Setting
             from hires.devices.probe import choose_device
             from hires.options.sizes import parse_size
 
@@ -104,23 +104,23 @@ def _command(name: str) -> Callable[..., None]:
 
 def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot: Path | None) -> dict[str, Any]:
     """Run suites, each row told and kept as it comes; the document of all of them. An out-of-memory is a row."""
-    from hires.benching import report
-    from hires.benching.rows import described, rows_of
+    from hires.bench import plots
+    from hires.bench.suites import described, rows_of
 
     setting.check()
     if plot is not None:
-        report.check_picture("--plot", plot)
+        plots.check_picture("--plot", plot)
     machine = described(setting)
     rows: list[Row] = []
     print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)
     for name in names:
         for row in rows_of(name, setting):
-            print(report.line(row), file=sys.stderr, flush=True)
+            print(plots.line(row), file=sys.stderr, flush=True)
             rows.append(row)
             if csv is not None:
-                report.append_csv(csv, [row], machine)
+                plots.append_csv(csv, [row], machine)
     if not rows:
         raise RequestError(f"bench {names[0]}: nothing to measure at this size")
     if plot is not None:
-        report.plot(plot, rows, f"hires bench {' '.join(names)} on {machine['device']}")
+        plots.plot(plot, rows, f"hires bench {' '.join(names)} on {machine['device']}")
     return machine | {"rows": [row.to_json() for row in rows]}

@@ -109,12 +109,12 @@ def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: P
         on_event, after = shown, []
         if profile is not None:
             os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # before torch: its profiler is chatty
-            from hires.profiling import Profile
+            from hires.bench.profile import Profile
 
             traced = stack.enter_context(Profile(profile, on_event))
             on_event, after = traced.hear, [traced.report]
         if timeline is not None:
-            from hires.profiling import MemoryTimeline
+            from hires.bench.memory_timeline import MemoryTimeline
 
             drawn = stack.enter_context(MemoryTimeline(timeline, on_event))
             on_event, after = drawn.hear, [drawn.draw, *after]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import bench_attention, bench_blend, bench_group_norm
+from hires.bench.timing import quantile, timed
 from hires.kernels.attention_policies import NPA
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS
-from hires.timing import quantile, timed
 
 
 @pytest.mark.parametrize("suite", [bench_group_norm, bench_blend], ids=["group_norm", "blend"])

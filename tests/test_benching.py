@@ -10,11 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hires.benching.report import line
-from hires.benching.rows import COLUMNS, SUITES, Row, Setting, suite_of
+from hires.bench.plots import line
+from hires.bench.row import COLUMNS, SUITES, Row, Setting
+from hires.bench.suites import suite_of
+from hires.bench.timing import Timed
 from hires.cli import app
 from hires.tiling.geometry import Size
-from hires.timing import Timed
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -93,8 +94,8 @@ def test_out_of_memory_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("hires.benching.kernels.attention", full)
-    monkeypatch.setattr("hires.timing.free_memory", lambda: None)  # of a heap this large it takes a third of a second
+    monkeypatch.setattr("hires.bench.kernels.attention", full)
+    monkeypatch.setattr("hires.bench.timing.free_memory", lambda: None)  # of a heap this large it takes a third of a second
     code, stdout, stderr = run("attention", "--quick", "--device", "cpu", "--size", "256x256")
     assert code == 0 and {row["state"] for row in json.loads(stdout)["rows"]} == {"out of memory"} and "out of memory" in stderr
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hires
-from hires import bench
+from hires.bench import calibrate
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.calibration import Calibration, cache_folder, calibrated, file_of, load, save
 from hires.devices.machines import described_card, host_device
@@ -71,9 +71,9 @@ def test_plans_go_by_what_was_measured(demo: ModelSpec) -> None:
 
 
 def test_measuring_gives_rates_that_a_machine_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SECONDS", 0.05)
+    monkeypatch.setattr(calibrate, "SECONDS", 0.05)
     said: list[str] = []
-    found = bench.calibrate(torch.device("cpu"), said.append)
+    found = calibrate.calibrate(torch.device("cpu"), said.append)
     assert found.device == host_device().name
     assert 1e8 < found.attention_flops < 1e15 and 1e8 < found.flops < 1e15 and 0 < found.call_seconds < 1
     assert found.copy_bytes_per_second == found.slack == 0 and found.attention_backend in " ".join(said)

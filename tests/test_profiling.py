@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import hires
+from hires.bench.memory_timeline import MemoryTimeline
+from hires.bench.profile import Profile, attention_flops, costliest, results
 from hires.cli import app
 from hires.events import Event
-from hires.profiling import MemoryTimeline, Profile, attention_flops, costliest, results
 
 SMALL = ["render", "a lake", "--size", "320x192", "--steps", "3", "--quiet"]
 
@@ -57,7 +58,7 @@ def test_floors_of_operators() -> None:
             F.scaled_dot_product_attention(q, q, q)
             F.conv2d(x, weight, padding=1)
     rows = costliest(found.key_averages(group_by_input_shape=True), torch.device("cpu"), torch.float32)
-    from hires.timing import peak_bandwidth, peak_flops
+    from hires.bench.timing import peak_bandwidth, peak_flops
 
     product = next(row for row in rows if row.name == "aten::mm")
     peaks = peak_flops(torch.device("cpu"), torch.float32), peak_bandwidth(torch.device("cpu"))
@@ -92,7 +93,7 @@ def test_the_timeline_shows_planned_beside_measured(tmp_path: Path) -> None:
 def test_a_stage_begins_where_the_one_before_was_last_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timeline = MemoryTimeline(tmp_path / "a.svg")
     clock = iter([1.0, 2.0, 5.0, 9.0])
-    monkeypatch.setattr("hires.profiling.time.monotonic", lambda: timeline._begun + next(clock))
+    monkeypatch.setattr("hires.bench.profile.time.monotonic", lambda: timeline._begun + next(clock))
     for stage, done in (("load", 1), ("base", 0), ("base", 4), ("decode", 1)):
         timeline.hear(Event(stage=stage, done=done, total=4))
     plan = hires.plan(size="128x128", steps=2)

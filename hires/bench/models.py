@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.benching.rows import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.bench.row import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.bench.timing import Timed, peak_flops
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import probe
 from hires.errors import RequestError
@@ -25,7 +26,6 @@ from hires.planning.plan import StagePlan
 from hires.planning.planner import plan
 from hires.tiling.denoise import tiled
 from hires.tiling.retry import Batcher, Ladder
-from hires.timing import Timed, peak_flops
 from hires.units import gib, parse_bytes
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hires.benching.rows import Row, Setting
+from hires.bench.row import Row, Setting
+from hires.bench.timing import Timed
 from hires.errors import HiresError
 from hires.tiling.geometry import Size
-from hires.timing import Timed
 
 
 def io_rows(setting: Setting) -> Iterator[Row]:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hires.bench.timing import Timed, timed
 from hires.devices.memory import peak_resident_bytes, reset_resident_peak
 from hires.devices.probe import probe
-from hires.errors import BudgetError, MemoryLadderError, RequestError
+from hires.errors import RequestError
 from hires.tiling.geometry import Size
-from hires.tiling.retry import free_memory, is_out_of_memory
-from hires.timing import Timed, timed
+from hires.tiling.retry import free_memory
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     from hires.checkpoints.spec import ModelSpec
+
 
 SUITES = ("attention", "norm", "vae", "denoise", "render", "io", "upscale")
 SIZES = {"attention": 1024, "norm": 1024, "vae": 1024, "denoise": 1024, "render": 1024, "io": 4096, "upscale": 1024}
@@ -165,38 +165,6 @@ def resident_from_now() -> int | None:
     return peak_resident_bytes() if reset_resident_peak() else None
 
 
-def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:
-    """A suite by its name."""
-    from hires.benching import files, kernels, models
-
-    return {
-        "attention": kernels.attention_rows,
-        "norm": kernels.norm_rows,
-        "vae": models.vae_rows,
-        "denoise": models.denoise_rows,
-        "render": models.render_rows,
-        "io": files.io_rows,
-        "upscale": files.upscale_rows,
-    }[name]
-
-
-def rows_of(name: str, setting: Setting) -> Iterator[Row]:
-    """The rows of a suite, size by size. What has no room, in the budget or in memory, is a row and ends that size."""
-    for size in setting.of(name):
-        try:
-            yield from suite_of(name)(replace(setting, sizes=(size,)))
-        except (BudgetError, MemoryLadderError) as error:
-            state = f"no room: {error}"
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            state = "out of memory"
-        else:
-            continue
-        free_memory()
-        yield Row(suite=name, case=setting.model, way="", size=str(size), taken=Timed(state=state))
-
-
 def name_of(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
@@ -207,18 +175,6 @@ def _milli(seconds: float | None) -> float | None:
 
 def _mebi(count: int | None) -> float | None:
     return None if count is None else round(count / 2**20, 2)
-
-
-def described(setting: Setting) -> dict[str, Any]:
-    """The machine that rows are of."""
-    from hires._version import __version__
-
-    facts = probe(setting.device)
-    threads, date = torch.get_num_threads(), time.strftime("%Y-%m-%d")
-    return {
-        "hires": __version__, "torch": torch.__version__, "date": date, "threads": threads, "device": facts.name,
-        "budget_bytes": setting.budget_bytes,
-    } | {key: value for key, value in asdict(facts).items() if key in ("kind", "capability")}  # fmt: skip
 
 
 COLUMNS = tuple(Row(suite="", case="", way="", size="").to_json())

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.benching.rows import Row, Setting, name_of
+from hires.bench.row import Row, Setting, name_of
+from hires.bench.timing import Timed, peak_bandwidth, peak_flops, rms
 from hires.kernels import group_norm
 from hires.kernels.attention_policies import NPA, Global, Policy, attended
 from hires.kernels.dispatch import BACKENDS, attention
 from hires.kernels.reference import attention_chunked
-from hires.timing import Timed, peak_bandwidth, peak_flops, rms
 
 SAMPLED = 32  # queries of an attention whose result is checked in float64
 

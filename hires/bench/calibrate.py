@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
+from hires.bench.timing import timed
 from hires.devices.calibration import Calibration
 from hires.devices.probe import probe
 from hires.errors import RunError
 from hires.kernels.dispatch import BACKENDS, AttentionSpec, attention
-from hires.timing import timed
 
-log = logging.getLogger(__name__)
 SECONDS = 3.0  # for each thing that is measured
 Say = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hires.benching.rows import COLUMNS, Row
+from hires.bench.row import COLUMNS, Row
 from hires.errors import OutputError, RequestError
 
 
