@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 
 from hires._version import __version__
 from hires.errors import HiresError
-from hires.server import a1111, jobs_api, openai, page
+from hires.server.a1111 import routes as a1111
+from hires.server.errors import http_status
 from hires.server.guard import Guard
 from hires.server.queue import JobQueue
-from hires.server.refusals import http_status
+from hires.server.routes import jobs, openai, page
 from hires.server.settings import Library, Settings
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="hires", version=__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.queue = queue
-    for routes in (jobs_api.router(queue), a1111.router(queue), openai.router(queue), page.router(queue)):
+    for routes in (jobs.router(queue), a1111.router(queue), openai.router(queue), page.router(queue)):
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)

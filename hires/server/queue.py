@@ -16,11 +16,11 @@ from typing import Any
 
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event
-from hires.server.jobs import ENDED, Job, read
-from hires.server.refusals import ConflictError, QueueFullError
-from hires.server.running import Runner
+from hires.server.errors import ConflictError, QueueFullError
+from hires.server.job import ENDED, Job, read
 from hires.server.settings import Library, Settings
 from hires.server.tasks import seeded
+from hires.server.worker import Runner
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hires.images.sinks import ImageSink
-from hires.server.deepzoom import TILE_PX, Pyramid, pyramid_of
+from hires.server.routes.deepzoom import TILE_PX, Pyramid, pyramid_of
 from hires.tiling.geometry import Size
 
 

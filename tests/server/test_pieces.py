@@ -11,7 +11,7 @@ from PIL import Image
 from hires.errors import RequestError
 from hires.events import Event
 from hires.images import infotext
-from hires.server import scripts
+from hires.server.a1111 import scripts
 from hires.server.pictures import around, mask_of, resized
 from hires.server.progress import Meter
 

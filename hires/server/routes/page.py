@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from hires.checkpoints.locate import ASSETS
-from hires.server.deepzoom import Pyramid, pyramid_of
-from hires.server.jobs_api import result_path
 from hires.server.queue import JobQueue
+from hires.server.routes.deepzoom import Pyramid, pyramid_of
+from hires.server.routes.jobs import result_path
 
 WEB = ASSETS / "web"
 FILES = {

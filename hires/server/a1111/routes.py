@@ -19,14 +19,15 @@ from hires.errors import RequestError
 from hires.images import infotext
 from hires.images.formats import read_text
 from hires.sampling.registry import SAMPLERS, SCHEDULES
-from hires.server import a1111_tasks, scripts
-from hires.server.a1111_fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored
-from hires.server.jobs import Job
-from hires.server.jobs_api import as_png
+from hires.server.a1111 import scripts
+from hires.server.a1111 import tasks as a1111_tasks
+from hires.server.a1111.fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored
+from hires.server.job import Job
 from hires.server.pictures import from_base64, linked
 from hires.server.queue import JobQueue
-from hires.server.running import Made
-from hires.server.waiting import finished
+from hires.server.routes.jobs import as_png
+from hires.server.routes.waiting import finished
+from hires.server.worker import Made
 
 
 def router(queue: JobQueue) -> APIRouter:

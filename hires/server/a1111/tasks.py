@@ -20,11 +20,11 @@ from hires.images import infotext
 from hires.images.decoders import PILLOW_FORMATS
 from hires.images.formats import read_text
 from hires.sampling import registry
-from hires.server import scripts
-from hires.server.a1111_fields import Drawing, Extras, Img2Img, Txt2Img, ignored
-from hires.server.jobs import Job
+from hires.server.a1111 import scripts
+from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
+from hires.server.a1111.scripts import Scripted
+from hires.server.job import Job
 from hires.server.pictures import around, from_base64, kept, mask_of, resized, upright
-from hires.server.scripts import Scripted
 from hires.server.settings import Library, Settings
 from hires.server.tasks import EditTask, RenderTask, UpscaleTask
 from hires.tiling.geometry import Size

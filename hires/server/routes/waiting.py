@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import HTTPException, Request
 
-from hires.server.jobs import Job
+from hires.server.job import Job
 from hires.server.queue import JobQueue
 
 LOOK_SECONDS = 0.5

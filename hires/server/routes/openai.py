@@ -15,13 +15,13 @@ from starlette.datastructures import FormData, UploadFile
 
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
-from hires.server.a1111_tasks import scratch
-from hires.server.jobs import Job
+from hires.server.a1111.tasks import scratch
+from hires.server.job import Job
 from hires.server.pictures import from_bytes, kept, resized, upright
 from hires.server.queue import JobQueue
+from hires.server.routes.waiting import finished
 from hires.server.settings import PROMPT_CHARACTERS
 from hires.server.tasks import EditTask, RenderTask
-from hires.server.waiting import finished
 
 EDIT_STRENGTH = 0.6  # of a picture that a text-to-image model edits
 REDRAW_STRENGTH = 1.0  # within a mask, whose inside is transparent

@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from hires.errors import HiresError, WriteError
+from hires.server.errors import http_status
 from hires.server.progress import Meter
-from hires.server.refusals import http_status
-from hires.server.running import Made
 from hires.server.tasks import AnyTask
+from hires.server.worker import Made
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from hires._version import __version__
 from hires.planning.drawing import svg
-from hires.server.jobs import ENDED, Job
+from hires.server.job import ENDED, Job
 from hires.server.queue import JobQueue
 from hires.server.tasks import AnyTask
 
