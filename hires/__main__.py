@@ -1,5 +1,5 @@
 """`python -m hires`: the command line."""
 
-from hires.cli import app
+from hires.cli.app import app
 
 app(prog_name="hires")

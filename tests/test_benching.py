@@ -14,7 +14,7 @@ from hires.bench.plots import line
 from hires.bench.row import COLUMNS, SUITES, Row, Setting
 from hires.bench.suites import suite_of
 from hires.bench.timing import Timed
-from hires.cli import app
+from hires.cli.app import app
 from hires.tiling.geometry import Size
 
 

@@ -11,7 +11,7 @@ from PIL import EpsImagePlugin, Image, features
 from typer.testing import CliRunner
 
 import hires
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import RequestError
 from hires.images.decoders import vips_loader
 from hires.images.formats import read_text

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 import hires
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource, LanczosSource, luma
 from hires.metrics.fidelity import drift, psnr

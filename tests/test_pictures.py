@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hires
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import RequestError, SizeError
 from tests.checkpoints import Checkpoint
 

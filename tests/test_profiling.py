@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import hires
 from hires.bench.memory_timeline import MemoryTimeline
 from hires.bench.profile import Profile, attention_flops, costliest, results
-from hires.cli import app
+from hires.cli.app import app
 from hires.events import Event
 
 SMALL = ["render", "a lake", "--size", "320x192", "--steps", "3", "--quiet"]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hires.checkpoints.families import FAMILIES
-from hires.cli import app
+from hires.cli.app import app
 from tests.checkpoints import Checkpoint, lora, make
 from tests.speed import half_a_second, processor_seconds
 

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.scenes import draw, scene
-from hires.cli import app
+from hires.cli.app import app
 from hires.engine.vae_roundtrip import vae_roundtrip
 from hires.errors import BudgetError, ModelError, OutputError, RequestError
 from hires.tiling.geometry import Size

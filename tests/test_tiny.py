@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hires
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import MemoryLadderError, ModelError
 from hires.events import Event
 from hires.images.formats import read_text

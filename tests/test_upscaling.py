@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import hires
 from benchmarks.held_out import held_out_scenes
 from benchmarks.scenes import draw
-from hires.cli import app
+from hires.cli.app import app
 from hires.engine import upscale
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
 from hires.events import Event

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import RequestError
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import hires
-from hires.cli import app
+from hires.cli.app import app
 from hires.errors import NotFiniteError
 from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.halo import HaloVAE

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hires.cli_shown import guarded
+from hires.cli.display import guarded
 from hires.errors import RequestError
 
 if TYPE_CHECKING:
     from hires.bench.row import Row, Setting
+
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The document on stdout alone, nothing on stderr.")]
@@ -32,7 +33,6 @@ Upscaler = Annotated[str | None, typer.Option("--upscaler", metavar="FILE", help
 Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes and few repeats: every code path in seconds.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Append the rows to a CSV file.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows into a .png or .svg (extra plot).")]
-
 ABOUT = {
     "attention": "Attention of CosXL, PixArt and the autoencoder, by every backend: all tokens, checked in float64, and npa.",
     "norm": "GroupNorm's statistics and its apply with SiLU, on maps of the UNet and of the autoencoder.",

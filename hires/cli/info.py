@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from hires._version import __version__
-from hires.cli_options import AsJson, Device, Family, Overwrite, Parts, Quiet, Vram
-from hires.cli_shown import guarded, progress_display
-from hires.cli_typed import whole
+from hires.cli.display import guarded, progress_display
+from hires.cli.options import AsJson, Device, Family, Overwrite, Parts, Quiet, Vram, whole
 from hires.tiling.bands.storage import VAE_POLICIES
 from hires.units import gib
 

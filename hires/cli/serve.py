@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hires.cli_shown import guarded
-from hires.cli_typed import whole
+from hires.cli.display import guarded
+from hires.cli.options import whole
 from hires.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from hires.server.settings import Settings
+
 
 KEY_VARIABLE = "HIRES_API_KEY"
 

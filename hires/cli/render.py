@@ -1,9 +1,8 @@
-"""The command line: `hires render`, `edit` and `plan` here, the other commands from `cli_about`, `cli_upscale`, ...."""
+"""`hires render`, `edit` and `plan`."""
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hires import cli_about, cli_bench, cli_serve, cli_upscale
-from hires._version import __version__
-from hires.cli_options import (
+from hires.cli.app import app
+from hires.cli.display import KEPT, LOST, guarded, preview_file, progress_display, say, watched
+from hires.cli.options import (
     AllowApproximate,
     AsJson,
     AttentionName,
@@ -62,18 +61,9 @@ from hires.cli_options import (
     TimelineFile,
     TinyVae,
     Vram,
+    number,
 )
-from hires.cli_shown import KEPT, LOST, guarded, preview_file, progress_display, say, watched
-from hires.cli_typed import number
 from hires.errors import RequestError
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Render 2K to 8K pictures and larger with diffusion models, planned before they run.",
-)
 
 
 @app.command()
@@ -312,23 +302,3 @@ def plan(
     if device == "auto" and vram is not None:
         print("with other budgets:")
         print(drawing.table(drawing.other_budgets(planned)))
-
-
-@app.callback(invoke_without_command=True)
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens to stderr.")] = False,
-) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
-    if version:
-        print(f"hires {__version__}")
-        raise typer.Exit
-
-
-cli_about.register(app)
-cli_upscale.register(app)
-cli_serve.register(app)
-cli_bench.register(app)
-
-if __name__ == "__main__":
-    app()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hires.cli_shown import guarded, progress_display
-from hires.cli_typed import number, whole
+from hires.cli.display import guarded, progress_display
+from hires.cli.options import number, whole
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
 from hires.options.render import PRESETS
@@ -20,6 +20,7 @@ from hires.units import gib
 
 if TYPE_CHECKING:
     from hires.options.upscale import UpscaleOptions
+
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 ANY = "lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows."

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from hires.cli_typed import level, number, whole
 from hires.kernels.attention_policies import POLICIES
 from hires.options.render import COLOUR_FIXES, DTYPES, POSITION_MODES, PRESETS, SAMPLERS, SCHEDULES, STRATEGIES
 from hires.options.stage_text import STAGE_KEYS
@@ -19,10 +18,6 @@ PictureSize = Annotated[
     typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096; default: the picture's."),
 ]
 Init = Annotated[Path | None, typer.Option("--init", metavar="IMAGE", help="A picture to start from instead of noise.")]
-Strength = Annotated[
-    float | None,
-    typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
-]
 Mask = Annotated[
     Path | None, typer.Option("--mask", metavar="IMAGE", help="White where --init is drawn anew; the rest stays as it is.")
 ]
@@ -32,7 +27,6 @@ Control = Annotated[
 Output = Annotated[
     Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write: .png, .tif, .jpg, .webp.", show_default=False)
 ]
-Bits = Annotated[int | None, typer.Option("--bits", parser=whole, metavar="N", help="8, or 16 of each value (.png, .tif).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 Model = Annotated[
@@ -101,9 +95,6 @@ AllowApproximate = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished render, and fail where there is none.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished render of the same file away and begin again.")]
 NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of the render: what stops it loses it.")]
-JournalSeconds = Annotated[
-    float, typer.Option("--journal-seconds", parser=number, metavar="S", help="Seconds between writes of what is finished.")
-]
 ProfileFile = Annotated[
     Path | None,
     typer.Option("--profile", metavar="FILE", help="Write a trace (.json) of the first steps; print the costliest operators."),
@@ -116,28 +107,63 @@ CleanCaption = Annotated[
     bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
 ]
 Negative = Annotated[str, typer.Option(help="What to keep out of the picture.")]
-Steps = Annotated[
-    int | None,
-    typer.Option(parser=whole, metavar="N", help="Sampler steps of the base picture; later stages take a share of it."),
-]
-Guidance = Annotated[
-    float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
-]
 SamplerName = Annotated[
     str | None,
     typer.Option("--sampler", metavar="NAME", help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'."),
 ]
 ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {', '.join(SCHEDULES)}.")]
-Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
 Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
 Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory, such as 3GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def whole(text: str) -> int:
+    """An integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no whole number") from None
+
+
+Bits = Annotated[int | None, typer.Option("--bits", parser=whole, metavar="N", help="8, or 16 of each value (.png, .tif).")]
+Steps = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="Sampler steps of the base picture; later stages take a share of it."),
+]
+Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
 Tile = Annotated[
     int | None, typer.Option(parser=whole, metavar="PX", help="Tile side in pixels; default: the model's training size.")
 ]
 Overlap = Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Pixels that neighbouring tiles share.")]
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
+
+
+Strength = Annotated[
+    float | None,
+    typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
+]
+JournalSeconds = Annotated[
+    float, typer.Option("--journal-seconds", parser=number, metavar="S", help="Seconds between writes of what is finished.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
+]
+
+
+def level(text: str) -> float | str:
+    """'auto' or a number."""
+    return text if text == "auto" else number(text)
+
+
 SigmaMax = Annotated[
     Any,
     typer.Option(
@@ -147,4 +173,3 @@ SigmaMax = Annotated[
         help="Noise level that an EDM model (CosXL) starts from; auto: what goes with the size. Default: the model's.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
