@@ -17,8 +17,8 @@ from benchmarks.definitions import definitions
 RESULTS = Path(os.environ.get("HIRES_BENCH_RESULTS", Path(__file__).parent / "results"))
 EQUAL_DB = 999.0  # what equal results have, for JSON has no infinity
 
-FRONTS = ("__init__", "__main__", "_version", "server", "client", "attaching", "benching", "bench", "timing", "profiling")
-# and cli*: no row is about them
+FRONTS = ("__init__", "__main__", "_version", "imageio", "server", "client", "cli", "bench")  # no row is about them
+ALONE = ("attach",)  # nor about these, in any room
 
 
 def decibels(value: object) -> str:
@@ -84,7 +84,7 @@ def code_of_pictures() -> list[Path]:
     """The files of hires that decide what a row measures: all but the fronts, and the weights that ship."""
     package = Path(hires.__file__).parent
     first = {file: file.relative_to(package).parts[0].removesuffix(".py") for file in package.rglob("*.py")}
-    kept = [file for file, name in first.items() if name not in FRONTS and not name.startswith("cli")]
+    kept = [file for file, name in first.items() if name not in FRONTS and file.stem not in ALONE]
     return [*kept, *package.glob("assets/demo/**/*.*")]
 
 
@@ -94,7 +94,7 @@ def digest(files: Iterable[Path]) -> str:
     Where a definition stands, its docstrings and its imports do not count: code that only moves keeps its digits.
     """
     total = hashlib.sha256()
-    for part in sorted(part for file in files for part in _parts(file)):
+    for part in sorted({part for file in files for part in _parts(file)}):
         total.update(part)
     return total.hexdigest()[:10]
 

@@ -37,7 +37,7 @@ def jobs(scratch: Path) -> list[Job]:
     kept = str(scratch)
     return [
         Job("gpu_suite", ("benchmarks/gpu_suite.py", "--dry", "--out", f"{kept}/gpu", "--minutes", "5")),
-        Job("hires bench all", ("-m", "hires.cli.app", "bench", "all", "--quick", "--device", "cpu", "--csv", f"{kept}/b.csv")),
+        Job("hires bench all", ("-m", "hires", "bench", "all", "--quick", "--device", "cpu", "--csv", f"{kept}/b.csv")),
         suite("peers", "--quick", limits=True),
         suite("waterfall", "--quick", limits=True),
         suite("scaling", "--quick"),

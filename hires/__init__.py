@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Client": "hires.client",
-    "Event": "hires.planning.plan",
+    "Event": "hires.events",
     "GuidePlan": "hires.options.stage",
-    "JournalOptions": "hires.engine.engine",
+    "JournalOptions": "hires.options.render",
     "MemoryPlan": "hires.planning.plan",
-    "RenderResult": "hires.planning.plan",
+    "RenderResult": "hires.engine.results",
     "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
     "WindowSpec": "hires.options.stage",

@@ -3,143 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hires"
-ROWS = (
-    (
-        "_version",
-        "errors",
-        "catalogue",
-        "stage_spec",
-        "types",
-        "tiling.geometry",
-        "kernels.policies",
-        "families",
-        "headers",
-        "layouts",
-        "identify",
-        "folders",
-        "locate",
-        "specs",
-        "adapters",
-        "captions",
-        "report",
-        "resolution",
-        "renoise",
-        "vae_cost",
-        "unet_cost",
-        "text_cost",
-        "cost",
-        "machines",
-        "calibration",
-        "levels",
-        "presets",
-        "placement",
-        "stages",
-        "stage_cost",
-        "search",
-        "planner",
-        "drawing",
-        "job",
-    ),
-    (
-        "device",
-        "denoisers",
-        "conditioning",
-        "schedules",
-        "noise",
-        "steps",
-        "singlestep",
-        "multistep",
-        "adaptive",
-        "restart",
-        "samplers",
-    ),
-    (
-        "outputs",
-        "png",
-        "whole_tiff",
-        "decoders",
-        "tiff",
-        "formats",
-        "sinks",
-        "sources",
-        "imageio",
-        "boxes",
-        "contrast",
-        "deltae",
-        "seams",
-        "spectra",
-        "duplicates",
-        "metrics",
-        "records",
-        "journal",
-        "jobs",
-        "measure",
-        "readout",
-        "chart",
-    ),
-    ("kernels", "single"),
-    ("tiling", "lowpass", "guides", "colour", "enlarge"),
-    (
-        "quiet",
-        "offload",
-        "previews",
-        "weights",
-        "single_file",
-        "lora",
-        "text",
-        "processors",
-        "control",
-        "pixart",
-        "unet",
-    ),
-    ("pipelines",),
-    (
-        "infotext",
-        "delivery",
-        "execute",
-        "asked",
-        "engine",
-        "roundtrip",
-        "upscale_options",
-        "upscaling",
-        "timing",
-        "benching",
-        "profiling",
-        "bench",
-    ),
-    (
-        "attaching",
-        "server",
-        "client",
-        "cli_typed",
-        "cli_options",
-        "cli_shown",
-        "cli_about",
-        "cli_serve",
-        "cli_upscale",
-        "cli_bench",
-        "cli",
-        "__main__",
-    ),
-)
-
-
-def row_of(module: str) -> int:
-    """The row of a module under hires; the longest name that matches wins (tiling.geometry before tiling)."""
-    best = max(
-        ((len(name), index) for index, row in enumerate(ROWS) for name in row if (module + ".").startswith(name + ".")),
-        default=None,
-    )
-    assert best is not None, f"hires.{module} is in no room; add it to ROWS and to the design"
-    return best[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LAYERS: list[str] = PYPROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+LIGHT = ("options", "checkpoints", "planning", "cli", "client")
+"""Rooms that load neither torch nor numpy when they are imported."""
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -166,23 +41,40 @@ def inside(names: set[str]) -> set[str]:
     return {name.removeprefix("hires.") for name in names} & known
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
-def test_imports_point_down(module: str, path: Path) -> None:
-    for other in inside(imported(path)):
-        assert row_of(other) <= row_of(module), f"hires.{module} imports hires.{other}, which is above it"
+def test_imports_follow_the_list_of_rooms() -> None:
+    """The contracts in pyproject.toml: layers, independence, forbidden; `lint-imports` names what breaks one."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
-def test_kernels_stand_alone() -> None:
-    for module, path in modules():
-        if module.startswith("kernels."):
-            assert all(name.startswith("kernels.") for name in inside(imported(path)))
+def test_every_room_is_in_the_list() -> None:
+    listed = {name.strip() for line in LAYERS for name in re.split(r"[|:]", line)}
+    rooms = {f"hires.{name.split('.')[0]}" for name, _ in modules()}
+    assert rooms == listed
 
 
-def test_pipelines_do_not_import_each_other() -> None:
-    for module, path in modules():
-        if module.startswith("pipelines."):
-            others = {n for n in inside(imported(path)) if n.startswith("pipelines.")} - {"pipelines.base", module}
-            assert not others, f"{module} imports {others}"
+def test_contributing_shows_the_list() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert "\n".join(LAYERS) in text
+
+
+def test_no_circle_of_files() -> None:
+    graph = {module: inside(imported(path)) - {module} for module, path in modules()}
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"these files import each other in a circle: {sorted(graph)}"
+        for module in leaves:
+            del graph[module]
+
+
+def test_rooms_are_small() -> None:
+    """4 to 12 files in a room, at most 10 at the root; inner rooms may be smaller."""
+    assert len(list(PACKAGE.glob("*.py"))) - 1 <= 10
+    for room in sorted({path.parent for _, path in modules()} - {PACKAGE}):
+        files = len(list(room.glob("*.py"))) - 1
+        least = 4 if room.parent == PACKAGE else 2
+        assert least <= files <= 12, f"{room.relative_to(PACKAGE)} has {files} files"
 
 
 def test_nothing_in_the_package_imports_benchmarks_or_tests() -> None:
@@ -193,13 +85,13 @@ def test_nothing_in_the_package_imports_benchmarks_or_tests() -> None:
 def test_no_print_below_the_fronts() -> None:
     for module, path in modules():
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-        assert module.startswith("cli") or not [n for n in calls if n.func.id == "print"], module
+        assert module.startswith("cli.") or not [n for n in calls if n.func.id == "print"], module
 
 
-def test_the_core_imports_without_torch() -> None:
-    core = ", ".join(f"hires.{name}" for name in ROWS[0])
+def test_light_rooms_load_no_torch() -> None:
+    names = [name for name, _ in modules() if name.split(".")[0] in LIGHT and name.split(".")[-1] != "__main__"]
     code = (
-        f"import sys, hires, {core}, hires.engine, hires.cli; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        f"import sys, hires, {', '.join(f'hires.{name}' for name in names)}; assert not {{'torch', 'numpy'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -209,4 +101,5 @@ def test_linter_and_type_checker_are_in_make_check() -> None:
     assert "ruff check" in recipe
     assert "ruff format --check" in recipe
     assert "mypy" in recipe
+    assert "lint-imports" in recipe
     assert "strict = true" in (ROOT / "pyproject.toml").read_text()

@@ -83,7 +83,7 @@ def test_measuring_gives_rates_that_a_machine_can_have(monkeypatch: pytest.Monke
 def test_the_command_measures_once_and_plans_read_it(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     begun = time.monotonic()
-    command = [sys.executable, "-m", "hires.cli.app", "bench", "calibrate", "--json"]
+    command = [sys.executable, "-m", "hires", "bench", "calibrate", "--json"]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert time.monotonic() - begun < 120
     document = json.loads(done.stdout)

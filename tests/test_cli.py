@@ -26,9 +26,7 @@ def run(*args: str) -> tuple[int, str, str]:
 
 
 def spawn(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hires.cli.app", *args], capture_output=True, text=True, timeout=120, **options
-    )  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([sys.executable, "-m", "hires", *args], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_progress_goes_to_stderr(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_at_once_and_leaves_its_journal(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hires.cli.app", "render", PROMPT, "--size", "1024x1024", "--steps", "500"]
+    command = [sys.executable, "-m", "hires", "render", PROMPT, "--size", "1024x1024", "--steps", "500"]
     process = subprocess.Popen(
         [
             *command,

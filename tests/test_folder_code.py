@@ -63,7 +63,7 @@ def own_modules(path: Path, config: dict[str, Any]) -> None:
 def run(arguments: list[str], canary: Path) -> subprocess.CompletedProcess[str]:
     """hires with a stdin that says yes to everything."""
     done = subprocess.run(
-        [sys.executable, "-m", "hires.cli.app", *arguments], input="y\n" * 100, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "hires", *arguments], input="y\n" * 100, capture_output=True, text=True, timeout=120
     )
     assert not canary.exists(), f"code of the folder was run: {arguments}"
     assert "y/N" not in done.stdout + done.stderr, "it asked whether to run the code"

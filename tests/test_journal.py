@@ -224,7 +224,7 @@ def test_conditions_come_back_as_they_were() -> None:
 
 
 def command(output: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "hires.cli.app", "render", PROMPT, "--size", "512x512", "--steps", "8", "-o", str(output),
+    return [sys.executable, "-m", "hires", "render", PROMPT, "--size", "512x512", "--steps", "8", "-o", str(output),
             "--quiet", "--journal-seconds", "0", *more]  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def test_the_jobs_command_lists_and_cleans(tmp_path: Path) -> None:
         hires.render(PROMPT, output=tmp_path / "a.png", journal=AT_ONCE, on_event=stop_after(9), **SMALL)
 
     def jobs(*more: str) -> Any:
-        command = [sys.executable, "-m", "hires.cli.app", "jobs", str(tmp_path), "--json", *more]
+        command = [sys.executable, "-m", "hires", "jobs", str(tmp_path), "--json", *more]
         done = subprocess.run(command, check=True, capture_output=True)
         return json.loads(done.stdout)
 

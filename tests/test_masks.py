@@ -76,7 +76,7 @@ def test_a_mask_without_a_picture(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "hires.cli.app",
+        "hires",
         "render",
         "a",
         "-o",

@@ -22,7 +22,7 @@ from hires.units import parse_bytes
 
 def render(size: str, ram: str, output: Path) -> dict[str, Any]:
     """In a process of its own, whose peak it is. Steps do not change the peak: few."""
-    command = [sys.executable, "-m", "hires.cli.app", "render", "a sun over a lake", "--size", size, "--ram", ram, "--steps", "2",
+    command = [sys.executable, "-m", "hires", "render", "a sun over a lake", "--size", size, "--ram", ram, "--steps", "2",
                "-o", str(output), "--json", "--quiet"]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     document: dict[str, Any] = json.loads(done.stdout)

@@ -1,0 +1,1 @@
+"""What `hires bench` measures on this machine."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is: families, headers, configs, parts. Loads no torch."""

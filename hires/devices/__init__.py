@@ -1,0 +1,1 @@
+"""The devices that plans are made for, and their memory."""

@@ -10,7 +10,6 @@ from hires.devices.describe import budget_of, describe_device
 from hires.engine.output import delivery
 from hires.engine.requests import edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
 from hires.engine.results import RenderResult
-from hires.engine.run import _carried_out
 from hires.errors import RequestError
 from hires.events import OnEvent
 from hires.options.lora import Loras, loras_of
@@ -165,6 +164,8 @@ def render(
     edges = edges_of(control, spec)
     file = delivery(output, overwrite, request.size, bits)
     redrawn = None if mask is None else picture_of(mask)
+    from hires.engine.run import _carried_out
+
     return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal, redrawn)
 
 
@@ -245,6 +246,8 @@ def edit(
         allow_approximate=allow_approximate,
     )
     spec, file = editing(spec_for(request)), delivery(output, overwrite, request.size, bits)
+    from hires.engine.run import _carried_out
+
     return _carried_out(request, spec, file, device, (vram, ram), pixels, on_event, journal=journal)
 
 

@@ -74,8 +74,6 @@ def _delivered(
 ) -> RenderResult:
     from hires.devices.memory import freed_pages
     from hires.devices.probe import choose_device, probe
-
-    pass
     from hires.resume.journal import NO_JOURNAL, open_journal
 
     chosen = choose_device(device)

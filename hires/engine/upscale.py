@@ -31,7 +31,7 @@ from hires.models.upscalers import Upscaler, load_upscaler
 from hires.options.lora import Loras
 from hires.options.render import RenderRequest
 from hires.options.sizes import SizeLike, as_size, check_size
-from hires.options.upscale import BITS, REFINE_STRENGTH, Refinement, UpscaleOptions
+from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions
 from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
@@ -274,7 +274,7 @@ def structure_cutoff(source: Size, size: Size) -> float:
 def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[Any]:
     """The type of values that is written: what was asked for, else the picture's own, else the most that the format holds."""
     if bits is not None:
-        return BITS[bits]
+        return np.dtype(f"uint{bits}")
     if path is None:
         return source.dtype
     held: tuple[np.dtype[Any], ...] = format_of(path).dtypes

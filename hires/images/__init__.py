@@ -1,0 +1,1 @@
+"""Images in and out, in bands: PNG, TIFF, JPEG, WebP."""

@@ -1,1 +1,1 @@
-"""Attention and friends behind one dispatch that explains itself. Nothing here knows a model or the rest of hires."""
+"""Attention, blending and normalisation kernels with references; imports nothing of hires."""

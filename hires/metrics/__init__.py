@@ -1,0 +1,1 @@
+"""Measures of finished images: seams, duplicates, spectrum, fidelity."""

@@ -1,0 +1,1 @@
+"""Networks, text encoders and VAEs: loading, adapters, precision, offload."""

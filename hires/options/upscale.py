@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from hires.errors import RequestError
 from hires.options.lora import Loras
@@ -14,7 +11,7 @@ from hires.options.stage import known
 from hires.tiling.geometry import Size
 
 REFINE_STRENGTH = 0.35
-BITS: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
+BITS = (8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Wiring of networks, samplers and tiling for each model family. Pipelines import base, never each other."""
+"""One file per model family, and the strategies that run them."""

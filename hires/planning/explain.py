@@ -74,7 +74,7 @@ def colour_note(request: RenderRequest, stages: tuple[StagePlan, ...]) -> str:
 
 def way_notes(way: Way, device: DeviceSpec, dtype: str) -> Iterator[str]:
     """How it is run, with the numbers that decided it."""
-    peak, batch = max(flops.peak_bytes for flops in way.costs), max(stage.batch for stage in way.stages)
+    peak, batch = max(cost.peak_bytes for cost in way.costs), max(stage.batch for stage in way.stages)
     pictures = f"{batch} picture{'s' if batch > 1 else ''} at once"
     yield f"{pictures}: the fastest that fits, peak {gib(peak)} of {gib(device.budget_bytes)}"
     if device.kind != "cpu":

@@ -1,0 +1,1 @@
+"""The journal that lets a render continue after a stop."""

@@ -1,0 +1,1 @@
+"""Samplers, noise schedules, preconditioning and guidance on the whole canvas."""

@@ -1,1 +1,1 @@
-"""The HTTP front: `hires serve`. A1111's and OpenAI's endpoints, jobs that survive a restart, a web page. Extra `server`."""
+"""The HTTP server: jobs, the web page, and the APIs of A1111 and OpenAI."""

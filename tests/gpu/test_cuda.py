@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(
 
 import hires  # noqa: E402
 from hires.kernels import group_norm  # noqa: E402
-from hires.kernels.attention_policies import (
-    NPA,  # noqa: E402
-    Global,  # noqa: E402
-    Windows,  # noqa: E402
+from hires.kernels.attention_policies import (  # noqa: E402
+    NPA,
+    Global,
+    Windows,
 )
 from hires.kernels.dispatch import BACKENDS, attention, spec_of  # noqa: E402
 from hires.kernels.reference import attention_chunked  # noqa: E402

@@ -1,0 +1,1 @@
+"""Predicted FLOPs and peak bytes of every stage, as functions of shapes."""

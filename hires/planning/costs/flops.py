@@ -11,14 +11,9 @@ from collections.abc import Iterator
 
 from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
+from hires.tiling.bands.storage import resnet_macs
 
-CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
 TEXT_TOKENS = 77
-
-
-def _resnet(c_in: int, c_out: int) -> int:
-    """Multiply-accumulates per position of a resnet block: two 3x3 convolutions and the 1x1 shortcut."""
-    return 9 * c_in * c_out + 9 * c_out * c_out + (c_in * c_out if c_in != c_out else 0)
 
 
 def _transformer(c: int, layers: int, canvas: tuple[int, int], shape: UNetShape, policy: Policy) -> int:
@@ -77,7 +72,7 @@ def _unet_macs(shape: UNetShape, h: int, w: int, policy: Policy) -> Iterator[int
     skips, c = [channels[0]], channels[0]
     for i, width in enumerate(channels):
         for _ in range(shape.resnets):
-            yield _resnet(c, width) * cells[i]
+            yield resnet_macs(c, width) * cells[i]
             if shape.transformer_layers[i]:
                 yield _transformer(width, shape.transformer_layers[i], grids[i], shape, policies[i])
             c = width
@@ -85,12 +80,12 @@ def _unet_macs(shape: UNetShape, h: int, w: int, policy: Policy) -> Iterator[int
         if i < levels - 1:
             yield 9 * c * c * cells[i + 1]
             skips.append(c)
-    yield 2 * _resnet(c, c) * cells[-1]
+    yield 2 * resnet_macs(c, c) * cells[-1]
     mid_layers = shape.transformer_layers[-1] if shape.mid_layers is None else shape.mid_layers
     yield _transformer(c, mid_layers, grids[-1], shape, policies[-1])
     for i in reversed(range(levels)):
         for _ in range(shape.resnets + 1):
-            yield _resnet(c + skips.pop(), channels[i]) * cells[i]
+            yield resnet_macs(c + skips.pop(), channels[i]) * cells[i]
             if shape.transformer_layers[i]:
                 yield _transformer(channels[i], shape.transformer_layers[i], grids[i], shape, policies[i])
             c = channels[i]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Global, KVPool, Policy, attended, axis
-from hires.planning.costs.flops import CPU_SCRATCH, TEXT_TOKENS
-from hires.tiling.bands.storage import halo_policy
+from hires.planning.costs.flops import TEXT_TOKENS
+from hires.tiling.bands.storage import CPU_SCRATCH, halo_policy
 from hires.tiling.geometry import Size
 
 

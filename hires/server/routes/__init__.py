@@ -1,0 +1,1 @@
+"""Routes of the jobs API, the OpenAI API, Deep Zoom and the page."""

@@ -1,0 +1,1 @@
+"""How the exact VAE works inside: layers on bands of rows, and where maps are kept."""

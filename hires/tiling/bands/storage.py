@@ -7,25 +7,30 @@ from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
-from hires.planning.costs.flops import CPU_SCRATCH, _resnet
 from hires.tiling.bands.memory import SMALL, VaeShape, Walk
 from hires.tiling.geometry import Size
 from hires.units import gib
 
 DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
+CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
 ENCODE_LIVE_MAPS = 5.0  # of the first level's channels at full resolution: 1280 B/px in bf16 at 128
+
+
+def resnet_macs(c_in: int, c_out: int) -> int:
+    """Multiply-accumulates per position of a resnet block: two 3x3 convolutions and the 1x1 shortcut."""
+    return 9 * c_in * c_out + 9 * c_out * c_out + (c_in * c_out if c_in != c_out else 0)
 
 
 def vae_decode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> float:
     """Decoding one picture of the given latent size, attention of the mid block included where there is one."""
     positions = height_cells * width_cells
     c = shape.channels[-1]
-    macs = 9 * shape.latent_channels * c * positions + 2 * _resnet(c, c) * positions
+    macs = 9 * shape.latent_channels * c * positions + 2 * resnet_macs(c, c) * positions
     if shape.mid_attention:
         macs += 4 * c * c * positions + 2 * c * positions * positions
     for i in reversed(range(len(shape.channels))):
         for _ in range(shape.resnets + 1):
-            macs += _resnet(c, shape.channels[i]) * positions
+            macs += resnet_macs(c, shape.channels[i]) * positions
             c = shape.channels[i]
         if i > 0:
             positions *= 4
@@ -40,12 +45,12 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
     macs = 9 * 3 * c * positions
     for i, width in enumerate(shape.channels):
         for _ in range(shape.resnets):
-            macs += _resnet(c, width) * positions
+            macs += resnet_macs(c, width) * positions
             c = width
         if i < len(shape.channels) - 1:
             positions //= 4
             macs += 9 * c * c * positions
-    macs += 2 * _resnet(c, c) * positions + 9 * c * 2 * shape.latent_channels * positions
+    macs += 2 * resnet_macs(c, c) * positions + 9 * c * 2 * shape.latent_channels * positions
     if shape.mid_attention:
         macs += 4 * c * c * positions + 2 * c * positions * positions
     return 2.0 * macs
