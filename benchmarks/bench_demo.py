@@ -40,7 +40,13 @@ FIRST = "fb5067ad07"  # the first version that drew
 OURS, BF16 = "this tree", "--dtype bf16"
 CAPTION = "a sun on the right over green mountains and a lake at dusk"
 SAME_DB = 50.0
-START = "import sys; sys.argv[0] = 'hires'; from hires.cli import app; app()"
+START = """import sys
+sys.argv[0] = "hires"
+try:
+    from hires.cli.app import app
+except ImportError:  # an earlier version
+    from hires.cli import app
+app()"""
 
 
 def resolved(name: str) -> str:

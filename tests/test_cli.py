@@ -81,7 +81,7 @@ def test_a_full_disk_is_exit_code_1_and_no_file(tmp_path: Path) -> None:
     """A real limit on file size: the render finishes, the file does not fit."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "from hires.cli import app; app(sys.argv[1:])"
+        "from hires.cli.app import app; app(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "render", PROMPT, "--size", "256x256", "--steps", "1", "--quiet"]
     done = subprocess.run([*command, "-o", str(tmp_path / "a.png")], capture_output=True, text=True, timeout=120)
@@ -95,7 +95,7 @@ def test_plan_needs_no_torch_and_half_a_second() -> None:
     """The best of five runs, in CPU seconds: what the command costs, not what else the machine does."""
     code = (
         "import sys, time; begun = time.perf_counter()\n"
-        "from hires.cli import app\n"
+        "from hires.cli.app import app\n"
         "try: app(['plan', '--size', '8192x8192', '--model', 'demo', '--vram', '8GB', '--json'])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules\n"

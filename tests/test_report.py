@@ -106,7 +106,7 @@ def test_planning_for_a_file_needs_no_torch_and_half_a_second(checkpoint: Get) -
     for family in ("cosxl", "sdxl"):
         made = checkpoint(family)
         code = (
-            "import sys; from hires.cli import app\n"
+            "import sys; from hires.cli.app import app\n"
             f"try: app(['plan', '--size', '2048x2048', '--model', {str(made.path)!r}, '--vram', '8GB', '--json'])\n"
             "except SystemExit as stop: assert not stop.code, stop.code\n"
             "assert 'torch' not in sys.modules\n"

@@ -266,7 +266,7 @@ def test_refinement_adds_detail_and_keeps_the_low_pass_picture(index: int) -> No
 
 CHILD = """
 import sys, json, hires
-from hires.cli import app
+from hires.cli.app import app
 result = hires.upscale(sys.argv[1], scale=float(sys.argv[3]), output=sys.argv[2], bits=int(sys.argv[4]))
 print(json.dumps(result.to_json()))
 """

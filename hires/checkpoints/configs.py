@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).parent / "assets" / "configs"
+CONFIGS = Path(__file__).parents[1] / "assets" / "configs"
 LDM_NETWORK = "model.diffusion_model."
 LDM_VAE = "first_stage_model."
 LDM_CLIP_L = ("conditioner.embedders.0.transformer.", "cond_stage_model.transformer.")

@@ -15,7 +15,7 @@ from hires.checkpoints.headers import weight_files
 from hires.errors import ModelError, unknown
 
 log = logging.getLogger(__name__)
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 NAMED_MODELS = {"demo": ASSETS / "demo"}
 FILE_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>\S+\.(?:safetensors|pth|pt|ckpt|bin)))?")

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `server` is not installed")
 
 ROOT = Path(__file__).parents[2]
-CALL = "import sys; from hires.cli import app; sys.argv[0] = 'hires'; app()"
+CALL = "import sys; from hires.cli.app import app; sys.argv[0] = 'hires'; app()"
 
 
 STARTED: list[Live] = []
