@@ -37,7 +37,7 @@ from hires.models.upscalers import Upscaler, load_upscaler
 from hires.pipelines.upscale import PictureRows, bands_of, enlarge, plan_tiles
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
-from tests.spandrel_here import why_not
+from tests.support.spandrel_here import why_not
 
 CROPS = (
     ("kodim19.png", 200, 100),
@@ -141,7 +141,7 @@ def quality_kept(rows: list[dict[str, object]]) -> bool:
 
 CHILD = """
 import json, sys, torch, hires
-from tests.spandrel_here import why_not
+from tests.support.spandrel_here import why_not
 if sys.argv[4] != "lanczos":
     assert why_not() is None, why_not()
 torch.set_num_threads(1)

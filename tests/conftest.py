@@ -21,7 +21,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hires-tests-")  # what t
 from hires.checkpoints.spec import ModelSpec, load_spec
 
 if TYPE_CHECKING:
-    from tests.checkpoints import Checkpoint
+    from tests.support.checkpoints import Checkpoint
 
 # The same examples on every run: a change fails or passes for what it changed. HIRES_TEST_RANDOM=1 draws new ones.
 settings.register_profile("hires", derandomize=not os.environ.get("HIRES_TEST_RANDOM"))
@@ -52,7 +52,7 @@ def eps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Checkpoint]:
     """`checkpoint(family, layout)`: a tiny one in the layout 'file' or 'folder', written once and to be left as it is."""
-    from tests.checkpoints import make
+    from tests.support.checkpoints import make
 
     root, kept = tmp_path_factory.mktemp("checkpoints"), {}
 

@@ -46,7 +46,7 @@ class Metered:
 def enlarged(name: str, side: int, quick: bool) -> Way:
     """A square crop of a photograph, x4 by Real-ESRGAN's compact network; whole it has no limit, the others have one."""
     from hires.models.upscalers import load_upscaler
-    from tests.spandrel_here import why_not
+    from tests.support.spandrel_here import why_not
 
     lacking = why_not()
     if lacking is not None or not PHOTO.is_file():

@@ -32,7 +32,7 @@ from hires.sampling.noise import CanvasNoise
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
-from tests import checkpoints
+from tests.support import checkpoints
 
 CPU = torch.device("cpu")
 SIZE = Size(192, 256)

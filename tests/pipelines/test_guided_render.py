@@ -27,10 +27,10 @@ from hires.sampling.noise import canvas_noise
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
-from tests import checkpoints
+from tests.pipelines.test_guided_stages import keys, low_band
 from tests.pipelines.test_pixart_sigma import family
-from tests.test_guided_stages import keys, low_band
-from tests.tiny_pixart import prompt, spec, transformer
+from tests.support import checkpoints
+from tests.support.tiny_pixart import prompt, spec, transformer
 
 CPU = torch.device("cpu")
 SIZE = Size(192, 256)

@@ -30,8 +30,8 @@ from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
-from tests import checkpoints
-from tests.tiny_pixart import latents, prompt, spec, transformer
+from tests.support import checkpoints
+from tests.support.tiny_pixart import latents, prompt, spec, transformer
 
 CPU = torch.device("cpu")
 DECODE = DecodePlan(policy="bands", band_rows=64, dtype="fp32")

@@ -23,7 +23,7 @@ from hires.pipelines.upscale import PictureRows, bands_of, coded, enlarge, plan_
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
 from hires.tiling.reach import Halo
-from tests.spandrel_here import COMPACT, CRAFT, DATA, why_not
+from tests.support.spandrel_here import COMPACT, CRAFT, DATA, why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 CPU = torch.device("cpu")

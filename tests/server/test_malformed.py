@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from tests.server.conftest import Live
+from tests.support.server import Live
 
 JSON = {"content-type": "application/json"}
 DRAWING = ("/sdapi/v1/txt2img", "/jobs", "/v1/images/generations", "/plan")

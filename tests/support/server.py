@@ -1,0 +1,77 @@
+"""A running server for the tests of its clients: `hires serve` in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `server` is not installed")
+
+ROOT = Path(__file__).parents[2]
+CALL = "import sys; from hires.cli.app import app; sys.argv[0] = 'hires'; app()"
+
+
+STARTED: list[Live] = []
+
+
+class Live:
+    """A server process: `url`, `folder`, and `stop` or `kill -9`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", CALL, "serve", "--port", "0", "--folder", str(folder), "--vram", "2GB", *options]
+        self.log = (folder.parent / f"{folder.name}.log").open("ab")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, env=environment)
+        STARTED.append(self)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        found = re.search(r"http://\S+?(?=/ )", line)
+        assert found, (line, Path(self.log.name).read_text())
+        self.url = found[0]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def resident_bytes(self) -> int:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmRSS")))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self.log.close()
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+        self.log.close()
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """A test that fails leaves no server at work."""
+    before = len(STARTED)
+    yield
+    for live in STARTED[before:]:
+        if live is not SHARED.get("server") and live.process.poll() is None:
+            live.process.kill()
+
+
+SHARED: dict[str, Live] = {}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One server for all tests that only talk to it."""
+    live = Live(tmp_path_factory.mktemp("server") / "jobs")
+    SHARED["server"] = live
+    yield live
+    live.stop()
