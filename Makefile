@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SIZE ?= 2048x2048
 
-.PHONY: demo test test-slow check bench bench-quick clean
+.PHONY: demo test test-slow check bench bench-quick docs clean
 
 demo: $(READY)
 	$(BIN)/hires render "a sun on the right over green mountains and a lake at dusk" --size $(SIZE) -o demo.png --overwrite
@@ -29,6 +29,15 @@ bench: $(READY)
 bench-quick: $(READY)
 	$(BIN)/python -m benchmarks quick
 
+# The site of docs/ into site/, in an environment of its own: it reads the sources and needs no torch. `make docs SERVE=1` serves it.
+docs: $(VENV)/docs/.ready
+	$(VENV)/docs/bin/mkdocs $(if $(SERVE),serve,build --strict)
+
+$(VENV)/docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/pip install -q --disable-pip-version-check -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]'
+	touch $@
+
 # spandrel for the tests lies apart: its torchvision is a CUDA build, over which transformers trip beside a CPU torch.
 # torch first and pinned: a later resolver step then finds it satisfied instead of taking the newest build.
 $(READY): pyproject.toml constraints.txt
@@ -41,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo.png
+	rm -rf $(VENV) demo.png site
