@@ -1,8 +1,8 @@
 """What `mkdocs build` adds to the plain markdown of docs/, which also reads on a forge.
 
-    <!-- api: hires.render -->       becomes the reference of that name, read from the sources by mkdocstrings
-    contributing.md, changelog.md    show the files at the root of the repository
-    links to benchmarks/results/     lead to copies within the site
+<!-- api: hires.render -->       becomes the reference of that name, read from the sources by mkdocstrings
+contributing.md, changelog.md    show the files at the root of the repository
+links to benchmarks/results/     lead to copies within the site
 """
 
 from __future__ import annotations

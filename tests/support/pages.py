@@ -18,7 +18,7 @@ from typing import Any
 import hires
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"(?P<needs>^<!-- test: needs (?P<what>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"(?:^<!-- test: needs (?P<what>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^(?:python -m )?hires(?= )")
 MODEL_ROW = re.compile(r"`(hires (?:render|edit) [^`]+)`")
 
@@ -118,7 +118,8 @@ def problems(block: Block) -> list[str]:
                 else:
                     found.append(f"{node.module} has no {alias.name}")
         elif isinstance(node, ast.Import):
-            known |= {"hires": hires for alias in node.names if alias.name == "hires"}
+            if any(alias.name == "hires" for alias in node.names):
+                known["hires"] = hires
         elif isinstance(node, ast.With):
             for item in node.items:
                 if isinstance(item.optional_vars, ast.Name) and isinstance(item.context_expr, ast.Call):
