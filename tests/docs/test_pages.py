@@ -46,7 +46,7 @@ def run(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=str)
 def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With renders of two steps at most 256 px wide; the slow test below runs them as printed."""
+    """With renders of two steps, 128 px wide at most; the slow test below runs them as printed."""
     monkeypatch.setattr(hires, "render", smaller(hires.render))
     run(block, tmp_path, monkeypatch)
 

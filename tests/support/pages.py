@@ -158,7 +158,7 @@ def _keywords(call: ast.Call, known: dict[str, Any]) -> list[str]:
     return [f"{ast.unparse(call.func)} takes no {k.arg}" for k in call.keywords if k.arg is not None and k.arg not in names]
 
 
-def smaller(render: Callable[..., Any], longest: int = 256, steps: int = 2) -> Callable[..., Any]:
+def smaller(render: Callable[..., Any], longest: int = 128, steps: int = 2) -> Callable[..., Any]:
     """`hires.render` at no more than `longest` pixels and `steps` steps: the code of a page runs, in a second."""
 
     def call(*args: Any, **options: Any) -> Any:
