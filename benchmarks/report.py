@@ -1,4 +1,4 @@
-"""Redraw the tables and figures of docs/BENCHMARKS.md and the README from the rows in benchmarks/results.
+"""Redraw the tables and figures of the README and of docs/ from the rows in benchmarks/results.
 
     python -m benchmarks report            # write them
     python -m benchmarks report --check    # exit code 1 where they are not those of the rows
@@ -19,7 +19,7 @@ from benchmarks.report_figures import FIGURES, current, draw, points_of
 from benchmarks.report_tables import BLOCKS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (Path("README.md"), Path("docs/BENCHMARKS.md"))
+DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"), Path("docs/guide/relay-and-stages.md"))
 FIGURE_FOLDER = Path("docs/figures")
 BLOCK = re.compile(r"(?P<head>^<!-- report:(?P<name>[\w-]+) -->\n).*?(?P<tail>^<!-- /report -->$)", re.DOTALL | re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""The tables of `docs/BENCHMARKS.md` and the README, each from the rows of its suite."""
+"""The tables of the README and of docs/, each from the rows of its suite."""
 
 from __future__ import annotations
 

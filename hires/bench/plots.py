@@ -64,7 +64,7 @@ def check_picture(option: str, path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise RequestError(f"{option} {path}: needs matplotlib: pip install 'hires[plot]'") from None
+        raise RequestError(f"{option} {path}: needs matplotlib: pip install -e '.[plot]' in the folder of hires") from None
 
 
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hires._version import __version__
-from hires.cli import bench, info, serve, upscale
+from hires.cli import bench, info, render, serve, upscale
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +30,7 @@ def main(
         raise typer.Exit
 
 
+render.register(app)
 info.register(app)
 upscale.register(app)
 serve.register(app)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from hires.cli.app import app
 from hires.cli.display import KEPT, LOST, guarded, preview_file, progress_display, say, watched
 from hires.cli.options import (
     AllowApproximate,
@@ -66,7 +65,6 @@ from hires.cli.options import (
 from hires.errors import RequestError
 
 
-@app.command()
 def render(
     prompt: Prompt,
     output: Output,
@@ -149,7 +147,6 @@ def kept(resume: bool, restart: bool, no_journal: bool, seconds: float) -> Any:
     return None if no_journal else JournalOptions(resume=resume, restart=restart, seconds=seconds)
 
 
-@app.command()
 def edit(
     picture: Annotated[Path, typer.Argument(metavar="IN", help="The picture to change.", show_default=False)],
     instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What to change, such as 'make it winter'.")],
@@ -212,7 +209,6 @@ def edit(
     say(guarded(work, LOST if no_journal else KEPT), as_json, quiet)
 
 
-@app.command()
 def plan(
     size: SizeText,
     prompt: Annotated[
@@ -302,3 +298,9 @@ def plan(
     if device == "auto" and vram is not None:
         print("with other budgets:")
         print(drawing.table(drawing.other_budgets(planned)))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (render, edit, plan):
+        app.command()(command)

@@ -135,4 +135,4 @@ def held(folder: Path, hold: Callable[[Path], Any]) -> Any:
 
 def missing(error: ModuleNotFoundError) -> RequestError:
     """What to do where the extra is not installed."""
-    return RequestError(f"hires serve needs {error.name}: pip install 'hires[server]'")
+    return RequestError(f"hires serve needs {error.name}: pip install -e '.[server]' in the folder of hires")

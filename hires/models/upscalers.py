@@ -103,7 +103,7 @@ def _spandrel(path: Path) -> Any:
             import spandrel
     except ModuleNotFoundError:
         raise ModelError(
-            f"--upscaler {path}: needs spandrel: pip install 'hires[upscale]'; or give --upscaler lanczos"
+            f"--upscaler {path}: needs spandrel: pip install -e '.[upscale]' in the folder of hires; or give --upscaler lanczos"
         ) from None
     except (RuntimeError, ImportError, OSError) as error:
         raise ModelError(
