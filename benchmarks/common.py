@@ -88,6 +88,15 @@ def code_of_pictures() -> list[Path]:
     return [*kept, *package.glob("assets/demo/**/*.*")]
 
 
+def file_of(name: str) -> Path:
+    """The file of benchmarks/ that a suite names: 'bench_NAME' is a suite, any other name a file of any other folder."""
+    here = Path(__file__).parent
+    suite = here / "suites" / f"{name.removeprefix('bench_')}.py"
+    if name.startswith("bench_"):
+        return suite
+    return next(file for file in here.rglob(f"{name}.py") if file != suite)
+
+
 def digest(files: Iterable[Path]) -> str:
     """Ten hexadecimal digits that change with the definitions in Python files and with the bytes of all others.
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
+from benchmarks.suites.planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.kernels.attention_policies import EVERYWHERE, Policy

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.common import machine, stamp
-from benchmarks.gpu_pieces import SLICES, Piece, Rows, Suite, pieces
-from benchmarks.gpu_record import Record, summary
+from benchmarks.gpu.pieces import SLICES, Piece, Rows, Suite, pieces
+from benchmarks.gpu.record import Record, summary
 from hires.tiling.retry import free_memory
 
 

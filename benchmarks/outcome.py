@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench_scenes import ground_truth
+from benchmarks.demo.scenes import Scene
 from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, quiet_energy, third_of
 from benchmarks.oracle import Oracle, find_objects, prior_of
-from benchmarks.scenes import Scene
+from benchmarks.suites.scenes import ground_truth
 from hires.images.boxes import luma
 from hires.images.whole import to_uint8
 from hires.metrics import fidelity

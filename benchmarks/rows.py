@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import append_row, code_of_pictures, digest, read_rows, stamp
+from benchmarks.common import append_row, code_of_pictures, digest, file_of, read_rows, stamp
 
 Case = Mapping[str, str]
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ class Suite:
 
     def settings(self) -> str:
         """Changes with the code and the weights that the rows come from."""
-        return digest([*code_of_pictures(), *(Path(__file__).parent / f"{name}.py" for name in ("rows", *self.code))])
+        return digest([*code_of_pictures(), *(file_of(name) for name in ("rows", *self.code))])
 
 
 def carried_out(suite: Suite, cases: Iterable[Case], csv: Path | None, threads: int, measure: Measure) -> list[Row]:

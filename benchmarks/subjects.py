@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.demo.scenes import Scene
 from benchmarks.oracle import Oracle
-from benchmarks.scenes import Scene
 from hires.checkpoints.spec import load_spec
 from hires.devices import machines
 from hires.kernels.attention_policies import Policy

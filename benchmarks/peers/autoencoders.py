@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.bench_io import DATA
 from benchmarks.peers import Way, version_of
 from benchmarks.rows import AbsentError
+from benchmarks.suites.io import DATA
 
 OURS = "hires, bands"
 WAYS = (OURS, "hires, least memory", "diffusers, whole", "diffusers enable_tiling")
@@ -23,10 +23,10 @@ TINY = ("TAESDXL, whole", "TAESDXL, hires bands")
 def sdxl_vae(quick: bool) -> Any:
     """The SDXL autoencoder with random weights; a narrow one with small tiles where only the code is tried."""
     if not quick:
-        from benchmarks.bench_vae import sdxl_vae as full
+        from benchmarks.suites.vae import sdxl_vae as full
 
         return full(torch.device("cpu"))
-    from benchmarks.bench_scaling import narrow_vae
+    from benchmarks.suites.scaling import narrow_vae
 
     vae = narrow_vae()
     vae.tile_sample_min_size, vae.tile_latent_min_size = 128, 16

@@ -56,7 +56,7 @@ def words(*shape: int) -> Tensor:
 
 def sdxl(quick: bool, full: bool = False) -> tuple[Any, dict[str, Any]]:
     """A pipeline and the conditions to call it with."""
-    from benchmarks.bench_scaling import narrow_vae
+    from benchmarks.suites.scaling import narrow_vae
 
     with quiet_imports():
         from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
@@ -75,7 +75,7 @@ def texts(width: int) -> dict[str, Any]:
 
 
 def pixart(quick: bool, full: bool = False) -> tuple[Any, dict[str, Any]]:
-    from benchmarks.bench_scaling import narrow_vae
+    from benchmarks.suites.scaling import narrow_vae
 
     with quiet_imports():
         from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
@@ -92,7 +92,7 @@ def pixart(quick: bool, full: bool = False) -> tuple[Any, dict[str, Any]]:
 def sd15(quick: bool, kind: str) -> tuple[Any, dict[str, Any]]:
     import diffusers
 
-    from benchmarks.bench_scaling import narrow_vae
+    from benchmarks.suites.scaling import narrow_vae
 
     with quiet_imports():
         made = getattr(diffusers, kind)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.bench_io import DATA
 from benchmarks.peers import Way, version_of
 from benchmarks.rows import AbsentError
+from benchmarks.suites.io import DATA
 from hires.tiling.geometry import Size
 from hires.tiling.network import NetworkRows, Tiling
 from hires.tiling.retry import is_out_of_memory

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_suite
-from benchmarks.gpu_pieces import SLICES, Piece, Suite, pieces
-from benchmarks.gpu_record import Record, summary
+from benchmarks.gpu.pieces import SLICES, Piece, Suite, pieces
+from benchmarks.gpu.record import Record, summary
 from benchmarks.gpu_suite import main
 
 DRY = Suite(device=torch.device("cpu"), dry=True)

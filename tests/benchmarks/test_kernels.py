@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from benchmarks import bench_attention, bench_blend, bench_group_norm
+from benchmarks.suites import attention, blend, group_norm
 from hires.bench.timing import quantile, timed
 from hires.kernels.attention_policies import NPA
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS
 
 
-@pytest.mark.parametrize("suite", [bench_group_norm, bench_blend], ids=["group_norm", "blend"])
+@pytest.mark.parametrize("suite", [group_norm, blend], ids=["group_norm", "blend"])
 def test_rows_of_every_backend(suite: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["--quick"]) == 0  # type: ignore[attr-defined]
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -29,7 +29,7 @@ def test_rows_of_every_backend(suite: object, capsys: pytest.CaptureFixture[str]
 
 
 def test_attention_rows_of_every_model_policy_and_backend(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_attention.main(["--quick"]) == 0
+    assert attention.main(["--quick"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert {row["backend"] for row in rows} == {backend.name for backend in BACKENDS}
     assert {row["model"] for row in rows} == {"cosxl", "pixart", "vae"}
@@ -41,13 +41,13 @@ def test_attention_rows_of_every_model_policy_and_backend(capsys: pytest.Capture
 
 def test_the_sampled_rows_are_those_of_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
     """Windows on a canvas that is larger than they are: what the definition names is what runs."""
-    call = bench_attention.Call(model="x", layer="x", heads=2, head_dim=8, canvas=(20, 24), policy=NPA(8))
-    parts = bench_attention.tensors(call, torch.float64, torch.device("cpu"))
+    call = attention.Call(model="x", layer="x", heads=2, head_dim=8, canvas=(20, 24), policy=NPA(8))
+    parts = attention.tensors(call, torch.float64, torch.device("cpu"))
     picked = [0, 5, 100, 479]
-    exact = bench_attention.exact_rows(call, parts, picked)
-    row = bench_attention.measure(call, "sdpa", parts, exact, picked, 10.0)
+    exact = attention.exact_rows(call, parts, picked)
+    row = attention.measure(call, "sdpa", parts, exact, picked, 10.0)
     assert row["rms_error"] < 1e-12  # type: ignore[operator]
-    assert bench_attention.measure(call, "sdpa", parts, exact, picked, 0.0)["state"].startswith("skipped: about")  # type: ignore[attr-defined]
+    assert attention.measure(call, "sdpa", parts, exact, picked, 0.0)["state"].startswith("skipped: about")  # type: ignore[attr-defined]
 
 
 def test_out_of_memory_and_refusals_are_values_and_other_errors_are_not() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_planner import LIMIT, QUICK, Case, cases, main, measure
 from benchmarks.common import read_rows
+from benchmarks.suites.planner import LIMIT, QUICK, Case, cases, main, measure
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_committed_table_is_of_every_case_and_holds() -> None:
 
 
 def test_the_suite_ends_with_its_range(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.bench_planner.QUICK", QUICK[5:6])
+    monkeypatch.setattr("benchmarks.suites.planner.QUICK", QUICK[5:6])
     assert main(["--quick"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["rows"] == 1 and 1 <= document["least"] <= document["most"] <= LIMIT and not document["outside"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, report_figures, report_tables
-from benchmarks.report import ROOT, drifted, redrawn
+from benchmarks.report import figures as report_figures
+from benchmarks.report import tables, write
+from benchmarks.report.write import ROOT, drifted, redrawn
 
 TEXT = "before\n\n<!-- report:a -->\nold\n<!-- /report -->\n\nbetween\n\n<!-- report:b -->\n<!-- /report -->\nafter\n"
 BLOCKS = {"a": lambda: "| 1 |", "b": lambda: "| 2 |"}
@@ -30,12 +31,12 @@ def test_blocks_are_replaced_and_nothing_else() -> None:
 
 def test_a_changed_number_is_found(tmp_path: Path) -> None:
     """A document that was edited by hand, a figure of other rows, and one that is missing."""
-    for name in report.DOCUMENTS:
+    for name in write.DOCUMENTS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
-    figures = tmp_path / report.FIGURE_FOLDER
+    figures = tmp_path / write.FIGURE_FOLDER
     figures.mkdir()
-    for path in (ROOT / report.FIGURE_FOLDER).glob("*.svg"):
+    for path in (ROOT / write.FIGURE_FOLDER).glob("*.svg"):
         (figures / path.name).write_text(path.read_text())
     assert drifted(tmp_path) == []
     page = tmp_path / "docs" / "benchmarks.md"
@@ -47,7 +48,7 @@ def test_a_changed_number_is_found(tmp_path: Path) -> None:
 
 def test_a_table_without_rows_says_what_makes_them(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="python -m benchmarks upscale quality"):
-        report_tables.rows_of("upscale_quality", tmp_path)
+        tables.rows_of("upscale_quality", tmp_path)
     text = "<!-- report:a -->\n<!-- /report -->\n"
     assert "*python*" in redrawn(text, {"a": lambda: raising("python")})
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.held_out import FIRST_SEED, held_out_kinds, held_out_scenes
-from benchmarks.scenes import caption, draw, draw_bands, kinds, scene
+from benchmarks.demo.held_out import FIRST_SEED, held_out_kinds, held_out_scenes
+from benchmarks.demo.scenes import caption, draw, draw_bands, kinds, scene
 from hires.images.boxes import luma
 from hires.metrics.fidelity import band_energy
 from hires.tiling.geometry import Box, Size
@@ -43,19 +43,19 @@ def test_captions() -> None:
 
 
 def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import demo_data
+    from benchmarks.demo import data
 
     rng = np.random.default_rng(0)
-    drawn = [demo_data.training_scene(rng) for _ in range(3000)]
+    drawn = [data.training_scene(rng) for _ in range(3000)]
     assert not {d.kind for d in drawn} & held_out_kinds()
     assert max(d.seed for d in drawn) < FIRST_SEED <= min(s.seed for s in held_out_scenes(32))
     assert len({d.kind for d in drawn}) > 250
-    monkeypatch.setattr(demo_data, "FIRST_SEED", 1)  # a draw that could only be seed 0, whatever its kind
-    assert demo_data.training_scene(rng).seed == 0
+    monkeypatch.setattr(data, "FIRST_SEED", 1)  # a draw that could only be seed 0, whatever its kind
+    assert data.training_scene(rng).seed == 0
 
 
 def test_the_held_out_file_lists_what_it_should() -> None:
-    rows = json.loads((Path(__file__).parents[2] / "benchmarks" / "held_out.json").read_text())["scenes"]
+    rows = json.loads((Path(__file__).parents[2] / "benchmarks" / "demo" / "held_out.json").read_text())["scenes"]
     assert len(rows) == len(held_out_kinds()) == 32
     assert held_out_scenes(1)[0].caption == "a sun on the right over green mountains and a lake at dusk"
     assert held_out_kinds() <= set(kinds())

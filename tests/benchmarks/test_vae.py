@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_vae
+from benchmarks.suites import vae as bench_vae
 from tests.tiling.test_vae import small_vae
 
 

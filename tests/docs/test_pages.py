@@ -13,7 +13,7 @@ import pytest
 import typer
 
 import hires
-from benchmarks import report
+from benchmarks.report import write
 from hires.errors import HiresError
 from tests.support.pages import (
     ROOT,
@@ -149,7 +149,7 @@ def test_make_targets_are_the_makefiles() -> None:
 
 def test_generated_tables_are_in_documents_that_the_report_draws() -> None:
     holders = {str(page.relative_to(ROOT)) for page in pages() if "<!-- report:" in page.read_text()}
-    assert holders == {str(name) for name in report.DOCUMENTS}
+    assert holders == {str(name) for name in write.DOCUMENTS}
 
 
 def test_the_reference_shows_every_public_name() -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hires
-from benchmarks.held_out import held_out_scenes
-from benchmarks.scenes import draw
+from benchmarks.demo.held_out import held_out_scenes
+from benchmarks.demo.scenes import draw
 from hires.cli.app import app
 from hires.engine import upscale
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError

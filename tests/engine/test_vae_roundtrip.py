@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks.scenes import draw, scene
+from benchmarks.demo.scenes import draw, scene
 from hires.cli.app import app
 from hires.engine.vae_roundtrip import vae_roundtrip
 from hires.errors import BudgetError, ModelError, OutputError, RequestError

@@ -91,7 +91,7 @@ def test_the_default_on_a_cpu_is_torchs_own_choice_and_cuda_backends_say_why() -
 @pytest.mark.slow
 def test_npa_is_three_times_faster_on_a_pixart_layer() -> None:
     """The self-attention call, gather included, medians of calls that alternate; the whole layer's ratio is printed beside."""
-    from benchmarks.bench_attention import layer_ratio
+    from benchmarks.suites.attention import layer_ratio
 
     ratios = layer_ratio()
     print(ratios)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.scenes import draw, scene, with_disks
+from benchmarks.demo.scenes import draw, scene, with_disks
 from hires.images.boxes import ArraySource, LanczosSource, luma
 from hires.metrics.duplicates import find_copies, find_duplicates, subject_box
 from hires.tiling.geometry import Box, Size

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.demo.held_out import held_out_scenes
+from benchmarks.demo.scenes import Disk, draw, draw_bands, scene, with_disks
 from benchmarks.disks import FoundDisk, find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
-from benchmarks.held_out import held_out_scenes
-from benchmarks.scenes import Disk, draw, draw_bands, scene, with_disks
 from hires.images.boxes import luma
 from hires.metrics.fidelity import band_energy, psnr
 from hires.metrics.seams import lattice_score, seam_lines, seam_score

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_guides, bench_strategies
 from benchmarks.disks import quiet_energy
 from benchmarks.oracle import Oracle, find_objects, prior_of
 from benchmarks.outcome import averaged, drift, on_oracle, prior_energy
 from benchmarks.recipes import HOLD, RECIPES, Hold, Work, base, dilated, gaussian, random_roll, relay, rolled
 from benchmarks.subjects import OracleSubject
+from benchmarks.suites import guides, strategies
 from hires.metrics.seams import seam_ratio
 from hires.refine.low_pass import Area
 from hires.refine.structure import power_ramp
@@ -194,12 +194,12 @@ def test_an_outcome_of_the_enlarged_base_itself_drifts_little_and_has_no_duplica
 
 
 def test_the_guides_compared_hold_the_picture_better_than_none() -> None:
-    none, held = (bench_guides.measured(hold, 3.0, 2, 192) for hold in (None, HOLD))
+    none, held = (guides.measured(hold, 3.0, 2, 192) for hold in (None, HOLD))
     assert held["drift"] < 0.7 * none["drift"] and held["duplicates"] <= none["duplicates"]
-    for low_pass in bench_guides.LOW_PASSES.values():
+    for low_pass in guides.LOW_PASSES.values():
         flat = torch.full((1, 1, 192, 192), 0.5)
         torch.testing.assert_close(low_pass(3.0)(flat), flat, rtol=0, atol=1e-5)
-    for ramp in bench_guides.RAMPS.values():
+    for ramp in guides.RAMPS.values():
         assert ramp(3.0)(3.0) == pytest.approx(1.0)
 
 
@@ -213,27 +213,27 @@ def row(strategy: str, **facts: object) -> dict[str, str]:
         "seam_ratio": "1",
         "drift": "0.3",
     }
-    rest = {name: "1" for name in bench_strategies.COLUMNS if name not in plain}
+    rest = {name: "1" for name in strategies.COLUMNS if name not in plain}
     return plain | rest | {"strategy": strategy} | {k: str(v) for k, v in facts.items()}
 
 
 def test_limits_hold_or_not_by_the_numbers() -> None:
     good = [row("multidiffusion box", duplicates=12), row("relay + guidance", relay_sigma=3.0)]
-    assert len(bench_strategies.limits(good)) == 4 and all(bench_strategies.limits(good).values())
+    assert len(strategies.limits(good)) == 4 and all(strategies.limits(good).values())
     for worse in (
         row("multidiffusion box", duplicates=7),
         row("relay + guidance", drift=0.41),
         row("relay + guidance", seam_ratio=0.97),
     ):
-        assert not all(bench_strategies.limits([worse]).values())
-    assert bench_strategies.limits([row("relay", drift=0.9), row("relay + guidance", drift=0.9, side=512)]) == {}
+        assert not all(strategies.limits([worse]).values())
+    assert strategies.limits([row("relay", drift=0.9), row("relay + guidance", drift=0.9, side=512)]) == {}
 
 
 def test_the_newest_rows_make_the_table() -> None:
     rows = [row("relay", relay_sigma="1.0", drift=0.9), row("direct"), row("relay", relay_sigma="1.0", drift=0.2)]
-    newest = bench_strategies.newest(rows)
+    newest = strategies.newest(rows)
     assert [r["strategy"] for r in newest] == ["direct", "relay"] and newest[1]["drift"] == "0.2"
-    text = bench_strategies.table(newest)
+    text = strategies.table(newest)
     assert "oracle, 4 times its window, 6 seeds" in text and "| relay from sigma 1 |" in text
 
 
@@ -244,12 +244,12 @@ def test_the_command_refuses_what_it_cannot_run_and_names_the_choices() -> None:
         (["--sides", "many"], "give numbers"),
     ):
         with pytest.raises(SystemExit, match=reason):
-            bench_strategies.main(words)
+            strategies.main(words)
 
 
 def test_the_command_ends_with_one_json_document(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_strategies, "chosen", lambda text, model: ["spot", "relay + guidance"])
-    assert bench_strategies.main(["--quick"]) == 0
+    monkeypatch.setattr(strategies, "chosen", lambda text, model: ["spot", "relay + guidance"])
+    assert strategies.main(["--quick"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["suite"] == "strategies"
     assert [r["strategy"] for r in document["rows"]] == ["spot", "relay + guidance"]

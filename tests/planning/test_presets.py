@@ -7,8 +7,8 @@ import math
 import pytest
 
 import hires
-from benchmarks.bench_presets import LIMITS, planned, row_of
 from benchmarks.full_size import full_spec
+from benchmarks.suites.presets import LIMITS, planned, row_of
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.errors import RequestError

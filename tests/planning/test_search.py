@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.bench_planner import PIXART, network_bytes, vae_bytes
+from benchmarks.suites.planner import PIXART, network_bytes, vae_bytes
 from hires.checkpoints.families import FAMILIES, UNetShape
 from hires.checkpoints.noise_levels import vp_sigmas
 from hires.checkpoints.spec import ModelSpec

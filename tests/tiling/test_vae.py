@@ -129,7 +129,7 @@ def test_bands_equal_the_module(
 
 @pytest.mark.slow
 def test_the_full_sdxl_architecture_at_1024() -> None:
-    from benchmarks.bench_vae import sdxl_vae
+    from benchmarks.suites.vae import sdxl_vae
 
     vae = sdxl_vae(torch.device("cpu"))
     z, x = torch.randn(1, 4, 128, 128), torch.rand(1, 3, 1024, 1024) * 2 - 1

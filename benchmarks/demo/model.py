@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.scenes import caption, kinds
+from benchmarks.demo.scenes import caption, kinds
 
 NATIVE_CELLS = 32
 TOKENS = 24

@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.bench_io import DATA
 from benchmarks.common import RESULTS, append_row, stamp
-from benchmarks.held_out import held_out_scenes
-from benchmarks.scenes import draw
+from benchmarks.demo.held_out import held_out_scenes
+from benchmarks.demo.scenes import draw
+from benchmarks.suites.io import DATA
 from hires.images.boxes import luma
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
@@ -50,7 +50,7 @@ CROPS = (
 SIDE, SCALE = 384, 4
 SAME_KERNELS = 3  # the crop on which rounding is largest
 NETWORKS = ("RealESRGAN_General_x4_v3.safetensors", "craft_x4.pth")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PHOTO = DATA / "photos" / "Kleiber_CCBYSA3_6028x3391.jpg"
 Picture = NDArray[np.uint8]
 

@@ -135,8 +135,8 @@ def reference(case: Mapping[str, str], name: str) -> Path:
 
 def written(name: str, side: int) -> Row:
     """A PNG of a photograph's mosaic, 8192 px wide and `side` high (square below that), by the suite `io`."""
-    from benchmarks.bench_io import in_child as io_child
     from benchmarks.peers import version_of
+    from benchmarks.suites.io import in_child as io_child
     from hires.images.png import LEVEL
     from hires.tiling.geometry import Size
 

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from benchmarks.scenes import Kind, Scene, scene
+from benchmarks.demo.scenes import Kind, Scene, scene
 
 FILE = Path(__file__).with_name("held_out.json")
 FIRST_SEED = 1_000_000  # training draws below, held-out scenes from here on

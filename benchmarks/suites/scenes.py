@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw
 
 import hires
 from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
+from benchmarks.demo.held_out import held_out_scenes
+from benchmarks.demo.scenes import Scene, draw_bands
 from benchmarks.disks import find_disks, local_band_energy, lopsided_disks, mean_colour, third_of
-from benchmarks.held_out import held_out_scenes
-from benchmarks.scenes import Scene, draw_bands
 from hires.checkpoints.spec import load_spec
 from hires.devices.memory import reset_resident_peak
 from hires.images.boxes import ArraySource, luma

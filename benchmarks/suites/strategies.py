@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, read_rows, stamp
-from benchmarks.held_out import held_out_scenes
+from benchmarks.common import RESULTS, append_row, code_of_pictures, digest, file_of, read_rows, stamp
+from benchmarks.demo.held_out import held_out_scenes
 from benchmarks.outcome import Outcome, on_oracle, on_scene
 from benchmarks.recipes import ATTENTION, RECIPES, Work, base
-from benchmarks.sheet import draw_sheet, picture_name
+from benchmarks.report.sheet import draw_sheet, picture_name
 from benchmarks.subjects import OracleSubject, SceneSubject
 from hires.devices.memory import peak_resident_bytes, reset_resident_peak
 from hires.images.whole import to_uint8
@@ -51,7 +51,7 @@ COLUMNS = {
 
 def settings_digest() -> str:
     """Changes with the code and the weights that strategies and measures are made of."""
-    own = (Path(__file__).parent / f"{name}.py" for name in ("oracle", "recipes", "subjects", "outcome", "scenes"))
+    own = (file_of(name) for name in ("oracle", "recipes", "subjects", "outcome", "scenes"))
     return digest([*code_of_pictures(), *own])
 
 

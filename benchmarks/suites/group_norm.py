@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.bench_maps import Job, bench
+from benchmarks.suites.maps import Job, bench
 from hires.kernels.group_norm import STATS, group_norm_apply, group_norm_stats
 
 GROUPS = 32

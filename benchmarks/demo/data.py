@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.demo_model import NATIVE_CELLS
-from benchmarks.held_out import FIRST_SEED, held_out_kinds
-from benchmarks.scenes import HORIZON, Scene, draw, scene
+from benchmarks.demo.held_out import FIRST_SEED, held_out_kinds
+from benchmarks.demo.model import NATIVE_CELLS
+from benchmarks.demo.scenes import HORIZON, Scene, draw, scene
 from hires.tiling.geometry import Box, Size
 
 View = Callable[[np.random.Generator], tuple[Scene, Size, Box]]

@@ -6,9 +6,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import bench_demo, bench_peers, bench_scaling, bench_scenes, bench_strategies, bench_waterfall
 from benchmarks.common import RESULTS, decibels, read_rows
 from benchmarks.rows import newest
+from benchmarks.suites import demo as bench_demo
+from benchmarks.suites import peers as bench_peers
+from benchmarks.suites import scaling as bench_scaling
+from benchmarks.suites import scenes as bench_scenes
+from benchmarks.suites import strategies as bench_strategies
+from benchmarks.suites import waterfall as bench_waterfall
 
 Rows = Sequence[Mapping[str, str]]
 FAMILY_NAMES = {"cosxl": "CosXL", "pixart-sigma-1024": "PixArt-Σ 1024", "pixart-sigma-2k": "PixArt-Σ 2K"}

@@ -90,7 +90,7 @@ def tested(file: str) -> Rows:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", file]
     begun = time.monotonic()
     ended = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=LONGEST_S
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=LONGEST_S
     )
     last = (ended.stdout.strip().splitlines() or [""])[-1]
     if ended.returncode:

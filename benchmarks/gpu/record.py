@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from benchmarks.gpu_pieces import SLICES
+from benchmarks.gpu.pieces import SLICES
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.bench_maps import Job, bench
+from benchmarks.suites.maps import Job, bench
 from hires.kernels.blend import ACCUMULATE, LEVELS, blend_accumulate, to_integers
 
 BAND_ROWS = 64

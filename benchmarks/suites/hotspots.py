@@ -24,7 +24,7 @@ import torch
 
 import hires
 from benchmarks.common import RESULTS, append_row, stamp
-from benchmarks.held_out import held_out_scenes
+from benchmarks.demo.held_out import held_out_scenes
 from benchmarks.peaks import peaks
 from hires.bench.profile import Costly, Profile
 from hires.bench.timing import peak_flops

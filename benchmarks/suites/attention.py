@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.bench_maps import DTYPES, milli
 from benchmarks.common import RESULTS, append_row, stamp
+from benchmarks.suites.maps import DTYPES, milli
 from hires._imports import quiet_imports
 from hires.bench.timing import Timed, peak_flops, rms, timed
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, Windows, attended, axis

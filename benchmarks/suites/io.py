@@ -34,7 +34,7 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.tiling.geometry import Box, Size
 
-DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("HIRES_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PHOTO = DATA / "photos" / "flower_BSD3_2268x1512.png"
 WAYS: tuple[tuple[str, str, str], ...] = (
     ("sink", ".png", "uint8"),

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS, WHOLE_SECONDS = 480, 600  # of one, of all
 SCENES = ("--counts", "1,0,0", "--tiled", "0,0,0", "--direct", "0,0,0")
 

@@ -90,7 +90,7 @@ def measured(case: Mapping[str, str]) -> Row:
     import torch
     from PIL import Image
 
-    from benchmarks.held_out import held_out_scenes
+    from benchmarks.demo.held_out import held_out_scenes
     from benchmarks.peaks import peaks
     from hires.devices.memory import peak_resident_bytes, reset_resident_peak
     from hires.metrics.fidelity import psnr
@@ -192,7 +192,7 @@ def base_picture(caption: str, seed: int) -> Any:
 
 def quality(scene: Any, picture: Any, made: Any, side: int) -> Row:
     """Disks, seams and texture against the scene drawn at that size."""
-    from benchmarks.bench_scenes import measure
+    from benchmarks.suites.scenes import measure
 
     found = measure(scene, picture, made, base_picture(scene.caption, scene.seed))
     return {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bench_scaling, bench_waterfall
-from benchmarks.report_tables import oracle_rows, rows_of
+from benchmarks.report.tables import oracle_rows, rows_of
 from benchmarks.rows import STATE, newest
+from benchmarks.suites import scaling, waterfall
 
 Points = list[dict[str, Any]]
 MARK = "rows "
@@ -19,20 +19,20 @@ MARK = "rows "
 
 def waterfall_points() -> Points:
     """Every step: its name, seconds and peak; of one that did not end what is said of it, at the limit."""
-    rows = bench_waterfall.in_order(newest(rows_of("waterfall"), bench_waterfall.SUITE.key))
+    rows = waterfall.in_order(newest(rows_of("waterfall"), waterfall.SUITE.key))
     most = max(int(row["side"]) for row in rows)
-    shown, limit = [row for row in rows if int(row["side"]) == most], bench_waterfall.SUITE.limit_s
+    shown, limit = [row for row in rows if int(row["side"]) == most], waterfall.SUITE.limit_s
     return [
         {"name": r["step"], "x": float(r["seconds"]), "y": float(r["peak_rss_gib"])}
         if r[STATE] == "ran"
-        else {"name": r["step"], "x": limit if r[STATE] == bench_waterfall.STOPPED else 0.0, "y": 0.0, "of": r[STATE]}
+        else {"name": r["step"], "x": limit if r[STATE] == waterfall.STOPPED else 0.0, "y": 0.0, "of": r[STATE]}
         for r in shown
     ]
 
 
 def scaling_points() -> Points:
     """Seconds of every part over pixels, the attention's apart."""
-    rows = newest(rows_of("scaling"), bench_scaling.SUITE.key)
+    rows = newest(rows_of("scaling"), scaling.SUITE.key)
     ran = [row for row in rows if row[STATE] == "ran"]
     return [
         {"name": r["part"], "x": float(r["side"]) ** 2 / 1e6, "y": float(r["p50_s"]), "of": float(r["attention_s"])}

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report_figures import FIGURES, current, draw, points_of
-from benchmarks.report_tables import BLOCKS
+from benchmarks.report.figures import FIGURES, current, draw, points_of
+from benchmarks.report.tables import BLOCKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"), Path("docs/guide/relay-and-stages.md"))
 FIGURE_FOLDER = Path("docs/figures")
 BLOCK = re.compile(r"(?P<head>^<!-- report:(?P<name>[\w-]+) -->\n).*?(?P<tail>^<!-- /report -->$)", re.DOTALL | re.MULTILINE)

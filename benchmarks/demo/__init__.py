@@ -1,0 +1,1 @@
+"""The shipped demo model: its data, training and held-out scenes."""

@@ -1,0 +1,1 @@
+"""Pieces of the GPU suite and what it records."""

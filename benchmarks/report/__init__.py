@@ -1,0 +1,1 @@
+"""Tables and figures of the documentation, drawn from the rows."""
