@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `edit` and `plan` here, the other commands from `cli_about`, `cli_upscale`, ...."""
+"""The command line: one app, whose commands the other files of this room add."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hires._version import __version__
-from hires.cli import bench, info, render, serve, upscale
+from hires.cli import bench, info, inspect, jobs, measure, render, serve, upscale, vae_roundtrip
 
 app = typer.Typer(
     add_completion=False,
@@ -30,10 +30,8 @@ def main(
         raise typer.Exit
 
 
-render.register(app)
-info.register(app)
-upscale.register(app)
-serve.register(app)
-bench.register(app)
 if __name__ == "__main__":
     app()
+
+for _command in (render, inspect, measure, vae_roundtrip, jobs, info, upscale, serve, bench):
+    _command.register(app)
