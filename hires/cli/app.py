@@ -30,8 +30,5 @@ def main(
         raise typer.Exit
 
 
-if __name__ == "__main__":
-    app()
-
 for _command in (render, inspect, measure, vae_roundtrip, jobs, info, upscale, serve, bench):
     _command.register(app)
