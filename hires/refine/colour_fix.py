@@ -1,7 +1,7 @@
 """Colour fixes at the end of a render: the colours of the picture it came from, the detail it was given.
 
 `wavelet_fixed` works on the bands that leave the decoder, so neither picture is held whole; `adain` needs the whole's mean and
-deviation first, which `Moments` gathers from bands. Pictures are (B, C, h, w); both are used by StableSR (2305.07015).
+deviation first, which `ColourStatistics` gathers from bands. Pictures are (B, C, h, w); both are used by StableSR (2305.07015).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVELS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
+class ColourStatistics:
     """Mean and standard deviation (B, C, 1, 1) of every channel, float64, and of how many cells."""
 
     mean: Tensor
@@ -28,7 +28,7 @@ class Moments:
     count: int
 
     @classmethod
-    def of(cls, bands: Iterable[Tensor]) -> Moments:
+    def of(cls, bands: Iterable[Tensor]) -> ColourStatistics:
         """Of a picture given whole, [x], or in bands; merged pairwise (Chan et al. 1983), so no cancellation of squares."""
         count, mean, spread = 0, torch.zeros(()), torch.zeros(())
         for band in bands:
@@ -42,7 +42,7 @@ class Moments:
         return cls(mean=mean, std=(spread / count).sqrt(), count=count)
 
 
-def adain(x: Tensor, own: Moments, wanted: Moments) -> Tensor:
+def adain(x: Tensor, own: ColourStatistics, wanted: ColourStatistics) -> Tensor:
     """(x - mean) std' / std + mean', channel by channel (Huang & Belongie 2017): a picture or a band of it, float32."""
     return ((x - own.mean) * (wanted.std / own.std.clamp_min(1e-12)) + wanted.mean).float()
 

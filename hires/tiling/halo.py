@@ -18,7 +18,7 @@ from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.kernels.single_precision import in_single
 from hires.tiling.bands import finite
 from hires.tiling.bands.rows import join
-from hires.tiling.bands.storage import MOST_ELEMENTS, VaePolicy, halo_policy
+from hires.tiling.bands.storage import MOST_ELEMENTS, BandStorage, halo_policy
 from hires.tiling.geometry import Box
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
@@ -103,7 +103,7 @@ class HaloVAE:
         self.device, self.dtype = first.device, first.dtype
         self.last: VaeRun | None = None
 
-    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
+    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[BandStorage, ...]:
         """The bands for latents of h x w cells, highest first, with their bytes and FLOPs (halo rows counted)."""
         layers: nn.Module = (self.vae.encoder if encode else self.vae.decoder).layers  # type: ignore[union-attr,assignment]
         positions = self.cell_px**2 if encode else 1
@@ -177,7 +177,7 @@ class HaloVAE:
         self,
         read: Callable[[list[int], list[int]], Tensor],
         network: Callable[[Tensor], Tensor],
-        ladder: Ladder[VaePolicy],
+        ladder: Ladder[BandStorage],
         cells: tuple[int, int],
         halo: int,
         on_band: OnBand | None,
@@ -191,7 +191,7 @@ class HaloVAE:
         top = 0
         while top < height:
 
-            def band(rung: VaePolicy, top: int = top) -> Tensor:
+            def band(rung: BandStorage, top: int = top) -> Tensor:
                 rows = rung.band_rows // self.cell_px
                 bottom = top + -(-(height - top) // -(-(height - top) // rows))
                 first, last = (top - halo, bottom + halo) if self.wrap[0] else (max(0, top - halo), min(height, bottom + halo))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from hires.errors import RequestError, unknown
 from hires.kernels.attention_policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
 from hires.tiling.bands import finite
-from hires.tiling.bands.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
+from hires.tiling.bands.layers import Layer, Progress, band_setting, decode_layers, encode_layers, kept_bands, last_rows
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.bands.rows import Given, RowMap, Setting, join
-from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy, vae_ladder
+from hires.tiling.bands.rows import BandSetting, Given, RowMap, join
+from hires.tiling.bands.storage import VAE_POLICIES, BandStorage, vae_ladder
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder, attempt
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 OnBand = Callable[[int, int], None]
 
 
-class Rung(Protocol):
+class StorageChoice(Protocol):
     """One way to run: a policy and its rows per band."""
 
     @property
@@ -133,7 +133,7 @@ class TiledVAE:
         self.last: VaeRun | None = None
         self.retries = self.recomputed = 0
 
-    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
+    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[BandStorage, ...]:
         """The policies for latents of h x w cells from the one that runs first to the last that is tried, with their bytes."""
         bring_home(self.vae)
         first = next(self.vae.parameters())
@@ -246,7 +246,7 @@ class Run:
     ) -> None:
         self.vae, self.wrap, self.attention, self.backend, self.on_band = vae, wrap, attention, backend, on_band
         self.progress = Progress()
-        self._settings: list[Setting] = []
+        self._settings: list[BandSetting] = []
         bring_home(vae)
         first = next(vae.parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -261,7 +261,7 @@ class Run:
         """How often the bands of the last map were."""
         return sum(setting.halved for setting in self._settings)
 
-    def decode(self, z: Tensor, rung: Rung, start: int = 0) -> Iterator[Tensor]:
+    def decode(self, z: Tensor, rung: StorageChoice, start: int = 0) -> Iterator[Tensor]:
         """Decoded rows from `start` on by one policy; `whole` is the module itself."""
         if self._is_module(rung):
             rows: Tensor = self.vae.decode(z.to(self.device, self.dtype), return_dict=False)[0]  # type: ignore[operator]
@@ -279,7 +279,7 @@ class Run:
         picture = self._through(layers, Given(z.shape[1], z.shape[2], z.shape[3], read), setting, start)
         yield from last_rows(picture, setting, start)
 
-    def encode(self, source: PixelSource, rung: Rung) -> Tensor:
+    def encode(self, source: PixelSource, rung: StorageChoice) -> Tensor:
         """The posterior's mean and log variance by one policy."""
         size = source.size
         if self._is_module(rung):
@@ -297,7 +297,7 @@ class Run:
         latents = self._through(encode_layers(self.vae), Given(3, size.height, size.width, read), setting)
         return join(list(last_rows(latents, setting)))
 
-    def _through(self, layers: list[Layer], given: RowMap, setting: Setting, start: int = 0) -> RowMap:
+    def _through(self, layers: list[Layer], given: RowMap, setting: BandSetting, start: int = 0) -> RowMap:
         """The last layer's map, from the last whole one on; counts bands towards the total from there."""
         x = self.progress.resume(setting, given)
         total, done = kept_bands(layers[self.progress.layers :], x.height, setting, start), 0
@@ -310,7 +310,7 @@ class Run:
         setting.on_band = count
         return self.progress.run(layers, x, setting)
 
-    def _is_module(self, rung: Rung) -> bool:
+    def _is_module(self, rung: StorageChoice) -> bool:
         """The module itself attends to all by a backend of its own and wraps as it was built; else `whole` is one band of each
         map.
 
@@ -331,9 +331,11 @@ class Run:
         log.warning("the whole result overflowed in half precision: it is computed again in one band")
         return False
 
-    def _setting(self, rung: Rung, height: int) -> Setting:
+    def _setting(self, rung: StorageChoice, height: int) -> BandSetting:
         whole = rung.policy == "whole"
-        setting = setting_of("bands" if whole else rung.policy, 64 * height if whole else rung.band_rows, self.wrap, self.dtype)
+        setting = band_setting(
+            "bands" if whole else rung.policy, 64 * height if whole else rung.band_rows, self.wrap, self.dtype
+        )
         setting.attention, setting.backend = self.attention, self.backend
         if isinstance(self.attention, NPA | Windows):
             setting.attention = replace(self.attention, circular=self.wrap)

@@ -20,7 +20,7 @@ from hires.kernels.dispatch import attention
 from hires.kernels.reference import attention_streamed
 from hires.kernels.torch_windows import attend_across, key_lines, pooled, query_lines
 from hires.tiling.bands.memory import SCORES
-from hires.tiling.bands.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
+from hires.tiling.bands.rows import Added, BandSetting, Convolved, Doubled, Halved, Kept, Normed, RowMap, finite_rows
 from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.retry import attempt, free_memory
@@ -28,12 +28,12 @@ from hires.tiling.retry import attempt, free_memory
 log = logging.getLogger(__name__)
 
 
-def setting_of(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> Setting:
+def band_setting(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> BandSetting:
     """What a policy keeps: `bands` every map, `recompute_up` not what a stage enlarges, `recompute_conv` nor the first
     convolution of a resnet, `host` everything, in host memory."""
     if policy not in VAE_POLICIES[1:]:
         raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
-    return Setting(
+    return BandSetting(
         band_rows=band_rows,
         wrap=wrap,
         dtype=dtype,
@@ -89,7 +89,7 @@ def _mid_layers(block: Any) -> list[Layer]:
     return layers
 
 
-def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
+def apply(layer: Layer, x: RowMap, setting: BandSetting) -> RowMap:
     """The layer's map over `x`, evaluated at once where it is kept."""
     match layer.kind:
         case "resnet":
@@ -108,7 +108,7 @@ def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
     return Kept(x, setting) if layer.kind == "conv kept" or (layer.kind == "conv large" and setting.keep_doubled) else x
 
 
-def kept_bands(layers: list[Layer], height: int, setting: Setting, start: int = 0) -> int:
+def kept_bands(layers: list[Layer], height: int, setting: BandSetting, start: int = 0) -> int:
     """How many bands of kept maps the layers compute from `height` rows on, and those of the last map below `start`."""
     maps = {"resnet": 1 + setting.keep_first, "attention": 1, "halve": 1, "conv kept": 1}
     maps |= {"double": int(setting.keep_doubled), "conv large": int(setting.keep_doubled)}
@@ -127,7 +127,7 @@ class Progress:
     map: Kept | None = None
     large: bool = False
 
-    def resume(self, setting: Setting, given: RowMap) -> RowMap:
+    def resume(self, setting: BandSetting, given: RowMap) -> RowMap:
         """That map under a new setting, or `given` and everything from the start.
 
         A map that the setting was chosen not to hold (`large`) is no place to go on from.
@@ -138,7 +138,7 @@ class Progress:
         self.map.adopt(setting)
         return self.map
 
-    def run(self, layers: list[Layer], x: RowMap, setting: Setting) -> RowMap:
+    def run(self, layers: list[Layer], x: RowMap, setting: BandSetting) -> RowMap:
         """The map of the last layer, from where `x` stands."""
         for index in range(self.layers, len(layers)):
             x = apply(layers[index], x, setting)
@@ -147,7 +147,7 @@ class Progress:
         return x
 
 
-def _resnet(block: Any, x: RowMap, setting: Setting) -> Kept:
+def _resnet(block: Any, x: RowMap, setting: BandSetting) -> Kept:
     """x + conv2(silu(norm2(conv1(silu(norm1(x)))))), the first convolution kept or computed twice."""
     first: RowMap = Convolved(Normed(x, block.norm1, setting), block.conv1, setting)
     if setting.keep_first:
@@ -164,7 +164,7 @@ class Attended(RowMap):
     With another `setting.attention`, an approximation: each block of queries sees the keys of its window, or keys are pooled.
     """
 
-    def __init__(self, source: RowMap, attn: Any, setting: Setting) -> None:
+    def __init__(self, source: RowMap, attn: Any, setting: BandSetting) -> None:
         self.source, self.attn, self.setting = source, attn, setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.normed = Normed(source, attn.group_norm, setting, silu=False)
@@ -292,7 +292,7 @@ class Attended(RowMap):
 LEAST_ROWS = 8
 
 
-def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Tensor]:
+def last_rows(picture: RowMap, setting: BandSetting, start: int = 0) -> Iterator[Tensor]:
     """The rows of the last map from `start` on, freeing what lies above them. NotFiniteError where they are no numbers.
 
     Everything before it is finished, so an out-of-memory here halves the bands, down to `LEAST_ROWS`, before it counts.

@@ -36,7 +36,7 @@ def pinned_bytes(size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadCost:
     """Reading rows of a map: bytes at the worst moment, bytes of the result (0 for a view), multiply-accumulates."""
 
     peak: int
@@ -45,7 +45,7 @@ class Read:
 
 
 @dataclass
-class Map:
+class MapCost:
     """A map of rows; `element` bytes per value."""
 
     channels: int
@@ -57,7 +57,7 @@ class Map:
     def bytes(self, rows: int) -> int:
         return self.channels * min(rows, self.height) * self.width * self.element
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         """`rows` rows that lie anywhere or, if `aligned`, are exactly one stored band."""
         raise NotImplementedError
 
@@ -66,18 +66,18 @@ class Map:
 
 
 @dataclass
-class Given(Map):
+class GivenCost(MapCost):
     """Rows that come from outside: a view of latents, or a copy of part of a picture."""
 
     copied: bool = False
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         size = self.bytes(rows) if self.copied else 0
-        return Read(size, size)
+        return ReadCost(size, size)
 
 
 @dataclass
-class Kept(Map):
+class KeptCost(MapCost):
     """A stored map: `made` rows so far, of which `freed` at the top are gone; `ahead` bytes are on their way from the host."""
 
     bounds: list[int] = field(default_factory=list)
@@ -97,13 +97,13 @@ class Kept(Map):
         first, last = bisect.bisect_right(self.bounds, self.freed), bisect.bisect_right(self.bounds, self.made)
         return self.pinned[last] - self.pinned[first]
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         size = self.bytes(rows)
         if self.host and len(self.bounds) > 2:  # two reads show the step
             self.ahead = max(self.ahead, size)
         if aligned or len(self.bounds) == 1:
-            return Read(size, size) if self.host else Read(0, 0)
-        return Read(2 * size if self.host else size, size)
+            return ReadCost(size, size) if self.host else ReadCost(0, 0)
+        return ReadCost(2 * size if self.host else size, size)
 
     def release(self, row: int) -> None:
         gone = bisect.bisect_right(self.bounds, row)
@@ -111,101 +111,101 @@ class Kept(Map):
 
 
 @dataclass
-class Normed(Map):
-    source: Map = field(kw_only=True)
+class NormedCost(MapCost):
+    source: MapCost = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.reach = self.source.reach
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         below, size = self.source.read(rows, aligned), self.bytes(rows)
         inner = size // self.element * max(4, self.element)  # float32 while it is normalised
         last = inner + size if self.element < 4 else inner
-        return Read(max(below.peak, below.held + inner, last), size, below.macs)
+        return ReadCost(max(below.peak, below.held + inner, last), size, below.macs)
 
     def release(self, row: int) -> None:
         self.source.release(row)
 
 
 @dataclass
-class Convolved(Map):
-    source: Map = field(kw_only=True)
+class ConvolvedCost(MapCost):
+    source: MapCost = field(kw_only=True)
     kernel: int = 3
 
     def __post_init__(self) -> None:
         self.reach = self.source.reach + self.kernel // 2
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         rows, halo = min(rows, self.height), self.kernel // 2
         below = self.source.read(rows + 2 * halo, aligned and not halo)
         result = self.bytes(rows)
         macs = below.macs + float(rows * self.width) * self.source.channels * self.channels * self.kernel**2
         if not halo:
-            return Read(max(below.peak, below.held + result), result, macs)
+            return ReadCost(max(below.peak, below.held + result), result, macs)
         row = self.source.bytes(1)
         padded = (rows + 2) * row  # at the top and the bottom: zeros are added to a copy
         edge = self.source.read(rows + 1).held if rows < self.height else self.source.read(rows).held
-        return Read(max(below.peak, edge + padded, padded + result), result, macs)
+        return ReadCost(max(below.peak, edge + padded, padded + result), result, macs)
 
     def release(self, row: int) -> None:
         self.source.release(row - self.kernel // 2)
 
 
 @dataclass
-class Halved(Map):
-    source: Map = field(kw_only=True)
+class HalvedCost(MapCost):
+    source: MapCost = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.reach = (self.source.reach + 2) // 2 + 1
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         rows = min(rows, self.height)
         below, result = self.source.read(2 * rows + 1), self.bytes(rows)
         row = self.source.bytes(1)
         padded = (2 * rows + 1) * (row + row // self.source.width)
         both = (2 * rows + 1) * row + padded  # at the bottom a row of zeros is added first
         macs = below.macs + 9.0 * rows * self.width * self.source.channels * self.channels
-        return Read(max(below.peak, below.held + padded, both, padded + result), result, macs)
+        return ReadCost(max(below.peak, below.held + padded, both, padded + result), result, macs)
 
     def release(self, row: int) -> None:
         self.source.release(2 * row)
 
 
 @dataclass
-class Doubled(Map):
-    source: Map = field(kw_only=True)
+class DoubledCost(MapCost):
+    source: MapCost = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.reach = 2 * self.source.reach
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         half = min(-(-min(rows, self.height) // 2) + 1, self.source.height)
         below, result = self.source.read(half), self.bytes(2 * half)
-        return Read(max(below.peak, below.held + result), result, below.macs)
+        return ReadCost(max(below.peak, below.held + result), result, below.macs)
 
     def release(self, row: int) -> None:
         self.source.release(row // 2)
 
 
 @dataclass
-class Added(Map):
-    left: Map = field(kw_only=True)
-    right: Map = field(kw_only=True)
+class AddedCost(MapCost):
+    left: MapCost = field(kw_only=True)
+    right: MapCost = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.reach = max(self.left.reach, self.right.reach)
 
-    def read(self, rows: int, aligned: bool = False) -> Read:
+    def read(self, rows: int, aligned: bool = False) -> ReadCost:
         left, right, size = self.left.read(rows, aligned), self.right.read(rows, aligned), self.bytes(rows)
         peak = max(left.peak, left.held + right.peak, left.held + right.held + size)
-        return Read(peak, size, left.macs + right.macs)
+        return ReadCost(peak, size, left.macs + right.macs)
 
     def release(self, row: int) -> None:
         for part in (self.left, self.right):
             part.release(row - (self.reach - part.reach))
 
 
-class Walk:
+class BandPeakTracker:
     """Runs the layers on sizes; `device` and `host` are the peaks so far, `macs` the multiply-accumulates, `moved` the bytes
     that go to host memory and come back.
 
@@ -216,62 +216,62 @@ class Walk:
         self.shape, self.band_rows, self.element, self.scratch, self.policy = shape, band_rows, element, scratch, policy
         self.on_host = name == "host"
         self.keep_doubled, self.keep_first = name in ("bands", "host"), name != "recompute_conv"
-        self.live: list[Kept] = []
+        self.live: list[KeptCost] = []
         self.device, self.host, self.macs, self.moved = SMALL, 0, 0.0, 0.0
 
     def decode(self, cells: Size) -> None:
         shape, c = self.shape, self.shape.channels[-1]
-        x: Map = Given(shape.latent_channels, cells.height, cells.width, self.element)
+        x: MapCost = GivenCost(shape.latent_channels, cells.height, cells.width, self.element)
         x = self.mid(self.keep(self.conv(self.conv(x, shape.latent_channels, kernel=1), c)))
         for level in reversed(range(len(shape.channels))):
             for _ in range(shape.resnets + 1):
                 x = self.resnet(x, shape.channels[level])
             if level:
-                doubled = Doubled(x.channels, 2 * x.height, 2 * x.width, self.element, source=x)
+                doubled = DoubledCost(x.channels, 2 * x.height, 2 * x.width, self.element, source=x)
                 x = self.conv(doubled, x.channels)
                 x = self.keep(x) if self.keep_doubled else x
         self.last(self.conv(self.norm(x), 3))
 
     def encode(self, cells: Size) -> None:
         shape, scale = self.shape, 2 ** (len(self.shape.channels) - 1)
-        source = Given(3, cells.height * scale, cells.width * scale, self.element, copied=True)
-        x: Map = self.conv(source, shape.channels[0])
+        source = GivenCost(3, cells.height * scale, cells.width * scale, self.element, copied=True)
+        x: MapCost = self.conv(source, shape.channels[0])
         x = self.keep(x) if self.keep_doubled else x
         for level, width in enumerate(shape.channels):
             for _ in range(shape.resnets):
                 x = self.resnet(x, width)
             if level < len(shape.channels) - 1:
-                x = self.keep(Halved(width, x.height // 2, x.width // 2, self.element, source=x))
+                x = self.keep(HalvedCost(width, x.height // 2, x.width // 2, self.element, source=x))
         x = self.conv(self.norm(self.mid(x)), 2 * shape.latent_channels)
         self.last(self.conv(x, 2 * shape.latent_channels, kernel=1))
 
-    def mid(self, x: Map) -> Map:
+    def mid(self, x: MapCost) -> MapCost:
         x = self.resnet(x, x.channels)
         if self.shape.mid_attention:
             x = self.attention(x)
         return self.resnet(x, x.channels)
 
-    def conv(self, x: Map, channels: int, kernel: int = 3) -> Convolved:
-        return Convolved(channels, x.height, x.width, self.element, source=x, kernel=kernel)
+    def conv(self, x: MapCost, channels: int, kernel: int = 3) -> ConvolvedCost:
+        return ConvolvedCost(channels, x.height, x.width, self.element, source=x, kernel=kernel)
 
-    def norm(self, x: Map) -> Normed:
+    def norm(self, x: MapCost) -> NormedCost:
         """Its statistics are taken now, band by band, in float32."""
         for rows, count in self.heights(x).items():  # nothing is stored or freed meanwhile
             read = x.read(rows, aligned=True)
             cast = x.bytes(rows) // self.element * 4 if self.element < 4 else 0
             self.macs += count * read.macs
             self.moment(max(read.peak, read.held + cast))
-        return Normed(x.channels, x.height, x.width, self.element, source=x)
+        return NormedCost(x.channels, x.height, x.width, self.element, source=x)
 
-    def resnet(self, x: Map, channels: int) -> Map:
-        first: Map = self.conv(self.norm(x), channels)
+    def resnet(self, x: MapCost, channels: int) -> MapCost:
+        first: MapCost = self.conv(self.norm(x), channels)
         if self.keep_first:
             first = self.keep(first, release=False)
         second = self.conv(self.norm(first), channels)
         shortcut = x if x.channels == channels else self.conv(x, channels, kernel=1)
-        return self.keep(Added(channels, x.height, x.width, self.element, left=shortcut, right=second))
+        return self.keep(AddedCost(channels, x.height, x.width, self.element, left=shortcut, right=second))
 
-    def attention(self, x: Map) -> Map:
+    def attention(self, x: MapCost) -> MapCost:
         """Keys and values of all tokens, then queries band by band."""
         rows = max(self.heights(x))
         read, out = self.norm(x).read(rows, aligned=True), self.stored(x)
@@ -293,11 +293,11 @@ class Walk:
         self.live, out.made = [out], out.height
         return out
 
-    def stored(self, x: Map) -> Kept:
+    def stored(self, x: MapCost) -> KeptCost:
         bounds = [bottom for _, bottom in bands(x.height, self.band_rows)]
-        return Kept(x.channels, x.height, x.width, self.element, bounds=bounds, host=self.on_host)
+        return KeptCost(x.channels, x.height, x.width, self.element, bounds=bounds, host=self.on_host)
 
-    def keep(self, x: Map, release: bool = True) -> Kept:
+    def keep(self, x: MapCost, release: bool = True) -> KeptCost:
         """Store a map band by band, freeing what its sources no longer need; after that they are gone."""
         out = self.stored(x)
         self.live.append(out)
@@ -316,7 +316,7 @@ class Walk:
             self.live = [out]
         return out
 
-    def last(self, x: Map) -> None:
+    def last(self, x: MapCost) -> None:
         """The rows that leave."""
         reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
         for top, bottom in bands(x.height, self.band_rows):
@@ -325,7 +325,7 @@ class Walk:
             self.moment(max(read.peak, read.held))
             x.release(bottom)
 
-    def heights(self, x: Map) -> Counter[int]:
+    def heights(self, x: MapCost) -> Counter[int]:
         """How many bands there are of each height."""
         return Counter(bottom - top for top, bottom in bands(x.height, self.band_rows))
 

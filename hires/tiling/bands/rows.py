@@ -43,7 +43,7 @@ class RowMap:
 
 
 @dataclass
-class Setting:
+class BandSetting:
     """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band.
 
     `attention` is whom the mid block attends to, all tokens for the exact result, `backend` the one that must run it;
@@ -82,7 +82,7 @@ class Kept(RowMap):
     From host memory the rows that a steady reader will ask for next are fetched while it works on these.
     """
 
-    def __init__(self, source: RowMap, setting: Setting, *, release_source: bool = True) -> None:
+    def __init__(self, source: RowMap, setting: BandSetting, *, release_source: bool = True) -> None:
         self.setting = setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self._bounds = list(setting.bands(self.height))
@@ -137,7 +137,7 @@ class Kept(RowMap):
         """No row has been released yet."""
         return all(band is not None for band in self._bands)
 
-    def adopt(self, setting: Setting) -> None:
+    def adopt(self, setting: BandSetting) -> None:
         """Go on under another setting; the bands stay as they are cut and move to host memory where it says so."""
         self.setting, self._ahead = setting, None
         if setting.host and self._copier is None:
@@ -152,7 +152,7 @@ class Kept(RowMap):
                 self._bands[index] = None
 
 
-def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int, *, last: bool = False) -> Tensor:
+def finite_rows(source: RowMap, setting: BandSetting, top: int, bottom: int, *, last: bool = False) -> Tensor:
     """Rows of a map; computed again in float32, and counted, where half precision overflowed.
 
     last: of the map that is handed out, which is checked in every precision: NotFiniteError where float32 does not help.
@@ -177,7 +177,7 @@ def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int, *, last
 class Normed(RowMap):
     """GroupNorm, with the statistics of the whole map, and the activation after it. Reads its source once to know them."""
 
-    def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: Setting, *, silu: bool = True) -> None:
+    def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: BandSetting, *, silu: bool = True) -> None:
         self.source, self.setting, self.silu, self.reach = source, setting, silu, source.reach
         self.channels, self.height, self.width = source.channels, source.height, source.width
         rows = (finite_rows(source, setting, top, bottom) for top, bottom in setting.bands(source.height))
@@ -194,7 +194,7 @@ class Normed(RowMap):
 class Convolved(RowMap):
     """A convolution of stride 1 with odd kernel and 'same' padding, zero or wrapped around."""
 
-    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: BandSetting) -> None:
         self.source, self.conv, self.setting = source, conv, setting
         self.halo = conv.kernel_size[0] // 2
         self.reach = source.reach + self.halo
@@ -214,7 +214,7 @@ class Convolved(RowMap):
 class Halved(RowMap):
     """The encoder's downsampling: a 3x3 convolution of stride 2 after one row and column at the bottom and right."""
 
-    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: BandSetting) -> None:
         self.source, self.conv, self.setting = source, conv, setting
         self.reach = (source.reach + 2) // 2 + 1
         self.channels, self.height, self.width = conv.out_channels, source.height // 2, source.width // 2

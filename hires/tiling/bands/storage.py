@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
-from hires.tiling.bands.memory import SMALL, VaeShape, Walk
+from hires.tiling.bands.memory import SMALL, BandPeakTracker, VaeShape
 from hires.tiling.geometry import Size
 from hires.units import gib
 
@@ -70,7 +70,7 @@ MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VaePolicy:
+class BandStorage:
     """One way to run an autoencoder: what is kept between layers, rows per band, bytes on the device and in host memory, and
     bytes that go between the two."""
 
@@ -106,7 +106,7 @@ def vae_policy(
     cpu: bool = False,
     encode: bool = False,
     attention: Policy = EVERYWHERE,
-) -> VaePolicy:
+) -> BandStorage:
     """Bytes and FLOPs of one policy at latents of that many cells; `attention`: whom the mid block
     attends to."""
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
@@ -117,10 +117,10 @@ def vae_policy(
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
-        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
-    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
+        return BandStorage(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
+    walk = BandPeakTracker(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
     (walk.encode if encode else walk.decode)(cells)
-    return VaePolicy(
+    return BandStorage(
         policy=name,
         band_rows=band_rows,
         peak_bytes=walk.device,
@@ -146,7 +146,7 @@ def halo_policy(
     macs_per_cell: float,
     element: int,
     cpu: bool,
-) -> VaePolicy:
+) -> BandStorage:
     """Bands of `rows` cells, each computed with `reach` cells more on either side, of a picture of height x width cells."""
     count = -(-height // rows)
     tall = min(height, -(-height // count) + 2 * reach)
@@ -154,7 +154,7 @@ def halo_policy(
     live = (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * element * (CPU_SCRATCH if cpu else 1.0)
     peak = live * tall * width * cell_px**2
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
-    return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
+    return BandStorage(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
 
 
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
@@ -172,7 +172,7 @@ def vae_ladder(
     encode: bool = False,
     attention: Policy = EVERYWHERE,
     batch: int = 1,
-) -> tuple[VaePolicy, ...]:
+) -> tuple[BandStorage, ...]:
     """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
 
     BudgetError with the smallest budget that would do where none fits.
