@@ -55,7 +55,7 @@ def test_nothing_reads_parked_memory_before_its_copy(monkeypatch: pytest.MonkeyP
     expected = TiledVAE(vae, policy="bands", band_px=4, wrap=wrap)
     pixels, latents = expected.decode(z), expected.encode(expected.decode(z))
     for where in ("rows", "layers"):
-        monkeypatch.setattr(f"hires.tiling.{where}.Copier", LateCopier)
+        monkeypatch.setattr(f"hires.tiling.bands.{where}.Copier", LateCopier)
     tiled = TiledVAE(vae, policy="host", band_px=4, wrap=wrap)
     torch.testing.assert_close(tiled.decode(z), pixels, rtol=0, atol=1e-10)
     torch.testing.assert_close(tiled.encode(pixels), latents, rtol=0, atol=1e-10)
