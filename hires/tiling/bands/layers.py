@@ -280,9 +280,7 @@ class Attended(RowMap):
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))
-        queries = queries.to(
-            torch.promote_types(queries.dtype, self.dtype)
-        )  # keys that overflowed are float32
+        queries = queries.to(torch.promote_types(queries.dtype, self.dtype))  # keys that overflowed are float32
         policy = self.setting.attention
         if isinstance(policy, NPA | Windows | Rows):
             mixed = self._windowed(queries, top, policy)
