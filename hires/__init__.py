@@ -1,4 +1,4 @@
-"""hires: 2K to 8K pictures and larger from diffusion models, planned before they run.
+"""hires: 2K to 8K pictures from diffusion models, planned before they run.
 
     import hires
     result = hires.render("a sun on the right over green mountains and a lake at dusk", size="2048x2048", output="a.png")

@@ -1,4 +1,4 @@
-"""Libraries kept quiet while they are imported."""
+"""Keeps libraries quiet while they are imported."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[list[str]]:
-    """Keep libraries' import-time warnings and log lines from the user; the list holds them when the block is left.
+    """Collect the warnings and log lines that libraries write while they are imported, instead of showing them.
 
-    Only while the block runs: afterwards the libraries log as they did, or as they set themselves up meanwhile.
+    The list is complete when the block ends. Afterwards the libraries log as before, or as they configured themselves
+    during the import.
     """
-    said: list[str] = []
+    messages: list[str] = []
 
-    class Keep(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(f"{record.name}: {record.getMessage().strip()}")
+            messages.append(f"{record.name}: {record.getMessage().strip()}")
 
-    keep, stderr = Keep(), io.StringIO()
+    collector, stderr = Collector(), io.StringIO()
     named = [logging.getLogger(name) for name in ("xformers", "diffusers", "transformers", "torch")]
     before = [(log, log.propagate, list(log.handlers)) for log in named]
     for log in named:
-        log.propagate, log.handlers = False, [keep]
+        log.propagate, log.handlers = False, [collector]
     try:
         with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(stderr):
             warnings.simplefilter("default")
-            yield said
-        said += [f"{w.category.__name__}: {w.message}" for w in caught]
-        said += [line for line in stderr.getvalue().splitlines() if line.strip()]
+            yield messages
+        messages += [f"{w.category.__name__}: {w.message}" for w in caught]
+        messages += [line for line in stderr.getvalue().splitlines() if line.strip()]
     finally:
         for log, propagate, handlers in before:
-            own = [handler for handler in log.handlers if handler is not keep]
+            own = [handler for handler in log.handlers if handler is not collector]
             log.handlers = [*handlers, *(handler for handler in own if handler not in handlers)]
             log.propagate = propagate if not own else log.propagate
             for handler in own:

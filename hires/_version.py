@@ -1,3 +1,3 @@
-"""The version, in a file of its own so that any module may read it."""
+"""The version number, in its own file so that any module may read it."""
 
 __version__ = "0.1.0"

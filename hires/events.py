@@ -1,4 +1,4 @@
-"""Progress of a run, and what each stage of it took."""
+"""Progress events of a run, and the statistics of each finished stage."""
 
 from __future__ import annotations
 
@@ -9,31 +9,42 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Progress: `done` of `total` tiles of a stage; `step` and `steps` count sampler steps where the stage has them.
-
-    preview: after a step: the estimate as (h, w, 3) uint8 pixels, 512 px at most, drawn by a small autoencoder where one was
-    given, else by one linear map per latent cell; None for autoencoders that have no such map.
-    """
+    """Progress of one stage of a run."""
 
     stage: str
+    """The name of the stage."""
     done: int
+    """Tiles (or bands) that the stage has finished."""
     total: int
+    """Tiles (or bands) of the whole stage."""
     step: int = 0
+    """Sampler steps finished; 0 in stages that do not sample."""
     steps: int = 0
+    """Sampler steps of the stage; 0 in stages that do not sample."""
     preview: Any = None
+    """The denoised estimate after a step, (h, w, 3) uint8, at most 512 px a side; None where no preview can be drawn.
+
+    The preview autoencoder draws it if the request names one, else one linear map per latent cell.
+    """
 
 
 OnEvent = Callable[[Event], None]
+"""Called with every event of a run; may raise to cancel it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """What one stage took: seconds, peak bytes where the device can tell, tiles evaluated, ladder rungs taken, and tiles
-    and bands that overflowed in half precision and were computed again."""
+    """The time, memory and work of one finished stage."""
 
     stage: str
+    """The name of the stage."""
     seconds: float
+    """Wall-clock time."""
     peak_bytes: int
+    """The peak memory of the stage; 0 where the device does not report one."""
     tiles: int
+    """Tiles evaluated."""
     retries: int = 0
+    """Retries with less memory after an out-of-memory error."""
     recomputed: int = 0
+    """Tiles and bands that overflowed in half precision and were computed again in float32."""

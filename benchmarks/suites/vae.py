@@ -35,7 +35,7 @@ from hires.images.boxes import Floats
 from hires.metrics.fidelity import psnr
 from hires.metrics.seams import seam_score
 from hires.options.sizes import parse_size
-from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
+from hires.tiling.bands.storage import VAE_POLICIES, BandStorage
 from hires.tiling.geometry import Size, bands
 from hires.tiling.vae import TiledVAE
 
@@ -108,7 +108,7 @@ def ways_at(vae: nn.Module, size: Size, band_px: int | None, tile_px: int | None
     """The ways to compare at a size; `names` of `VAE_POLICIES`, `untiled`, `diffusers tiling`, `window`."""
     cells = size.divided(8)
 
-    def plan(policy: str, window: int | None = None) -> VaePolicy:
+    def plan(policy: str, window: int | None = None) -> BandStorage:
         return TiledVAE(vae, policy=policy, band_px=band_px, attention_window=window).plan(cells.height, cells.width)[0]
 
     shared = next(vae.parameters()).device.type == "cpu"  # there host memory is the same memory

@@ -1,1 +1,1 @@
-"""The devices that plans are made for, and their memory."""
+"""Devices that plans are made for, their measured rates and their memory."""

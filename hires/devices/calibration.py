@@ -1,4 +1,7 @@
-"""What a machine was measured to sustain, kept in the user's cache folder: plans' seconds and slack go by it. No torch."""
+"""Measured rates of devices, stored in the user's cache folder.
+
+Plans take their seconds and the allocator's slack from them. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +20,42 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Rates of one device, by its name: FLOP/s of convolutions and of attention, bytes per second between host memory and the
-    device (0 where it is the same memory), seconds that starting an evaluation takes, and what the allocator holds beyond what
-    is in use, as a share of it."""
+    """The measured rates of one device."""
 
     device: str
+    """The name of the device, as in `DeviceSpec.name`."""
     flops: float
+    """Convolutions, in FLOP/s."""
     attention_flops: float
+    """Attention, in FLOP/s."""
     copy_bytes_per_second: float
+    """The bandwidth between host memory and the device; 0 where both are the same memory."""
     call_seconds: float
+    """The fixed time to start one evaluation of the network."""
     slack: float
+    """What the allocator holds beyond the bytes in use, as a share of them."""
     attention_backend: str = "sdpa"
+    """The backend that attention was measured with."""
 
     def __post_init__(self) -> None:
         numbers = (self.flops, self.attention_flops, self.copy_bytes_per_second, self.call_seconds, self.slack)
         if not all(math.isfinite(n) and n >= 0 for n in numbers) or not self.flops:
-            raise ValueError(f"no rates: {numbers}")
+            raise ValueError(f"rates {numbers}: give finite numbers from 0, and FLOP/s above 0")
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the user's caches are: XDG_CACHE_HOME, or .cache in the home folder."""
-    given = environment.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "hires"
+    """The cache folder of hires: in XDG_CACHE_HOME, or in .cache of the home folder."""
+    root = environment.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "hires"
 
 
 def file_of(folder: Path) -> Path:
+    """The calibration file in a cache folder."""
     return folder / "calibration.json"
 
 
 def load(folder: Path) -> dict[str, Calibration]:
-    """Every device that was measured, by name; what cannot be read counts as never measured."""
+    """All stored calibrations by device name; an unreadable file counts as empty."""
     try:
         document = json.loads(file_of(folder).read_text())
         assert document["schema"] == SCHEMA
@@ -56,7 +65,10 @@ def load(folder: Path) -> dict[str, Calibration]:
 
 
 def save(folder: Path, measured: Calibration) -> Path:
-    """Keep a device's rates beside those of others. WriteError where the folder cannot be written."""
+    """Store the rates of one device beside those of others and return the file.
+
+    WriteError if the folder cannot be written.
+    """
     devices = load(folder) | {measured.device: measured}
     document = {"schema": SCHEMA, "devices": {name: asdict(row) for name, row in sorted(devices.items())}}
     path = file_of(folder)
@@ -72,7 +84,7 @@ def save(folder: Path, measured: Calibration) -> Path:
 
 
 def calibrated(device: DeviceSpec, known: Mapping[str, Calibration]) -> DeviceSpec:
-    """A device with its measured rates, if it was measured; the allocator's slack leaves the budget."""
+    """The device with its measured rates, or unchanged if it was never measured."""
     row = known.get(device.name)
     if row is None:
         return device

@@ -1,4 +1,4 @@
-"""The device of a request: probed here, or described for a machine elsewhere."""
+"""Chooses the device of a request: probed here, or described for another machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hires.units import parse_bytes
 
 
 def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None = None) -> DeviceSpec:
-    """The device to plan for. torch is imported only to look at a card that is here."""
+    """The device to plan for. Imports torch only if this machine has a card to look at."""
     known = calibration.load(calibration.cache_folder())
     if device == "auto" and budget_bytes is not None:
         return machines.described_card(budget_bytes, ram_bytes or 0)
@@ -23,5 +23,5 @@ def describe_device(device: str, budget_bytes: int | None, ram_bytes: int | None
 
 
 def budget_of(vram: str | int | None) -> int | None:
-    """Bytes; None for what is free."""
+    """The budget in bytes; None, which stands for all free memory, if unset."""
     return None if vram is None else parse_bytes(str(vram))

@@ -1,4 +1,4 @@
-"""The machines that plans are made for, described without torch: this one's CPU, or a card that is elsewhere."""
+"""Describes devices without torch: this machine's CPU, or a card elsewhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hires.units import gib
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
 CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core
 CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
-CARD_CALL_SECONDS = 0.02  # what starting a network's kernels takes, whatever the batch: some thousand launches
+CARD_CALL_SECONDS = 0.02  # to start a network's kernels, whatever the batch: a few thousand launches
 CPU_CALL_SECONDS = 0.005
-CPU_BF16_GAIN = 1.5  # of a network's rate in bf16 over float32 where the CPU multiplies it, 1.5 to 1.6 were measured
+CPU_BF16_GAIN = 1.5  # a network in bf16 over float32 on a CPU that multiplies bf16; measured: 1.5 to 1.6
 CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
 
@@ -39,7 +39,7 @@ def host_device(budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSp
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether this x86 CPU has instructions for products in bf16; False where the system does not tell, and elsewhere."""
+    """Whether this x86 CPU multiplies bf16 in hardware; False where /proc/cpuinfo is missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,7 +49,7 @@ def multiplies_bf16() -> bool:
 
 
 def available_host_bytes() -> int:
-    """Host memory that can still be had without swapping; a guess of 8 GiB where the system does not tell."""
+    """Host memory available without swapping; 8 GiB is assumed where /proc/meminfo is missing."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -58,7 +58,7 @@ def available_host_bytes() -> int:
 
 
 def described_card(budget_bytes: int, ram_bytes: int = 0) -> DeviceSpec:
-    """A card that is not here: `--vram` alone on a machine without one asks for its plan."""
+    """A card that is not in this machine: the user gave `--vram` and there is no card here."""
     name = f"a card with {gib(budget_bytes)}"
     return DeviceSpec(
         name=name,

@@ -1,4 +1,4 @@
-"""Memory of this process: peaks, and what becomes of freed pages."""
+"""Memory of this process: peak usage, and the policy for freed pages."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 FreedPages = Literal["kept", "returned", "usual"]
+"""What the C library does with freed pages: keep them, return them to the system at once, or its default."""
+
 MALLOC: dict[FreedPages, dict[int, int]] = {
-    "kept": {M_MMAP_THRESHOLD: 2**27, M_TRIM_THRESHOLD: -1},  # without limit, whole maps would hold twice what they are
+    "kept": {M_MMAP_THRESHOLD: 2**27, M_TRIM_THRESHOLD: -1},  # a higher limit would double what whole maps hold
     "returned": {M_MMAP_THRESHOLD: 2**22},
-    "usual": {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26},  # what glibc comes to by itself
+    "usual": {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26},  # where glibc's own adaptation ends
 }
 
 
 @contextlib.contextmanager
 def freed_pages(way: FreedPages) -> Iterator[None]:
-    """Within, what the process frees stays its own, or goes back to the system at once; where the C library can be told so.
+    """Choose what glibc does with freed pages inside the block; no effect with other C libraries.
 
-    By itself glibc maps every block above 32 MiB anew, so that each band of a large decode fills fresh pages: a quarter of the
-    seconds at 4096 px on two cores, half of a small network's. "kept" saves them, and holds 1 % more in bands, a third more in
-    whole maps. And smaller blocks it keeps: a tiled render, whose maps are of many sizes, then holds up to twice what it works
-    with, which "returned" gives back, for fresh pages from 4 MiB on. Afterwards all goes back, and blocks are had as before.
+    By default glibc maps every block above 32 MiB anew, so each band of a large decode has to fault in fresh pages: a
+    quarter of the time at 4096 px on two cores, half of it for a small network. "kept" avoids that, at the price of 1 % more
+    memory in bands and a third more in whole maps. Smaller blocks glibc keeps by default: a tiled render, whose maps have
+    many sizes, then holds up to twice its working set. "returned" gives blocks from 4 MiB on back at once. After the block
+    the default policy holds again and all free pages are returned.
     """
     if way == "usual":
         yield
         return
-    _tell_malloc(MALLOC[way])
+    _set_malloc_options(MALLOC[way])
     try:
         yield
     finally:
-        _tell_malloc(MALLOC["usual"])
+        _set_malloc_options(MALLOC["usual"])
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _tell_malloc(options: Mapping[int, int]) -> None:
+def _set_malloc_options(options: Mapping[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         for option, value in options.items():
@@ -48,19 +51,20 @@ def _tell_malloc(options: Mapping[int, int]) -> None:
 
 
 def peak_device_bytes(device: torch.device) -> int:
-    """The most that torch's allocator held on a card since `reset_peak`; on a CPU, the process's peak resident memory."""
+    """Peak bytes of torch's allocator on a card since `reset_peak`; on a CPU, of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return peak_resident_bytes()
 
 
 def reset_peak(device: torch.device) -> None:
+    """Start a new peak of the card's allocator; no effect on a CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_resident_bytes() -> int:
-    """The process's peak resident memory since it started (or since it was reset); 0 where the system does not tell."""
+    """Peak resident memory of the process since its start or the last reset; 0 if the system has no such figure."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -69,7 +73,7 @@ def peak_resident_bytes() -> int:
 
 
 def reset_resident_peak() -> bool:
-    """Let `peak_resident_bytes` start anew; whether the system can (Linux)."""
+    """Reset `peak_resident_bytes`; returns whether the system supports it (Linux does)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -78,7 +82,7 @@ def reset_resident_peak() -> bool:
 
 
 def _peak_by_rusage() -> int:
-    """The same where there is no /proc: bytes on macOS, nothing to ask on Windows."""
+    """Peak resident bytes on systems without /proc: in bytes on macOS, 0 on Windows."""
     try:
         import resource
     except ImportError:
@@ -87,7 +91,7 @@ def _peak_by_rusage() -> int:
 
 
 def peak_bytes_so_far() -> int:
-    """What a progress line shows: the peak on the card in use, else the process's."""
+    """The peak that a progress line shows: of the card in use, else of the process."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
         return int(torch.cuda.max_memory_reserved())
     return peak_resident_bytes()

@@ -1,4 +1,4 @@
-"""The devices that are here: what they are, what is free on them, and how torch calls them."""
+"""Finds the devices of this machine and reads their facts through torch."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError
 
 TORCH_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CARD_SLACK = 0.94  # of free memory: the allocator's rounding and the context stay outside plans
+CARD_SLACK = 0.94  # share of the free memory that plans may use; the rest covers rounding and the context
 
 
-def choose_device(asked: str) -> torch.device:
-    """'auto', 'cpu' or 'cuda:N' as a torch device; RequestError for one that is not here."""
-    if asked == "auto":
+def choose_device(name: str) -> torch.device:
+    """The torch device of 'auto', 'cpu' or 'cuda:N'; RequestError if this machine lacks it."""
+    if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
-        raise RequestError(f"--device {asked!r}: give auto, cpu or cuda:0") from None
+        raise RequestError(f"--device {name!r}: give auto, cpu or cuda:0") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise RequestError(f"--device {asked!r}: only cpu and cuda are supported")
+        raise RequestError(f"--device {name!r}: only cpu and cuda are supported; give auto, cpu or cuda:0")
     if not torch.cuda.is_available():
-        raise RequestError(f"--device {asked!r}: torch sees no CUDA device here; use --device cpu")
+        raise RequestError(f"--device {name!r}: torch sees no CUDA device here; use --device cpu")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise RequestError(f"--device {asked!r}: this machine has {torch.cuda.device_count()}, cuda:0 is the first")
+        raise RequestError(f"--device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; the first is cuda:0")
     return torch.device("cuda", device.index or 0)
 
 
 def probe(device: torch.device, budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSpec:
-    """The facts of a device that plans need; a given budget replaces the free memory, never more than is free.
+    """The facts of a device that plans need.
 
-    ram_bytes: what the whole process may hold in host memory, 0 where nobody said.
+    Args:
+        device: a device of this machine.
+        budget_bytes: replaces the free memory as budget; on a card never more than is free.
+        ram_bytes: what the whole process may hold in host memory; 0 if unset.
     """
     if device.type == "cpu":
         return host_device(budget_bytes, ram_bytes)

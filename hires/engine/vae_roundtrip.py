@@ -14,7 +14,7 @@ from hires.errors import ModelError, RequestError
 from hires.events import OnEvent
 from hires.kernels.attention_policies import Policy, make_policy
 from hires.options.stage import parse_policy
-from hires.tiling.bands.storage import VaePolicy
+from hires.tiling.bands.storage import BandStorage
 from hires.tiling.geometry import Size, round_up
 from hires.units import parse_bytes
 
@@ -25,8 +25,8 @@ class RoundTrip:
 
     path: Path
     size: Size
-    encode: VaePolicy
-    decode: VaePolicy
+    encode: BandStorage
+    decode: BandStorage
     psnr_db: float
     seconds: float
     peak_rss_bytes: int

@@ -21,7 +21,7 @@ from hires.kernels.blend import to_integers
 from hires.pipelines.base import Family
 from hires.pipelines.progressive import Denoised
 from hires.planning.plan import MemoryPlan
-from hires.refine.colour_fix import Moments, adain, wavelet_fixed
+from hires.refine.colour_fix import ColourStatistics, adain, wavelet_fixed
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.tiling.geometry import Box, Size, relay_view
 from hires.tiling.resize import Enlarged, Padded
@@ -42,8 +42,8 @@ def colour_fixer(family: Family, made: MemoryPlan, denoised: Denoised, picture: 
         reference = Padded(fitted(picture, made.canvas), made.canvas) if picture is not None else base_picture()
         if made.colour_fix == "wavelet":
             return wavelet_fixed(bands(), reference)
-        wanted = Moments.of(source_bands(reference))
-        own = Moments.of(band.cpu() for band in bands())
+        wanted = ColourStatistics.of(source_bands(reference))
+        own = ColourStatistics.of(band.cpu() for band in bands())
         return (adain(band.cpu(), own, wanted) for band in bands())
 
     def base_picture() -> Enlarged:

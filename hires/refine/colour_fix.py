@@ -1,7 +1,8 @@
-"""Colour fixes at the end of a render: the colours of the picture it came from, the detail it was given.
+"""Colour fixes: give a finished picture the colours of its reference.
 
-`wavelet_fixed` works on the bands that leave the decoder, so neither picture is held whole; `adain` needs the whole's mean and
-deviation first, which `Moments` gathers from bands. Pictures are (B, C, h, w); both are used by StableSR (2305.07015).
+`wavelet_fixed` works on bands as the decoder finishes them, so neither picture is held whole. `adain` first needs the mean
+and deviation of the whole picture, which `ColourStatistics` gathers from bands. StableSR uses both (2305.07015). Pictures
+are (B, C, h, w).
 """
 
 from __future__ import annotations
@@ -16,64 +17,73 @@ from torch.nn import functional as F
 from hires.tiling.geometry import Box
 from hires.tiling.vae import PixelSource
 
-LEVELS = 5
+LEVELS = 5  # of the wavelet: colours are taken over from features wider than 2^5 pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Mean and standard deviation (B, C, 1, 1) of every channel, float64, and of how many cells."""
+class ColourStatistics:
+    """The mean and standard deviation of every channel of a picture."""
 
     mean: Tensor
+    """(B, C, 1, 1) float64."""
     std: Tensor
+    """(B, C, 1, 1) float64."""
     count: int
+    """Pixels per channel."""
 
     @classmethod
-    def of(cls, bands: Iterable[Tensor]) -> Moments:
-        """Of a picture given whole, [x], or in bands; merged pairwise (Chan et al. 1983), so no cancellation of squares."""
+    def of(cls, bands: Iterable[Tensor]) -> ColourStatistics:
+        """The statistics of a picture given as bands, or whole as [x].
+
+        Bands are merged pairwise (Chan et al. 1983), which avoids the cancellation of E[x^2] - E[x]^2.
+        """
         count, mean, spread = 0, torch.zeros(()), torch.zeros(())
         for band in bands:
-            own = band.double()
-            cells = own.shape[-2] * own.shape[-1]
-            own_mean = own.mean((-2, -1), keepdim=True)
-            away = own_mean - mean
+            values = band.double()
+            cells = values.shape[-2] * values.shape[-1]
+            band_mean = values.mean((-2, -1), keepdim=True)
+            delta = band_mean - mean
             total = count + cells
-            spread = spread + ((own - own_mean) ** 2).sum((-2, -1), keepdim=True) + away**2 * (count * cells / total)
-            mean, count = mean + away * (cells / total), total
+            spread = spread + ((values - band_mean) ** 2).sum((-2, -1), keepdim=True) + delta**2 * (count * cells / total)
+            mean, count = mean + delta * (cells / total), total
         return cls(mean=mean, std=(spread / count).sqrt(), count=count)
 
 
-def adain(x: Tensor, own: Moments, wanted: Moments) -> Tensor:
-    """(x - mean) std' / std + mean', channel by channel (Huang & Belongie 2017): a picture or a band of it, float32."""
-    return ((x - own.mean) * (wanted.std / own.std.clamp_min(1e-12)) + wanted.mean).float()
+def adain(x: Tensor, own: ColourStatistics, reference: ColourStatistics) -> Tensor:
+    """(x - mean) std' / std + mean' for each channel (Huang & Belongie 2017).
+
+    x: a picture or a band of it. own: the statistics of the whole picture. The result is float32.
+    """
+    return ((x - own.mean) * (reference.std / own.std.clamp_min(1e-12)) + reference.mean).float()
 
 
 def wavelet_fixed(bands: Iterable[Tensor], reference: PixelSource, levels: int = LEVELS) -> Iterator[Tensor]:
-    """x + LP(reference - x), band by band: the reference's low band under the picture's detail, (B, C, rows, W) float32.
+    """x + LP(reference - x), band by band: the reference's low band under the picture's own detail.
 
-    LP is `levels` steps of the a-trous B-spline (1, 2, 1) / 4, edges repeated; it reaches 2^levels - 1 rows, and so many are
-    held back. The rows that leave are those of the whole picture treated at once, however it is cut into bands.
+    LP applies `levels` steps of the a-trous B-spline (1, 2, 1) / 4 with repeated edges. It reaches 2^levels - 1 rows, so the
+    last 2^levels - 1 rows wait for the next band. Yields (B, C, rows, W) float32; the rows do not depend on the cuts.
     """
     reach, done = 2**levels - 1, 0
-    kept: Tensor | None = None  # rows of x from `done` on
-    apart: Tensor | None = None  # rows of reference - x, from `reach` rows above `done`, the first row repeated
+    pending: Tensor | None = None  # rows of x from `done` on
+    differences: Tensor | None = None  # rows of reference - x from `done` - `reach` on, the first row repeated
     for band in bands:
         x = band.float()
-        top = done + (0 if kept is None else kept.shape[-2])
+        top = done + (0 if pending is None else pending.shape[-2])
         difference = reference.crop(Box(top, 0, x.shape[-2], x.shape[-1])).to(x) - x
-        if kept is None or apart is None:
-            kept, apart = x, F.pad(difference, (0, 0, reach, 0), mode="replicate")
+        if pending is None or differences is None:
+            pending, differences = x, F.pad(difference, (0, 0, reach, 0), mode="replicate")
         else:
-            kept, apart = torch.cat([kept, x], -2), torch.cat([apart, difference], -2)
-        ready = kept.shape[-2] - reach
+            pending, differences = torch.cat([pending, x], -2), torch.cat([differences, difference], -2)
+        ready = pending.shape[-2] - reach
         if ready > 0:
-            yield kept[..., :ready, :] + smoothed(apart, levels)
-            kept, apart, done = kept[..., ready:, :], apart[..., ready:, :], done + ready
-    if kept is not None and apart is not None:
-        yield kept + smoothed(F.pad(apart, (0, 0, 0, reach), mode="replicate"), levels)
+            yield pending[..., :ready, :] + smoothed(differences, levels)
+            pending, differences, done = pending[..., ready:, :], differences[..., ready:, :], done + ready
+    if pending is not None and differences is not None:
+        yield pending + smoothed(F.pad(differences, (0, 0, 0, reach), mode="replicate"), levels)
 
 
 def smoothed(rows: Tensor, levels: int) -> Tensor:
-    """The a-trous low band of rows (B, C, h + 2 reach, w) as (B, C, h, w); columns are repeated at both sides."""
+    """The a-trous low band (B, C, h, w) of rows (B, C, h + 2 reach, w), reach = 2^levels - 1; edge columns are repeated."""
     reach = 2**levels - 1
     x = F.pad(rows, (reach, reach, 0, 0), mode="replicate")
     for level in range(levels):

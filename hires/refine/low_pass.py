@@ -1,7 +1,8 @@
-"""Low-passes of a canvas: what a reference and an estimate must share. Linear, float32, (B, C, h, w) to the same, any size.
+"""Linear low-pass filters of a canvas: area mean, wavelet, Fourier.
 
-Each is two small matrices per axis, down to the band's coefficients and up again, so a pass over an 8K picture's latents is
-four thin products. Edges are mirrored or repeated, never wrapped: the sky does not leak into the ground.
+A filter maps (B, C, h, w) of any size to the same shape in float32. It is two small matrices per axis, down to the band's
+coefficients and up again, so filtering the latents of an 8K picture takes four thin matrix products. Edges are mirrored or
+repeated, never wrapped: the sky does not leak into the ground.
 """
 
 from __future__ import annotations
@@ -24,80 +25,92 @@ NEGLIGIBLE = 2.0**-24  # a response below half a unit in the last place of float
 INDEPENDENT = 1e-9  # singular values below are directions that the rows do not span
 
 
-class _PerAxis(Protocol):
-    """A low-pass by the matrices of one axis. Frozen and hashable, so that they are made once per length and device."""
+class SeparableFilter(Protocol):
+    """A low-pass given by matrices per axis. Hashable, so that they are computed once per length and device."""
 
     def __hash__(self) -> int: ...
 
     def factors(self, extent: int) -> tuple[Matrix, Matrix]:
-        """down (k, extent), up (extent, k)."""
+        """The matrices down (k, extent) and up (extent, k) of an axis."""
         ...
 
     def response(self, rows: int, cols: int) -> Matrix | None:
-        """What the coefficients (k_rows, k_cols) of a canvas are multiplied by; None for nothing."""
+        """The factors (k_rows, k_cols) of the coefficients of a canvas; None if all are 1."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The mean over `factor` x `factor` cells, enlarged by bicubic: what a base picture `factor` times smaller can hold.
+    """The mean over `factor` x `factor` cells, enlarged by bicubic: what a picture `factor` times smaller can hold.
 
-    A side that does not divide is averaged over parts of cells. Not idempotent: LP(LP(x)) is a little smoother than LP(x).
+    A side that `factor` does not divide is averaged over fractions of cells. Not idempotent: LP(LP(x)) is a little smoother
+    than LP(x). RequestError for a factor below 1.
     """
 
     factor: float
+    """How many times smaller the base picture is; may be a fraction."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor >= 1):
             raise RequestError(f"low-pass factor {self.factor:g}: give how many times smaller the base is, 1 or more")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _passed(self, x)
+        """The low band of x (B, C, h, w), float32."""
+        return _filtered(self, x)
 
     def factors(self, extent: int) -> tuple[Matrix, Matrix]:
+        """The matrices down (k, extent) and up (extent, k) of an axis."""
         few = max(1, round(extent / self.factor))
         _, _, up = axis_taps(few, extent, 0, extent)
         return area_axis(extent, few), up.numpy().astype(np.float64)
 
     def response(self, rows: int, cols: int) -> Matrix | None:
+        """The factors (k_rows, k_cols) of the coefficients; None if all are 1."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Wavelet:
-    """The coarsest band of `levels` steps of Daubechies' wavelets with `moments` vanishing moments (1: Haar, 4: db4).
+    """The coarsest band of Daubechies' wavelets.
 
-    The orthogonal projection on the scaling functions' span, those that reach over the edge cut there: LP(LP(x)) = LP(x), and
-    polynomials below degree `moments` pass unchanged up to the edge.
+    The orthogonal projection onto the span of the scaling functions, cut off at the edges: LP(LP(x)) = LP(x), and polynomials
+    of a degree below `moments` pass unchanged up to the edge. RequestError for levels or moments outside 1 to 8.
     """
 
     levels: int
+    """Steps of the transform; the band is 2^levels times smaller."""
     moments: int = 4
+    """Vanishing moments: 1 is Haar, 4 is db4."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.levels <= 8 and 1 <= self.moments <= 8):
             raise RequestError(f"wavelet of {self.levels} levels and {self.moments} moments: give 1 to 8 of each")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _passed(self, x)
+        """The low band of x (B, C, h, w), float32."""
+        return _filtered(self, x)
 
     def factors(self, extent: int) -> tuple[Matrix, Matrix]:
+        """The matrices down (k, extent) and up (extent, k) of an axis."""
         basis = _orthonormal(_translates(daubechies(self.moments), self.levels, extent))
         return basis, basis.T
 
     def response(self, rows: int, cols: int) -> Matrix | None:
+        """The factors (k_rows, k_cols) of the coefficients; None if all are 1."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Fourier:
-    """Frequencies up to `cutoff` cycles per cell (0.5 is the finest), radially, of the picture mirrored at its edges.
+    """The radial frequencies up to a cutoff, of the picture mirrored at its edges.
 
-    Ideal without an `order`: LP(LP(x)) = LP(x). With one, Butterworth's 1 / (1 + (f / cutoff)^(2 order)), half at the cutoff.
+    RequestError for a cutoff outside (0, 1] or an order outside 1 to 16.
     """
 
     cutoff: float
+    """In cycles per cell; 0.5 is the finest frequency of an axis."""
     order: int | None = None
+    """Of Butterworth's response 1 / (1 + (f / cutoff)^(2 order)), half at the cutoff; None is ideal: LP(LP(x)) = LP(x)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cutoff <= 1 or (self.order is not None and not 1 <= self.order <= 16):
@@ -106,10 +119,11 @@ class Fourier:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _passed(self, x)
+        """The low band of x (B, C, h, w), float32."""
+        return _filtered(self, x)
 
     def factors(self, extent: int) -> tuple[Matrix, Matrix]:
-        """The DCT-II's rows, orthonormal, as far up as the response reaches."""
+        """The orthonormal rows of the DCT-II, as far up as the response reaches."""
         k = np.arange(extent)
         k = k[self._of(k / (2 * extent)) > NEGLIGIBLE]
         basis = np.cos(np.pi * k[:, None] * (np.arange(extent) + 0.5) / extent) * math.sqrt(2 / extent)
@@ -117,6 +131,7 @@ class Fourier:
         return basis, basis.T
 
     def response(self, rows: int, cols: int) -> Matrix | None:
+        """The factors (k_rows, k_cols) of the coefficients; None if all are 1."""
         down_rows, down_cols = self.factors(rows)[0], self.factors(cols)[0]
         f_rows, f_cols = np.arange(len(down_rows)) / (2 * rows), np.arange(len(down_cols)) / (2 * cols)
         return self._of(np.hypot(f_rows[:, None], f_cols[None, :]))
@@ -127,7 +142,7 @@ class Fourier:
         return 1 / (1 + (frequency / self.cutoff) ** (2 * self.order))
 
 
-def _passed(low_pass: _PerAxis, x: Tensor) -> Tensor:
+def _filtered(low_pass: SeparableFilter, x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     down_rows, up_rows = _on_device(low_pass, height, x.device)
     down_cols, up_cols = _on_device(low_pass, width, x.device)
@@ -137,19 +152,19 @@ def _passed(low_pass: _PerAxis, x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _on_device(low_pass: _PerAxis, extent: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _on_device(low_pass: SeparableFilter, extent: int, device: torch.device) -> tuple[Tensor, Tensor]:
     down, up = (torch.from_numpy(np.ascontiguousarray(part)).to(device, torch.float32) for part in low_pass.factors(extent))
     return down, up
 
 
 @lru_cache(maxsize=8)
-def _response(low_pass: _PerAxis, height: int, width: int, device: torch.device) -> Tensor | None:
+def _response(low_pass: SeparableFilter, height: int, width: int, device: torch.device) -> Tensor | None:
     response = low_pass.response(height, width)
     return None if response is None else torch.from_numpy(response).to(device, torch.float32)
 
 
 def area_axis(source: int, target: int) -> Matrix:
-    """Weights (target, source) of the mean over equal parts of an axis, cells cut where a part begins or ends inside one."""
+    """Weights (target, source) of the mean over equal parts of an axis; a cell on a border counts by its share."""
     edges = np.arange(target + 1) * source / target
     cells = np.arange(source)
     covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
@@ -160,9 +175,9 @@ def area_axis(source: int, target: int) -> Matrix:
 
 @lru_cache(maxsize=8)
 def daubechies(moments: int) -> tuple[float, ...]:
-    """The orthonormal low-pass filter of 2 `moments` taps, extremal phase (Daubechies 1988).
+    """The orthonormal low-pass filter of 2 `moments` taps with extremal phase (Daubechies 1988).
 
-    |H(w)|^2 = 2 cos^2p(w/2) P(sin^2(w/2)), P(y) = sum_k C(p-1+k, k) y^k, of whose roots those inside the unit circle are taken.
+    |H(w)|^2 = 2 cos^2p(w/2) P(sin^2(w/2)), P(y) = sum_k C(p-1+k, k) y^k; the filter takes the roots inside the unit circle.
     """
     coefficients = [math.comb(moments - 1 + k, k) for k in range(moments)]
     taps = np.ones(1, dtype=np.complex128)
@@ -176,7 +191,7 @@ def daubechies(moments: int) -> tuple[float, ...]:
 
 
 def _translates(taps: tuple[float, ...], levels: int, extent: int) -> Matrix:
-    """Every translate by 2^levels of the scaling function of `levels` steps that touches the axis, cut to it: (k, extent)."""
+    """The translates by 2^levels of the scaling function that touch the axis, cut to it: (k, extent)."""
     scaling = np.ones(1)
     for level in range(levels):
         spread = np.zeros((len(taps) - 1) * 2**level + 1)
@@ -196,5 +211,5 @@ def _translates(taps: tuple[float, ...], levels: int, extent: int) -> Matrix:
 def _orthonormal(rows: Matrix) -> Matrix:
     """An orthonormal basis (k, n) of the rows' span."""
     _, values, basis = np.linalg.svd(rows, full_matrices=False)
-    kept: Matrix = basis[values > INDEPENDENT * values[0]]
-    return kept
+    independent: Matrix = basis[values > INDEPENDENT * values[0]]
+    return independent

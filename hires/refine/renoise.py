@@ -1,6 +1,7 @@
-"""How much noise an enlarged picture is given before it is refined: enough for new detail, not enough to forget the picture.
+"""Rules for the noise that an enlarged picture gets before it is refined.
 
-A relay starts its stage at x = enlarged + sigma n. Sigmas are in the variance-exploding form, as everywhere.
+A relay stage starts at x = enlarged + sigma n: enough noise for new detail, not so much that the picture is lost. Sigmas are
+in the variance-exploding form, as everywhere.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ RULES = ("fixed", "area")
 
 
 def area_rule(sigma_end: float, before: Size, after: Size, gamma: float = 1.5) -> float:
-    """sigma_end m^(gamma / 2), m the factor by which sides grow: enlarging leaves less noise per area, FreCaS puts it back.
+    """sigma_end m^(gamma / 2), with m the factor by which the sides grow (FreCaS).
 
-    abar' = s abar / (1 + (s - 1) abar), s = m^-gamma, in its own form (2410.18410); there sigma_end is 0.57 (t = 200 of SDXL),
-    gamma 1.5 to 2K and 2 to 4K. gamma = 2 keeps the signal to noise ratio of what m x m cells average to.
+    Averaged over the same part of the picture, noise of one sigma is weaker on a larger canvas; the rule makes up for it, and
+    gamma = 2 keeps the signal-to-noise ratio of the mean of m x m cells. In FreCaS's own form (2410.18410) it reads
+    abar' = s abar / (1 + (s - 1) abar), s = m^-gamma, with sigma_end 0.57 (t = 200 of SDXL), gamma 1.5 to 2K and 2 to 4K.
     """
     factor = math.sqrt(after.area / before.area)
     return float(sigma_end * factor ** (gamma / 2))
 
 
 def relay_sigma(rule: str, sigma: float, before: Size, after: Size, *, sigma_max: float, gamma: float = 1.5) -> float:
-    """Where a stage begins: `sigma` under "fixed", `area_rule` from it under "area"; never above the model's `sigma_max`.
+    """The noise level at which a stage begins, at most the model's `sigma_max`.
 
-    RequestError for an unknown rule or a sigma that is none.
+    Rule "fixed" gives `sigma` itself, "area" gives `area_rule(sigma, …)`. RequestError for an unknown rule or an invalid
+    sigma.
     """
     if rule not in RULES:
         raise RequestError(unknown("re-noise rule", rule, RULES))

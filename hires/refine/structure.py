@@ -1,8 +1,7 @@
-"""Guides: wrappers of the whole canvas's estimate, `denoise(x, sigma, cond) -> denoised`, (B, C, h, w) float32.
+"""Guides that hold the denoised estimate of a canvas to a reference picture.
 
-Guidance policies decide how the estimates with and without the prompt are combined and when the second one is worth its
-cost; anchors hold the estimate to a reference: the picture of the stage before, enlarged. All of them are about the picture as
-a whole, so they go outside `tiled`, which sees every one of them as one denoiser.
+A guide wraps `denoise(x, sigma, cond) -> denoised`, (B, C, h, w) float32. The reference is usually the enlarged picture of
+the previous stage. Guides see the picture as a whole, so they go outside `tiled`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from hires.protocols import Denoiser, LowPass
 
 Strength = Callable[[float], float]
-"""How strongly a guide acts at a noise level: 0 not at all, 1 wholly."""
+"""How strongly a guide acts at a noise level, from 0 to 1."""
 
 
 def constant(value: float) -> Strength:
@@ -24,7 +23,7 @@ def constant(value: float) -> Strength:
 
 
 def power_ramp(start: float, power: float = 1.0) -> Strength:
-    """a(s) = min(1, s / start)^power: 1 where a stage begins, falling to 0 with the noise."""
+    """a(s) = min(1, s / start)^power: 1 at the start of a stage, falling to 0 with the noise."""
     return lambda sigma: min(1.0, sigma / start) ** power
 
 
@@ -35,16 +34,16 @@ def variance_ramp(start: float) -> Strength:
 
 
 def structure_guided(denoise: Denoiser, reference: Tensor, strength: Strength, low_pass: LowPass) -> Denoiser:
-    """D + a(s) (LP(reference) - LP(D)): the low band is drawn to the reference's, all above it is the model's own.
+    """D + a(s) (LP(reference) - LP(D)): pulls the low band to the reference and leaves the rest to the model.
 
-    reference: (B or 1, C, h, w) of the canvas. With a = 1 and an idempotent low-pass the result's low band is the reference's
-    exactly; `Wavelet(1)` is then DiffuseHigh's swap of the coarse band (2406.18459), without a trip to pixels.
+    reference: (B or 1, C, h, w) of the canvas. With a = 1 and an idempotent low-pass the result has exactly the reference's
+    low band; with `Wavelet(1)` that is DiffuseHigh's swap of the coarse band (2406.18459), in latents.
     """
-    wanted = low_pass(reference)
+    reference_low = low_pass(reference)
 
     def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:
         estimate, a = denoise(x, sigma, cond), strength(sigma)
-        return estimate if a == 0 else estimate + a * (wanted - low_pass(estimate))
+        return estimate if a == 0 else estimate + a * (reference_low - low_pass(estimate))
 
     return guide
 
@@ -52,9 +51,10 @@ def structure_guided(denoise: Denoiser, reference: Tensor, strength: Strength, l
 def centre_pulled(
     denoise: Denoiser, reference: Tensor, sigma_ref: float, *, power: float = 4.0, sigma_least: float = 0.0
 ) -> Denoiser:
-    """D - (D - reference) (s / sigma_ref)^power, above `sigma_least`, whole from sigma_ref up: SUPIR's restoration pull.
+    """D - (D - reference) min(1, s / sigma_ref)^power for s above `sigma_least`: SUPIR's restoration guidance.
 
-    reference: (B or 1, C, h, w) of the canvas (Yu et al. 2024, 2401.13627; there power 4 at sigma_ref 14.6, least 0.05).
+    reference: (B or 1, C, h, w) of the canvas. SUPIR uses power 4, sigma_ref 14.6 and sigma_least 0.05 (Yu et al. 2024,
+    2401.13627).
     """
     pull = power_ramp(sigma_ref, power)
 
@@ -66,10 +66,10 @@ def centre_pulled(
 
 
 def masked(denoise: Denoiser, known: Tensor, drawn: Tensor) -> Denoiser:
-    """m D + (1 - m) known: only what the mask covers is drawn, all else is known and shown to the model as such.
+    """m D + (1 - m) known: the model draws only where the mask is 1.
 
-    known: (B or 1, C, h, w); drawn: the mask m in [0, 1], (B or 1, 1, h, w). Where m = 0 a sampler that ends at sigma 0 ends
-    at `known`, and its x there is `known` plus noise of the level, as the model was trained to see it.
+    known: the picture to keep, (B or 1, C, h, w). drawn: the mask m in [0, 1], (B or 1, 1, h, w). Where m = 0 the sampler
+    ends exactly at `known`, and on the way its x is `known` plus noise of the current level, as the model was trained to see.
     """
 
     def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:

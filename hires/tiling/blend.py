@@ -1,4 +1,4 @@
-"""Blend weights per axis that sum to one at every cell, so tiles are added and nothing is divided afterwards."""
+"""Blend weights per axis that sum to one at every cell, so fused tiles need no division."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hires.errors import RequestError, unknown
 from hires.tiling.geometry import TileGrid
 
 KINDS = ("box", "gauss", "hann", "linear")
-FLOOR = 1e-3
+FLOOR = 1e-3  # keeps the Hann window positive at its ends
 
 
 def window(length: int, kind: str) -> NDArray[np.float64]:
-    """An unnormalised 1-D window, positive everywhere.
+    """An unnormalised 1-D window, positive everywhere. RequestError for an unknown kind.
 
     hann sin^2(pi (i + 1/2) / n) + 1e-3; gauss exp(-(u - c)^2 / (2 * 0.01 n^2)); box 1; linear rising and falling.
     """
@@ -34,7 +34,7 @@ def window(length: int, kind: str) -> NDArray[np.float64]:
 
 
 def axis_weights(starts: tuple[int, ...], tile: int, extent: int, kind: str) -> NDArray[np.float32]:
-    """Weights (len(starts), tile) of the tiles of one axis; at every cell of `extent` they sum to one."""
+    """The weights (len(starts), tile) of the tiles of one axis; they sum to one at every cell of `extent`."""
     shape = window(tile, kind)
     total = np.zeros(extent)
     for start in starts:
@@ -45,13 +45,15 @@ def axis_weights(starts: tuple[int, ...], tile: int, extent: int, kind: str) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlendWeights:
-    """Separable weights of a grid: rows (n_rows, tile_h) and cols (n_cols, tile_w), float32."""
+    """The separable blend weights of a grid, float32."""
 
     rows: Tensor
+    """(n_rows, tile_h): the weights of each row of tiles along the height."""
     cols: Tensor
+    """(n_cols, tile_w): the weights of each column of tiles along the width."""
 
     def axes(self, index: int) -> tuple[Tensor, Tensor]:
-        """The weights of the rows (tile_h) and of the columns (tile_w) of the tile at a row-major index."""
+        """The weights (tile_h) and (tile_w) of the tile at a row-major index."""
         row, col = divmod(index, self.cols.shape[0])
         return self.rows[row], self.cols[col]
 

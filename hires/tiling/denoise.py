@@ -1,24 +1,26 @@
-"""`tiled(denoise, grid)`: the denoised estimate is made tile by tile and fused on the canvas; the sampler sees one canvas."""
+"""Denoises a canvas tile by tile and fuses the estimates; the sampler sees one canvas."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hires.kernels.blend import blend_accumulate
-from hires.protocols import Denoiser
+from hires.protocols import Condition, Denoiser
 from hires.tiling.blend import BlendWeights, blend_weights
 from hires.tiling.geometry import Box, TileGrid
 from hires.tiling.retry import Batcher
 
 Shift = Callable[[float], tuple[int, int]]
+"""The shift of a grid's inner tiles at a noise level: (rows, columns) in cells."""
+
 OnTiles = Callable[[int], None]
+"""Called with the number of tiles just finished; may raise to cancel."""
 
 
 def tiled(
@@ -30,18 +32,23 @@ def tiled(
     shift: Shift | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Denoiser:
-    """A denoiser of the canvas from one of tiles: D(x) = sum_i w_i D(x_i), weights w_i summing to one at every cell.
+    """A denoiser of the canvas from a denoiser of tiles: D(x) = sum_i w_i D(x_i), the weights summing to one at every cell.
 
-    `batch` pictures go through `denoise` at once, tiles of several pictures where x holds several (B > 1), and leave the
-    result unchanged; a batch that runs out of memory is halved, down to one tile of one picture, and goes on (pass a
-    Batcher to keep count). With one tile and room for it the canvas goes straight through, bit for bit.
-    `shift(sigma)` moves the grid's inner tiles, in cells, per step; `on_tiles(n)` is called after every batch with the
-    tiles it finished and may raise to cancel. The fused estimate is float32.
+    Args:
+        denoise: evaluates tiles (B, C, tile).
+        grid: the tiles of the canvas, in cells.
+        batch: how many tiles of how many pictures go through `denoise` at once; does not change the result. A batch that runs
+            out of memory is halved, down to one tile of one picture. Pass a `Batcher` to count the retries.
+        kind: the blend window, one of `tiling.blend.KINDS`.
+        shift: moves the grid's inner tiles at each noise level.
+        on_tiles: called after every batch with the tiles it finished; may raise to cancel.
+
+    The fused estimate is float32. A grid of one tile passes the canvas through unchanged.
     """
     batcher = batch if isinstance(batch, Batcher) else Batcher(batch)
     weights_of = lru_cache(maxsize=2)(lambda moved, device: blend_weights(moved, kind, device))
 
-    def fuse(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def fuse(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         moved = grid if shift is None else grid.shifted(*shift(sigma))
         boxes, pictures = list(moved.boxes()), x.shape[0]
         units = [(box, picture) for box in boxes for picture in range(pictures)]
@@ -55,7 +62,7 @@ def tiled(
     return fuse
 
 
-Unit = tuple[Box, int]  # a tile of one picture of the batch
+Unit = tuple[Box, int]  # a tile of one picture: its box, and the picture's index in the batch
 
 
 def fused(
@@ -66,9 +73,10 @@ def fused(
     batcher: Batcher,
     on_tiles: OnTiles | None = None,
 ) -> Tensor:
-    """The canvas of x (B, C, h, w) from estimates of its tiles, sum_i w_i run(x_i), float32, with the estimates' channels.
+    """sum_i w_i run(x_i): the canvas of x (B, C, h, w) from estimates of its tiles, float32.
 
-    run(units): the estimates of some tiles of some pictures, (pictures, channels, tile) each, in the units' order.
+    `run(units)` gives the estimates of some units, each (pictures, channels, tile), in the units' order. The canvas has as
+    many channels as the estimates.
     """
     units = [(box, picture) for box in grid.boxes() for picture in range(x.shape[0])]
     canvas, done, pictures = torch.empty(0), 0, x.shape[0]
@@ -85,8 +93,8 @@ def fused(
     return canvas
 
 
-def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, units: Sequence[Unit]) -> Sequence[Tensor]:
-    """The estimates of some tiles, evaluated as one batch: a tensor per tile, of the pictures of it that were asked for."""
+def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Condition | None, units: Sequence[Unit]) -> Sequence[Tensor]:
+    """The estimates of some units, evaluated as one batch: one tensor per tile, with its pictures."""
     groups = ((box, [picture for _, picture in group]) for box, group in itertools.groupby(units, lambda unit: unit[0]))
     spans = [(box, pictures[0], pictures[-1] + 1) for box, pictures in groups]
     tiles = [x[start:stop, :, box.rows, box.cols] for box, start, stop in spans]
@@ -95,8 +103,8 @@ def _estimates(denoise: Denoiser, x: Tensor, sigma: float, cond: Any, units: Seq
     else:
         first, *others = (cond.pictures(start, stop).crop(box) for box, start, stop in spans)
         conds = first.concatenate(*others)
-    found = denoise(torch.cat(tiles) if len(tiles) > 1 else tiles[0], sigma, conds)
-    return torch.split(found, [stop - start for _, start, stop in spans])
+    estimates = denoise(torch.cat(tiles) if len(tiles) > 1 else tiles[0], sigma, conds)
+    return torch.split(estimates, [stop - start for _, start, stop in spans])
 
 
 def _report(on_tiles: OnTiles | None, tiles: int) -> None:
@@ -105,7 +113,7 @@ def _report(on_tiles: OnTiles | None, tiles: int) -> None:
 
 
 def seeded_shift(seed: int, stage: int, most_cells: int) -> Shift:
-    """A shift per noise level, uniform in [-most, most] on both axes: a pure function of (seed, stage, sigma)."""
+    """A shift that is uniform in [-most_cells, most_cells] on both axes: a pure function of (seed, stage, sigma)."""
 
     def shift(sigma: float) -> tuple[int, int]:
         rng = np.random.default_rng([seed, stage, int(np.float64(sigma).view(np.uint64))])

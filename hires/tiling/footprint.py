@@ -1,4 +1,4 @@
-"""The bytes of live tensors while something runs: what a network works with, where no allocator tells."""
+"""Measures the peak bytes of live tensors, where no allocator reports them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """`peak`: the most that storages which operators made held at once."""
+    """Counts the storages that operators create: `live` bytes now, `peak` bytes at most."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -24,10 +24,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._see(tensor)
+                self._count(tensor)
         return result
 
-    def _see(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
@@ -35,14 +35,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def gone(_: object) -> None:
+        def freed(_: object) -> None:
             del self._known[key]
             self.live -= size
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, freed)
 
 
 @contextmanager
 def counted() -> Iterator[LiveBytes]:
+    """Count live bytes inside the block."""
     with LiveBytes() as live:
         yield live

@@ -1,4 +1,7 @@
-"""Sizes, boxes and grids of equal tiles: integers only, one axis at a time, (height, width) everywhere. No torch."""
+"""Sizes, boxes and grids of equal tiles in integers.
+
+One axis at a time, (height, width) everywhere. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Height and width, in pixels or in latent cells as the name that holds it says."""
+    """Height and width; the variable's name says whether in pixels or in latent cells."""
 
     height: int
     width: int
 
     @property
     def area(self) -> int:
+        """Height times width."""
         return self.height * self.width
 
     def __str__(self) -> str:
-        """The text form people type: WIDTHxHEIGHT."""
+        """The form that people type: WIDTHxHEIGHT."""
         return f"{self.width}x{self.height}"
 
     def divided(self, by: int) -> Size:
-        """The size in cells of `by` pixels; an invariant that both sides divide."""
+        """The size in cells of `by` pixels; both sides must divide."""
         assert self.height % by == 0 and self.width % by == 0, f"{self} is not a multiple of {by}"
         return Size(self.height // by, self.width // by)
 
     def times(self, by: int) -> Size:
+        """Both sides multiplied by `by`."""
         return Size(self.height * by, self.width * by)
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle of a canvas: top-left corner and extent, in the canvas's own unit."""
+    """A rectangle of a canvas: top-left corner and extent, in the canvas's unit."""
 
     top: int
     left: int
@@ -43,26 +48,30 @@ class Box:
 
     @property
     def bottom(self) -> int:
+        """The first row below the box."""
         return self.top + self.height
 
     @property
     def right(self) -> int:
+        """The first column right of the box."""
         return self.left + self.width
 
     @property
     def rows(self) -> slice:
+        """The box's rows of an array."""
         return slice(self.top, self.bottom)
 
     @property
     def cols(self) -> slice:
+        """The box's columns of an array."""
         return slice(self.left, self.right)
 
 
 def axis_starts(extent: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """Starts of the fewest equal tiles that cover `extent` with at least `overlap` shared by neighbours.
+    """The starts of the fewest equal tiles that cover `extent` with at least `overlap` shared by neighbours.
 
-    The starts are spread evenly, t_k = round(k (extent - tile) / (n - 1)), so there is no sliver at the end.
-    A tile as long as the axis, or longer, is the whole axis: one start.
+    The starts are spread evenly, t_k = round(k (extent - tile) / (n - 1)), so there is no sliver at the end. A tile at least as
+    long as the axis gives one start. ValueError for an overlap outside [0, tile).
     """
     if tile < 1 or not 0 <= overlap < tile:
         raise ValueError(f"tile {tile} with overlap {overlap}: overlap must be at least 0 and below the tile")
@@ -75,15 +84,20 @@ def axis_starts(extent: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileGrid:
-    """Rows x columns of equal tiles over a canvas; every tile is `tile` large. Hashable, saved with the picture."""
+    """A grid of equal tiles over a canvas. Hashable; saved with the picture."""
 
     canvas: Size
+    """The size of the canvas."""
     tile: Size
+    """The size of every tile."""
     tops: tuple[int, ...]
+    """The first row of each row of tiles."""
     lefts: tuple[int, ...]
+    """The first column of each column of tiles."""
 
     @property
     def count(self) -> int:
+        """The number of tiles."""
         return len(self.tops) * len(self.lefts)
 
     def boxes(self) -> Iterator[Box]:
@@ -95,7 +109,7 @@ class TileGrid:
     def shifted(self, rows: int, cols: int) -> TileGrid:
         """The grid with its inner tiles moved; the outer ones stay, so the canvas stays covered.
 
-        A shift is clipped to what the overlap allows (one cell of overlap remains).
+        The shift is clipped such that neighbours keep at least one cell of overlap.
         """
         return TileGrid(
             canvas=self.canvas,
@@ -115,14 +129,14 @@ def _shift_axis(starts: tuple[int, ...], tile: int, by: int) -> tuple[int, ...]:
 
 
 def least_overlap(starts: tuple[int, ...], tile: int) -> int:
-    """The smallest number of cells that two neighbouring tiles share; the tile itself where there is only one."""
+    """The fewest cells that two neighbouring tiles share; the tile's length if there is only one."""
     return min((a + tile - b for a, b in itertools.pairwise(starts)), default=tile)
 
 
 def make_grid(canvas: Size, tile: Size, overlap: int) -> TileGrid:
-    """Equal tiles over the canvas, per axis at least `overlap` shared; a tile never exceeds the canvas.
+    """A grid of equal tiles whose neighbours share at least `overlap`; a tile never exceeds the canvas.
 
-    On an axis that the tile spans whole, there is nothing to overlap. ValueError for an overlap not below the tile.
+    An axis that the tile spans whole has no overlap. ValueError for an overlap that is not below the tile.
     """
     fitted = Size(min(tile.height, canvas.height), min(tile.width, canvas.width))
     return TileGrid(
@@ -134,7 +148,7 @@ def make_grid(canvas: Size, tile: Size, overlap: int) -> TileGrid:
 
 
 def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Bands (top, bottom) of `height` rows, as few as `rows` allows and all of one height but the last, which is no sliver."""
+    """Bands (top, bottom) of at most `rows` rows over `height`: as few as possible, and about equally tall."""
     count = -(-height // rows)
     tall = -(-height // count)
     for top in range(0, height, tall):
@@ -142,6 +156,7 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
@@ -151,9 +166,9 @@ def snap(size: Size, align_px: int) -> Size:
 
 
 def cover(source: Size, target: Size) -> tuple[Size, Box]:
-    """Resize then crop so that `source` fills `target` exactly: (size to resize to, box of it to keep).
+    """How to resize and then crop `source` to `target`: (size to resize to, box of it to keep).
 
-    The binding axis is assigned, not computed, so rounding can never lose a pixel (diffusers #8911).
+    The tighter axis is assigned, not computed, so rounding can never lose a pixel (diffusers #8911).
     """
     if target.height * source.width >= target.width * source.height:
         resized = Size(target.height, max(target.width, -(-source.width * target.height // source.height)))
@@ -164,7 +179,10 @@ def cover(source: Size, target: Size) -> tuple[Size, Box]:
 
 
 def relay_view(source: Size, target: Size) -> tuple[Size, Box]:
-    """How a stage's picture becomes the next canvas: stretched where the aspects differ by rounding (5 %), else covered."""
+    """How a stage's picture becomes the next canvas: (size to resize to, box of it to keep).
+
+    Aspect ratios that differ by less than 5 %, as rounding does, are stretched; others are covered and cropped.
+    """
     if abs(math.log(target.width * source.height / (target.height * source.width))) < 0.05:
         return target, Box(0, 0, target.height, target.width)
     return cover(source, target)

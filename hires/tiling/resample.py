@@ -1,4 +1,4 @@
-"""Lanczos in bands: any size from any other, by rows that are asked for from top to bottom, the rest never held."""
+"""Resizes a picture by Lanczos, row by row from top to bottom, in little memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import Tensor
 
 from hires.tiling.geometry import Size
 
-REACH = 3  # of Lanczos's kernel, in pixels of the coarser picture
+REACH = 3  # of the Lanczos kernel, in pixels of the coarser picture
 COLUMNS = 256  # of the result at a time: a dense product over so many is faster than gathering taps
 
 
 class RowSource(Protocol):
-    """A picture whose rows are asked for from top to bottom."""
+    """A picture whose rows are read from top to bottom."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        ...
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """Rows (C, bottom - top, W) float32; `top` is never above that of an earlier call."""
@@ -28,23 +30,25 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeRows:
-    """A picture (C, H, W) that is in memory."""
+    """A picture (C, H, W) in memory."""
 
     pixels: Tensor
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return Size(*self.pixels.shape[-2:])
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, bottom - top, W)."""
         return self.pixels[:, top:bottom]
 
 
 def lanczos_taps(source: int, target: int, start: int, stop: int) -> tuple[int, int, Tensor]:
-    """Source range [low, high) that target positions [start, stop) read, and their weights (stop - start, high - low), float32.
+    """The source range [low, high) that target positions [start, stop) read, and the weights (stop - start, high - low).
 
-    sinc(t) sinc(t / 3) within 3, t in pixels of the coarser of the two; pixel centres align; taps outside the picture are left
-    out and the rest sums to one. The same as Pillow's.
+    sinc(t) sinc(t / 3) for |t| < 3, t in pixels of the coarser picture. Pixel centres align; taps outside the picture are
+    dropped and the rest normalised to sum to one, as Pillow does. Weights are float32.
     """
     scale = source / target
     wide = max(1.0, scale)
@@ -58,7 +62,7 @@ def lanczos_taps(source: int, target: int, start: int, stop: int) -> tuple[int, 
 
 
 class Resampled:
-    """A picture's rows at another size, by Lanczos. An axis that keeps its length is left alone."""
+    """A picture's rows at another size, by Lanczos. An axis that keeps its length is not filtered."""
 
     def __init__(self, source: RowSource, size: Size) -> None:
         self.source, self.size = source, size
@@ -68,12 +72,13 @@ class Resampled:
         ]
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, bottom - top, W) of the resized picture."""
         down = self.source.size.height
         if down == self.size.height:
-            found = self.source.rows(top, bottom)
+            rows = self.source.rows(top, bottom)
         else:
             low, high, weights = lanczos_taps(down, self.size.height, top, bottom)
-            found = weights @ self.source.rows(low, high)
+            rows = weights @ self.source.rows(low, high)
         if self.source.size.width == self.size.width:
-            return found
-        return torch.cat([found[..., low:high] @ weights.T for low, high, weights in self._columns], dim=-1)
+            return rows
+        return torch.cat([rows[..., low:high] @ weights.T for low, high, weights in self._columns], dim=-1)

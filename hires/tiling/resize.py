@@ -1,4 +1,4 @@
-"""Enlarging a picture box by box: any part of the result, without holding the rest."""
+"""Enlarges a picture box by box, without holding the whole result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from hires.tiling.geometry import Box, Size
 
 Floats = NDArray[np.float64]
-CUBIC = -0.5  # Keys 1981: the member of the family that is third-order accurate
+CUBIC = -0.5  # the third-order accurate member of the family (Keys 1981)
 
 
 def _cubic(t: Floats) -> Floats:
@@ -33,17 +33,17 @@ KERNELS: dict[str, tuple[int, Callable[[Floats], Floats]]] = {"bicubic": (2, _cu
 
 
 def axis_taps(source: int, target: int, start: int, stop: int, kernel: str = "bicubic") -> tuple[int, int, Tensor]:
-    """Source range [low, high) that target positions [start, stop) read, and their weights (stop - start, high - low).
+    """The source range [low, high) that target positions [start, stop) read, and the weights (stop - start, high - low).
 
-    Pixel centres align (position i reads around (i + 1/2) source / target - 1/2); edges are repeated; weights sum to one. For
-    enlarging.
+    For enlarging. Pixel centres align: position i reads around (i + 1/2) source / target - 1/2. Edges are repeated; weights
+    sum to one.
     """
-    reach, of = KERNELS[kernel]
+    reach, weight = KERNELS[kernel]
     centres = (np.arange(start, stop) + 0.5) * source / target - 0.5
     first = np.floor(centres).astype(np.int64) - reach + 1
     low, high = max(0, int(first.min())), min(source, int(first.max()) + 2 * reach)
-    taps = np.stack([of(centres - (first + k)) for k in range(2 * reach)])
-    if kernel != "bicubic":  # Keys' kernel sums to one as it is, and stays what it was to the bit
+    taps = np.stack([weight(centres - (first + k)) for k in range(2 * reach)])
+    if kernel != "bicubic":  # Keys' kernel already sums to one; dividing would change its last bit
         taps = taps / taps.sum(0)
     weights = np.zeros((stop - start, high - low), dtype=np.float64)
     rows = np.arange(stop - start)
@@ -54,19 +54,24 @@ def axis_taps(source: int, target: int, start: int, stop: int, kernel: str = "bi
 
 @dataclass(frozen=True, slots=True)
 class Enlarged:
-    """A picture (B, C, h, w) seen at `resized` and cut to `box`; `crop` gives any part of that cut as float32."""
+    """An enlarged and cropped picture whose pixels are computed on demand."""
 
     source: Tensor
+    """The picture, (B, C, h, w)."""
     resized: Size
+    """The size to enlarge to."""
     box: Box
+    """The part of the enlarged picture to show."""
     kernel: str = "bicubic"
+    """One of `KERNELS`."""
 
     @property
     def size(self) -> Size:
+        """The size of the crop."""
         return Size(self.box.height, self.box.width)
 
     def crop(self, part: Box) -> Tensor:
-        """Pixels (B, C, part.height, part.width) by the kernel, one of `KERNELS`; `part` is relative to the cut."""
+        """Pixels (B, C, part.height, part.width) float32; `part` is relative to the crop."""
         top, left = self.box.top + part.top, self.box.left + part.left
         height, width = self.source.shape[-2:]
         r0, r1, rows = axis_taps(height, self.resized.height, top, top + part.height, self.kernel)
@@ -76,10 +81,12 @@ class Enlarged:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """8-bit pixels (h, w, 3) as a picture in [-1, 1] of `size`, the last row and column repeated; read box by box."""
+    """A picture padded to a size by repeating its last row and column; values in [-1, 1]."""
 
     pixels: NDArray[np.uint8]
+    """The picture, (h, w, 3)."""
     size: Size
+    """The padded size."""
 
     def crop(self, part: Box) -> Tensor:
         """Pixels (1, 3, part.height, part.width) float32."""

@@ -1,4 +1,4 @@
-"""What counts as out of memory, and going on with less after it. Finished work is kept."""
+"""Recognises out-of-memory errors and retries with less; finished work is kept."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# CUDA libraries report a failed workspace allocation under these names.
-_DISGUISES = re.compile(
+# CUDA libraries report a failed workspace allocation by these messages.
+_OUT_OF_MEMORY_MESSAGES = re.compile(
     r"out of memory|CUDNN_STATUS_(INTERNAL_ERROR|ALLOC_FAILED|NOT_SUPPORTED)|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator",
     re.IGNORECASE,
 )
-_NO_STORAGE = "shape of object type 'torch.storage"  # torch.asarray, by which files are read, of a tensor that had no room
+_NO_STORAGE = "shape of object type 'torch.storage"  # from torch.asarray, which reads files, if the tensor has no room
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's own out-of-memory errors and for the errors that are one in disguise."""
+    """Whether an error means out of memory: torch's and Python's own, and library errors that hide one."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, ValueError):
         return _NO_STORAGE in str(error)
-    return isinstance(error, RuntimeError) and _DISGUISES.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_MESSAGES.search(str(error)) is not None
 
 
 def free_memory() -> None:
-    """Give back what no longer has a reference, the CUDA allocator's cache included."""
+    """Collect garbage and empty the CUDA allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class Batcher:
-    """Runs items in batches and halves the batch, for good, when one runs out of memory; results keep their order.
+    """Runs items in batches; halves the batch size for good when a batch runs out of memory. Results keep their order.
 
-    relief: called where a single item is too large; what it says it did is logged and the item tried again, until it has
-    nothing left to do and returns None.
+    Args:
+        batch: items at once.
+        relief: frees memory when a single item is too large and returns what it did, for the log; the item is then tried
+            again. Returns None if nothing is left to free.
+
+    `retries` counts the retries.
     """
 
     def __init__(self, batch: int, relief: Callable[[], str | None] | None = None) -> None:
@@ -55,55 +59,59 @@ class Batcher:
         self._relief = relief or (lambda: None)
 
     def map(self, run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> Iterator[Sequence[Result]]:
-        """Results of consecutive batches. MemoryLadderError when a single item is too large; other errors pass."""
+        """Yield the results of consecutive batches. MemoryLadderError if a single item is too large; other errors pass."""
         start = 0
         while start < len(items):
             chunk = items[start : start + self.batch]
-            done, message = attempt(run, chunk)
-            if done is not None:
-                yield done
+            results, message = attempt(run, chunk)
+            if results is not None:
+                yield results
                 start += len(chunk)
                 continue
             free_memory()
             self.lessen(len(chunk), message)
 
     def lessen(self, tried: int, message: str) -> None:
-        """After `tried` items at once ran out of memory: half of them, or relief. MemoryLadderError where there is none."""
+        """Halve the batch after `tried` items at once ran out of memory, or free memory if the batch is one item.
+
+        MemoryLadderError if nothing is left to free.
+        """
         what = f"{tried} picture{'s' if tried > 1 else ''} at once"
         if self.batch > 1:
             self.batch = max(1, min(self.batch, tried) // 2)
-            done: str | None = f"{self.batch} at once"
+            remedy: str | None = f"{self.batch} at once"
         else:
-            done = self._relief()
-        if done is None:
+            remedy = self._relief()
+        if remedy is None:
             raise MemoryLadderError(
                 f"one tile of one picture alone runs out of memory ({message}): "
                 "give a smaller --tile, or --strategy progressive"
             )
         self.retries += 1
-        log.warning("out of memory with %s (%s); going on with %s", what, message, done)
+        log.warning("out of memory with %s (%s); going on with %s", what, message, remedy)
 
 
 class Ladder(Generic[Item]):
-    """Runs work at the first rung that has memory for it and stays there; `taken` counts the rungs left behind."""
+    """Runs work at the first rung that has enough memory and stays there; `taken` counts the rungs given up."""
 
     def __init__(self, rungs: Sequence[Item], describe: Callable[[Item], str]) -> None:
         self.rungs, self.describe, self.taken = list(rungs), describe, 0
 
     @property
     def rung(self) -> Item:
+        """The current rung."""
         return self.rungs[self.taken]
 
     def run(self, work: Callable[[Item], Result]) -> Result:
         """The result of `work(rung)`. MemoryLadderError after the last rung; other errors pass."""
         while True:
-            done, message = attempt(work, self.rung)
-            if done is not None:
-                return done
+            result, message = attempt(work, self.rung)
+            if result is not None:
+                return result
             self.descend(message)
 
     def descend(self, message: str) -> None:
-        """Free what is free and go to the next rung, with a line in the log. MemoryLadderError where there is none."""
+        """Free memory, go to the next rung and log it. MemoryLadderError after the last rung."""
         free_memory()
         failed = self.describe(self.rung)
         if self.taken + 1 == len(self.rungs):
@@ -116,17 +124,20 @@ class Ladder(Generic[Item]):
 
 
 def twice(run: Callable[[], Result], what: str) -> Result:
-    """The result, tried once more after freeing what is free where `what` ran out of memory."""
-    done, message = attempt(lambda _: run(), None)
-    if done is not None:
-        return done
+    """The result of `run`, tried once more after freeing memory. `what` describes it for the log."""
+    result, message = attempt(lambda _: run(), None)
+    if result is not None:
+        return result
     free_memory()
     log.warning("out of memory while %s (%s); trying once more", what, message)
     return run()
 
 
 def attempt(run: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
-    """The result, or None and the first line of an out-of-memory error; the except block, which holds tensors, is left."""
+    """The result, or None and the first line of an out-of-memory error.
+
+    Returning from the except block releases the tensors that its traceback holds.
+    """
     try:
         return run(item), ""
     except Exception as error:

@@ -1,8 +1,8 @@
-"""An autoencoder in bands with the pixels of the whole: `TiledVAE(vae).decode(z)` equals `vae.decode(z)` to rounding.
+"""Runs an AutoencoderKL in bands, with the pixels of the whole.
 
-Every layer runs over all rows before the next one starts. Convolutions read one neighbour row, GroupNorm statistics are
-merged over bands, the mid block attends to all tokens in chunks. Storage policies, from fast to small, decide which maps are
-kept between layers; they never change the values.
+`TiledVAE(vae).decode(z)` equals `vae.decode(z)` up to rounding. Every layer runs over all rows before the next one starts:
+convolutions read one neighbour row, GroupNorm statistics are merged over bands, the mid block attends to all tokens in
+chunks. Storage policies, from fast to small, decide which maps are kept between layers; they never change the values.
 """
 
 from __future__ import annotations
@@ -18,32 +18,39 @@ from torch import Tensor, nn
 from hires.errors import RequestError, unknown
 from hires.kernels.attention_policies import EVERYWHERE, NPA, Global, Policy, Rows, Windows
 from hires.tiling.bands import finite
-from hires.tiling.bands.layers import Layer, Progress, decode_layers, encode_layers, kept_bands, last_rows, setting_of
+from hires.tiling.bands.layers import Layer, Progress, band_setting, decode_layers, encode_layers, kept_bands, last_rows
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.bands.rows import Given, RowMap, Setting, join
-from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy, vae_ladder
+from hires.tiling.bands.rows import BandSetting, Given, RowMap, join
+from hires.tiling.bands.storage import VAE_POLICIES, BandStorage, VaeTask, vae_ladder
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder, attempt
 
 log = logging.getLogger(__name__)
 OnBand = Callable[[int, int], None]
+"""Called with the bands done and in all; may raise to cancel."""
 
 
-class Rung(Protocol):
-    """One way to run: a policy and its rows per band."""
-
-    @property
-    def policy(self) -> str: ...
+class StorageChoice(Protocol):
+    """One way to run: a rung of a plan's ladder, or a `BandStorage`."""
 
     @property
-    def band_rows(self) -> int: ...
+    def policy(self) -> str:
+        """The storage policy, one of `VAE_POLICIES`."""
+        ...
+
+    @property
+    def band_rows(self) -> int:
+        """Rows per band."""
+        ...
 
 
 class PixelSource(Protocol):
     """A picture that is read box by box, values in [-1, 1]."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        ...
 
     def crop(self, part: Box) -> Tensor:
         """Pixels (B, 3, part.height, part.width)."""
@@ -52,47 +59,54 @@ class PixelSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholePicture:
-    """A tensor (B, 3, H, W) as a source."""
+    """A tensor (B, 3, H, W) as a `PixelSource`."""
 
     pixels: Tensor
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return Size(self.pixels.shape[-2], self.pixels.shape[-1])
 
     def crop(self, part: Box) -> Tensor:
+        """Pixels (B, 3, part.height, part.width)."""
         return self.pixels[..., part.rows, part.cols]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeRun:
-    """What happened: the policy that finished, how many before it ran out of memory, bands computed again in float32, and
-    how often the bands of the last map were halved for want of memory."""
+    """What one decode or encode took."""
 
     policy: str
+    """The policy that finished."""
     taken: int = 0
+    """How many policies before it ran out of memory."""
     recomputed: int = 0
+    """Bands computed again in float32 after an overflow."""
     halved: int = 0
+    """How often the last map's bands were halved after an out-of-memory."""
 
 
 class TiledVAE:
-    """An AutoencoderKL of any widths with the memory of a few bands. Usable beside any diffusers pipeline. No gradients.
+    """Runs an AutoencoderKL of any widths in the memory of a few bands. Works beside any diffusers pipeline; no gradients.
 
     Args:
-        vae: a diffusers AutoencoderKL; its dtype and device are used as they are.
-        budget_bytes: what it may hold on the device beyond its weights; the fastest policy that fits is taken.
-        policy: one of `VAE_POLICIES` instead; `band_px` rows of each map at a time (default 64).
-        wrap: rows, columns wrap around (seamless textures); by default where the module's convolutions are circular. The
+        vae: a diffusers AutoencoderKL; runs in its own dtype on its own device.
+        budget_bytes: what it may hold on the device beyond its weights; the fastest policy that fits is used.
+        policy: one of `VAE_POLICIES`, in place of a budget.
+        band_px: rows of each map at a time (default 64).
+        wrap: whether rows, columns wrap around (seamless textures); by default if the module's convolutions are circular. The
             encoder's downsampling wraps as well, which diffusers pads with zeros even then.
-        attention: whom the mid block attends to, counted in latent cells: another than `Global()` is an approximation, never
-            chosen by itself. attention_window: short for `Rows(n)`, each row of latents attends to so many rows around it.
-        backend: of that attention, by its name in `kernels.dispatch`; BackendRefused with its reason where it cannot.
-        ladder: the rungs of a plan instead of a budget; once descended, it stays where there was room.
+        attention: which latent cells the mid block attends to. Any other than `Global()` is an approximation and is never
+            chosen automatically.
+        attention_window: short for `Rows(n)`: each row of latents attends to n rows around it.
+        backend: the attention backend, by its name in `kernels.dispatch`; BackendRefused, with the reason, if it cannot run.
+        ladder: the rungs of a plan, in place of a budget; after a descent later calls start at the lower rung.
 
-    After an out-of-memory the next smaller policy goes on from the last feature map if that is still whole, else from the
-    start; rows that have left stay as they are. RequestError for an unknown policy, BudgetError where none fits,
-    MemoryLadderError where the smallest one runs out of memory, NotFiniteError where the module gives NaN or infinity, in
-    float32 too. `last` tells what happened, `retries` and `recomputed` count over all calls.
+    After an out-of-memory the next smaller policy resumes from the last feature map if that is still whole, else from the
+    start; finished rows stay. RequestError for an unknown policy, BudgetError if none fits, MemoryLadderError if the smallest
+    one runs out of memory, NotFiniteError if the module gives NaN or infinity even in float32. `last` describes the last
+    call; `retries` and `recomputed` count over all calls.
     """
 
     def __init__(
@@ -112,7 +126,7 @@ class TiledVAE:
             raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
         for name, rows in (("band_px", band_px), ("attention_window", attention_window)):
             if rows is not None and rows < 1:
-                raise RequestError(f"{name}={rows}: give a number of rows from 1")
+                raise RequestError(f"{name}={rows}: give at least 1 row")
         config: Any = vae.config
         self.vae, self.budget_bytes, self.policy, self.band_px = vae, budget_bytes, policy, band_px
         if attention_window is not None and attention != EVERYWHERE:
@@ -133,8 +147,8 @@ class TiledVAE:
         self.last: VaeRun | None = None
         self.retries = self.recomputed = 0
 
-    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[VaePolicy, ...]:
-        """The policies for latents of h x w cells from the one that runs first to the last that is tried, with their bytes."""
+    def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[BandStorage, ...]:
+        """The policies for latents of h x w cells in the order they are tried, with their bytes."""
         bring_home(self.vae)
         first = next(self.vae.parameters())
         if self.policy is not None:
@@ -143,22 +157,20 @@ class TiledVAE:
         else:  # on a CPU, host memory is the same memory
             names = VAE_POLICIES[:-1] if first.device.type == "cpu" else VAE_POLICIES
             budget = self.budget_bytes
-        return vae_ladder(
-            self.shape,
-            Size(h, w),
-            first.element_size(),
-            budget,
-            names=names,
-            band_rows=self.band_px,
+        task = VaeTask(
+            shape=self.shape,
+            cells=Size(h, w),
+            element=first.element_size(),
+            batch=batch,
             cpu=first.device.type == "cpu",
             encode=encode,
             attention=self.attention,
-            batch=batch,
         )
+        return vae_ladder(task, budget, names=names, band_rows=self.band_px)
 
     def descend(self, message: str) -> None:
-        """Go to the next rung of the plan after an out-of-memory around the bands. MemoryLadderError where there is none."""
-        assert self.ladder is not None, "a plan's autoencoder has the plan's ladder"
+        """Go to the next rung of the plan after an out-of-memory outside the bands. MemoryLadderError after the last rung."""
+        assert self.ladder is not None, "only an autoencoder with a plan's ladder descends"
         self.ladder.descend(message)
         self.retries += 1
 
@@ -171,9 +183,9 @@ class TiledVAE:
 
     @torch.no_grad()
     def decode_bands(self, z: Tensor, on_band: OnBand | None = None, start: int = 0) -> Iterator[Tensor]:
-        """Finished rows (B, 3, rows, W) from `start` to the bottom, in the module's dtype and on its device.
+        """Yield finished rows (B, 3, rows, W) from `start` to the bottom, in the module's dtype on its device.
 
-        `on_band(done, total)` hears of every band of every feature map and may raise to cancel.
+        `on_band(done, total)` is called for every band of every feature map and may raise to cancel.
         """
         run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
         height, done = z.shape[2] * self.cell_px, start
@@ -192,20 +204,20 @@ class TiledVAE:
         self._finished(run, ladder, begun)
 
     def encode(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
-        """The posterior's mean (B, C, h, w), unscaled, of pixels (B, 3, H, W) in [-1, 1] or of a picture read box by box."""
+        """The posterior's unscaled mean (B, C, h, w) of pixels (B, 3, H, W) in [-1, 1], or of a picture read box by box."""
         return self.moments(x, on_band).chunk(2, dim=1)[0]
 
     @torch.no_grad()
     def moments(self, x: Tensor | PixelSource, on_band: OnBand | None = None) -> Tensor:
-        """The posterior's mean and log variance, (B, 2 C, h, w), as diffusers' DiagonalGaussianDistribution takes them."""
+        """The posterior's mean and log-variance (B, 2 C, h, w), the argument of diffusers' DiagonalGaussianDistribution."""
         source = WholePicture(x) if isinstance(x, Tensor) else x
         run = Run(self.vae, self.wrap, self.attention, self.backend, on_band)
         cells, batch = source.size.divided(self.cell_px), x.shape[0] if isinstance(x, Tensor) else 1
         ladder = self._ladder(cells.height, cells.width, batch=batch, encode=True)
         begun = ladder.taken
-        found = ladder.run(lambda rung: run.encode(source, rung))
+        parameters = ladder.run(lambda rung: run.encode(source, rung))
         self._finished(run, ladder, begun)
-        return found
+        return parameters
 
     def _finished(self, run: Run, ladder: Ladder[Any], begun: int) -> None:
         taken = ladder.taken - begun
@@ -214,27 +226,27 @@ class TiledVAE:
 
 
 def bring_home(vae: nn.Module) -> None:
-    """Run the offload hook that accelerate put on the module (`enable_model_cpu_offload`), as its own `decode` would.
+    """Run accelerate's offload hook of the module (`enable_model_cpu_offload`), as its own `decode` would.
 
-    RequestError where its layers are brought one by one (`enable_sequential_cpu_offload`): bands read their weights directly.
+    RequestError under `enable_sequential_cpu_offload`, which loads layers one by one: bands read their weights directly.
     """
     hook: Any = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)
     if any(parameter.device.type == "meta" for parameter in vae.parameters()):
         raise RequestError(
-            "the autoencoder's weights are on no device: enable_sequential_cpu_offload brings them one layer at a time; "
-            "use enable_model_cpu_offload, or leave the autoencoder out of it"
+            "the autoencoder's weights are not loaded: enable_sequential_cpu_offload loads them one layer at a time; "
+            "use enable_model_cpu_offload, or exclude the autoencoder from it"
         )
 
 
 def is_circular(module: nn.Module) -> bool:
-    """Whether its convolutions wrap around."""
+    """Whether a convolution of the module wraps around."""
     return any(isinstance(part, nn.Conv2d) and part.padding_mode == "circular" for part in module.modules())
 
 
 class Run:
-    """One decode or encode; what a rung that ran out of memory has finished is there for the next one."""
+    """One decode or encode. A rung can resume from what the previous one finished before it ran out of memory."""
 
     def __init__(
         self,
@@ -246,23 +258,23 @@ class Run:
     ) -> None:
         self.vae, self.wrap, self.attention, self.backend, self.on_band = vae, wrap, attention, backend, on_band
         self.progress = Progress()
-        self._settings: list[Setting] = []
+        self._settings: list[BandSetting] = []
         bring_home(vae)
         first = next(vae.parameters())
         self.device, self.dtype = first.device, first.dtype
 
     @property
     def recomputed(self) -> int:
-        """Bands that overflowed in half precision so far."""
+        """Bands that overflowed in half precision so far and were computed again."""
         return sum(setting.recomputed for setting in self._settings)
 
     @property
     def halved(self) -> int:
-        """How often the bands of the last map were."""
+        """How often the bands of the last map were halved so far."""
         return sum(setting.halved for setting in self._settings)
 
-    def decode(self, z: Tensor, rung: Rung, start: int = 0) -> Iterator[Tensor]:
-        """Decoded rows from `start` on by one policy; `whole` is the module itself."""
+    def decode(self, z: Tensor, rung: StorageChoice, start: int = 0) -> Iterator[Tensor]:
+        """Yield decoded rows from `start` on under one policy; `whole` runs the module itself."""
         if self._is_module(rung):
             rows: Tensor = self.vae.decode(z.to(self.device, self.dtype), return_dict=False)[0]  # type: ignore[operator]
             if self._finite(rows):
@@ -279,16 +291,16 @@ class Run:
         picture = self._through(layers, Given(z.shape[1], z.shape[2], z.shape[3], read), setting, start)
         yield from last_rows(picture, setting, start)
 
-    def encode(self, source: PixelSource, rung: Rung) -> Tensor:
-        """The posterior's mean and log variance by one policy."""
+    def encode(self, source: PixelSource, rung: StorageChoice) -> Tensor:
+        """The posterior's mean and log-variance under one policy."""
         size = source.size
         if self._is_module(rung):
             pixels = source.crop(Box(0, 0, size.height, size.width)).to(self.device, self.dtype)
-            found: Tensor = self.vae.encode(pixels).latent_dist.parameters  # type: ignore[operator]
-            if self._finite(found):
+            parameters: Tensor = self.vae.encode(pixels).latent_dist.parameters  # type: ignore[operator]
+            if self._finite(parameters):
                 self._report(1, 1)
-                return found
-            del found, pixels
+                return parameters
+            del parameters, pixels
         setting = self._setting(rung, size.height)
 
         def read(top: int, bottom: int) -> Tensor:
@@ -297,8 +309,8 @@ class Run:
         latents = self._through(encode_layers(self.vae), Given(3, size.height, size.width, read), setting)
         return join(list(last_rows(latents, setting)))
 
-    def _through(self, layers: list[Layer], given: RowMap, setting: Setting, start: int = 0) -> RowMap:
-        """The last layer's map, from the last whole one on; counts bands towards the total from there."""
+    def _through(self, layers: list[Layer], given: RowMap, setting: BandSetting, start: int = 0) -> RowMap:
+        """The last layer's map, resumed from the last whole one. Reports the bands from there on."""
         x = self.progress.resume(setting, given)
         total, done = kept_bands(layers[self.progress.layers :], x.height, setting, start), 0
 
@@ -310,30 +322,32 @@ class Run:
         setting.on_band = count
         return self.progress.run(layers, x, setting)
 
-    def _is_module(self, rung: Rung) -> bool:
-        """The module itself attends to all by a backend of its own and wraps as it was built; else `whole` is one band of each
-        map.
+    def _is_module(self, rung: StorageChoice) -> bool:
+        """Whether a rung runs the module itself; otherwise `whole` means one band per map.
 
-        Nor is a module whole that diffusers was told to tile.
+        The module chooses its own attention backend and padding, so it runs only if neither is set here, and only if its own
+        tiling is off.
         """
         wraps = any(self.wrap) or is_circular(self.vae) or getattr(self.vae, "use_tiling", False)
         return rung.policy == "whole" and not wraps and self.attention == EVERYWHERE and self.backend is None
 
     def _finite(self, result: Tensor) -> bool:
-        """What half precision gave can be used; if not, the bands that overflow are computed again.
+        """Whether the whole result is finite; False if half precision overflowed and bands must compute it again.
 
-        NotFiniteError where it is no numbers in a higher precision.
+        NotFiniteError if a float32 result is not finite.
         """
         if finite.all_finite(result):
             return True
         if result.dtype not in finite.LOWER:
             finite.check_finite(result, "the whole result")
-        log.warning("the whole result overflowed in half precision: it is computed again in one band")
+        log.warning("the whole result overflowed in half precision and is computed again in one band")
         return False
 
-    def _setting(self, rung: Rung, height: int) -> Setting:
+    def _setting(self, rung: StorageChoice, height: int) -> BandSetting:
         whole = rung.policy == "whole"
-        setting = setting_of("bands" if whole else rung.policy, 64 * height if whole else rung.band_rows, self.wrap, self.dtype)
+        setting = band_setting(
+            "bands" if whole else rung.policy, 64 * height if whole else rung.band_rows, self.wrap, self.dtype
+        )
         setting.attention, setting.backend = self.attention, self.backend
         if isinstance(self.attention, NPA | Windows):
             setting.attention = replace(self.attention, circular=self.wrap)

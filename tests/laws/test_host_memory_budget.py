@@ -63,7 +63,7 @@ def test_freed_memory_is_kept_within_and_leaves_the_process_after() -> None:
     script = """
 import json, pathlib, resource
 import torch
-from hires.device import freed_pages
+from hires.devices.memory import freed_pages
 
 def faults(way):
     with freed_pages(way):

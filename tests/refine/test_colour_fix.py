@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hires.refine.colour_fix import Moments, adain, wavelet_fixed
+from hires.refine.colour_fix import ColourStatistics, adain, wavelet_fixed
 from hires.tiling.geometry import Box, Size
 from hires.tiling.resize import Enlarged
 from hires.tiling.vae import WholePicture
@@ -88,7 +88,7 @@ def test_a_tint_goes_and_detail_stays() -> None:
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(2, 30))
 def test_moments_of_bands_are_those_of_the_whole(rows: list[int], width: int) -> None:
     x = noise(2, 3, sum(rows), width) * 3 + 1e4  # far from zero: sums of squares would lose the deviation
-    found = Moments.of(cut(x, rows))
+    found = ColourStatistics.of(cut(x, rows))
     torch.testing.assert_close(found.mean, x.double().mean((-2, -1), keepdim=True), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.std, x.double().std((-2, -1), keepdim=True, correction=0), rtol=1e-8, atol=1e-9)
     assert found.count == sum(rows) * width
@@ -96,11 +96,11 @@ def test_moments_of_bands_are_those_of_the_whole(rows: list[int], width: int) ->
 
 def test_adain_gives_every_channel_the_references_mean_and_deviation() -> None:
     x, reference = noise(1, 3, 37, 53) * 2 + 0.4, noise(1, 3, 20, 25, seed=1) * 0.3 - 0.1
-    own, wanted = Moments.of(cut(x, [20, 17])), Moments.of([reference])
+    own, wanted = ColourStatistics.of(cut(x, [20, 17])), ColourStatistics.of([reference])
     bands = [adain(band, own, wanted) for band in cut(x, [20, 17])]
-    found = Moments.of(bands)
+    found = ColourStatistics.of(bands)
     torch.testing.assert_close(found.mean, wanted.mean, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.std, wanted.std, rtol=1e-5, atol=0)
     assert torch.equal(torch.cat(bands, -2), adain(x, own, wanted))
-    flat = adain(torch.full((1, 3, 4, 4), 0.7), Moments.of([torch.full((1, 3, 4, 4), 0.7)]), wanted)
+    flat = adain(torch.full((1, 3, 4, 4), 0.7), ColourStatistics.of([torch.full((1, 3, 4, 4), 0.7)]), wanted)
     torch.testing.assert_close(flat, wanted.mean.float().expand(1, 3, 4, 4), rtol=0, atol=1e-6)

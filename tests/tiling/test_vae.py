@@ -21,7 +21,7 @@ from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Rows, 
 from hires.kernels.backends import BackendRefused
 from hires.kernels.dispatch import BACKENDS, AttentionSpec
 from hires.kernels.torch_windows import attention_masked
-from hires.tiling.bands.layers import Attended, Progress, decode_layers, setting_of
+from hires.tiling.bands.layers import Attended, Progress, band_setting, decode_layers
 from hires.tiling.bands.rows import Given
 from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.vae import TiledVAE
@@ -304,15 +304,15 @@ def test_a_map_that_the_next_policy_must_not_hold_is_no_place_to_go_on_from() ->
     vae = small_vae()
     z = torch.randn(1, 4, 8, 5)
     progress = Progress()
-    setting = setting_of("bands", 4, (False, False), torch.float32)
+    setting = band_setting("bands", 4, (False, False), torch.float32)
     given = Given(4, 8, 5, lambda top, bottom: z[..., top:bottom, :])
     layers = decode_layers(vae)
     doubled = next(index for index, layer in enumerate(layers) if layer.kind == "double")
     with torch.inference_mode():
         progress.run(layers[: doubled + 1], given, setting)
     assert progress.large
-    assert progress.resume(setting_of("host", 4, (False, False), torch.float32), given) is progress.map
-    assert progress.resume(setting_of("recompute_up", 4, (False, False), torch.float32), given) is given
+    assert progress.resume(band_setting("host", 4, (False, False), torch.float32), given) is progress.map
+    assert progress.resume(band_setting("recompute_up", 4, (False, False), torch.float32), given) is given
 
 
 @pytest.mark.parametrize("every", [31, pytest.param(5, marks=pytest.mark.slow)])
@@ -369,7 +369,7 @@ def test_a_policy_of_attention_is_the_same_in_any_bands(policy: Policy, wrap: tu
         mixed = attention_masked(q, k, v, (13, 11), around, attn.scale).float()
         expected = attn.to_out[0](mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (13, 11)) + maps
         for name, rows in (("bands", 4), ("bands", 13), ("host", 5), ("recompute_conv", 3)):
-            setting = setting_of(name, rows, wrap, torch.float32)
+            setting = band_setting(name, rows, wrap, torch.float32)
             setting.attention = around
             found = torch.cat([Attended(source, attn, setting).read(*span) for span in ((0, 6), (6, 7), (7, 13))], dim=2)
             assert (found - expected).abs().max() <= 1e-5

@@ -69,8 +69,10 @@ TAESD_CHANNELS = 64
 def preview_bytes(element: int, cpu: bool) -> int:
     """What a small autoencoder holds while it draws a preview of `PREVIEW_CELLS` cells a side."""
     side, channels = PREVIEW_CELLS, TAESD_CHANNELS
-    sizes = {"rows": side, "height": side, "width": side, "reach": 0, "cell_px": 8, "channels": channels}
-    return halo_policy(**sizes, macs_per_cell=0, element=element, cpu=cpu).peak_bytes
+    way = halo_policy(
+        rows=side, cells=Size(side, side), reach=0, cell_px=8, channels=channels, macs_per_cell=0, element=element, cpu=cpu
+    )
+    return way.peak_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from hires.planning.costs.network_memory import text_live_bytes
 from hires.planning.plan import DecodePlan, StageCost, StagePlan
 from hires.sampling import registry
 from hires.tiling.bands import storage
-from hires.tiling.bands.storage import VAE_POLICIES, VaePolicy
+from hires.tiling.bands.storage import VAE_POLICIES, BandStorage
 from hires.tiling.geometry import Size
 from hires.units import BYTES_PER_ELEMENT, gib
 
@@ -142,13 +142,13 @@ def decode_cost(
     return StageCost(stage="decode", peak_bytes=peak, flops=decoding.flops, seconds=vae_seconds(decoding, canvas, spec, device))
 
 
-def vae_way(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, *, encode: bool) -> VaePolicy:
+def vae_way(canvas: Size, decode: DecodePlan, spec: ModelSpec, device: DeviceSpec, *, encode: bool) -> BandStorage:
     cells, cpu = canvas.divided(spec.cell_px), device.kind == "cpu"
     element = BYTES_PER_ELEMENT[decode.dtype]
     return storage.vae_policy(spec.vae, cells, element, decode.policy, decode.band_rows, cpu=cpu, encode=encode)
 
 
-def vae_seconds(way: VaePolicy, canvas: Size, spec: ModelSpec, device: DeviceSpec) -> float:
+def vae_seconds(way: BandStorage, canvas: Size, spec: ModelSpec, device: DeviceSpec) -> float:
     """Bands in host memory are fetched while others are computed: the slower of the two decides."""
     cells = canvas.divided(spec.cell_px).area
     mixing = 4.0 * spec.vae.channels[-1] * cells * cells if spec.vae.mid_attention else 0.0

@@ -1,1 +1,1 @@
-"""How the exact VAE works inside: layers on bands of rows, and where maps are kept."""
+"""The exact VAE in bands: layers over rows of maps, and where the maps are stored."""

@@ -1,4 +1,4 @@
-"""What an autoencoder gives must be numbers: black rows of NaN are an error, never a picture."""
+"""Checks that an autoencoder's output is finite: NaN is an error, never a picture."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 from hires.errors import NotFiniteError
 
-LOWER = (torch.float16, torch.bfloat16)  # precisions below float32, in which a result is computed again
+LOWER = (torch.float16, torch.bfloat16)  # dtypes whose overflowing results are computed again in float32
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether x holds neither NaN nor infinity. Waits for the device."""
+    """Whether x holds neither NaN nor infinity. Synchronises with the device."""
     return bool(torch.isfinite(x).all())
 
 
 def check_finite(x: Tensor, where: str) -> Tensor:
-    """x itself. NotFiniteError, which names `where`, for NaN or infinity that float32 gives too."""
+    """Return x, a float32 result, unchanged. NotFiniteError naming `where` if it holds NaN or infinity."""
     if all_finite(x):
         return x
     raise NotFiniteError(
         f"the autoencoder gives NaN or infinity in {where}, in float32 too: its weights are damaged, or its input is out of "
-        "its range; download it again, or leave --tiny-vae, --lora, --guidance or --sigma-max out"
+        "range; download it again, or leave --tiny-vae, --lora, --guidance or --sigma-max out"
     )
 
 
 def lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 result in a lower precision where that can hold it, else as it is."""
+    """A float32 result in a lower precision, or unchanged if it overflows there."""
     lower = x.to(dtype)
     return lower if all_finite(lower) else x

@@ -1,6 +1,6 @@
-"""An autoencoder's module tree as a flat list of layers, each a map over the rows of the one before.
+"""Turns an autoencoder's module tree into a flat list of layers over rows.
 
-Knows the structure of AutoencoderKL. What is kept between layers is the setting's choice and never changes the values.
+Knows the structure of AutoencoderKL. The setting decides which maps are kept between layers; that never changes the values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hires.kernels.dispatch import attention
 from hires.kernels.reference import attention_streamed
 from hires.kernels.torch_windows import attend_across, key_lines, pooled, query_lines
 from hires.tiling.bands.memory import SCORES
-from hires.tiling.bands.rows import Added, Convolved, Doubled, Halved, Kept, Normed, RowMap, Setting, finite_rows
+from hires.tiling.bands.rows import Added, BandSetting, Convolved, Doubled, Halved, Kept, Normed, RowMap, finite_rows
 from hires.tiling.bands.storage import VAE_POLICIES
 from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.retry import attempt, free_memory
@@ -28,12 +28,15 @@ from hires.tiling.retry import attempt, free_memory
 log = logging.getLogger(__name__)
 
 
-def setting_of(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> Setting:
-    """What a policy keeps: `bands` every map, `recompute_up` not what a stage enlarges, `recompute_conv` nor the first
-    convolution of a resnet, `host` everything, in host memory."""
+def band_setting(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torch.dtype) -> BandSetting:
+    """The setting of a storage policy. RequestError for an unknown policy.
+
+    `bands` keeps every map; `recompute_up` all but the enlarged ones; `recompute_conv` neither those nor the first
+    convolution of a resnet; `host` keeps every map in host memory.
+    """
     if policy not in VAE_POLICIES[1:]:
         raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
-    return Setting(
+    return BandSetting(
         band_rows=band_rows,
         wrap=wrap,
         dtype=dtype,
@@ -45,10 +48,12 @@ def setting_of(policy: str, band_rows: int, wrap: tuple[bool, bool], dtype: torc
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One entry of the flat list a module tree is turned into; `kind` is a case of `apply`."""
+    """One layer of the flat list."""
 
     kind: str
+    """A case of `apply`."""
     module: Any
+    """The module with the weights; for "head" a pair of norm and convolution."""
 
 
 def decode_layers(vae: Any) -> list[Layer]:
@@ -74,10 +79,10 @@ def encode_layers(vae: Any) -> list[Layer]:
 
 
 def _plain(blocks: Any) -> Any:
-    """The blocks, which hold nothing but resnets and a change of scale."""
+    """The blocks themselves; RequestError if one holds more than resnets and a change of scale."""
     for block in blocks:
         if getattr(block, "attentions", None):
-            raise RequestError(f"{type(block).__name__}: attention outside the mid block is not run in bands; use policy whole")
+            raise RequestError(f"{type(block).__name__}: attention outside the mid block cannot run in bands; use policy whole")
     return blocks
 
 
@@ -89,8 +94,8 @@ def _mid_layers(block: Any) -> list[Layer]:
     return layers
 
 
-def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
-    """The layer's map over `x`, evaluated at once where it is kept."""
+def apply(layer: Layer, x: RowMap, setting: BandSetting) -> RowMap:
+    """The layer's map over `x`; a kept map is evaluated now, any other on demand."""
     match layer.kind:
         case "resnet":
             return _resnet(layer.module, x, setting)
@@ -108,8 +113,8 @@ def apply(layer: Layer, x: RowMap, setting: Setting) -> RowMap:
     return Kept(x, setting) if layer.kind == "conv kept" or (layer.kind == "conv large" and setting.keep_doubled) else x
 
 
-def kept_bands(layers: list[Layer], height: int, setting: Setting, start: int = 0) -> int:
-    """How many bands of kept maps the layers compute from `height` rows on, and those of the last map below `start`."""
+def kept_bands(layers: list[Layer], height: int, setting: BandSetting, start: int = 0) -> int:
+    """The number of bands to compute: of all kept maps, from `height` input rows on, and of the last map below `start`."""
     maps = {"resnet": 1 + setting.keep_first, "attention": 1, "halve": 1, "conv kept": 1}
     maps |= {"double": int(setting.keep_doubled), "conv large": int(setting.keep_doubled)}
     total = 0
@@ -121,16 +126,19 @@ def kept_bands(layers: list[Layer], height: int, setting: Setting, start: int = 
 
 @dataclass
 class Progress:
-    """The last kept map that is whole and how many layers it took: where a smaller policy goes on after out of memory."""
+    """Where a smaller policy resumes after an out-of-memory: the last kept map that is still whole."""
 
     layers: int = 0
+    """How many layers lie above the map, itself included."""
     map: Kept | None = None
+    """The map; None at the start."""
     large: bool = False
+    """Whether the smaller policies choose not to keep this map."""
 
-    def resume(self, setting: Setting, given: RowMap) -> RowMap:
-        """That map under a new setting, or `given` and everything from the start.
+    def resume(self, setting: BandSetting, given: RowMap) -> RowMap:
+        """The map to resume from under a new setting; `given`, the input, if everything must start over.
 
-        A map that the setting was chosen not to hold (`large`) is no place to go on from.
+        A large map that the new setting would not keep is dropped.
         """
         if self.map is None or not self.map.whole or (self.large and not setting.keep_doubled):
             self.layers, self.map = 0, None
@@ -138,8 +146,8 @@ class Progress:
         self.map.adopt(setting)
         return self.map
 
-    def run(self, layers: list[Layer], x: RowMap, setting: Setting) -> RowMap:
-        """The map of the last layer, from where `x` stands."""
+    def run(self, layers: list[Layer], x: RowMap, setting: BandSetting) -> RowMap:
+        """Apply the remaining layers to `x`, the map of the last finished one."""
         for index in range(self.layers, len(layers)):
             x = apply(layers[index], x, setting)
             if isinstance(x, Kept):
@@ -147,8 +155,8 @@ class Progress:
         return x
 
 
-def _resnet(block: Any, x: RowMap, setting: Setting) -> Kept:
-    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))), the first convolution kept or computed twice."""
+def _resnet(block: Any, x: RowMap, setting: BandSetting) -> Kept:
+    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))); the first convolution is kept or computed twice."""
     first: RowMap = Convolved(Normed(x, block.norm1, setting), block.conv1, setting)
     if setting.keep_first:
         first = Kept(first, setting, release_source=False)
@@ -159,12 +167,13 @@ def _resnet(block: Any, x: RowMap, setting: Setting) -> Kept:
 
 
 class Attended(RowMap):
-    """x + to_out(softmax(q k^T / sqrt(d)) v) over all tokens of the map; keys and values are made once, queries by rows.
+    """x + to_out(softmax(q k^T / sqrt(d)) v) over all tokens of the map.
 
-    With another `setting.attention`, an approximation: each block of queries sees the keys of its window, or keys are pooled.
+    Keys and values are computed once, queries row by row. A `setting.attention` other than `Global` is an approximation: each
+    block of queries sees only the keys of its window, or keys are pooled.
     """
 
-    def __init__(self, source: RowMap, attn: Any, setting: Setting) -> None:
+    def __init__(self, source: RowMap, attn: Any, setting: BandSetting) -> None:
         self.source, self.attn, self.setting = source, attn, setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.normed = Normed(source, attn.group_norm, setting, silu=False)
@@ -178,7 +187,7 @@ class Attended(RowMap):
             self.chunks = [(keys, values)]
 
     def _key_bands(self) -> Iterator[tuple[int, int]]:
-        """Bands that pooling divides, but for the last."""
+        """Bands for keys; all but the last are multiples of the pooling factor."""
         policy, rows = self.setting.attention, self.setting.band_rows
         if not isinstance(policy, KVPool):
             return self.setting.bands(self.height)
@@ -206,22 +215,22 @@ class Attended(RowMap):
 
     def _tokens_of(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of rows first to last - 1, on the module's device."""
-        found: list[tuple[Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor]] = []
         top = 0
         for keys, values in self.chunks:
             bottom = top + keys.shape[2] // self.width
             if top < last and first < bottom:
                 part = slice((max(first, top) - top) * self.width, (min(last, bottom) - top) * self.width)
-                found.append((keys[:, :, part], values[:, :, part]))
+                parts.append((keys[:, :, part], values[:, :, part]))
             top = bottom
         if self.copier is not None:
-            keys, values = (self.copier.fetch(part, dtype).take() for part in zip(*found, strict=True))
+            keys, values = (self.copier.fetch(part, dtype).take() for part in zip(*parts, strict=True))
         else:
-            keys, values = (torch.cat([t.to(dtype) for t in part], dim=2) for part in zip(*found, strict=True))
+            keys, values = (torch.cat([t.to(dtype) for t in part], dim=2) for part in zip(*parts, strict=True))
         return keys, values
 
     def _windowed(self, queries: Tensor, top: int, policy: Windowed) -> Tensor:
-        """The rows of each block over its own window: the same for any band."""
+        """Attention of each block over its window of keys; the result does not depend on the bands."""
         rows, cols = axis(policy, self.height, 0), axis(policy, self.width, 1)
         lines = self._as_rows(queries)
         out = torch.empty_like(lines)
@@ -240,7 +249,7 @@ class Attended(RowMap):
         return tokens.reshape(*tokens.shape[:2], -1, self.width, tokens.shape[-1])
 
     def _around(self, lines: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, rows, w, d) of these rows, which follow each other, around the edge where they wrap."""
+        """Keys and values (B, heads, rows, w, d) of consecutive rows, which may wrap around the edge."""
         first, count = lines[0], len(lines)
         spans = [(first, min(first + count, self.height))]
         spans += [(0, first + count - self.height)] if first + count > self.height else []
@@ -249,9 +258,9 @@ class Attended(RowMap):
         return self._as_rows(keys), self._as_rows(values)
 
     def _arriving(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values from host memory, each pair fetched while the one before is worked on.
+        """Chunks of keys and values from host memory; each is fetched while the previous one is being used.
 
-        So many at a time that their scores stay below `vae_cost.SCORES`.
+        Chunks are as long as the limit on scores, `memory.SCORES`, allows.
         """
         at_once = max(1, SCORES // queries.shape[:-1].numel())
         ahead: tuple[Arriving, Arriving] | None = None
@@ -269,6 +278,7 @@ class Attended(RowMap):
         return self.copier.fetch([keys], dtype), self.copier.fetch([values], dtype)
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         queries = self._project(self.attn.to_q, self._tokens(top, bottom))
         queries = queries.to(torch.promote_types(queries.dtype, self.dtype))  # keys that overflowed are float32
         policy = self.setting.attention
@@ -286,16 +296,17 @@ class Attended(RowMap):
         return rows / float(self.attn.rescale_output_factor)
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         self.source.release(row)
 
 
-LEAST_ROWS = 8
+LEAST_ROWS = 8  # the shortest band to try after an out-of-memory
 
 
-def last_rows(picture: RowMap, setting: Setting, start: int = 0) -> Iterator[Tensor]:
-    """The rows of the last map from `start` on, freeing what lies above them. NotFiniteError where they are no numbers.
+def last_rows(picture: RowMap, setting: BandSetting, start: int = 0) -> Iterator[Tensor]:
+    """Yield the rows of the last map from `start` on, freeing the rows above them. NotFiniteError for NaN or infinity.
 
-    Everything before it is finished, so an out-of-memory here halves the bands, down to `LEAST_ROWS`, before it counts.
+    All earlier maps are finished by now, so an out-of-memory first halves the bands, down to `LEAST_ROWS`, before it is raised.
     """
     top, rows = start, setting.band_rows
     while top < picture.height:

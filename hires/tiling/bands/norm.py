@@ -1,4 +1,7 @@
-"""Group statistics over bands, merged exactly: Chan, Golub and LeVeque 1979. Halo rows are never counted."""
+"""GroupNorm statistics of a map that arrives in bands.
+
+Bands are merged exactly (Chan, Golub and LeVeque 1979); halo rows are never counted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from hires.kernels.group_norm import Moments, group_norm_stats
 
 
 def moments(bands: Iterable[Tensor], groups: int) -> Moments:
-    """Moments of a map given as bands (B, C, rows, W)."""
+    """The moments of a map given as bands (B, C, rows, W)."""
     total: Moments | None = None
     for band in bands:
         part = group_norm_stats(band, groups)
@@ -19,10 +22,10 @@ def moments(bands: Iterable[Tensor], groups: int) -> Moments:
     return total
 
 
-def affine(norm: nn.GroupNorm, found: Moments) -> tuple[Tensor, Tensor]:
+def affine(norm: nn.GroupNorm, statistics: Moments) -> tuple[Tensor, Tensor]:
     """Scale and shift (B, C, 1, 1) such that x * scale + shift is the norm of x."""
     size = norm.num_channels // norm.num_groups
-    mean, rstd = (t.repeat_interleave(size, 1) for t in (found.mean, (found.var + norm.eps).rsqrt()))
+    mean, rstd = (t.repeat_interleave(size, 1) for t in (statistics.mean, (statistics.var + norm.eps).rsqrt()))
     scale = rstd if norm.weight is None else rstd * norm.weight.to(rstd.dtype)
     shift = -mean * scale
     if norm.bias is not None:

@@ -1,8 +1,8 @@
-"""Feature maps that are read row by row: kept as bands, or computed from another map when they are asked for.
+"""Feature maps that are read row by row: stored in bands, or computed on demand.
 
-Between two norms everything in a convolutional autoencoder is local, so a chain of maps can be evaluated for any rows; a
-`Kept` map in between is computed once and freed from the top while its reader goes down. Which maps are kept is the whole
-difference between the storage policies: the values are the same.
+Between two norms everything in a convolutional autoencoder is local, so a chain of maps can be evaluated for any rows. A
+`Kept` map in between is computed once and freed from the top as its reader moves down. The storage policies differ only in
+which maps are kept: the values are the same.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.geometry import bands
 
 log = logging.getLogger(__name__)
-WRAPPED_HOLD = 8  # first rows that stay for the last ones when the map wraps around; no chain reaches further
+WRAPPED_HOLD = 8  # first rows to keep for the last ones when the map wraps around; no chain reaches further
 
 
 class RowMap:
-    """A map (B, channels, height, width) whose rows can be read; `reach` more rows are read of the kept maps below it."""
+    """A map (B, channels, height, width) whose rows can be read."""
 
     channels: int
     height: int
     width: int
     reach: int = 0
+    """How many rows beyond its own a row needs of the kept maps below it."""
 
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom - 1, 0 <= top < bottom <= height: (B, channels, bottom - top, width)."""
@@ -43,46 +44,55 @@ class RowMap:
 
 
 @dataclass
-class Setting:
-    """How maps are evaluated: rows per band, wrap-around axes (rows, columns), dtype, and what to call after each band.
-
-    `attention` is whom the mid block attends to, all tokens for the exact result, `backend` the one that must run it;
-    `recomputed` counts bands that overflowed, `halved` how often the last map's bands were.
-    """
+class BandSetting:
+    """How maps are evaluated, and counters of what happened on the way."""
 
     band_rows: int
+    """Rows per band."""
     wrap: tuple[bool, bool] = (False, False)
+    """Whether rows, columns wrap around."""
     dtype: torch.dtype = torch.float32
+    """The dtype that layers compute in."""
     host: bool = False
+    """Store kept maps in host memory."""
     keep_doubled: bool = True
+    """Keep the large maps: after each enlargement, and the encoder's first."""
     keep_first: bool = True
+    """Keep the first convolution of each resnet instead of computing it twice."""
     on_band: Callable[[], None] = lambda: None
+    """Called after each band of a kept map; may raise to cancel."""
     attention: Policy = EVERYWHERE
+    """Which tokens the mid block attends to; all of them for the exact result."""
     backend: str | None = None
+    """The attention backend that must run; None chooses one."""
     recomputed: int = 0
+    """Counts bands that overflowed in half precision and were computed again."""
     halved: int = 0
+    """Counts how often the last map's bands were halved after an out-of-memory."""
 
     def bands(self, height: int) -> Iterator[tuple[int, int]]:
+        """The bands (top, bottom) of a map of that height."""
         return bands(height, self.band_rows)
 
 
 class Given(RowMap):
-    """A map that a function reads: latents, or a picture that is larger than memory."""
+    """The input of the first layer, read by a function: latents, or a picture larger than memory."""
 
     def __init__(self, channels: int, height: int, width: int, read: Callable[[int, int], Tensor]) -> None:
         self.channels, self.height, self.width, self._read = channels, height, width, read
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         return self._read(top, bottom)
 
 
 class Kept(RowMap):
-    """A map that is stored as bands, on the device or, with `setting.host`, in host memory; freed from the top.
+    """A map stored in bands, on the device or, with `setting.host`, in host memory. Freed from the top.
 
-    From host memory the rows that a steady reader will ask for next are fetched while it works on these.
+    If the reader moves down in even steps, its next rows are fetched from host memory while it works on the current ones.
     """
 
-    def __init__(self, source: RowMap, setting: Setting, *, release_source: bool = True) -> None:
+    def __init__(self, source: RowMap, setting: BandSetting, *, release_source: bool = True) -> None:
         self.setting = setting
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self._bounds = list(setting.bands(self.height))
@@ -105,18 +115,19 @@ class Kept(RowMap):
         return self._copier.park(band, torch.channels_last)
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         if self._copier is None:
             moved = [part.to(self.setting.dtype) for part in self._parts(top, bottom)]
             return moved[0] if len(moved) == 1 else torch.cat(moved, dim=2)
         if self._ahead is None or self._ahead_of != (top, bottom):
-            self._ahead = None  # before the next is made
+            self._ahead = None  # freed before the next fetch
             self._ahead = self._copier.fetch(self._parts(top, bottom), self.setting.dtype)
         rows = self._ahead.take()
         self._look_ahead(top, bottom)
         return rows
 
     def _look_ahead(self, top: int, bottom: int) -> None:
-        """Fetch what follows where the last two reads were one step apart."""
+        """Fetch the next rows if the last two reads were one step apart."""
         assert self._copier is not None
         before, self._before, self._ahead = self._before, (top, bottom), None
         step = top - before[0]
@@ -134,11 +145,11 @@ class Kept(RowMap):
 
     @property
     def whole(self) -> bool:
-        """No row has been released yet."""
+        """Whether no row has been released yet."""
         return all(band is not None for band in self._bands)
 
-    def adopt(self, setting: Setting) -> None:
-        """Go on under another setting; the bands stay as they are cut and move to host memory where it says so."""
+    def adopt(self, setting: BandSetting) -> None:
+        """Continue under another setting: bands keep their cuts, and move to host memory if the setting says so."""
         self.setting, self._ahead = setting, None
         if setting.host and self._copier is None:
             for index, band in enumerate(self._bands):
@@ -146,17 +157,18 @@ class Kept(RowMap):
                 del band
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         hold = WRAPPED_HOLD if self.setting.wrap[0] else 0
         for index, (top, bottom) in enumerate(self._bounds):
             if bottom <= row and top >= hold:
                 self._bands[index] = None
 
 
-def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int, *, last: bool = False) -> Tensor:
-    """Rows of a map; computed again in float32, and counted, where half precision overflowed.
+def finite_rows(source: RowMap, setting: BandSetting, top: int, bottom: int, *, last: bool = False) -> Tensor:
+    """Rows of a map, computed again in float32, and counted, if half precision overflowed.
 
-    last: of the map that is handed out, which is checked in every precision: NotFiniteError where float32 does not help.
-    NaN and infinity of earlier maps reach it through the norms.
+    last: whether this is the output map, which is checked in every precision; NotFiniteError if float32 does not help. NaN
+    and infinity of earlier maps reach it through the norms.
     """
     rows, dtype = source.read(top, bottom), setting.dtype
     if not (last or dtype == torch.float16) or finite.all_finite(rows):
@@ -175,32 +187,35 @@ def finite_rows(source: RowMap, setting: Setting, top: int, bottom: int, *, last
 
 
 class Normed(RowMap):
-    """GroupNorm, with the statistics of the whole map, and the activation after it. Reads its source once to know them."""
+    """GroupNorm with the statistics of the whole map, then SiLU. Reads its source once for the statistics."""
 
-    def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: Setting, *, silu: bool = True) -> None:
+    def __init__(self, source: RowMap, norm: nn.GroupNorm, setting: BandSetting, *, silu: bool = True) -> None:
         self.source, self.setting, self.silu, self.reach = source, setting, silu, source.reach
         self.channels, self.height, self.width = source.channels, source.height, source.width
         rows = (finite_rows(source, setting, top, bottom) for top, bottom in setting.bands(source.height))
         self.scale, self.shift = affine(norm, moments(rows, norm.num_groups))
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         dtype = self.setting.dtype
         return group_norm_apply(self.source.read(top, bottom), self.scale, self.shift, silu=self.silu, dtype=dtype)
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         self.source.release(row)
 
 
 class Convolved(RowMap):
     """A convolution of stride 1 with odd kernel and 'same' padding, zero or wrapped around."""
 
-    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: BandSetting) -> None:
         self.source, self.conv, self.setting = source, conv, setting
         self.halo = conv.kernel_size[0] // 2
         self.reach = source.reach + self.halo
         self.channels, self.height, self.width = conv.out_channels, source.height, source.width
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         rows = with_halo(self.source, top - self.halo, bottom + self.halo, self.setting.wrap[0])
         pad = self.conv.kernel_size[1] // 2
         if pad and self.setting.wrap[1]:
@@ -208,24 +223,27 @@ class Convolved(RowMap):
         return F.conv2d(rows, *weights_of(self.conv, self.setting.dtype), padding=(0, pad))
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         self.source.release(row - self.halo)
 
 
 class Halved(RowMap):
-    """The encoder's downsampling: a 3x3 convolution of stride 2 after one row and column at the bottom and right."""
+    """The encoder's downsampling: a 3x3 convolution of stride 2, padded by one row below and one column at the right."""
 
-    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: Setting) -> None:
+    def __init__(self, source: RowMap, conv: nn.Conv2d, setting: BandSetting) -> None:
         self.source, self.conv, self.setting = source, conv, setting
         self.reach = (source.reach + 2) // 2 + 1
         self.channels, self.height, self.width = conv.out_channels, source.height // 2, source.width // 2
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         rows = with_halo(self.source, 2 * top, 2 * bottom + 1, self.setting.wrap[0])
         side = (0, 1, 0, 0)
         rows = F.pad(rows, side, mode="circular") if self.setting.wrap[1] else F.pad(rows, side)
         return F.conv2d(rows, *weights_of(self.conv, self.setting.dtype), stride=2)
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         self.source.release(2 * row)
 
 
@@ -237,11 +255,13 @@ class Doubled(RowMap):
         self.channels, self.height, self.width = source.channels, 2 * source.height, 2 * source.width
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         first = top // 2
         rows = F.interpolate(self.source.read(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
         return rows[..., top - 2 * first : bottom - 2 * first, :]
 
     def release(self, row: int) -> None:
+        """Promise that no row above `row` is read again."""
         self.source.release(row // 2)
 
 
@@ -254,16 +274,18 @@ class Added(RowMap):
         self.channels, self.height, self.width = left.channels, left.height, left.width
 
     def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom - 1: (B, channels, bottom - top, width)."""
         total = self.left.read(top, bottom) + self.right.read(top, bottom)
         return total if self.divisor == 1.0 else total / self.divisor
 
     def release(self, row: int) -> None:
-        for part in (self.left, self.right):  # both may read the same kept map: the one that reads further decides
+        """Promise that no row above `row` is read again."""
+        for part in (self.left, self.right):  # both may read one kept map: the longer reach decides
             part.release(row - (self.reach - part.reach))
 
 
 def with_halo(source: RowMap, top: int, bottom: int, wrap: bool) -> Tensor:
-    """Rows top to bottom - 1 of a map, those outside zero or wrapped around."""
+    """Rows top to bottom - 1 of a map; rows outside it are zero, or wrapped around."""
     height = source.height
     above, below = max(0, -top), max(0, bottom - height)
     rows = source.read(max(0, top), min(bottom, height))
@@ -279,8 +301,10 @@ def with_halo(source: RowMap, top: int, bottom: int, wrap: bool) -> Tensor:
 
 
 def weights_of(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a convolution in a dtype."""
     return conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
 
 
 def join(bands: Sequence[Tensor]) -> Tensor:
+    """Bands (B, C, rows, W) as one map."""
     return bands[0] if len(bands) == 1 else torch.cat(list(bands), dim=2)

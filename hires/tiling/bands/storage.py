@@ -1,19 +1,20 @@
-"""Where the exact autoencoder keeps its maps, and the rung of the ladder that fits a budget."""
+"""Storage policies of the exact autoencoder: their cost, and those that fit a budget."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
-from hires.tiling.bands.memory import SMALL, VaeShape, Walk
+from hires.tiling.bands.memory import SMALL, BandPeakTracker, VaeShape
 from hires.tiling.geometry import Size
 from hires.units import gib
 
-DECODE_LIVE_MAPS = 3.0  # of the second level's channels at full resolution: 1536 B/px in bf16 at 256
-CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output beside them
-ENCODE_LIVE_MAPS = 5.0  # of the first level's channels at full resolution: 1280 B/px in bf16 at 128
+DECODE_LIVE_MAPS = 3.0  # maps of the second level's channels at full resolution: 1536 B/px in bf16 at 256
+CPU_SCRATCH = 2.0  # oneDNN keeps reordered copies of a convolution's input and output
+ENCODE_LIVE_MAPS = 5.0  # maps of the first level's channels at full resolution: 1280 B/px in bf16 at 128
 
 
 def resnet_macs(c_in: int, c_out: int) -> int:
@@ -22,7 +23,7 @@ def resnet_macs(c_in: int, c_out: int) -> int:
 
 
 def vae_decode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> float:
-    """Decoding one picture of the given latent size, attention of the mid block included where there is one."""
+    """FLOPs of decoding one picture of the given latent size, mid-block attention included."""
     positions = height_cells * width_cells
     c = shape.channels[-1]
     macs = 9 * shape.latent_channels * c * positions + 2 * resnet_macs(c, c) * positions
@@ -39,7 +40,7 @@ def vae_decode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
 
 
 def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> float:
-    """Encoding one picture whose latent size is given."""
+    """FLOPs of encoding one picture of the given latent size."""
     positions = height_cells * width_cells * int(4 ** (len(shape.channels) - 1))
     c = shape.channels[0]
     macs = 9 * 3 * c * positions
@@ -57,7 +58,7 @@ def vae_encode_flops(shape: VaeShape, height_cells: int, width_cells: int) -> fl
 
 
 def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, *, encode: bool = False) -> int:
-    """Activations that live at once while `pixels` are decoded (or encoded) in one piece."""
+    """Bytes of the activations alive at once while `pixels` pixels are decoded, or encoded, in one piece."""
     maps = (
         ENCODE_LIVE_MAPS * shape.channels[0] if encode else DECODE_LIVE_MAPS * shape.channels[min(1, len(shape.channels) - 1)]
     )
@@ -66,21 +67,27 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
 
 
 BAND_ROWS = (64, 32, 16, 8)
-MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: larger ones overflow the index of some kernels
+MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: more overflow the 32-bit index of some kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VaePolicy:
-    """One way to run an autoencoder: what is kept between layers, rows per band, bytes on the device and in host memory, and
-    bytes that go between the two."""
+class BandStorage:
+    """One way to run an autoencoder, with its predicted cost."""
 
     policy: str
+    """What is kept between layers, one of `VAE_POLICIES`; "halo" for an autoencoder without norms."""
     band_rows: int
+    """Rows per band; 0 for "whole"."""
     peak_bytes: int
+    """Peak bytes on the device, weights not counted."""
     host_bytes: int
+    """Peak bytes in host memory."""
     flops: float
+    """FLOPs of the whole run."""
     attention: Policy = EVERYWHERE
+    """Which tokens the mid block attends to."""
     moved_bytes: int = 0
+    """Bytes copied between the device and host memory."""
 
     def __str__(self) -> str:
         rows = "" if self.policy == "whole" else f", bands of {self.band_rows} rows"
@@ -89,7 +96,7 @@ class VaePolicy:
 
 
 def indexable(shape: VaeShape, cells: Size, name: str, batch: int = 1, encode: bool = False) -> bool:
-    """Whether every operator of a policy is handed at most `MOST_ELEMENTS`; in bands it always is."""
+    """Whether no operator of a policy gets more than `MOST_ELEMENTS` values; in bands that is always so."""
     scale = 2 ** (len(shape.channels) - 1)
     widest = shape.channels[0] if encode else shape.channels[min(1, len(shape.channels) - 1)]
     return name != "whole" or batch * cells.area * scale**2 * widest <= MOST_ELEMENTS
@@ -106,9 +113,19 @@ def vae_policy(
     cpu: bool = False,
     encode: bool = False,
     attention: Policy = EVERYWHERE,
-) -> VaePolicy:
-    """Bytes and FLOPs of one policy at latents of that many cells; `attention`: whom the mid block
-    attends to."""
+) -> BandStorage:
+    """One storage policy with its predicted bytes and FLOPs.
+
+    Args:
+        shape: the autoencoder.
+        cells: the size of the latents.
+        element: bytes per value.
+        name: the policy, one of `VAE_POLICIES`.
+        band_rows: rows per band.
+        cpu: whether the autoencoder runs on a CPU.
+        encode: whether it encodes, else it decodes.
+        attention: which tokens the mid block attends to.
+    """
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
     if name == "whole":
         flops = (vae_encode_flops if encode else vae_decode_flops)(shape, cells.height, cells.width)
@@ -117,77 +134,101 @@ def vae_policy(
         peak = vae_live_bytes(shape, pixels, element, cpu, encode=encode)
         if shape.mid_attention:
             peak = max(peak, 8 * shape.channels[-1] * cells.area * element)
-        return VaePolicy(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
-    walk = Walk(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
-    (walk.encode if encode else walk.decode)(cells)
-    return VaePolicy(
+        return BandStorage(policy=name, band_rows=0, peak_bytes=peak, host_bytes=0, flops=flops, attention=attention)
+    tracker = BandPeakTracker(shape, name, band_rows, element, CPU_SCRATCH if cpu else 1.0, attention)
+    (tracker.encode if encode else tracker.decode)(cells)
+    return BandStorage(
         policy=name,
         band_rows=band_rows,
-        peak_bytes=walk.device,
-        host_bytes=walk.host,
-        flops=2.0 * walk.macs,
-        moved_bytes=int(walk.moved),
+        peak_bytes=tracker.device,
+        host_bytes=tracker.host,
+        flops=2.0 * tracker.macs,
+        moved_bytes=int(tracker.moved),
         attention=attention,
     )
 
 
-HALO_LIVE_MAPS = 3  # of the widest channels at full resolution: a block's input, a convolution's input and its result
-HALO_LIVE_CHANNELS = 8  # more, for the picture: as it came, moved to [0, 1], and cut
+HALO_LIVE_MAPS = 3  # maps of the widest channels at full resolution: a block's input, a convolution's input and its result
+HALO_LIVE_CHANNELS = 8  # more channels for the picture: as given, scaled to [0, 1], and cropped
 
 
 def halo_policy(
     *,
     rows: int,
-    height: int,
-    width: int,
+    cells: Size,
     reach: int,
     cell_px: int,
     channels: int,
     macs_per_cell: float,
     element: int,
     cpu: bool,
-) -> VaePolicy:
-    """Bands of `rows` cells, each computed with `reach` cells more on either side, of a picture of height x width cells."""
+) -> BandStorage:
+    """The cost of bands of `rows` cells, each computed with `reach` more cells on either side (no norms, no attention).
+
+    Args:
+        rows: cells per band.
+        cells: the size of the latents.
+        reach: rows of cells that a row depends on beyond its own.
+        cell_px: pixels per cell side.
+        channels: the widest layer.
+        macs_per_cell: multiply-accumulates per cell.
+        element: bytes per value.
+        cpu: whether the autoencoder runs on a CPU.
+    """
+    height, width = cells.height, cells.width
     count = -(-height // rows)
     tall = min(height, -(-height // count) + 2 * reach)
     computed = height + 2 * reach * (count - 1)
     live = (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * element * (CPU_SCRATCH if cpu else 1.0)
     peak = live * tall * width * cell_px**2
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
-    return VaePolicy(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
+    return BandStorage(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
 
 
 VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 
 
-def vae_ladder(
-    shape: VaeShape,
-    cells: Size,
-    element: int,
-    budget: int | None,
-    *,
-    names: tuple[str, ...] = VAE_POLICIES,
-    band_rows: int | None = None,
-    cpu: bool = False,
-    encode: bool = False,
-    attention: Policy = EVERYWHERE,
-    batch: int = 1,
-) -> tuple[VaePolicy, ...]:
-    """The policies that fit a budget in bytes (weights not counted), fastest first; all that are named without one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeTask:
+    """What an autoencoder is to do, as far as its cost depends on it."""
 
-    BudgetError with the smallest budget that would do where none fits.
+    shape: VaeShape
+    """The autoencoder."""
+    cells: Size
+    """The size of the latents."""
+    element: int
+    """Bytes per value."""
+    batch: int = 1
+    """Pictures at once."""
+    cpu: bool = False
+    """Whether it runs on a CPU."""
+    encode: bool = False
+    """Whether it encodes, else it decodes."""
+    attention: Policy = EVERYWHERE
+    """Which tokens the mid block attends to."""
+
+
+def vae_ladder(
+    task: VaeTask, budget: int | None, *, names: tuple[str, ...] = VAE_POLICIES, band_rows: int | None = None
+) -> tuple[BandStorage, ...]:
+    """The policies whose peak fits a budget in bytes (weights not counted), fastest first; all `names` without a budget.
+
+    band_rows: rows per band to try; by default `BAND_ROWS`. BudgetError, which gives the smallest sufficient budget, if no
+    policy fits.
     """
+    shape, cells, batch = task.shape, task.cells, task.batch
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
     ways = [(name, rows_to_try[0]) for name in names] + [(names[-1], rows) for rows in rows_to_try[1:]]
-    found = [vae_policy(shape, cells, element, *way, cpu=cpu, encode=encode, attention=attention) for way in ways]
+    options: dict[str, Any] = {"cpu": task.cpu, "encode": task.encode, "attention": task.attention}
+    rungs = [vae_policy(shape, cells, task.element, *way, **options) for way in ways]
     if batch > 1:
-        scaled = ((batch * w.peak_bytes, batch * w.host_bytes, batch * w.flops) for w in found)
-        found = [replace(w, peak_bytes=p, host_bytes=h, flops=f) for w, (p, h, f) in zip(found, scaled, strict=True)]
-    found = [way for way in found if indexable(shape, cells, way.policy, batch, encode)] or found[:1]
+        scaled = ((batch * r.peak_bytes, batch * r.host_bytes, batch * r.flops) for r in rungs)
+        rungs = [replace(r, peak_bytes=p, host_bytes=h, flops=f) for r, (p, h, f) in zip(rungs, scaled, strict=True)]
+    rungs = [rung for rung in rungs if indexable(shape, cells, rung.policy, batch, task.encode)] or rungs[:1]
     if budget is None:
-        return tuple(found)
-    fitting = tuple(p for p in found if p.peak_bytes <= budget)
+        return tuple(rungs)
+    fitting = tuple(rung for rung in rungs if rung.peak_bytes <= budget)
     if not fitting:
-        least = min(found, key=lambda p: p.peak_bytes)
+        least = min(rungs, key=lambda rung: rung.peak_bytes)
         raise BudgetError(f"{least} is above the budget of {gib(budget)}: {gib(least.peak_bytes)} would do")
     return fitting

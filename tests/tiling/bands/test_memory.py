@@ -10,7 +10,7 @@ import torch
 from benchmarks.allocations import Allocations, counted
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.bands.storage import VaePolicy, vae_policy
+from hires.tiling.bands.storage import BandStorage, vae_policy
 from hires.tiling.geometry import Box, Size
 
 SDXL = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
@@ -34,7 +34,7 @@ class FakePicture:
 def measured(side: int, policy: str, encode: bool) -> Allocations:
     from diffusers import AutoencoderKL
 
-    rung = VaePolicy(policy=policy, band_rows=64, peak_bytes=0, host_bytes=0, flops=0)
+    rung = BandStorage(policy=policy, band_rows=64, peak_bytes=0, host_bytes=0, flops=0)
     with counted() as found:
         torch.set_default_dtype(torch.bfloat16)
         try:

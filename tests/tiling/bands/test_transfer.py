@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hires.tiling.bands.memory import pinned_bytes
-from hires.tiling.bands.rows import Given, Kept, Setting
+from hires.tiling.bands.rows import BandSetting, Given, Kept
 from hires.tiling.bands.transfer import Arriving, Copier
 from hires.tiling.vae import TiledVAE
 from tests.tiling.test_vae import small_vae
@@ -55,7 +55,7 @@ def test_nothing_reads_parked_memory_before_its_copy(monkeypatch: pytest.MonkeyP
     expected = TiledVAE(vae, policy="bands", band_px=4, wrap=wrap)
     pixels, latents = expected.decode(z), expected.encode(expected.decode(z))
     for where in ("rows", "layers"):
-        monkeypatch.setattr(f"hires.tiling.{where}.Copier", LateCopier)
+        monkeypatch.setattr(f"hires.tiling.bands.{where}.Copier", LateCopier)
     tiled = TiledVAE(vae, policy="host", band_px=4, wrap=wrap)
     torch.testing.assert_close(tiled.decode(z), pixels, rtol=0, atol=1e-10)
     torch.testing.assert_close(tiled.encode(pixels), latents, rtol=0, atol=1e-10)
@@ -65,7 +65,7 @@ def test_nothing_reads_parked_memory_before_its_copy(monkeypatch: pytest.MonkeyP
 def kept(height: int, band_rows: int) -> tuple[Tensor, Kept]:
     rows = torch.randn(1, 3, height, 5)
     source = Given(3, height, 5, lambda top, bottom: rows[:, :, top:bottom])
-    return rows, Kept(source, Setting(band_rows=band_rows, host=True))
+    return rows, Kept(source, BandSetting(band_rows=band_rows, host=True))
 
 
 def test_rows_read_in_any_order_are_the_right_ones() -> None:
