@@ -33,9 +33,14 @@ def calibrate(device: torch.device, say: Say = lambda line: None) -> Calibration
     say(f"starting a network  {call * 1000:10.2f} ms")
     say(f"allocator's slack   {slack:10.1%}")
     return Calibration(
-        device=facts.name, flops=flops, attention_flops=rates[best], copy_bytes_per_second=copies, call_seconds=call,
-        slack=slack, attention_backend=best,
-    )  # fmt: skip
+        device=facts.name,
+        flops=flops,
+        attention_flops=rates[best],
+        copy_bytes_per_second=copies,
+        call_seconds=call,
+        slack=slack,
+        attention_backend=best,
+    )
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

@@ -77,9 +77,15 @@ def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
 
             same = float(np.array_equal(np.concatenate(read()), coded))
             yield Row(
-                suite="io", case=f"read {suffix} {kind}", way="ImageSource", size=str(size), moved=float(coded.nbytes),
-                taken=setting.time(read), measure="exact", quality=same,
-            )  # fmt: skip
+                suite="io",
+                case=f"read {suffix} {kind}",
+                way="ImageSource",
+                size=str(size),
+                moved=float(coded.nbytes),
+                taken=setting.time(read),
+                measure="exact",
+                quality=same,
+            )
         path = Path(folder) / "pillow.png"
 
         def whole() -> None:

@@ -63,9 +63,17 @@ def _attention_row(setting: Setting, what: Any, parts: Any, picked: list[int], e
     flops = 4.0 * q.shape[1] * q.shape[-1] * attended(policy, canvas)
     ceiling = peak_flops(setting.device, q.dtype)
     row = Row(
-        suite="attention", case=case, way=f"{backend}, {policy}", size=str(size), dtype=name_of(q.dtype), flops=flops,
-        moved=4.0 * q.nbytes, peak_flops=ceiling, peak_bandwidth=peak_bandwidth(setting.device), taken=Timed(state=""),
-    )  # fmt: skip
+        suite="attention",
+        case=case,
+        way=f"{backend}, {policy}",
+        size=str(size),
+        dtype=name_of(q.dtype),
+        flops=flops,
+        moved=4.0 * q.nbytes,
+        peak_flops=ceiling,
+        peak_bandwidth=peak_bandwidth(setting.device),
+        taken=Timed(state=""),
+    )
     if flops / ceiling * 5 > (10 if setting.quick else 60):
         return replace(row, taken=Timed(state="skipped: takes too long"))
     taken = setting.time(run)
@@ -115,8 +123,16 @@ def norm_rows(setting: Setting) -> Iterator[Row]:
 
 def _map_row(setting: Setting, case: str, way: str, x: Tensor, run: Callable[[], Tensor], exact: Tensor, moved: int) -> Row:
     shape = "x".join(str(side) for side in x.shape)
-    row = Row(suite="norm", case=f"{case} {shape}", way=way, size=shape, dtype=name_of(x.dtype), moved=float(moved),
-              peak_bandwidth=peak_bandwidth(setting.device), taken=setting.time(run))  # fmt: skip
+    row = Row(
+        suite="norm",
+        case=f"{case} {shape}",
+        way=way,
+        size=shape,
+        dtype=name_of(x.dtype),
+        moved=float(moved),
+        peak_bandwidth=peak_bandwidth(setting.device),
+        taken=setting.time(run),
+    )
     if row.taken.p50 is None:
         return row
     with torch.inference_mode():

@@ -55,6 +55,10 @@ def described(setting: Setting) -> dict[str, Any]:
     facts = probe(setting.device)
     threads, date = torch.get_num_threads(), time.strftime("%Y-%m-%d")
     return {
-        "hires": __version__, "torch": torch.__version__, "date": date, "threads": threads, "device": facts.name,
+        "hires": __version__,
+        "torch": torch.__version__,
+        "date": date,
+        "threads": threads,
+        "device": facts.name,
         "budget_bytes": setting.budget_bytes,
-    } | {key: value for key, value in asdict(facts).items() if key in ("kind", "capability")}  # fmt: skip
+    } | {key: value for key, value in asdict(facts).items() if key in ("kind", "capability")}

@@ -24,9 +24,13 @@ HINTS = {
     "yoso": ("yoso-pixart-512",),
 }
 LORA_ENDS = (
-    ".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight", ".lora_A.default.weight",
+    ".lora_down.weight",
+    ".lora_A.weight",
+    ".lora.down.weight",
+    "_lora.down.weight",
+    ".lora_A.default.weight",
     ".lora_linear_layer.down.weight",
-)  # fmt: skip
+)
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks", "input_blocks", "middle_block", "output_blocks")
 LORA_UNETS = {2048: "sdxl", 768: "sd15", 1024: "Stable Diffusion 2"}
 
@@ -128,9 +132,14 @@ def identify_lora(header: Header) -> Finding | None:
     if context:
         why = (*why, f"cross-attention reads text of width {context}")
     return Finding(
-        path=header.path, kind="lora", family=family, layout="pixart" if family == "pixart" else "ldm", why=why, header=header,
+        path=header.path,
+        kind="lora",
+        family=family,
+        layout="pixart" if family == "pixart" else "ldm",
+        why=why,
+        header=header,
         context=context,
-    )  # fmt: skip
+    )
 
 
 def _refuse(path: Path, what: str, why: str) -> ModelError:
@@ -231,9 +240,16 @@ def _pixart(header: Header, family: str | None) -> Finding:
         raise ModelError(f"{path}: PixArt of a size that is not known ({'; '.join(why)}); give --family, one of {names_of}")
     base = fitting[0].same_keys_as or fitting[0].name
     return Finding(
-        path=path, kind="model", family=base, layout="pixart", why=tuple(why), header=header, prefix=prefix,
-        size_conditions=conditions, control=control,
-    )  # fmt: skip
+        path=path,
+        kind="model",
+        family=base,
+        layout="pixart",
+        why=tuple(why),
+        header=header,
+        prefix=prefix,
+        size_conditions=conditions,
+        control=control,
+    )
 
 
 def control_blocks(header: Header, prefix: str) -> int:

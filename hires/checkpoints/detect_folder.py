@@ -73,16 +73,27 @@ def _unet_folder(path: Path, config: Mapping[str, Any]) -> Finding:
     family = _unet_family(path, sized, channels == 2 * latents, parameterisation)
     few = _few_step(family, scheduler)
     return Finding(
-        path=path, kind="model", family=few or family, layout="diffusers", why=tuple(why), parameterisation=parameterisation,
-        sigma_range=sigmas, betas=betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
-    )  # fmt: skip
+        path=path,
+        kind="model",
+        family=few or family,
+        layout="diffusers",
+        why=tuple(why),
+        parameterisation=parameterisation,
+        sigma_range=sigmas,
+        betas=betas,
+        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )
 
 
 def _unet_family(path: Path, sized: bool, image: bool, parameterisation: str) -> str:
     names = {
-        (True, False, "edm_v"): "cosxl", (True, True, "edm_v"): "cosxl-edit", (True, False, "eps"): "sdxl",
-        (True, True, "eps"): "sdxl-ip2p", (True, False, "v"): "sdxl-v", (False, False, "eps"): "sd15",
-    }  # fmt: skip
+        (True, False, "edm_v"): "cosxl",
+        (True, True, "edm_v"): "cosxl-edit",
+        (True, False, "eps"): "sdxl",
+        (True, True, "eps"): "sdxl-ip2p",
+        (True, False, "v"): "sdxl-v",
+        (False, False, "eps"): "sd15",
+    }
     if (sized, image, parameterisation) not in names:
         kind = "SDXL" if sized else "Stable Diffusion"
         raise ModelError(f"{path}: {kind} with {parameterisation} prediction of that input is not supported; {supported()}")
@@ -163,7 +174,12 @@ def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: 
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.is_file() else {}
     found = Finding(
-        path=path, kind="model", family=_few_step(fitting[0].name, scheduler) or fitting[0].name, layout="diffusers",
-        why=tuple(why), size_conditions=conditions, notes=notes,
-    )  # fmt: skip
+        path=path,
+        kind="model",
+        family=_few_step(fitting[0].name, scheduler) or fitting[0].name,
+        layout="diffusers",
+        why=tuple(why),
+        size_conditions=conditions,
+        notes=notes,
+    )
     return named(found, family)

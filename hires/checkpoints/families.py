@@ -203,19 +203,34 @@ PART_PARAMS = {"clip_l": 123_060_480, "clip_g": 694_659_840, "t5": 4_762_310_656
 def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **facts: object) -> FamilyFacts:
     """A member of the SDXL layout."""
     given: dict[str, object] = {
-        "network": "unet", "latent_scale": 0.13025, "native_px": 1024, "text": CLIP_TOWERS, "tokens": 77, "bins": 1024,
-        "configs": "sdxl", "betas": SDXL_BETAS, "size_conditions": "sdxl", "parts_from": SDXL_PARTS,
-    }  # fmt: skip
+        "network": "unet",
+        "latent_scale": 0.13025,
+        "native_px": 1024,
+        "text": CLIP_TOWERS,
+        "tokens": 77,
+        "bins": 1024,
+        "configs": "sdxl",
+        "betas": SDXL_BETAS,
+        "size_conditions": "sdxl",
+        "parts_from": SDXL_PARTS,
+    }
     return FamilyFacts(name=name, title=title, parameterisation=parameterisation, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
 
 
 def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: object) -> FamilyFacts:
     """A member of the PixArt layout; Σ unless said otherwise."""
     given: dict[str, object] = {
-        "network": "pixart", "parameterisation": "eps", "latent_scale": 0.13025, "text": ("t5",), "tokens": 300,
-        "configs": "pixart", "betas": PIXART_BETAS, "bins": native_px, "position_span": 32.0,
+        "network": "pixart",
+        "parameterisation": "eps",
+        "latent_scale": 0.13025,
+        "text": ("t5",),
+        "tokens": 300,
+        "configs": "pixart",
+        "betas": PIXART_BETAS,
+        "bins": native_px,
+        "position_span": 32.0,
         "parts_from": SIGMA_PARTS,
-    }  # fmt: skip
+    }
     return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
 
 
@@ -225,48 +240,93 @@ PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
 _ROWS = (
     _sdxl("cosxl", "CosXL", "edm_v", COSXL_RUN, betas=None, sigma_range=(0.002, 120.0)),
     _sdxl(
-        "cosxl-edit", "CosXL-Edit", "edm_v", replace(COSXL_RUN, steps=20), betas=None,
-        sigma_range=(0.002, 120.0), image_channels=4,
+        "cosxl-edit",
+        "CosXL-Edit",
+        "edm_v",
+        replace(COSXL_RUN, steps=20),
+        betas=None,
+        sigma_range=(0.002, 120.0),
+        image_channels=4,
     ),
     _sdxl("sdxl", "SDXL", "eps", _run("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
     _sdxl("sdxl-v", "SDXL, v-prediction", "v", _run("euler", "linear", 28, 5.0, 1024)),
     _sdxl(
-        "sdxl-ip2p", "SDXL InstructPix2Pix", "eps", _run("euler", "linear", 30, 5.0, 768), native_px=768, bins=None,
-        image_channels=4, image_scaled=False,
+        "sdxl-ip2p",
+        "SDXL InstructPix2Pix",
+        "eps",
+        _run("euler", "linear", 30, 5.0, 768),
+        native_px=768,
+        bins=None,
+        image_channels=4,
+        image_scaled=False,
     ),
     _sdxl(
-        "sdxl-turbo", "SDXL-Turbo", "eps", _run("euler_ancestral", "trailing", 4, 1.0, 512, (2,), 1.0, TURBO_RELAY),
-        native_px=512, bins=512, few_step="turbo", same_keys_as="sdxl",
-    ),
-    _sdxl(
-        "sdxl-lcm", "SDXL with LCM-LoRA", "eps", _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0), few_step="lcm",
+        "sdxl-turbo",
+        "SDXL-Turbo",
+        "eps",
+        _run("euler_ancestral", "trailing", 4, 1.0, 512, (2,), 1.0, TURBO_RELAY),
+        native_px=512,
+        bins=512,
+        few_step="turbo",
         same_keys_as="sdxl",
     ),
     _sdxl(
-        "sd15", "Stable Diffusion 1.5", "eps", _run("dpmpp_2m", "karras", 25, 7.0, 512), latent_scale=0.18215, native_px=512,
-        bins=512, text=("clip_l",), configs="sd15", size_conditions=None, parts_from=SD15_PARTS,
+        "sdxl-lcm",
+        "SDXL with LCM-LoRA",
+        "eps",
+        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        few_step="lcm",
+        same_keys_as="sdxl",
+    ),
+    _sdxl(
+        "sd15",
+        "Stable Diffusion 1.5",
+        "eps",
+        _run("dpmpp_2m", "karras", 25, 7.0, 512),
+        latent_scale=0.18215,
+        native_px=512,
+        bins=512,
+        text=("clip_l",),
+        configs="sd15",
+        size_conditions=None,
+        parts_from=SD15_PARTS,
     ),
     _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _run(*PIXART_RUN, 256)),
     _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),
     _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _run(*PIXART_RUN, 1024)),
     _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _run(*PIXART_RUN, 2048)),
-    _pixart(
-        "pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _run(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"
-    ),
+    _pixart("pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _run(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"),
     _pixart("pixart-alpha-256", "PixArt-α 256", 256, _run(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
     _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
     _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
     _pixart(
-        "pixart-delta", "PixArt-δ (LCM) 1024", 1024, _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
-        size_conditions="pixart", few_step="lcm", same_keys_as="pixart-alpha-1024", **ALPHA,
+        "pixart-delta",
+        "PixArt-δ (LCM) 1024",
+        1024,
+        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        size_conditions="pixart",
+        few_step="lcm",
+        same_keys_as="pixart-alpha-1024",
+        **ALPHA,
     ),
     _pixart(
-        "pixart-dmd", "PixArt-α DMD 512", 512, _run("euler", "trailing", 1, 1.0, 512, (1,), 1.0, DMD_SIGMA), few_step="dmd",
-        start_timestep=400, same_keys_as="pixart-alpha-512", **ALPHA,
+        "pixart-dmd",
+        "PixArt-α DMD 512",
+        512,
+        _run("euler", "trailing", 1, 1.0, 512, (1,), 1.0, DMD_SIGMA),
+        few_step="dmd",
+        start_timestep=400,
+        same_keys_as="pixart-alpha-512",
+        **ALPHA,
     ),
     _pixart(
-        "yoso-pixart-512", "YOSO PixArt-α 512", 512, _run("lcm", "lcm", 2, 1.5, 512, (1,), 1.0), few_step="lcm",
-        same_keys_as="pixart-alpha-512", **ALPHA,
+        "yoso-pixart-512",
+        "YOSO PixArt-α 512",
+        512,
+        _run("lcm", "lcm", 2, 1.5, 512, (1,), 1.0),
+        few_step="lcm",
+        same_keys_as="pixart-alpha-512",
+        **ALPHA,
     ),
-)  # fmt: skip
+)
 FAMILIES = {facts.name: facts for facts in _ROWS}

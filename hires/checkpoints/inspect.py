@@ -63,9 +63,13 @@ def _part_alone(found: Finding) -> dict[str, Any]:
     """A LoRA or an autoencoder."""
     tensors = found.header.tensors if found.header else folder_tensors(found.path)
     document = {
-        "path": str(found.path), "kind": found.kind, "layout": found.layout, "family": found.family, "why": list(found.why),
+        "path": str(found.path),
+        "kind": found.kind,
+        "layout": found.layout,
+        "family": found.family,
+        "why": list(found.why),
         **summary(tensors),
-    }  # fmt: skip
+    }
     if found.kind == "lora" and found.header is not None:
         document["lcm"] = says_lcm(found.path, found.header)
         document["command"] = f"hires render PROMPT --size WxH --model MODEL --lora {shlex.quote(str(found.path))}:1 -o out.png"

@@ -198,12 +198,15 @@ def _parts_inside(found: Finding, facts: FamilyFacts) -> dict[str, Part]:
     names = {"network": "unet"}
     return {
         component: Part(
-            component=component, layout="ldm", path=found.path, prefix=prefix,
+            component=component,
+            layout="ldm",
+            path=found.path,
+            prefix=prefix,
             config=shipped_config(facts.configs, names.get(component, component)),
         )
         for component, prefix in prefixes.items()
         if any(name.startswith(prefix) for name in found.header.tensors)
-    }  # fmt: skip
+    }
 
 
 def transformer_name(facts: FamilyFacts) -> str:

@@ -103,7 +103,10 @@ class Measures:
         tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
         del tones["histogram"]
         document = {
-            "size": str(self.size), "bits": self.bits, "contrast": tones, "sharpness": asdict(self.sharpness),
+            "size": str(self.size),
+            "bits": self.bits,
+            "contrast": tones,
+            "sharpness": asdict(self.sharpness),
             "spectral_slope": self.spectrum.slope(),
             "detail": None if self.detail is None else asdict(self.detail) | {"base": str(self.detail.base)},
             "consistency": None if self.consistency is None else asdict(self.consistency),
@@ -112,7 +115,7 @@ class Measures:
             "duplicate_threshold": None if found is None else found.threshold,
             "tiles": None if self.tiles is None else asdict(self.tiles),
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
         finite: dict[str, Any] = _finite(document)
         return finite
 

@@ -63,10 +63,13 @@ class ControlledBlock(nn.Module):
         class_labels: Tensor | None = None,
     ) -> Tensor:
         call = {
-            "attention_mask": attention_mask, "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": encoder_attention_mask, "timestep": timestep,
-            "cross_attention_kwargs": cross_attention_kwargs, "class_labels": class_labels,
-        }  # fmt: skip
+            "attention_mask": attention_mask,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "timestep": timestep,
+            "cross_attention_kwargs": cross_attention_kwargs,
+            "class_labels": class_labels,
+        }
         assert self.carrier.c is not None, "the edges were laid in"
         self.carrier.c, skip = self.control(hidden_states, self.carrier.c, call)
         steered: Tensor = self.block(hidden_states + skip, **call)

@@ -24,11 +24,20 @@ from hires.models.state_dicts import read_tensors
 from hires.options.lora import LoraRef
 
 ENDS = {
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down", ".lora_B.default.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up", "_lora.down.weight": "down",
-    "_lora.up.weight": "up", ".alpha": "alpha",
-}  # fmt: skip
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
 NETWORK = ("lora_unet_", "unet.", "transformer.", "base_model.model.", "lora_transformer_")
 COMPONENTS = dict(zip(("text_encoder", "text_encoder_2"), TOWERS, strict=True))
 

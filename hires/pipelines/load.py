@@ -66,9 +66,15 @@ def load_family(
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
         return CosXLEdit(
-            spec, parts, picture=picture, device=device, dtype=made.dtype, decode=decode, backend=request.attention,
+            spec,
+            parts,
+            picture=picture,
+            device=device,
+            dtype=made.dtype,
+            decode=decode,
+            backend=request.attention,
             offload=made.offload,
-        )  # fmt: skip
+        )
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
