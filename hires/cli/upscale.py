@@ -19,7 +19,7 @@ from hires.options.render import PRESETS
 from hires.units import gib
 
 if TYPE_CHECKING:
-    from hires.options.upscale import UpscaleOptions
+    from hires.options.upscale import UpscaleRequest
 
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
@@ -93,7 +93,7 @@ def register(app: typer.Typer) -> None:
             refined = refine or upscaler == "demo"
             if strength is not None and not refined:
                 raise RequestError(f"--strength {strength:g}: is of a refinement; add --refine")
-            options = upscale_options.UpscaleOptions(
+            options = upscale_options.UpscaleRequest(
                 scale=scale, size=None if size is None else parse_size(size), bits=bits, tile_px=tile, device=device,
                 upscaler="lanczos" if upscaler == "demo" else upscaler, refinement=drawn if refined else None,
                 dtype=dtype, vram=vram, ram=ram,
@@ -132,7 +132,7 @@ class Report:
 
 
 def carried_out(
-    names: list[str], output: Path, options: UpscaleOptions, suffix: str | None, overwrite: bool, on_event: OnEvent | None
+    names: list[str], output: Path, options: UpscaleRequest, suffix: str | None, overwrite: bool, on_event: OnEvent | None
 ) -> Report:
     """Enlarge what was named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
     from hires.engine.upscale import Batch, upscale_files
