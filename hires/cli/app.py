@@ -1,4 +1,4 @@
-"""The command line: `hires render`, `edit` and `plan` here, the other commands from `cli_about`, `cli_upscale`, ...."""
+"""The command line: one Typer app, to which the modules beside this one add their commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hires._version import __version__
-from hires.cli import bench, info, serve, upscale
+from hires.cli import bench, info, render, serve, upscale
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +30,7 @@ def main(
         raise typer.Exit
 
 
+render.register(app)
 info.register(app)
 upscale.register(app)
 serve.register(app)

@@ -176,12 +176,13 @@ def _advice(field: Field) -> str:
     return number
 
 
-def with_flags(message: str, cls: type) -> str:
-    """An error's message with the options of `cls` as the command line writes them.
+def with_flags(message: str, *classes: type) -> str:
+    """An error's message with the options of these classes as the command line writes them.
 
     A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes.
     """
-    flags = {name: field.flag for name, field in declared(cls).items() if not field.option.python_only}
+    fields = [field for cls in classes for field in declared(cls).values()]
+    flags = {field.name: field.flag for field in fields if not field.option.python_only}
     message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
     return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), message)
 

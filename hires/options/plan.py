@@ -9,11 +9,11 @@ from hires.errors import RequestError
 from hires.options.fields import Option, PictureLike, check
 from hires.options.groups import COLOUR_FIXES, EditingOptions
 from hires.options.render import RenderOptions
-from hires.options.upscale import EnlargingOptions
+from hires.options.upscale import EnlargingOptions, check_scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(RenderOptions, EditingOptions, EnlargingOptions):
+class PlanOptions(EnlargingOptions, EditingOptions, RenderOptions):
     """The options of `hires.plan`. Of pictures only the size is read; what a plan does not depend on is checked all the same."""
 
     picture: Annotated[
@@ -30,8 +30,7 @@ class PlanOptions(RenderOptions, EditingOptions, EnlargingOptions):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.scale is not None and self.size is not None:
-            raise RequestError(f"scale {self.scale:g} and `size` {self.size}: give one of the two")
+        check_scale(self)
         if self.picture is not None and self.init is not None:
             raise RequestError("picture: is to be edited or enlarged, and `init` to start a render from; give one of the two")
 

@@ -49,12 +49,12 @@ class PaintOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderOptions(PaintOptions, StartOptions):
+class RenderOptions(StartOptions, PaintOptions):
     """The options of `hires.render`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(PaintOptions, EditingOptions):
+class EditOptions(EditingOptions, PaintOptions):
     """The options of `hires.edit`."""
 
     model: Annotated[

@@ -18,7 +18,7 @@ from hires.options.groups import (
     SizeOptions,
     StrengthOptions,
 )
-from hires.options.sizes import SizeLike
+from hires.options.sizes import SizeLike, as_size
 from hires.tiling.geometry import Size
 
 REFINE_STRENGTH = 0.35
@@ -47,8 +47,14 @@ class EnlargingOptions(SizeOptions):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.scale is not None and self.size is not None:
-            raise RequestError(f"scale {self.scale:g} and `size` {self.size}: give one of the two")
+        check_scale(self)
+
+
+def check_scale(options: EnlargingOptions) -> None:
+    """RequestError where a factor and a size are given."""
+    if options.scale is not None and options.size is not None:
+        size = as_size(options.size)
+        raise RequestError(f"scale {options.scale:g} and `size` {size}: give one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
