@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,12 +16,13 @@ import typer
 from hires._version import __version__
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
+from hires.options.fields import with_flags
 from hires.units import gib
 
 
-def fail(error: HiresError) -> NoReturn:
-    """One message on stderr, the error's exit code, no traceback."""
-    print(f"error: {error}", file=sys.stderr)
+def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
+    """One message on stderr that names options by their flags, the error's exit code, no traceback."""
+    print(f"error: {with_flags(str(error), *options)}", file=sys.stderr)
     raise typer.Exit(error.exit_code)
 
 
@@ -29,12 +30,15 @@ LOST = "nothing was written"
 KEPT = "nothing was written, the same command goes on from here (see hires jobs)"
 
 
-def guarded(work: Callable[[], Any], stopped: str = LOST) -> Any:
-    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`."""
+def guarded(work: Callable[[], Any], stopped: str = LOST, options: Sequence[type] = ()) -> Any:
+    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`.
+
+    options: the declarations of the command's options, whose flags its messages name.
+    """
     try:
         return work()
     except HiresError as error:
-        fail(error)
+        fail(error, options)
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,123 +1,86 @@
-"""Options that several commands take, and what their help says."""
+"""The command line's parameters, made from the declarations of the options."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, replace
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from hires.kernels.attention_policies import POLICIES
-from hires.options.render import COLOUR_FIXES, DTYPES, POSITION_MODES, PRESETS, SAMPLERS, SCHEDULES, STRATEGIES
-from hires.options.stage_text import STAGE_KEYS
+from hires.errors import RequestError
+from hires.options.fields import Field, Option, declared
+from hires.options.groups import JournalOptions, MachineOptions, ModelOptions, OutputOptions
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
-SizeText = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096.")]
-PictureSize = Annotated[
-    str | None,
-    typer.Option("--size", metavar="WxH", help="Width and height in pixels, such as 4096x4096; default: the picture's."),
-]
-Init = Annotated[Path | None, typer.Option("--init", metavar="IMAGE", help="A picture to start from instead of noise.")]
-Mask = Annotated[
-    Path | None, typer.Option("--mask", metavar="IMAGE", help="White where --init is drawn anew; the rest stays as it is.")
-]
-Control = Annotated[
-    Path | None, typer.Option("--control", metavar="EDGES", help="White edges on black that a PixArt ControlNet follows.")
-]
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write: .png, .tif, .jpg, .webp.", show_default=False)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
-Model = Annotated[
-    str, typer.Option(help="demo (ships with hires), a .safetensors or .pth file, a diffusers folder, or org/name on the hub.")
-]
-Family = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="What the model is where its keys are those of several, such as sdxl-turbo."),
-]
-Parts = Annotated[
-    str | None,
-    typer.Option(metavar="FOLDER", help="A diffusers folder with parts that the model lacks: tokenizers, text encoders, VAE."),
-]
-Lora = Annotated[
-    list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA to merge; may be given several times.")
-]
-Positions = Annotated[
-    str, typer.Option("--positions", help=f"Where a PixArt tile is told that it lies: {', '.join(POSITION_MODES)}.")
-]
-KvCompression = Annotated[
-    str,
-    typer.Option("--kv-compression", help="PixArt: checkpoint, or average (an experiment: keys and values thinned 2 x 2)."),
-]
-TinyVae = Annotated[
-    str | None,
-    typer.Option("--tiny-vae", metavar="FOLDER", help="A small autoencoder (TAESDXL): for previews and as the last resort."),
-]
-Preview = Annotated[
-    Path | None,
-    typer.Option("--preview", metavar="FILE", help="A PNG that shows each step, sharper with --tiny-vae; overwritten."),
-]
-AttentionName = Annotated[
-    str | None, typer.Option("--attention", metavar="NAME", help="Force an attention backend; `hires info` lists them.")
-]
-AttentionPolicy = Annotated[
-    str | None,
-    typer.Option(
-        "--attention-policy",
-        metavar="NAME[:N]",
-        help=f"Beyond the trained size: {', '.join(POLICIES[1:])} over the whole canvas (npa:1024: of 1024 px), global: tiles.",
-    ),
-]
-PresetName = Annotated[str, typer.Option("--preset", help=f"How much work is done: {', '.join(PRESETS)}.")]
-Relay = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KEY=VALUE,...",
-        help=f"What every stage after the first takes instead: {', '.join(STAGE_KEYS)}; such as sigma=1,steps=8,guide=none.",
-    ),
-]
-Stage = Annotated[
-    list[str] | None,
-    typer.Option(metavar="WxH,KEY=VALUE,...", help="A stage, the base picture first; given once for each, the last of --size."),
-]
-ColourFix = Annotated[
-    str | None,
-    typer.Option(
-        "--colour-fix",
-        metavar="NAME",
-        help=f"{' or '.join(COLOUR_FIXES)}: the colours of --init, or of the base picture, for the finished picture.",
-    ),
-]
-AllowApproximate = Annotated[
-    bool, typer.Option("--allow-approximate", help="Where nothing exact has room, draw another picture with smaller windows.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished render, and fail where there is none.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished render of the same file away and begin again.")]
-NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep no track of the render: what stops it loses it.")]
-ProfileFile = Annotated[
-    Path | None,
-    typer.Option("--profile", metavar="FILE", help="Write a trace (.json) of the first steps; print the costliest operators."),
-]
-TimelineFile = Annotated[
-    Path | None,
-    typer.Option("--memory-timeline", metavar="FILE", help="Draw planned and measured memory (.png, .svg; extra plot)."),
-]
-CleanCaption = Annotated[
-    bool, typer.Option("--clean-caption", help="Clean prompts as PixArt's training captions were (lower case, no links).")
-]
-Negative = Annotated[str, typer.Option(help="What to keep out of the picture.")]
-SamplerName = Annotated[
-    str | None,
-    typer.Option("--sampler", metavar="NAME", help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'."),
-]
-ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {', '.join(SCHEDULES)}.")]
-Strategy = Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")]
-Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB or 12GiB; default: what is free.")]
-Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory, such as 3GB.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+PANELS = ("Picture", "Model", "Memory", "Quality", "Output")
+Given = dict[str, Any]
+"""What the command line gives for a command, by the names of its parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalFlags:
+    """How unfinished work is kept; the others are those of `JournalOptions`."""
+
+    no_journal: Annotated[
+        bool, Option(help="Keep no track of the render: what stops it loses it.", group="run", panel="Output")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewFlags:
+    preview: Annotated[
+        str | None,
+        Option(
+            help="A PNG that shows each step, sharper with --tiny-vae; overwritten.",
+            metavar="FILE",
+            group="run",
+            panel="Output",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringFlags:
+    profile: Annotated[
+        str | None,
+        Option(
+            help="Write a trace (.json) of the first steps; print the costliest operators.",
+            metavar="FILE", group="run", panel="Output",
+        ),
+    ] = None  # fmt: skip
+    memory_timeline: Annotated[
+        str | None,
+        Option(help="Draw planned and measured memory (.png, .svg; extra plot).", metavar="FILE", group="run", panel="Output"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonFlags:
+    as_json: Annotated[
+        bool,
+        Option(help="Print one JSON document on stdout and nothing else there.", flag="--json", group="run", panel="Output"),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags(JsonFlags):
+    quiet: Annotated[bool, Option(help="No progress, no summary.", group="run", panel="Output")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingFlags:
+    svg: Annotated[str | None, Option(help="Draw the plan to an SVG.", metavar="FILE", group="run", panel="Output")] = None
+    png: Annotated[str | None, Option(help="Draw the plan to a PNG.", metavar="FILE", group="run", panel="Output")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFlags:
+    suffix: Annotated[
+        str | None,
+        Option(help="Format of the files in a folder; default: their own.", metavar=".EXT", group="run", panel="Output"),
+    ] = None
 
 
 def whole(text: str) -> int:
@@ -128,35 +91,12 @@ def whole(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is no whole number") from None
 
 
-Bits = Annotated[int | None, typer.Option("--bits", parser=whole, metavar="N", help="8, or 16 of each value (.png, .tif).")]
-Steps = Annotated[
-    int | None,
-    typer.Option(parser=whole, metavar="N", help="Sampler steps of the base picture; later stages take a share of it."),
-]
-Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Same seed, same picture.")]
-Tile = Annotated[
-    int | None, typer.Option(parser=whole, metavar="PX", help="Tile side in pixels; default: the model's training size.")
-]
-Overlap = Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Pixels that neighbouring tiles share.")]
-
-
 def number(text: str) -> float:
+    """A number."""
     try:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no number") from None
-
-
-Strength = Annotated[
-    float | None,
-    typer.Option(parser=number, metavar="X", help="How much of --init is drawn anew, above 0 up to 1; default 0.5."),
-]
-JournalSeconds = Annotated[
-    float, typer.Option("--journal-seconds", parser=number, metavar="S", help="Seconds between writes of what is finished.")
-]
-Guidance = Annotated[
-    float | None, typer.Option(parser=number, metavar="X", help="How strictly to follow the prompt; 1 turns guidance off.")
-]
 
 
 def level(text: str) -> float | str:
@@ -164,12 +104,119 @@ def level(text: str) -> float | str:
     return text if text == "auto" else number(text)
 
 
-SigmaMax = Annotated[
-    Any,
-    typer.Option(
-        "--sigma-max",
-        parser=level,
-        metavar="auto|X",
-        help="Noise level that an EDM model (CosXL) starts from; auto: what goes with the size. Default: the model's.",
-    ),
-]
+def parameter(field: Field, panel: str | None = None) -> Any:
+    """What Typer reads an option from: the type of its values on the command line, and its declaration."""
+    option = field.option
+    kind, parser = _reading(field)
+    names = (option.flag or field.flag).split()
+    default: dict[str, Any] = {"parser": parser} if parser is not None else {}
+    if field.required:
+        default["show_default"] = False
+    info = typer.Option(*names, help=option.help, metavar=option.metavar, rich_help_panel=panel or option.panel, **default)
+    return Annotated[kind, info]
+
+
+def _reading(field: Field) -> tuple[Any, Callable[[str], Any] | None]:
+    """The type that Typer is told, and what reads a value where that is not Typer."""
+    kinds = field.types
+    plain: Any
+    if bool in kinds:
+        return bool, None
+    if any(getattr(kind, "__origin__", None) not in (None, tuple) for kind in kinds):
+        return list[str] | None, None
+    if float in kinds and str in kinds:
+        return Any, level
+    if float in kinds:
+        plain, parser = float, number
+    elif int in kinds and str not in kinds:
+        plain, parser = int, whole
+    else:
+        return (str if _is_given(field) else str | None), None
+    return (plain if _is_given(field) else plain | None), parser
+
+
+def _is_given(field: Field) -> bool:
+    return field.required or field.default is not None
+
+
+Device = parameter(declared(MachineOptions)["device"])
+Vram = parameter(declared(MachineOptions)["vram"])
+Family = parameter(declared(ModelOptions)["family"])
+Parts = parameter(declared(ModelOptions)["parts"])
+Overwrite = parameter(declared(OutputOptions)["overwrite"])
+AsJson = parameter(declared(JsonFlags)["as_json"])
+Quiet = parameter(declared(ReportFlags)["quiet"])
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose `--help` lists its options in sections, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []} | {panel: [] for panel in PANELS}
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                argument = each.param_type_name == "argument"
+                panel = "Arguments" if argument else getattr(each, "rich_help_panel", None) or "Other options"
+                sections.setdefault(panel, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command of the command line: its arguments, and the classes that declare its options.
+
+    changes: by option, what its declaration says otherwise here; panels: by option, its section of the help.
+    """
+
+    arguments: Sequence[inspect.Parameter]
+    options: Sequence[type]
+    required: Sequence[str] = ()
+    changes: Mapping[str, Mapping[str, Any]] | None = None
+    panels: Mapping[str, str] | None = None
+
+    def add(self, app: typer.Typer, name: str, run: Callable[[Given], None]) -> None:
+        """Register `run`, which gets the values of all parameters by name."""
+
+        def called(**given: Any) -> None:
+            run(given)
+
+        parameters = list(self.arguments)
+        for field in self.fields().values():
+            default = inspect.Parameter.empty if field.required else None if field.default == () else field.default
+            annotation = parameter(field, (self.panels or {}).get(field.name))
+            parameters.append(
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__doc__ = run.__doc__
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(name, cls=SectionedCommand)(called)
+
+    def fields(self) -> dict[str, Field]:
+        """The declared options, those first that stand first in the help."""
+        found: dict[str, Field] = {}
+        for cls in self.options:
+            for name, field in declared(cls).items():
+                if not field.option.python_only:
+                    found[name] = self._changed(field)
+        return dict(sorted(found.items(), key=lambda entry: PANELS.index(entry[1].option.panel)))
+
+    def _changed(self, field: Field) -> Field:
+        option = replace(field.option, **(self.changes or {}).get(field.name, {}))
+        return replace(field, option=option, default=MISSING if field.name in self.required else field.default)
+
+
+def keywords(cls: type, given: Given) -> Given:
+    """The options of `cls` in what the command line gives, as a Python function takes them."""
+    return {name: given[name] for name in declared(cls) if given.get(name) is not None}
+
+
+def journal(given: Given) -> JournalOptions | None:
+    """How a render's unfinished work is kept; None for not at all."""
+    if given["no_journal"] and (given["resume"] or given["restart"]):
+        raise RequestError("--no-journal: there is nothing to go on from or to throw away without a journal; leave it out")
+    return None if given["no_journal"] else JournalOptions(**keywords(JournalOptions, given))

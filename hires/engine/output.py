@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
     """Where a picture goes. OutputError where it cannot be written there, before any work."""
     if bits not in (None, *DEPTHS):
-        raise RequestError(f"--bits {bits}: give 8 or 16")
+        raise RequestError(f"bits {bits}: give 8 or 16")
     if output is None:
         return Delivery(None, bits=bits or 8)
     from hires.images.formats import check_fits, check_output

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
 from hires.engine.engine import render
-from hires.engine.requests import spec_for, text_to_image
+from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
@@ -28,10 +28,12 @@ from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
 from hires.models.upscalers import Upscaler, load_upscaler
-from hires.options.lora import Loras
+from hires.options.fields import chosen
+from hires.options.keywords import UpscaleKeywords
 from hires.options.render import RenderRequest
-from hires.options.sizes import SizeLike, as_size, check_size
-from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions
+from hires.options.sizes import as_size
+from hires.options.table import with_options
+from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleOptions, UpscaleRequest
 from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
@@ -43,79 +45,48 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-DEFAULT_SCALE = 4
 OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale")  # of another picture than the enlarged one
 
 
-def upscale(
-    image: PictureLike,
-    *,
-    scale: float | None = None,
-    size: SizeLike | None = None,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    upscaler: str | Path | None = None,
-    refine: bool = False,
-    strength: float | None = None,
-    prompt: str = "",
-    negative: str = "",
-    model: str = "demo",
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    preset: str = "balanced",
-    family: str | None = None,
-    parts: str | Path | None = None,
-    loras: Loras = (),
-    colour_fix: str | None = "wavelet",
-    bits: int | None = None,
-    tile_px: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    vram: str | int | None = None,
-    ram: str | int | None = None,
-    on_event: OnEvent | None = None,
-) -> UpscaleResult:
+@with_options(UpscaleOptions)
+def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleResult:
     """Enlarge a picture to exactly `size`, or by `scale`, keeping its profile, its transparency and its bits.
 
     Files are read and written by rows, so memory does not grow with the height of the picture; `refine` holds it.
 
     Args:
-        image: a path, a PIL picture, or an array (H, W) or (H, W, 1 to 4) of uint8, uint16 or float in [0, 1].
-        scale: factor of both sides; default the network's own, 4 for Lanczos. size: exact pixels instead, as for `render`; the
-            picture fills them, cut evenly where its shape is another.
-        output: a path in .png, .tif, .jpg or .webp; None keeps the picture in memory.
-        upscaler: a file of a network that spandrel knows (extra `upscale`), "lanczos", the default, or "demo": Lanczos refined
-            by the model that ships.
-        refine: draw over the enlarged picture with the diffusion `model` at `strength` (default 0.35), held to what the given
-            picture can show and, by `colour_fix` ("wavelet", "adain" or None), to its colours. The others as of `render`.
-        bits: 8 or 16 of each value; default as the picture's, where the format holds them.
-        tile_px: side of a network's tiles in pixels of the input; default: what the budget holds.
-        vram, ram, device: as for `render`; dtype: of the network: "auto", "fp32", "fp16", "bf16".
-        on_event: called with an Event after every tile; raising hires.errors.Cancelled in it stops and leaves no file.
+        image: a path, a PIL picture, or an array (H, W) or (H, W, 1 to 4) of uint8, uint16 or float in [0, 1]. It fills `size`,
+            cut evenly where its shape is another.
+        **options: listed below. `refine` draws over the enlarged picture with the diffusion `model` at `strength`, held to what
+            the given picture can show and, by `colour_fix`, to its colours.
 
     Raises:
         RequestError: a value, a file or a network that cannot be used. RunError: memory or disk ran out. No file is left then.
     """
-    if strength is not None and not refine and upscaler != "demo":
-        raise RequestError(f"--strength {strength:g}: is of a refinement; add --refine")
-    named = "lanczos" if upscaler in (None, "demo") else str(upscaler)
-    refinement = Refinement(
-        strength=REFINE_STRENGTH if strength is None else strength, prompt=prompt, negative=negative, seed=seed, steps=steps,
-        model=model, guidance=guidance, preset=preset, family=family, parts=parts, loras=loras, colour_fix=colour_fix,
-    )  # fmt: skip
-    options = UpscaleOptions(
-        scale=scale, size=None if size is None else as_size(size), upscaler=named, bits=bits, tile_px=tile_px,
-        refinement=refinement if refine or upscaler == "demo" else None, device=device, dtype=dtype, vram=vram, ram=ram,
-    )  # fmt: skip
-    path = None if output is None else check_output(Path(output).expanduser(), overwrite)
-    return Batch(options).run(image, path, overwrite, on_event)
+    wanted = chosen(UpscaleOptions, "upscale", options)
+    path = None if wanted.output is None else check_output(Path(wanted.output).expanduser(), wanted.overwrite)
+    return Batch(upscale_request(wanted)).run(image, path, wanted.overwrite, wanted.on_event)
+
+
+def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
+    """What a call asks for every picture. SizeError for an invalid size."""
+    drawn: dict[str, Any] = {name: getattr(options, name) for name in REFINEMENT}
+    drawn["strength"] = REFINE_STRENGTH if options.strength is None else options.strength
+    drawn["colour_fix"] = None if options.colour_fix == "none" else options.colour_fix
+    same = ("scale", "bits", "tile_px", "device", "dtype", "vram", "ram")
+    shared: dict[str, Any] = {name: getattr(options, name) for name in same}
+    return UpscaleRequest(
+        size=None if options.size is None else as_size(options.size),
+        upscaler="lanczos" if options.upscaler in (None, "demo") else str(options.upscaler),
+        refinement=Refinement(**drawn) if options.refined else None,
+        **shared,
+    )
 
 
 class Batch:
     """Pictures enlarged one after another with the network loaded once."""
 
-    def __init__(self, options: UpscaleOptions) -> None:
+    def __init__(self, options: UpscaleRequest) -> None:
         self.options, self.device = options, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
         self._upscaler: Upscaler | None = None
@@ -192,7 +163,7 @@ class Batch:
             wanted.prompt, size=size, init=_bytes(colour), strength=wanted.strength, model=wanted.model,
             negative=wanted.negative, seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset,
             tile_px=wanted.tile_px, family=wanted.family, parts=wanted.parts, loras=wanted.loras, device=options.device,
-            relay=f"guide=structure:{structure_cutoff(source.size, size):.6g}" if wanted.structure else None,
+            relay=structure_relay(source.size, size) if wanted.structure else None,
             colour_fix=wanted.colour_fix, vram=options.vram, ram=options.ram, on_event=tell,
             bits=8 if sink.dtype == np.uint8 else 16,
         )  # fmt: skip
@@ -258,17 +229,12 @@ def _beside(image: PictureLike, source: ImageSource) -> Iterator[ImageSource | N
         yield beside
 
 
-def target_size(source: Size, options: UpscaleOptions, upscaler: Upscaler | None) -> Size:
+def target_size(source: Size, options: UpscaleRequest, upscaler: Upscaler | None) -> Size:
     """The exact size of the result. SizeError for one that is none."""
     if options.size is not None:
         return options.size
     by = options.scale or (DEFAULT_SCALE if upscaler is None else upscaler.scale)
-    return check_size(Size(max(1, round(source.height * by)), max(1, round(source.width * by))))
-
-
-def structure_cutoff(source: Size, size: Size) -> float:
-    """The Nyquist frequency of the given picture on the canvas, cycles per cell: below it the picture is kept."""
-    return min(0.5, 0.5 * max(source.height / size.height, source.width / size.width))
+    return scaled(source, by)
 
 
 def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[Any]:
@@ -331,7 +297,7 @@ class Outcome:
 def upscale_files(
     files: Sequence[Path],
     folder: Path,
-    options: UpscaleOptions,
+    options: UpscaleRequest,
     *,
     suffix: str | None = None,
     overwrite: bool = False,

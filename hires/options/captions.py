@@ -35,8 +35,8 @@ def clean(prompt: str) -> str:
     before, after = (sum(letter.isalpha() for letter in words) for words in (prompt, text))
     if 2 * after < before:
         raise RequestError(
-            f"--clean-caption would delete {before - after} of the prompt's {before} letters "
+            f"clean_caption: would delete {before - after} of the prompt's {before} letters "
             f"({prompt[:40]!r} becomes {text[:40]!r}): "
-            f"leave --clean-caption out, or write the prompt in English"
+            f"leave `clean_caption` out, or write the prompt in English"
         )
     return text

@@ -24,7 +24,7 @@ class LoraRef:
         if not isinstance(self.path, str) or isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
             raise RequestError(f"LoRA {self.path!r} at {self.scale!r}: give a path and a number")
         if not (math.isfinite(self.scale) and abs(self.scale) <= 100):
-            raise RequestError(f"--lora {self.path}:{self.scale}: give a scale from -100 to 100")
+            raise RequestError(f"loras {self.path}:{self.scale}: give a scale from -100 to 100")
 
     def __str__(self) -> str:
         return f"{self.path}:{self.scale:g}"

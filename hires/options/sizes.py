@@ -17,7 +17,7 @@ def parse_size(text: str) -> Size:
     """'WIDTHxHEIGHT' (x, X, × or *) or one number for a square, as a Size; SizeError with the next move otherwise."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX×*]\s*(\d{1,9})\s*)?", text)
     if match is None:
-        raise SizeError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
+        raise SizeError(f"size {text!r}: give WIDTHxHEIGHT in pixels, such as 4096x4096")
     width = int(match[1])
     return check_size(Size(int(match[2] or width), width))
 

@@ -44,7 +44,7 @@ def parse_policy(text: str | None) -> PolicyName:
         or (found[1] not in MOVING and found[3])
     ):
         raise RequestError(
-            f"--attention-policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
+            f"attention_policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
             "or a factor, such as kvpool:2; and +shift where there are windows"
         )
     return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))

@@ -15,9 +15,9 @@ def relay_of(relay: StageLike | None) -> StageSpec:
     """What is said of every stage after the first. RequestError for a size, which one stage has."""
     if relay is None:
         return NOTHING_SAID
-    found = parse_stage(relay, "--relay") if isinstance(relay, str) else relay
+    found = parse_stage(relay, "relay") if isinstance(relay, str) else relay
     if found.size is not None:
-        raise RequestError(f"--relay {found.size}: is of every stage after the first; give a stage of a size with --stage")
+        raise RequestError(f"relay {found.size}: applies to every stage after the first; give a stage of a size with `stages`")
     return found
 
 
@@ -25,7 +25,7 @@ def stages_of(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
     return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
 
 
-def parse_stage(text: str, option: str = "--stage") -> StageSpec:
+def parse_stage(text: str, option: str = "stages") -> StageSpec:
     """'[WxH,]key=value,...' as a stage; `STAGE_KEYS` lists the keys. RequestError names what is not understood."""
     given: dict[str, object] = {}
     windows: dict[str, object] = {}

@@ -24,7 +24,7 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
-from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleOptions
+from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleRequest
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
@@ -185,7 +185,7 @@ class Runner:
         if upscaler == "nearest":
             picture = picture if task.refine else _nearest(source, size)
             upscaler = "lanczos"
-        options = UpscaleOptions(
+        options = UpscaleRequest(
             size=size, upscaler=upscaler, refinement=refinement if task.refine else None, bits=task.bits, device=self.device,
             vram=budget(task, self.settings.vram), ram=self.settings.ram,
         )  # fmt: skip

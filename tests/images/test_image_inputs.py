@@ -81,12 +81,12 @@ def test_the_tile_batch_does_not_change_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "64x64", "strength": 0.5}, "--strength 0.5: how much of a picture .* give the picture with --init"),
-        ({"init": drawn(), "strength": 0.0}, "--strength 0.0: give a number above 0 and up to 1"),
-        ({"init": drawn(), "strength": 1.5}, "--strength 1.5"),
+        ({"size": "64x64", "strength": 0.5}, "strength 0.5: how much of a picture .* give the picture with `init`"),
+        ({"init": drawn(), "strength": 0.0}, "strength 0.0: give a number above 0 and up to 1"),
+        ({"init": drawn(), "strength": 1.5}, "strength 1.5"),
         ({"init": drawn(), "strength": 0.05, "steps": 10}, r"leaves none of 10 steps: give 0.1 or more"),
         ({"init": "absent.png"}, "picture absent.png: .*give a picture file"),
-        ({}, "no size: give --size"),
+        ({}, "no size: give `size`"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

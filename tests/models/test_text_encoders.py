@@ -184,7 +184,7 @@ def test_cleaning_deletes_what_captions_never_had() -> None:
 def test_cleaning_that_would_lose_the_prompt_is_refused() -> None:
     import hires
 
-    with pytest.raises(RequestError, match=r"would delete 12 of the prompt's 12 letters.*leave --clean-caption out"):
+    with pytest.raises(RequestError, match=r"would delete 12 of the prompt's 12 letters.*leave `clean_caption` out"):
         hires.plan("夕阳下的红房子和蓝色大海", size="256x256", clean_caption=True)
     assert hires.plan("夕阳下的红房子和蓝色大海", size="256x256").strategy
 

@@ -71,7 +71,7 @@ def test_cells_take_the_share_of_the_mask() -> None:
 
 
 def test_a_mask_without_a_picture(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--init"):
+    with pytest.raises(RequestError, match="with `init`"):
         hires.render("a lake", mask=np.zeros((8, 8, 3), np.uint8), size="64x64")
     command = [
         sys.executable,

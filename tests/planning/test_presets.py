@@ -193,7 +193,7 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         made(Size(2048, 2048), "cosxl-edit", relay=parse_stage("high=9"))
     with pytest.raises(RequestError, match="--strategy tiled"):
         made(Size(2048, 2048), strategy="tiled", stages=(parse_stage("1024x1024"), parse_stage("2048x2048")))
-    with pytest.raises(RequestError, match="give a stage of a size with --stage"):
+    with pytest.raises(RequestError, match="give a stage of a size with `stages`"):
         hires.plan(size="512x512", relay="512x512,steps=2")
     with pytest.raises(RequestError, match="did you mean 'balanced'"):
         hires.plan(size="512x512", preset="balance")

@@ -167,7 +167,7 @@ def test_resume_with_nothing_to_go_on_from_says_so(tmp_path: Path) -> None:
         hires.render(PROMPT, output=tmp_path / "a.png", journal=JournalOptions(resume=True), **SMALL)
     with pytest.raises(RequestError, match="give one of the two"):
         JournalOptions(resume=True, restart=True)
-    with pytest.raises(RequestError, match="--journal-seconds -1"):
+    with pytest.raises(RequestError, match="seconds -1"):
         JournalOptions(seconds=-1)
 
 

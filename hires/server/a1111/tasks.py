@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from hires.checkpoints.spec import load_spec
-from hires.engine.upscale import structure_cutoff
+from hires.engine.requests import structure_cutoff
 from hires.errors import RequestError
 from hires.images import infotext
 from hires.images.decoders import PILLOW_FORMATS
