@@ -17,6 +17,7 @@ SUITES = {
     "planner": "benchmarks.suites.planner",
     "quick": "benchmarks.suites.quick",
     "presets": "benchmarks.suites.presets",
+    "house": "benchmarks.house",
     "group_norm": "benchmarks.suites.group_norm",
     "blend": "benchmarks.suites.blend",
     "report": "benchmarks.report.write",
