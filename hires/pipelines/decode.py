@@ -64,7 +64,7 @@ def masked_fixer(picture: NDArray[np.uint8], mask: NDArray[np.uint8], fix: Fixer
             rows = torch.from_numpy(np.ascontiguousarray(picture[top:bottom])).to(band.device).permute(2, 0, 1)[None]
             share = torch.from_numpy(np.ascontiguousarray(mask[top:bottom])).to(band.device).float() / 255
             known = rows.to(band.dtype) / 127.5 - 1
-            yield torch.where(share > 0, known + share * (band - known), known)
+            yield torch.where(share > 0, torch.lerp(known, band, share.to(band.dtype).expand_as(band)), known)
             top = bottom
 
     return fixed

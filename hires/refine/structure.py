@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hires.protocols import Denoiser, LowPass
@@ -73,6 +74,6 @@ def masked(denoise: Denoiser, known: Tensor, drawn: Tensor) -> Denoiser:
     """
 
     def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:
-        return known + drawn * (denoise(x, sigma, cond) - known)
+        return torch.lerp(known.expand_as(x), denoise(x, sigma, cond), drawn.expand_as(x))  # exact where the mask is 0 or 1
 
     return guide
