@@ -92,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worst = parser.parse_args(arguments).worst
     counts = count()
     print(f"functions {len(counts.functions)}, arguments p90 {counts.arguments_p90}, most {counts.most_arguments}")
-    print(f"functions over 60 lines {len(counts.long_functions)}, fmt: skip {counts.fmt_skips}, lines with Any {counts.any_lines}")
+    print(
+        f"functions over 60 lines {len(counts.long_functions)}, fmt: skip {counts.fmt_skips}, lines with Any {counts.any_lines}"
+    )
     print(f"texts with a flag below the command line {len(counts.flag_texts)}")
     if worst:
         crowded = [f for f in counts.functions if f.arguments > 6]

@@ -36,7 +36,8 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def plans() -> str:
     """What `hires plan` says of CosXL on cards that are not here: a square picture, its peak and seconds."""
     from benchmarks.full_size import full_spec
-    from hires.devices import machines
+    from hires.options.table import option_table
+from hires.devices import machines
     from hires.options.render import RenderRequest
     from hires.planning import planner
     from hires.tiling.geometry import Size
@@ -249,6 +250,7 @@ def peers(*parts: str) -> Callable[[], str]:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "options": option_table,
     "plans": plans,
     "presets": presets,
     "choices": choices,
