@@ -14,6 +14,7 @@ from benchmarks.suites import scaling as bench_scaling
 from benchmarks.suites import scenes as bench_scenes
 from benchmarks.suites import strategies as bench_strategies
 from benchmarks.suites import waterfall as bench_waterfall
+from hires.options.table import option_table
 
 Rows = Sequence[Mapping[str, str]]
 FAMILY_NAMES = {"cosxl": "CosXL", "pixart-sigma-1024": "PixArt-Σ 1024", "pixart-sigma-2k": "PixArt-Σ 2K"}
@@ -36,8 +37,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def plans() -> str:
     """What `hires plan` says of CosXL on cards that are not here: a square picture, its peak and seconds."""
     from benchmarks.full_size import full_spec
-    from hires.options.table import option_table
-from hires.devices import machines
+    from hires.devices import machines
     from hires.options.render import RenderRequest
     from hires.planning import planner
     from hires.tiling.geometry import Size
