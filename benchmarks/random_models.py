@@ -18,7 +18,7 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
-from hires.pipelines.base import Parts
+from hires.pipelines.base import LoadedParts
 from hires.planning.resolution import make_bins
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
@@ -128,10 +128,12 @@ def texts_of(family: str, toy: bool, dtype: str, device: torch.device) -> tuple[
 def random_weights(family: str, toy: bool) -> Iterator[None]:
     """Within, renders load no files: every part has random weights, on the device and in the type that are asked for."""
 
-    def load(spec: Any, prompt: str, negative: str, device: Any, dtype: str, decode: Any, *rest: Any, **more: Any) -> Parts:
+    def load(
+        spec: Any, prompt: str, negative: str, device: Any, dtype: str, decode: Any, *rest: Any, **more: Any
+    ) -> LoadedParts:
         offload = rest[3] if len(rest) > 3 else "none"
         kept = device if offload == "none" else torch.device("cpu")
-        return Parts(
+        return LoadedParts(
             texts=texts_of(family, toy, dtype, device),
             network=network_of(family, toy, dtype, kept),
             vae=vae_of(toy, decode.rung.dtype, kept),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.random_models import FAMILIES, random_weights, spec_of, vae_of
 from hires.bench.models import evaluation, evaluation_flops
-from hires.bench.row import Setting
+from hires.bench.row import BenchSetup
 from hires.bench.suites import suite_of
 from hires.devices.probe import probe
 from hires.engine.run import run_plan
@@ -106,7 +106,7 @@ def kernel_pieces(suite: Suite) -> Iterator[Piece]:
 
 
 def benched(suite: Suite, name: str, side: int) -> Rows:
-    setting = Setting(device=suite.device, sizes=(Size(side, side),), quick=suite.dry)
+    setting = BenchSetup(device=suite.device, sizes=(Size(side, side),), quick=suite.dry)
     return [row.to_json() for row in suite_of(name)(setting)]
 
 

@@ -33,7 +33,7 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.metrics.ciede2000 import ciede2000, lab
 from hires.metrics.fidelity import band_energy
-from hires.models.upscalers import Upscaler, load_upscaler
+from hires.models.upscalers import UpscalerNetwork, load_upscaler
 from hires.pipelines.upscale import PictureRows, bands_of, enlarge, plan_tiles
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
@@ -68,7 +68,7 @@ def y_psnr(found: Picture, truth: Picture) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-def through(made: Upscaler | None, small: Picture, tiling: Tiling | None) -> NDArray[np.float32]:
+def through(made: UpscalerNetwork | None, small: Picture, tiling: Tiling | None) -> NDArray[np.float32]:
     source = ImageSource.open(small)
     rows = bands_of(enlarge(source, None, source.size.times(SCALE), made, tiling), np.dtype(np.float32))
     return np.concatenate(list(rows))
@@ -103,7 +103,7 @@ def quality(tiles: list[int]) -> Iterator[dict[str, object]]:
             yield _row(name, f"tile {tile} + {halo.pixels}", halo.pixels, int(halo.exact), kept, truths, apart, same)
 
 
-def _same_kernels(made: Upscaler, small: Picture, tile: int) -> float:
+def _same_kernels(made: UpscalerNetwork, small: Picture, tile: int) -> float:
     """The largest difference of tiles to the whole by convolutions that do not depend on the shape: oneDNN's do, and a network
     that sharpens enlarges their rounding. On the crop where that is most."""
     planes = PictureRows(ImageSource.open(small), made.channels).rows(0, len(small))

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from hires.bench.row import Row, Setting
+from hires.bench.row import BenchSetup, Row
 from hires.bench.timing import Timed
 from hires.errors import HiresError
 from hires.tiling.geometry import Size
 
 
-def io_rows(setting: Setting) -> Iterator[Row]:
+def io_rows(setting: BenchSetup) -> Iterator[Row]:
     """Pictures written by rows and read back, beside Pillow, which holds them whole."""
     for size in setting.of("io"):
         yield from _io_at(setting, size)
 
 
-def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
+def _io_at(setting: BenchSetup, size: Size) -> Iterator[Row]:
     from PIL import Image
 
     from hires.images.sinks import ImageSink
@@ -107,13 +107,13 @@ def _io_at(setting: Setting, size: Size) -> Iterator[Row]:
         )
 
 
-def upscale_rows(setting: Setting) -> Iterator[Row]:
+def upscale_rows(setting: BenchSetup) -> Iterator[Row]:
     """Four times a picture of the given size: by Lanczos, by a network if one is named, and refined by the model."""
     for size in setting.of("upscale"):
         yield from _upscale_at(setting, size)
 
 
-def _upscale_at(setting: Setting, size: Size) -> Iterator[Row]:
+def _upscale_at(setting: BenchSetup, size: Size) -> Iterator[Row]:
     from PIL import Image
 
     from hires.engine.upscale import upscale

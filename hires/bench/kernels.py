@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hires.bench.row import Row, Setting, name_of
+from hires.bench.row import BenchSetup, Row, name_of
 from hires.bench.timing import Timed, peak_bandwidth, peak_flops, rms
 from hires.kernels import group_norm
 from hires.kernels.attention_policies import NPA, Global, Policy, attended
@@ -20,7 +20,7 @@ from hires.kernels.reference import attention_chunked
 SAMPLED = 32  # queries of an attention whose result is checked in float64
 
 
-def attention_rows(setting: Setting) -> Iterator[Row]:
+def attention_rows(setting: BenchSetup) -> Iterator[Row]:
     """Self-attention of CosXL's levels, PixArt's blocks and the autoencoder's mid block, by every backend and policy."""
     dtype = setting.torch_dtype
     layers = (
@@ -53,7 +53,7 @@ def _exact_attention(
     return picked, attention_chunked(q[:, :, picked].double(), k.double(), v.double(), None, q.shape[-1] ** -0.5)
 
 
-def _attention_row(setting: Setting, what: Any, parts: Any, picked: list[int], exact: Tensor | None) -> Row:
+def _attention_row(setting: BenchSetup, what: Any, parts: Any, picked: list[int], exact: Tensor | None) -> Row:
     case, size, canvas, policy, backend = what
     q, k, v = parts
 
@@ -90,7 +90,7 @@ def _attention_row(setting: Setting, what: Any, parts: Any, picked: list[int], e
     )
 
 
-def norm_rows(setting: Setting) -> Iterator[Row]:
+def norm_rows(setting: BenchSetup) -> Iterator[Row]:
     """GroupNorm's statistics, and scale, shift and SiLU, on maps of the UNet and of the autoencoder's bands."""
     dtype = setting.torch_dtype
     for size in setting.of("norm"):
@@ -121,7 +121,7 @@ def norm_rows(setting: Setting) -> Iterator[Row]:
                 yield _map_row(setting, "scale, shift, SiLU", backend.name, x, apply, exact, 2 * x.nbytes)
 
 
-def _map_row(setting: Setting, case: str, way: str, x: Tensor, run: Callable[[], Tensor], exact: Tensor, moved: int) -> Row:
+def _map_row(setting: BenchSetup, case: str, way: str, x: Tensor, run: Callable[[], Tensor], exact: Tensor, moved: int) -> Row:
     shape = "x".join(str(side) for side in x.shape)
     row = Row(
         suite="norm",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.bench.row import DTYPES, Row, Setting, name_of, resident_from_now
+from hires.bench.row import DTYPES, BenchSetup, Row, name_of, resident_from_now
 from hires.bench.timing import Timed, peak_flops
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import probe
@@ -29,7 +29,7 @@ from hires.tiling.retry import Batcher, Ladder
 from hires.units import gib, parse_bytes
 
 
-def vae_rows(setting: Setting) -> Iterator[Row]:
+def vae_rows(setting: BenchSetup) -> Iterator[Row]:
     """The model's autoencoder: decode by every policy that fits, against the module itself where that fits; then encode."""
     from hires.models.loading import load_vae
     from hires.tiling.bands.storage import VAE_POLICIES
@@ -48,7 +48,7 @@ def vae_rows(setting: Setting) -> Iterator[Row]:
 
 
 def _vae_row(
-    setting: Setting, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: tuple[str, Tensor] | None
+    setting: BenchSetup, vae: Any, what: tuple[str, str, tuple[int, int]], given: Tensor, first: tuple[str, Tensor] | None
 ) -> tuple[Row, Tensor | None]:
     """One policy beside the first that ran, PSNR over the span of that, and its result."""
     from hires.metrics.fidelity import psnr
@@ -107,7 +107,7 @@ def evaluation_flops(spec: ModelSpec, stage: StagePlan) -> float:
     return one * stage.grid.count * estimates_per_step(stage, spec)
 
 
-def denoise_rows(setting: Setting) -> Iterator[Row]:
+def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
     """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
     from hires.pipelines.load import load_family
 
@@ -172,7 +172,7 @@ def denoise_rows(setting: Setting) -> Iterator[Row]:
             yield replace(row, measure=f"max difference to batch {other}", quality=difference)
 
 
-def render_rows(setting: Setting) -> Iterator[Row]:
+def render_rows(setting: BenchSetup) -> Iterator[Row]:
     """Whole renders by each preset: seconds, predicted against measured bytes, and the seam score of the last stage's tiles."""
     from hires.engine.engine import render
     from hires.images.boxes import luma

@@ -89,7 +89,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class BenchSetup:
     """What all suites share. sizes: of pictures; empty for each suite's own. seconds: spent on each row after its warm-up."""
 
     device: torch.device

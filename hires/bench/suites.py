@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from hires.bench.row import Row, Setting
+from hires.bench.row import BenchSetup, Row
 from hires.bench.timing import Timed
 from hires.devices.probe import probe
 from hires.errors import BudgetError, MemoryLadderError
 from hires.tiling.retry import free_memory, is_out_of_memory
 
 
-def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:
+def suite_of(name: str) -> Callable[[BenchSetup], Iterator[Row]]:
     """A suite by its name."""
     from hires.bench import files, kernels, models
 
@@ -31,7 +31,7 @@ def suite_of(name: str) -> Callable[[Setting], Iterator[Row]]:
     }[name]
 
 
-def rows_of(name: str, setting: Setting) -> Iterator[Row]:
+def rows_of(name: str, setting: BenchSetup) -> Iterator[Row]:
     """The rows of a suite, size by size. What has no room, in the budget or in memory, is a row and ends that size."""
     for size in setting.of(name):
         try:
@@ -48,7 +48,7 @@ def rows_of(name: str, setting: Setting) -> Iterator[Row]:
         yield Row(suite=name, case=setting.model, way="", size=str(size), taken=Timed(state=state))
 
 
-def described(setting: Setting) -> dict[str, Any]:
+def described(setting: BenchSetup) -> dict[str, Any]:
     """The machine that rows are of."""
     from hires._version import __version__
 

@@ -16,7 +16,7 @@ from hires.cli.display import guarded
 from hires.errors import RequestError
 
 if TYPE_CHECKING:
-    from hires.bench.row import Row, Setting
+    from hires.bench.row import BenchSetup, Row
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
@@ -87,11 +87,11 @@ def _command(name: str) -> Callable[..., None]:
         plot: Plot = None,
     ) -> None:
         def work() -> dict[str, Any]:
-            from hires.bench.row import SUITES, Setting
+            from hires.bench.row import SUITES, BenchSetup
             from hires.devices.probe import choose_device
             from hires.options.sizes import parse_size
 
-            setting = Setting(
+            setting = BenchSetup(
                 device=choose_device(device), dtype=dtype, sizes=tuple(parse_size(text) for text in size or ()), vram=vram,
                 model=model, parts=parts, upscaler=upscaler, quick=quick,
             )  # fmt: skip
@@ -102,7 +102,7 @@ def _command(name: str) -> Callable[..., None]:
     return command
 
 
-def carried_out(names: tuple[str, ...], setting: Setting, csv: Path | None, plot: Path | None) -> dict[str, Any]:
+def carried_out(names: tuple[str, ...], setting: BenchSetup, csv: Path | None, plot: Path | None) -> dict[str, Any]:
     """Run suites, each row told and kept as it comes; the document of all of them. An out-of-memory is a row."""
     from hires.bench import plots
     from hires.bench.suites import described, rows_of

@@ -27,7 +27,7 @@ from hires.events import Event, OnEvent
 from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
-from hires.models.upscalers import Upscaler, load_upscaler
+from hires.models.upscalers import UpscalerNetwork, load_upscaler
 from hires.options.fields import chosen
 from hires.options.keywords import UpscaleKeywords
 from hires.options.render import RenderRequest
@@ -89,10 +89,10 @@ class Batch:
     def __init__(self, options: UpscaleRequest) -> None:
         self.options, self.device = options, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
-        self._upscaler: Upscaler | None = None
+        self._upscaler: UpscalerNetwork | None = None
 
     @property
-    def upscaler(self) -> Upscaler | None:
+    def upscaler(self) -> UpscalerNetwork | None:
         """The network, loaded when it is first needed; None for Lanczos."""
         if self._upscaler is None and self.options.upscaler != "lanczos":
             self._upscaler = load_upscaler(self.options.upscaler, self.device, self.options.dtype)
@@ -229,7 +229,7 @@ def _beside(image: PictureLike, source: ImageSource) -> Iterator[ImageSource | N
         yield beside
 
 
-def target_size(source: Size, options: UpscaleRequest, upscaler: Upscaler | None) -> Size:
+def target_size(source: Size, options: UpscaleRequest, upscaler: UpscalerNetwork | None) -> Size:
     """The exact size of the result. SizeError for one that is none."""
     if options.size is not None:
         return options.size

@@ -19,7 +19,7 @@ SUFFIXES = (".safetensors", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upscaler:
+class UpscalerNetwork:
     """A network that enlarges, on its device. network: (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w), any size that
     `multiple` divides, others padded."""
 
@@ -41,7 +41,7 @@ class Upscaler:
         return f"{self.name}: {self.architecture}, {self.scale}x, {kind} on {self.device}", said
 
 
-def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -> Upscaler:
+def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -> UpscalerNetwork:
     """A super-resolution network from a file that spandrel knows. ModelError says what it lacks.
 
     dtype: "auto" takes half precision on a card where the architecture bears it. The halo is measured here, on the CPU.
@@ -58,7 +58,7 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
             enlarged: Tensor = found(part.to(device, kind))
         return enlarged
 
-    return Upscaler(
+    return UpscalerNetwork(
         name=Path(file).name,
         architecture=str(facts.architecture.name),
         network=network,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,51 +41,12 @@ PREVIEW_PX = 4  # per cell of a linear preview
 log = logging.getLogger(__name__)
 
 
-class Family(Protocol):
-    """A loaded model, ready to be run by a strategy."""
-
-    spec: ModelSpec
-    device: torch.device
-    weights: Weights
-    guard: Guarded
-    vae: TiledVAE
-    tiny: HaloVAE | None
-
-    def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
-        ...
-
-    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
-        """The preconditioned network; `policy(time)`: whom its self-attention attends to, counted in latent cells."""
-        ...
-
-    def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
-        """The guided denoiser of a stage's whole canvas, and the conditions that it is called with."""
-        ...
-
-    def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) to finished rows (B, 3, rows, W) in about [-1, 1], on the device, from `start` to the bottom."""
-        ...
-
-    def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
-        """A picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
-        ...
-
-    def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
-        """`decode_bands` by the small autoencoder `tiny`: an approximation."""
-        ...
-
-    def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
-        """Latents (1, C, h, w) as a small picture (h', w', 3), at most `PREVIEW_CELLS` cells a side: by `tiny`, else by
-        one linear map per cell; None where there is none."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What is loaded for one request: the conditions of prompt and negative prompt, network and autoencoder."""
+class LoadedParts:
+    """What is loaded for one request."""
 
     texts: Sequence[Conditioning]
+    """Conditions of the prompt and of the negative prompt."""
     network: nn.Module
     vae: nn.Module
     tiny: HaloVAE | None = None
@@ -93,7 +54,10 @@ class Parts:
 
 
 def guidance_of(stage: StagePlan) -> Guidance:
-    """The policy of a stage. Two weights part at half the canvas's finest frequency: what a picture of half its side holds."""
+    """The guidance policy of a stage.
+
+    Where it has two weights they split at half the canvas's finest frequency: what a picture of half the side can hold.
+    """
     high = stage.guidance if stage.guidance_high is None else stage.guidance_high
     interval = stage.guidance_interval or (0.0, math.inf)
     low_pass = None if high == stage.guidance else Fourier(0.25)
@@ -106,22 +70,25 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
         return edm_v(network)
     table = sigma_table(spec)
     assert table is not None, f"{spec.family} has neither EDM's parameterisation nor timesteps"
-    made = (v if spec.parameterisation == "v" else eps)(network, table)
-    return consistency(made, table) if spec.facts.few_step == "lcm" else made
+    denoise = (v if spec.parameterisation == "v" else eps)(network, table)
+    return consistency(denoise, table) if spec.facts.few_step == "lcm" else denoise
 
 
-class LoadedFamily:
-    """A spec and the loaded parts of one request: what does not depend on the kind of network.
+class Family(ABC):
+    """A loaded model, ready to be run by a strategy; each family adds its network.
 
-    Convolutions run channels-last on a CPU. picture: (H, W, 3) uint8 that the network sees beside the noisy latents, encoded
-    once per canvas by `picture_at(canvas)`. backend: of the network's attention, where one is named. offload: where weights
-    are kept, one of `search.OFFLOADS`.
+    Convolutions run channels-last on a CPU.
+
+    Args:
+        picture: (H, W, 3) uint8 that the network sees beside the noisy latents; `picture_at` encodes it once per canvas.
+        backend: attention backend of the network; None lets the dispatch choose.
+        offload: where the weights are kept, one of `search.OFFLOADS`.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        parts: Parts,
+        parts: LoadedParts,
         *,
         device: torch.device,
         dtype: str,
@@ -139,27 +106,35 @@ class LoadedFamily:
         self.picture_at = lru_cache(maxsize=1)(self._encoded)
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
+        """The conditions of the prompt and of the negative prompt for a canvas of that many pixels."""
         conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
         return conditional, unconditional
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
-        """Which backend runs the network's attention, for the plan."""
+        """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
         return (("attention", attention_backend(self.spec, tile, self.device, self.dtype, self.backend)),)
 
+    @abstractmethod
+    def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned network; `policy(time)` says which latent cells its self-attention attends to."""
+
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
+        """The guided denoiser of a stage's whole canvas, and the conditions to call it with."""
         conditional, unconditional = self.conditions(stage.canvas)
         return guided_by(on_canvas, unconditional, guidance_of(stage)), conditional
 
+    @abstractmethod
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
-        """A prompt's conditions with what the network is told of a canvas of that many pixels."""
-        raise NotImplementedError
+        """A prompt's conditions plus the canvas size in pixels, in the form that the network takes it."""
 
     def decode_bands(self, latents: Tensor, on_band: OnBand, start: int = 0) -> Iterator[Tensor]:
+        """Decode latents (B, C, h, w) to rows (B, 3, rows, W) in about [-1, 1], on the device, from row `start` down."""
         self.weights.ready("vae")
         scaled = (latents / self.spec.latent_scale).to(self.device, self._vae_dtype)
         yield from self.vae.decode_bands(self.laid_out(scaled), on_band, start)
 
     def encode(self, source: PixelSource, on_band: OnBand) -> Tensor:
+        """Encode a picture to the posterior's mean, (B, C, h, w) float32 in the scale the sampler works in."""
         self.weights.ready("vae")
         return self.vae.encode(source, on_band).float() * self.spec.latent_scale
 
@@ -171,10 +146,15 @@ class LoadedFamily:
         return latents.to(self.device, self.dtype)
 
     def decode_tiny(self, latents: Tensor, on_band: OnBand) -> Iterator[Tensor]:
+        """Decode by the small autoencoder `tiny`: an approximation of `decode_bands`."""
         assert self.tiny is not None, "a small autoencoder was loaded"
         yield from self.tiny.decode_bands(latents, on_band)
 
     def preview(self, latents: Tensor) -> NDArray[np.uint8] | None:
+        """Latents (1, C, h, w) as a small picture (h', w', 3), at most `PREVIEW_CELLS` cells a side.
+
+        `tiny` decodes it; without one, a linear map per cell does. None where the model has neither.
+        """
         if self.tiny is None:
             colours = mapped(latents, self.spec)
             if colours is None:

@@ -10,7 +10,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
+from hires.pipelines.base import Family, LoadedParts, convolutions_last, preconditioned
 from hires.planning.plan import DecodePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
@@ -18,13 +18,13 @@ from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 
 
-class CosXL(LoadedFamily):
+class CosXL(Family):
     """A UNet that draws from text."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        parts: Parts,
+        parts: LoadedParts,
         *,
         device: torch.device,
         dtype: str,

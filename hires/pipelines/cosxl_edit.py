@@ -12,7 +12,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import LoadedFamily, Parts, convolutions_last, preconditioned
+from hires.pipelines.base import Family, LoadedParts, convolutions_last, preconditioned
 from hires.planning.plan import DecodePlan, StagePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
@@ -21,7 +21,7 @@ from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 
 
-class CosXLEdit(LoadedFamily):
+class CosXLEdit(Family):
     """A UNet of 8 input channels and the picture (H, W, 3) uint8 that it changes.
 
     Every stage sees the picture at its own size: encoded once per canvas, the mean of the posterior, and zeros for the
@@ -31,7 +31,7 @@ class CosXLEdit(LoadedFamily):
     def __init__(
         self,
         spec: ModelSpec,
-        parts: Parts,
+        parts: LoadedParts,
         *,
         picture: NDArray[np.uint8],
         device: torch.device,

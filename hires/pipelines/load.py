@@ -23,7 +23,7 @@ from hires.models.offload import HOST
 from hires.models.text_encoders import encode_prompts
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family, Parts
+from hires.pipelines.base import Family, LoadedParts
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
@@ -105,7 +105,7 @@ def load_parts(
     text_dtype: str | None = None,
     offload: str = "none",
     journal: Journal = NO_JOURNAL,
-) -> Parts:
+) -> LoadedParts:
     """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
     not to stay there, in host memory.
 
@@ -140,13 +140,13 @@ def _loaded(
     dtype: torch.dtype,
     vae_dtype: torch.dtype,
     loras: Sequence[LoraRef],
-) -> Parts:
+) -> LoadedParts:
     network = load_network(spec, dtype, kept, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
     control = load_control(spec, network, dtype, kept)
-    return Parts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
+    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:

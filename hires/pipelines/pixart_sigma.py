@@ -12,7 +12,7 @@ from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.pixart import POSITION_MODES, PixArtNetwork
-from hires.pipelines.base import LoadedFamily, Parts, preconditioned
+from hires.pipelines.base import Family, LoadedParts, preconditioned
 from hires.planning.plan import DecodePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution
@@ -20,7 +20,7 @@ from hires.tiling.geometry import Size
 from hires.tiling.retry import Ladder
 
 
-class PixArtSigma(LoadedFamily):
+class PixArtSigma(Family):
     """A PixArt transformer, steered by the edges of `picture` where its checkpoint has a ControlNet.
 
     position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
@@ -30,7 +30,7 @@ class PixArtSigma(LoadedFamily):
     def __init__(
         self,
         spec: ModelSpec,
-        parts: Parts,
+        parts: LoadedParts,
         *,
         device: torch.device,
         dtype: str,

@@ -19,7 +19,7 @@ from torch import Tensor
 from hires.errors import RequestError
 from hires.images.boxes import unit
 from hires.images.sources import ImageSource
-from hires.models.upscalers import Upscaler
+from hires.models.upscalers import UpscalerNetwork
 from hires.tiling.geometry import Box, Size, cover
 from hires.tiling.network import NetworkRows, OnTile, Tiling, choose_tiling
 from hires.tiling.resample import Resampled, RowSource
@@ -82,7 +82,7 @@ def enlarge(
     source: ImageSource,
     beside: ImageSource | None,
     size: Size,
-    upscaler: Upscaler | None = None,
+    upscaler: UpscalerNetwork | None = None,
     tiling: Tiling | None = None,
     on_tile: OnTile | None = None,
 ) -> Enlargement:
@@ -139,7 +139,7 @@ def coded(planes: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
     return whole
 
 
-def plan_tiles(upscaler: Upscaler, size: Size, budget_bytes: int | None, tile_px: int | None = None) -> Tiling:
+def plan_tiles(upscaler: UpscalerNetwork, size: Size, budget_bytes: int | None, tile_px: int | None = None) -> Tiling:
     """The tiles of a network over a picture: of `tile_px` where that is given, else the largest that the budget holds.
 
     budget_bytes: of working memory on the device, None for `CPU_BUDGET`.
@@ -162,7 +162,7 @@ def plan_tiles(upscaler: Upscaler, size: Size, budget_bytes: int | None, tile_px
     )
 
 
-def working_bytes(upscaler: Upscaler) -> float:
+def working_bytes(upscaler: UpscalerNetwork) -> float:
     """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on
     a card, else by counting live tensors."""
     from hires.tiling.footprint import counted

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from hires.bench.plots import line
-from hires.bench.row import COLUMNS, SUITES, Row, Setting
+from hires.bench.row import COLUMNS, SUITES, BenchSetup, Row
 from hires.bench.suites import suite_of
 from hires.bench.timing import Timed
 from hires.cli.app import app
@@ -73,7 +73,7 @@ def test_quick_suites_measure_what_they_say(name: str, size: str | None, tmp_pat
 
 
 def test_the_denoiser_is_the_same_in_any_batch() -> None:
-    rows = list(suite_of("denoise")(Setting(device=torch.device("cpu"), quick=True)))
+    rows = list(suite_of("denoise")(BenchSetup(device=torch.device("cpu"), quick=True)))
     assert [row.way.split(",")[0] for row in rows] == ["tiles", "npa"]
     for row in rows:
         assert row.quality is not None and row.quality < 1e-5
@@ -82,11 +82,11 @@ def test_the_denoiser_is_the_same_in_any_batch() -> None:
 
 @pytest.mark.slow
 def test_a_render_and_an_enlargement() -> None:
-    setting = Setting(device=torch.device("cpu"), quick=True, sizes=(Size(320, 512),))
+    setting = BenchSetup(device=torch.device("cpu"), quick=True, sizes=(Size(320, 512),))
     (rendered,) = suite_of("render")(setting)
     assert rendered.size == "512x320" and rendered.measure == "seam score" and rendered.flops is not None
     assert rendered.quality is not None and 0 < rendered.quality < 1.5 and "progressive" in rendered.way
-    ways = [row.way for row in suite_of("upscale")(Setting(device=torch.device("cpu"), quick=True, sizes=(Size(40, 56),)))]
+    ways = [row.way for row in suite_of("upscale")(BenchSetup(device=torch.device("cpu"), quick=True, sizes=(Size(40, 56),)))]
     assert ways == ["lanczos", "lanczos, refined"]
 
 
@@ -115,7 +115,7 @@ def test_no_room_is_a_row_in_every_suite(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_policies_above_the_budget_say_so() -> None:
-    rows = list(suite_of("vae")(Setting(device=torch.device("cpu"), vram="100kB", quick=True)))
+    rows = list(suite_of("vae")(BenchSetup(device=torch.device("cpu"), vram="100kB", quick=True)))
     assert rows and all("the budget is" in row.taken.state for row in rows)
 
 

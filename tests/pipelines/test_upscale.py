@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hires.errors import ModelError, RequestError
 from hires.images.sources import ImageSource
-from hires.models.upscalers import Upscaler, _dtype, load_upscaler
+from hires.models.upscalers import UpscalerNetwork, _dtype, load_upscaler
 from hires.pipelines.upscale import PictureRows, bands_of, coded, enlarge, plan_tiles, working_bytes
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
@@ -38,15 +38,15 @@ def need(file: Path) -> Path:
     return file
 
 
-def nearest(scale: int = 2, channels: int = 3) -> Upscaler:
+def nearest(scale: int = 2, channels: int = 3) -> UpscalerNetwork:
     """A network with a known answer: every pixel repeated."""
-    return Upscaler(
+    return UpscalerNetwork(
         name="nearest", architecture="none", network=lambda x: F.interpolate(x, scale_factor=scale), scale=scale,
         channels=channels, multiple=1, halo=Halo(pixels=0, reach=0, error=0.0), whole=False, device=CPU, dtype=torch.float32,
     )  # fmt: skip
 
 
-def run(pixels: NDArray[Any], size: Size, upscaler: Upscaler | None = None, tile: int = 16) -> NDArray[Any]:
+def run(pixels: NDArray[Any], size: Size, upscaler: UpscalerNetwork | None = None, tile: int = 16) -> NDArray[Any]:
     source = ImageSource.open(pixels)
     tiling = None if upscaler is None else plan_tiles(upscaler, source.size, None, tile)
     return np.concatenate(list(bands_of(enlarge(source, source, size, upscaler, tiling), source.dtype)))
@@ -187,7 +187,7 @@ def test_without_spandrel_the_extra_is_named(tmp_path: Path) -> None:
     code = """
 import sys, torch
 sys.modules["spandrel"] = None
-from hires.pipelines.upscale import load_upscaler
+from hires.models.upscalers import load_upscaler
 try:
     load_upscaler(sys.argv[1], torch.device("cpu"))
 except Exception as error:
