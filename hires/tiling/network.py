@@ -58,9 +58,7 @@ class NetworkRows:
         self.size = source.size.times(scale)
         self.retries, self.tiles = 0, 0
         self._on_tile, self._total = on_tile, tiling.count(source.size)
-        self._most = (tiling.rows + 2 * tiling.halo) * (
-            tiling.cols + 2 * tiling.halo
-        )  # pixels of the largest tile to try
+        self._most = (tiling.rows + 2 * tiling.halo) * (tiling.cols + 2 * tiling.halo)  # pixels of the largest tile to try
         self._kept: list[Tensor] = []
         self._top = self._bottom = 0
 
