@@ -1,1 +1,1 @@
-"""Attention, blending and normalisation kernels with references; imports nothing of hires."""
+"""Attention, blending and normalisation kernels; imports nothing of hires."""

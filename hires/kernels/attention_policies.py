@@ -1,7 +1,7 @@
-"""Which keys a query attends to, as values: the whole canvas, a neighbourhood, a window, or pooled keys. No torch here.
+"""Attention policies: which keys each query attends to.
 
-A policy counts in tokens, or in latent cells where a stage of a plan holds it: `per(n)` is the same policy in tokens of n
-cells a side, so that one value serves every level of a network.
+The whole canvas, a neighbourhood, a window, or pooled keys. A policy counts in tokens; in a plan it counts in latent cells,
+and `per(n)` converts it to tokens of n cells a side, so that one value serves every level of a network. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """Every query attends to every key. `trained`: tokens of the training canvas, beyond which scores are scaled by
-    sqrt(ln N / ln trained) (proportional attention, Jin et al. 2023, arXiv 2306.08645); None leaves them."""
+    """Every query attends to every key."""
 
     trained: int | None = None
+    """Tokens of the training canvas; None for plain attention.
+
+    On N > trained tokens, scores are scaled by sqrt(ln N / ln trained) (proportional attention, Jin et al. 2023, arXiv
+    2306.08645).
+    """
 
     def __str__(self) -> str:
         return "global" if self.trained is None else f"proportional:{math.isqrt(self.trained)}"
 
     def per(self, cells: int) -> Global:
+        """The policy in tokens of `cells` cells a side."""
         return self if self.trained is None else Global(max(1, self.trained // cells**2))
 
     def stretch(self, tokens: int) -> float:
-        """The factor on the scale of the scores of so many tokens; 1 up to the trained length."""
+        """The factor on the scores of that many tokens; 1 up to the trained length."""
         if self.trained is None or tokens <= self.trained:
             return 1.0
         return math.sqrt(math.log(tokens) / math.log(self.trained))
@@ -33,16 +38,18 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class NPA:
-    """Neighbourhood patch attention (ScaleDiff, arXiv 2510.25818): blocks of (window / 2)^2 queries attend to the
-    window^2 keys around them, clamped at the borders. An approximation of `Global`, which it equals on canvases no larger
-    than the window.
+    """Neighbourhood patch attention (ScaleDiff, arXiv 2510.25818), an approximation of `Global`.
 
-    shift: (rows, columns) by which the block grid moves up and left. circular: whether rows, columns wrap around.
+    Blocks of (window / 2)^2 queries attend to the window^2 keys around them, clamped at the borders. Equal to `Global` on
+    canvases no larger than the window.
     """
 
     window: int
+    """Keys per side of the window; a multiple of 4."""
     shift: tuple[int, int] = (0, 0)
+    """How far the block grid moves up and left (rows, columns)."""
     circular: tuple[bool, bool] = (False, False)
+    """Whether rows, columns wrap around."""
 
     def __post_init__(self) -> None:
         if self.window < 4 or self.window % 4:
@@ -52,18 +59,24 @@ class NPA:
         return f"npa:{self.window}"
 
     def per(self, cells: int) -> NPA:
+        """The policy in tokens of `cells` cells a side."""
         window = -(-self.window // (4 * cells)) * 4
         return replace(self, window=window, shift=_per(self.shift, cells))
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Blocks of window^2 queries attend to themselves (shifted windows, arXiv 2103.14030); at the borders the window of
-    keys is clamped, so that every query has as many. An approximation of `Global`."""
+    """Blocks of window^2 queries attend to themselves (shifted windows, arXiv 2103.14030), an approximation of `Global`.
+
+    At the borders the window of keys is clamped, so that every query has equally many keys.
+    """
 
     window: int
+    """Tokens per side of a block."""
     shift: tuple[int, int] = (0, 0)
+    """How far the block grid moves up and left (rows, columns)."""
     circular: tuple[bool, bool] = (False, False)
+    """Whether rows, columns wrap around."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -73,6 +86,7 @@ class Windows:
         return f"windows:{self.window}"
 
     def per(self, cells: int) -> Windows:
+        """The policy in tokens of `cells` cells a side."""
         return replace(self, window=-(-self.window // cells), shift=_per(self.shift, cells))
 
 
@@ -81,6 +95,7 @@ class KVPool:
     """Keys and values are means over r x r tokens (PixArt-Σ's compression without its weights, arXiv 2403.04692)."""
 
     r: int
+    """Tokens per side of the area that is averaged."""
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -90,14 +105,16 @@ class KVPool:
         return f"kvpool:{self.r}"
 
     def per(self, cells: int) -> KVPool:
+        """The policy itself: the factor does not depend on the level."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Each row of queries attends to `window` whole rows around it, moved inside the canvas at its edges."""
+    """Each row of queries attends to the whole rows around it; at the edges the window moves inside the canvas."""
 
     window: int
+    """Rows of keys."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -107,19 +124,20 @@ class Rows:
         return f"rows:{self.window}"
 
     def per(self, cells: int) -> Rows:
+        """The policy in tokens of `cells` cells a side."""
         return Rows(-(-self.window // cells))
 
 
 Policy = Global | NPA | Windows | Rows | KVPool
 Windowed = NPA | Windows | Rows
 POLICIES = ("global", "npa", "windows", "kvpool", "proportional")
-MOVING = ("npa", "windows")  # whose blocks lie on a grid that may move
+MOVING = ("npa", "windows")  # policies whose block grid can be shifted
 EVERYWHERE = Global()
-Attending = Callable[[float], Policy]  # by the network's own time: what the block grid is moved by may depend on it
+Attending = Callable[[float], Policy]  # a policy for each of the network's times, on which the shift may depend
 
 
 def everywhere(time: float) -> Policy:
-    """Every query attends to every key, at any time."""
+    """`Global` at any time."""
     return EVERYWHERE
 
 
@@ -128,8 +146,13 @@ def _per(shift: tuple[int, int], cells: int) -> tuple[int, int]:
 
 
 def make_policy(name: str, native: int, value: int | None = None) -> Policy:
-    """A policy by its name in `POLICIES`: `native` is the side of the training canvas, which windows are as large as unless
-    a `value` is given (of 'kvpool' the factor, 2). ValueError for a value that the policy cannot take."""
+    """A policy by its name in `POLICIES`. ValueError for an unknown name or an invalid value.
+
+    Args:
+        name: the policy.
+        native: the side of the training canvas, the default size of windows.
+        value: the window, or the factor of 'kvpool' (default 2); 'global' takes none.
+    """
     window = native if value is None else value
     match name:
         case "npa":
@@ -147,27 +170,37 @@ def make_policy(name: str, native: int, value: int | None = None) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Blocks of queries along one axis of n tokens: block a holds [a block - shift, (a + 1) block - shift) within the
-    axis, and attends to `keys` tokens from `key_start(a)`."""
+    """Blocks of queries along one axis.
+
+    Block a holds the tokens [a block - shift, (a + 1) block - shift) that lie on the axis.
+    """
 
     length: int
+    """Tokens of the axis."""
     block: int
+    """Queries per block."""
     keys: int
+    """Keys that a block attends to, from `key_start(a)` on."""
     margin: int
+    """Keys before the first query of a block."""
     shift: int
+    """How far the block grid moves towards the start."""
     circular: bool
+    """Whether the axis wraps around."""
 
     @property
     def count(self) -> int:
+        """The number of blocks."""
         return -(-(self.length + (0 if self.circular else self.shift)) // self.block)
 
     def key_start(self, index: int) -> int:
+        """The first key of a block; may be negative on a circular axis."""
         start = index * self.block - self.shift - self.margin
         return start if self.circular else min(max(start, 0), self.length - self.keys)
 
 
 def axis(policy: Windowed, length: int, which: int) -> Axis:
-    """The blocks of a policy along rows (0) or columns (1)."""
+    """The blocks of a policy along `length` rows (which = 0) or columns (which = 1)."""
     if isinstance(policy, Rows):
         if which == 1 or policy.window >= length:
             return Axis(length, length, length, 0, 0, False)
@@ -179,7 +212,7 @@ def axis(policy: Windowed, length: int, which: int) -> Axis:
 
 
 def attended(policy: Policy, canvas: tuple[int, int]) -> int:
-    """Query-key pairs that a policy computes over a canvas of (h, w) tokens."""
+    """The number of query-key pairs that a policy computes over a canvas of (h, w) tokens."""
     h, w = canvas
     if isinstance(policy, Global):
         return (h * w) ** 2

@@ -1,4 +1,4 @@
-"""Attention over an ordered tuple of backends: the first whose `why_not` is None runs; a named one runs or says why not."""
+"""Attention over an ordered tuple of backends; the first one that can runs it."""
 
 from __future__ import annotations
 
@@ -25,23 +25,32 @@ from hires.kernels.torch_windows import attend_windows, pooled
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """The facts of a call that decide which backends can run it.
-
-    row_mask: the mask differs by query. unit_stride: elements of a head lie side by side in queries, keys and values.
-    """
+    """The facts of a call that decide which backends can run it."""
 
     device: str
+    """The type of the device, such as 'cuda'."""
     dtype: torch.dtype
+    """Of queries, keys and values."""
     head_dim: int
+    """The size of a head."""
     queries: int
+    """The number of queries."""
     keys: int
+    """The number of keys."""
     masked: bool
+    """Whether there is a mask."""
     row_mask: bool = False
+    """Whether the mask differs between queries."""
     unit_stride: bool = True
+    """Whether the elements of a head are contiguous in queries, keys and values."""
 
 
 class Run(Protocol):
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, /) -> Tensor: ...
+    """A backend's function."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, /) -> Tensor:
+        """softmax(q k^T scale + mask) v; shapes as in `attention`."""
+        ...
 
 
 Reason = Callable[[AttentionSpec], str | None]
@@ -51,8 +60,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def _forced(kind: str) -> Run:
-    """PyTorch's own attention, held to one of its kernels."""
+def _sdpa_kernel(kind: str) -> Run:
+    """PyTorch's own attention, restricted to one of its kernels."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -84,7 +93,7 @@ def _triton_windows(
 
 
 def _pooled_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
-    """A pass of its own: attention reads keys and values N / BLOCK_M times, and after this they are r^2 times smaller."""
+    """Pooling pays as a separate pass: attention reads keys and values N / BLOCK_M times, and now they are r^2 times fewer."""
     from hires.kernels.triton_maps import pool_triton
 
     return pool_triton(x, canvas, r)
@@ -120,13 +129,13 @@ def _fused(kind: str) -> Reason:
 
 
 BACKENDS: tuple[Backend[AttentionSpec, Run], ...] = (
-    Backend(name="sdpa", why_not=_sdpa_why_not, run=_sdpa),  # PyTorch's own choice; first until a card has run the next two
+    Backend(name="sdpa", why_not=_sdpa_why_not, run=_sdpa),  # PyTorch's own choice; first until the next two are measured
     Backend(name="xformers", why_not=xformers_why_not, run=_xformers),
     Backend(name="triton", why_not=triton_why_not, run=_triton),
-    Backend(name="flash", why_not=_fused("FLASH_ATTENTION"), run=_forced("FLASH_ATTENTION")),
-    Backend(name="efficient", why_not=_fused("EFFICIENT_ATTENTION"), run=_forced("EFFICIENT_ATTENTION")),
-    Backend(name="cudnn", why_not=_fused("CUDNN_ATTENTION"), run=_forced("CUDNN_ATTENTION")),
-    Backend(name="math", why_not=_math_why_not, run=_forced("MATH")),
+    Backend(name="flash", why_not=_fused("FLASH_ATTENTION"), run=_sdpa_kernel("FLASH_ATTENTION")),
+    Backend(name="efficient", why_not=_fused("EFFICIENT_ATTENTION"), run=_sdpa_kernel("EFFICIENT_ATTENTION")),
+    Backend(name="cudnn", why_not=_fused("CUDNN_ATTENTION"), run=_sdpa_kernel("CUDNN_ATTENTION")),
+    Backend(name="math", why_not=_math_why_not, run=_sdpa_kernel("MATH")),
     Backend(name="chunked", why_not=_chunked_why_not, run=attention_chunked),
 )
 
@@ -156,22 +165,31 @@ def attention(
     policy: Policy = Global(),  # noqa: B008 - a frozen value
     backend: str | None = None,
 ) -> Tensor:
-    """softmax(q k^T scale + mask) v; q (B, heads, N, d), k and v (B, heads, M, d), scale 1/sqrt(d) unless given.
+    """softmax(q k^T scale + mask) v.
 
-    policy: which keys a query attends to; all but `Global` need `canvas`, the rows and columns of N = M = h w tokens, and
-    take masks by key only (`KVPool` none). mask: (B, 1 or heads, 1 or N, M), boolean (True attends) or additive.
-    BackendRefused with the reason where the named backend, or every backend, cannot run the call; ValueError where the
-    policy cannot.
+    Args:
+        q: (B, heads, N, d).
+        k: (B, heads, M, d).
+        v: (B, heads, M, d).
+        canvas: the rows and columns of N = M = h w tokens; all policies but `Global` need it.
+        mask: (B, 1 or heads, 1 or N, M), boolean (True attends) or additive. With a windowed policy only masks by key,
+            (B, 1 or heads, 1, M); with `KVPool` none.
+        scale: 1/sqrt(d) by default.
+        policy: which keys each query attends to.
+        backend: the backend that must run; None chooses one.
+
+    BackendRefused, with the reasons, if the named backend, or every backend, cannot run the call; ValueError if the canvas or
+    the mask does not suit the policy.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if isinstance(policy, Global):
         return select(spec_of(q, k, v, mask), backend).run(q, k, v, mask, factor * policy.stretch(q.shape[-2]))
     canvas = _checked(q, k, mask, canvas, policy)
-    kernel = select(spec_of(q, k, v, mask), backend).name == "triton"
+    by_triton = select(spec_of(q, k, v, mask), backend).name == "triton"
     if isinstance(policy, KVPool):
-        thin = _pooled_triton if kernel else pooled
-        return attention(q, thin(k, canvas, policy.r), thin(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
-    if kernel:
+        pool = _pooled_triton if by_triton else pooled
+        return attention(q, pool(k, canvas, policy.r), pool(v, canvas, policy.r), mask=mask, scale=factor, backend=backend)
+    if by_triton:
         return _triton_windows(q, k, v, mask, factor, canvas, policy)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, part: Tensor | None) -> Tensor:
@@ -193,10 +211,10 @@ def _checked(
 
 
 def select(spec: AttentionSpec, name: str | None = None) -> Backend[AttentionSpec, Run]:
-    """The first backend that runs the call, or the named one. BackendRefused says why where there is none."""
+    """The first backend that can run the call, or the named one. BackendRefused, with the reasons, if there is none."""
     return choose(BACKENDS, spec, "attention", name)
 
 
 def table(spec: AttentionSpec) -> list[tuple[str, str | None]]:
-    """Every backend in order with its reason, None where it runs."""
+    """Every backend in order with the reason why it cannot run the call; None if it can."""
     return reasons_of(BACKENDS, spec)

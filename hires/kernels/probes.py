@@ -1,4 +1,4 @@
-"""Why a backend cannot run a call, from facts: device, dtype, head size, mask, and a probe call of one element."""
+"""Reasons why a backend cannot run a call: its facts, or a failed probe call."""
 
 from __future__ import annotations
 
@@ -8,39 +8,63 @@ from typing import Protocol
 
 import torch
 
-ROW_MASKS = 2**31  # scores that are held at once, at most
-TRITON_HEAD = 512
-TRITON_SINGLE_HEAD = 256
+ROW_MASKS = 2**31  # the most scores to hold at once
+TRITON_HEAD = 512  # the largest head size of the Triton kernel
+TRITON_SINGLE_HEAD = 256  # the same in float32
 HALVES = (torch.float16, torch.bfloat16)
 
 
 class Facts(Protocol):
-    """What `dispatch.AttentionSpec` holds."""
+    """The fields of `dispatch.AttentionSpec`, which is defined above this module."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """The type of the device, such as 'cuda'."""
+        ...
+
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
+        ...
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """The size of a head."""
+        ...
+
     @property
-    def queries(self) -> int: ...
+    def queries(self) -> int:
+        """The number of queries."""
+        ...
+
     @property
-    def keys(self) -> int: ...
+    def keys(self) -> int:
+        """The number of keys."""
+        ...
+
     @property
-    def masked(self) -> bool: ...
+    def masked(self) -> bool:
+        """Whether there is a mask."""
+        ...
+
     @property
-    def row_mask(self) -> bool: ...
+    def row_mask(self) -> bool:
+        """Whether the mask differs between queries."""
+        ...
+
     @property
-    def unit_stride(self) -> bool: ...
+    def unit_stride(self) -> bool:
+        """Whether the elements of a head are contiguous."""
+        ...
 
 
 def floating(dtype: torch.dtype) -> str | None:
+    """None for a floating-point dtype, else the reason."""
     return None if dtype.is_floating_point else f"takes floating-point tensors, not {dtype}"
 
 
 def fused_why_not(kind: str, spec: Facts) -> str | None:
-    """PyTorch's fused kernels: what a call of one query says, with the masked sizes that would hold all scores."""
+    """Why one of PyTorch's fused kernels cannot run; a probe call decides what the facts leave open."""
     if not spec.dtype.is_floating_point:
         return floating(spec.dtype)
     if spec.device == "cpu" and kind != "FLASH_ATTENTION":
@@ -67,6 +91,7 @@ def _probe(kind: str, device: str, dtype: torch.dtype, head_dim: int, masked: bo
 
 
 def triton_why_not(spec: Facts) -> str | None:
+    """Why the Triton attention kernel cannot run."""
     if spec.device != "cuda":
         return f"runs on CUDA, not on {spec.device}"
     if importlib.util.find_spec("triton") is None:
@@ -81,7 +106,7 @@ def triton_why_not(spec: Facts) -> str | None:
 
 
 def elementwise_why_not(device: str, dtype: torch.dtype) -> str | None:
-    """Of the Triton kernels on maps."""
+    """Why the Triton kernels on maps cannot run."""
     if device != "cuda":
         return f"runs on CUDA, not on {device}"
     if importlib.util.find_spec("triton") is None:
@@ -90,6 +115,7 @@ def elementwise_why_not(device: str, dtype: torch.dtype) -> str | None:
 
 
 def xformers_why_not(spec: Facts) -> str | None:
+    """Why xformers cannot run; a probe call decides what the facts leave open."""
     if spec.device != "cuda":
         return f"runs on CUDA, not on {spec.device}"
     if importlib.util.find_spec("xformers") is None:

@@ -1,4 +1,4 @@
-"""Readable PyTorch references that every kernel is tested against."""
+"""Readable PyTorch references of attention, which kernels are tested against."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def attention_chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scal
     """softmax(q k^T scale + mask) v by online softmax over chunks of keys (Milakov and Gimelshein 2018; Rabe 2021).
 
     q (B, heads, N, d), k and v (B, heads, M, d); mask (B, 1 or heads, 1 or N, M), boolean (True attends) or additive, or
-    None. float32 (float64 for float64 inputs) inside, the input's dtype out. Never holds N x M scores, only N x chunk.
-    A query that attends to nothing gives 0.
+    None. Computes in float32 (float64 for float64 inputs) and returns the input's dtype. Holds N x chunk scores, never N x M.
+    A query without keys gives 0.
     """
     starts = range(0, k.shape[-2], chunk)
     pairs = ((k[..., s : s + chunk, :], v[..., s : s + chunk, :]) for s in starts)
@@ -24,7 +24,7 @@ def attention_chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scal
 def attention_streamed(
     q: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], scale: float, masks: Iterator[Tensor] | None = None
 ) -> Tensor:
-    """The same over chunks of keys and values (B, heads, m, d) that arrive one after the other, from anywhere."""
+    """`attention_chunked` over chunks of keys and values (B, heads, m, d) that arrive one after the other."""
     inner = torch.float64 if q.dtype == torch.float64 else torch.float32
     queries = q.to(inner) * scale
     out = torch.zeros_like(queries)
@@ -42,5 +42,5 @@ def attention_streamed(
         total = total * keep + weights.sum(-1)
         out = out.mul_(keep[..., None]).add_(weights @ values.to(inner))
         largest = new
-        del scores, weights, keys, values  # the next chunk's take their place
+        del scores, weights, keys, values  # make room for the next chunk
     return (out / total.clamp_min(torch.finfo(inner).tiny)[..., None]).to(q.dtype)

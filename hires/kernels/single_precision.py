@@ -1,4 +1,4 @@
-"""A half-precision network evaluated in float32, layer by layer: what overflows in half precision is done again so."""
+"""Evaluates a half-precision network in float32, for calls that overflowed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from torch.overrides import TorchFunctionMode
 WEIGHTED: tuple[Callable[..., Any], ...] = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.embedding),
     *(F.group_norm, F.layer_norm, F.rms_norm, F.batch_norm),
-)  # by which weights meet activations
+)  # operations that combine weights and activations
 
 
 @contextmanager
 def in_single(module: nn.Module) -> Iterator[None]:
-    """Within, every layer of the module computes in float32 from its own weights, which are cast for the call and dropped.
+    """Make every layer of the module compute in float32 inside the block, from weights that are cast for each call.
 
-    More memory than a half-precision run by the float32 copy of the largest layer, and by activations of twice the bytes.
-    Parts that have a `single` of their own are told. Parameters are only read, at the moment that they are used: an offload
-    that fetches them layer by layer and knows them by identity goes on undisturbed.
+    Needs more memory than a half-precision run: a float32 copy of the largest layer, and activations of twice the bytes.
+    Parts with an attribute `single` have it set to True. Parameters are only read, when they are used, so an offload that
+    loads them layer by layer and knows them by identity keeps working.
     """
     halves = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
-    told: list[Any] = [part for part in module.modules() if hasattr(part, "single")]
-    for part in told:
+    switched: list[Any] = [part for part in module.modules() if hasattr(part, "single")]
+    for part in switched:
         part.single = True
     try:
         with _Widening(halves):
             yield
     finally:
-        for part in told:
+        for part in switched:
             part.single = False
 
 
 class _Widening(TorchFunctionMode):
-    """Arguments of weighted operations in float32; what is between them follows by promotion."""
+    """Casts the arguments of weighted operations to float32; operations between them follow by type promotion."""
 
     def __init__(self, halves: set[torch.dtype]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The policies in PyTorch: keys gathered per row of blocks and attended in batches, keys pooled, and a masked reference."""
+"""Attention policies in PyTorch: windows, pooled keys, and a masked reference."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 def attend_windows(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, canvas: tuple[int, int], policy: Windowed, attend: Attend
 ) -> Tensor:
-    """Each block of queries over its window of keys; q, k, v (B, heads, h w, d), mask (B, 1 or heads, 1, h w) or None.
+    """Attention of each block of queries over its window of keys, one row of blocks at a time.
 
-    A row of blocks at a time: columns of blocks are a batch, so gathered keys hold (w / block) keys^2 tokens.
+    Args:
+        q: (B, heads, h w, d).
+        k: as q.
+        v: as q.
+        mask: (B, 1 or heads, 1, h w) or None.
+        canvas: (h, w).
+        policy: the windows.
+        attend: attention of a batch of blocks; the blocks of a row are one batch of (w / block) keys^2 tokens.
     """
     rows, cols = axis(policy, canvas[0], 0), axis(policy, canvas[1], 1)
     out = _split(torch.empty_like(q, memory_format=torch.contiguous_format), 2, canvas)
@@ -33,7 +40,7 @@ def attend_windows(
 
 
 def attend_across(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cols: Axis, attend: Attend) -> Tensor:
-    """One row of blocks: lines of queries (B, heads, lines, w, d) over the lines of their window (B, heads, rows, w, d).
+    """Attention of one row of blocks: queries (B, heads, lines, w, d) over their window's keys (B, heads, rows, w, d).
 
     mask: (B, 1 or heads, rows, w, 1) or None. The result has the shape of q.
     """
@@ -60,7 +67,7 @@ def _blocks(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def query_lines(along: Axis, index: int) -> list[int]:
-    """The tokens of a block of queries, without what lies outside the axis."""
+    """The tokens of a block of queries that lie on the axis."""
     start = index * along.block - along.shift
     if along.circular:
         return [i % along.length for i in range(start, min(start + along.block, along.length - along.shift))]
@@ -74,7 +81,7 @@ def key_lines(along: Axis, index: int) -> list[int]:
 
 
 def _queries(along: Axis) -> Tensor:
-    """(count, block): the tokens of every block, clamped to the axis where a block hangs over."""
+    """The query tokens of every block, (count, block), clamped to the axis at its ends."""
     places = torch.arange(along.count * along.block)
     places = places.clamp(max=along.length - 1) - along.shift if along.circular else places - along.shift
     places = places % along.length if along.circular else places.clamp(0, along.length - 1)
@@ -82,18 +89,21 @@ def _queries(along: Axis) -> Tensor:
 
 
 def _keys(along: Axis) -> Tensor:
-    """(count, keys)."""
+    """The key tokens of every block, (count, keys)."""
     return torch.tensor([key_lines(along, index) for index in range(along.count)])
 
 
 def _back(along: Axis) -> Tensor:
-    """Where each token of the axis lies among the flattened blocks."""
+    """The position of each token of the axis in the flattened blocks."""
     places = torch.arange(along.length) + along.shift
     return places % along.length if along.circular else places
 
 
 def pooled(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
-    """Means over r x r tokens, the last row or column repeated where r does not divide: (B, heads, h w, d) to h/r w/r."""
+    """Means over r x r tokens: (B, heads, h w, d) to (B, heads, ceil(h / r) ceil(w / r), d).
+
+    The last row and column are repeated if r does not divide h and w.
+    """
     h, w = canvas
     maps = x.transpose(2, 3).reshape(-1, x.shape[-1], h, w)
     if h % r or w % r:
@@ -102,7 +112,7 @@ def pooled(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
 
 
 def policy_mask(policy: Windowed, canvas: tuple[int, int]) -> Tensor:
-    """Which of h w keys each of h w queries attends to, bool: the plain definition, for tests on small canvases."""
+    """Whether each of h w queries attends to each of h w keys, bool (h w, h w): the definition, for tests."""
     rows, cols = (_axis_mask(axis(policy, n, i)) for i, n in enumerate(canvas))
     return (rows[:, None, :, None] & cols[None, :, None, :]).flatten(2).flatten(0, 1)
 
@@ -116,7 +126,7 @@ def _axis_mask(along: Axis) -> Tensor:
 
 
 def attention_masked(q: Tensor, k: Tensor, v: Tensor, canvas: tuple[int, int], policy: Policy, scale: float) -> Tensor:
-    """The reference of every policy: float64, all scores at once."""
+    """The reference of every policy, in float64 with all scores at once."""
     q, k, v = q.double(), k.double(), v.double()
     if isinstance(policy, KVPool):
         k, v = pooled(k, canvas, policy.r), pooled(v, canvas, policy.r)

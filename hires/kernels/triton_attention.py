@@ -1,6 +1,7 @@
-"""Flash attention in Triton, forward only: the whole sequence, or windows of a canvas by index arithmetic.
+"""Flash attention in Triton, forward only, over all keys or windows of a canvas.
 
-Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). Importing this imports triton, nothing else does.
+Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022); windows by index arithmetic. Only modules that run a kernel
+import this one, because it imports triton.
 """
 
 from __future__ import annotations
@@ -112,17 +113,33 @@ def attention_kernel(  # type: ignore[no-untyped-def]
 
 
 def blocks(d: int) -> tuple[int, int]:
-    """BLOCK_D and BLOCK_V of a head size: up to 256 in one piece, above in pieces of 64 and results of 128."""
+    """BLOCK_D and BLOCK_V for a head size: one piece up to 256, above that pieces of 64 and results of 128."""
     piece = max(16, triton.next_power_of_2(d))
     return (piece, piece) if d <= 256 else (64, 128)
 
 
 def attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, config: Config,
-    canvas: tuple[int, int] | None = None, policy: Windowed | None = None,
-) -> Tensor:  # fmt: skip
-    """softmax(q k^T scale + mask) v: q (B, heads, N, d), k, v (B, heads, M, d) of any strides; mask (B, 1 or heads, 1, M),
-    boolean (True attends) or additive."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    config: Config,
+    canvas: tuple[int, int] | None = None,
+    policy: Windowed | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + mask) v.
+
+    Args:
+        q: (B, heads, N, d), any strides.
+        k: (B, heads, M, d), any strides.
+        v: (B, heads, M, d), any strides.
+        mask: (B, 1 or heads, 1, M), boolean (True attends) or additive.
+        scale: factor on the scores.
+        config: how to launch the kernel.
+        canvas: the rows and columns of the tokens, with a policy.
+        policy: the windows; None attends to all keys.
+    """
     (batch, heads, n, d), m = q.shape, k.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     piece, result = blocks(d)

@@ -1,9 +1,8 @@
-"""Triton kernels on maps (B, C, rows, W) of any strides: moments of groups, scale-shift-SiLU, blending, rows to integers;
-and means over the tokens of a canvas.
+"""Triton kernels on maps: group norm, blending, rounding to integers, pooling.
 
-A program takes a block of positions and all the channels of a group, or a power of two of them. Positions of one band are
-32-bit, which divide fast; offsets are 64-bit.
-Importing this imports triton, nothing else does.
+Maps are (B, C, rows, W) of any strides. A program takes a block of positions and all channels of a group, or a power of two
+of them. Positions of one band are 32-bit integers, which divide fast; offsets are 64-bit. Only modules that run a kernel
+import this one, because it imports triton.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from hires.kernels.tuning import launch
 
-MOST_POSITIONS = 2**31 - 2**14  # of one band, with room for the last block to hang over
-MOST_PIECES = 1024  # of one group of one picture, each with moments of its own
+MOST_POSITIONS = 2**31 - 2**14  # of one band, with room for the last block to overshoot
+MOST_PIECES = 1024  # of one group of one picture; each has its own moments
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -26,7 +25,7 @@ def stats_kernel(  # type: ignore[no-untyped-def]
     X, COUNT, MEAN, SQUARES, xb, xc, xr, xw, groups, W, positions, per_piece, pieces,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Count, mean and squared distances from it of one piece of a group: each block in two passes, blocks merged by Chan."""
+    """Count, mean and summed squared distances of one piece of a group; blocks are merged by Chan's formula."""
     piece = tl.program_id(0)
     batch = (tl.program_id(1) // groups).to(tl.int64)
     group = (tl.program_id(1) % groups).to(tl.int64)
@@ -139,7 +138,7 @@ def _checked(x: Tensor) -> Tensor:
 
 
 def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, means and squared distances (B, groups, pieces), float32."""
+    """Counts, means and summed squared distances (B, groups, pieces), float32."""
     (batch, channels, rows, width), chosen = _checked(band).shape, launch("group_norm_stats", band)
     per_group, positions = channels // groups, rows * width
     block_c = triton.next_power_of_2(per_group)
@@ -147,17 +146,17 @@ def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     pieces = min(MOST_PIECES, triton.cdiv(positions, block))
     per_piece = triton.cdiv(triton.cdiv(positions, pieces), block) * block
     pieces = triton.cdiv(positions, per_piece)
-    made = [torch.empty(batch, groups, pieces, dtype=torch.float32, device=band.device) for _ in range(3)]
+    count, mean, squares = (torch.empty(batch, groups, pieces, dtype=torch.float32, device=band.device) for _ in range(3))
     grid: Any = (pieces, batch * groups)
     stats_kernel[grid](
-        band, *made, *band.stride(), groups, width, positions, per_piece, pieces,
+        band, count, mean, squares, *band.stride(), groups, width, positions, per_piece, pieces,
         CHANNELS=per_group, BLOCK_C=block_c, BLOCK_P=block, num_warps=chosen.warps,
     )  # fmt: skip
-    return made[0], made[1], made[2]
+    return count, mean, squares
 
 
 def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype) -> Tensor:
-    """The result keeps the memory format of x."""
+    """x scale + shift, then SiLU if `silu`; the result keeps the memory format of x."""
     (batch, channels, rows, width), chosen = _checked(x).shape, launch("group_norm_apply", x)
     out = torch.empty_like(x, dtype=dtype)
     block_c = min(triton.next_power_of_2(channels), chosen.channels_last if x.stride(1) == 1 else 1)
@@ -172,7 +171,7 @@ def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: tor
 
 
 def accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, top: int, left: int) -> None:
-    """In place."""
+    """Add the weighted tile to the canvas in place."""
     (batch, channels, height, width), chosen = _checked(tile).shape, launch("blend", tile)
     grid: Any = (triton.cdiv(height * width, chosen.elements), batch * channels)
     accumulate_kernel[grid](
@@ -182,6 +181,7 @@ def accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, 
 
 
 def to_integers_triton(band: Tensor, bits: int) -> Tensor:
+    """Rows (3, rows, W) in [-1, 1] as (rows, W, 3) integers."""
     (channels, rows, width), chosen = _checked(band).shape, launch("integers", band)
     assert channels == 3, "three channels are interleaved"
     levels = 2**bits - 1
@@ -195,7 +195,7 @@ def to_integers_triton(band: Tensor, bits: int) -> Tensor:
 
 
 def pool_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
-    """(B, heads, h w, d) of any strides to (B, heads, ceil(h / r) ceil(w / r), d)."""
+    """Means over r x r tokens: (B, heads, h w, d) of any strides to (B, heads, ceil(h / r) ceil(w / r), d)."""
     (batch, heads, _, d), (rows, width), chosen = x.shape, canvas, launch("pool", x)
     small = triton.cdiv(rows, r), triton.cdiv(width, r)
     count, block_d = small[0] * small[1], triton.next_power_of_2(d)

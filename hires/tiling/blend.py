@@ -1,4 +1,4 @@
-"""Blend weights per axis that sum to one at every cell, so fused tiles need no division."""
+"""Separable blend weights of tiles that sum to one at every cell of the canvas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoises a canvas tile by tile and fuses the estimates; the sampler sees one canvas."""
+"""Denoises a canvas tile by tile and fuses the estimates into one canvas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage policies of the exact autoencoder: their cost, and those that fit a budget."""
+"""Storage policies of the exact autoencoder and the choice that fits a budget."""
 
 from __future__ import annotations
 
