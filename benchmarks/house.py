@@ -80,7 +80,9 @@ def _flag_texts(name: Path, tree: ast.Module) -> Iterator[str]:
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     for node in ast.walk(tree):
-        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            continue
+        text = node.value
         if re.search(r"(^|[ `'(])--[a-z][a-z-]+", text) and id(node) not in documentation:
             yield f"{name}:{node.lineno} {text[:60]!r}"
 

@@ -45,7 +45,7 @@ def _approximate(
 ) -> RenderResult:
     """The first of ever cheaper pictures that has room, its plan saying so. MemoryLadderError where none has."""
     while True:
-        made = explain.noted(planner.plan(request, spec, device), request)
+        made = explain.approximated(planner.plan(request, spec, device), request)
         try:
             return run(request, made)
         except MemoryLadderError as error:

@@ -1,58 +1,106 @@
-"""Notes of a plan: every choice in words, with the numbers that decided it."""
+"""Fourth pass of the planner: all notes of a plan, every choice in words with the numbers that decided it. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hires.checkpoints.spec import ModelSpec
-from hires.devices.spec import DeviceSpec
-from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
+from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy
+from hires.planning.draft import Draft
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.planning.search import WHERE, Way
-from hires.planning.stages import choose_guidance, choose_sampler
 from hires.sampling import registry
 from hires.tiling.geometry import Size, relay_view
 from hires.units import gib
 
 
-def policy_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
-    """Every approximation of attention is named, and a policy that was asked for and changes nothing."""
-    asked = parse_policy(request.attention_policy).name != "global"
-    used = [stage for stage in stages if stage.attention != Global()]
-    if not used:
-        if asked:
-            yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
-        return
-    policy = used[-1].attention
-    reach = {NPA: "a neighbourhood of", Windows: "a window of"}.get(type(policy))
-    if isinstance(policy, NPA | Windows):
-        what = f"attends to {reach} {policy.window * spec.cell_px} px over the whole canvas"
-    elif isinstance(policy, KVPool):
-        what = f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
-    else:
-        what = "attends to the whole canvas, its scores scaled for the greater length"
-    why = "as asked for" if asked or request.stages or request.relay.attention else f"as preset {request.preset} has it"
-    yield f"approximation: self-attention {what}, {why} ({', '.join(stage.name for stage in used)})"
+def explain(draft: Draft, way: Way) -> Iterator[str]:
+    """The notes of a plan, from what is drawn to how it runs."""
+    stages = way.best.stages
+    yield from draft.spec.notes
+    yield from choice_notes(draft)
+    yield from untiled_notes(way)
+    yield relay_note(tuple(stage.canvas for stage in stages), draft.bins)
+    yield from sigma_notes(draft, stages)
+    yield from policy_notes(draft, stages)
+    yield from tile_notes(draft, stages)
+    yield from text_notes(way)
+    yield from sampler_notes(draft, stages)
+    yield from guidance_notes(draft)
+    yield from way_notes(draft, way)
+    yield from colour_notes(draft, stages)
+    yield from budget_notes(draft, way)
 
 
-def noted(made: MemoryPlan, request: RenderRequest) -> MemoryPlan:
-    """The plan of an approximation, with its name."""
+def approximated(plan: MemoryPlan, request: RenderRequest) -> MemoryPlan:
+    """The plan of an approximation, named as one in its notes."""
+    if any(note.startswith("approximation: tiles") for note in plan.notes):
+        return plan
     what = "tiles instead of the canvas in one piece" if request.tile_px is None else f"tiles of {request.tile_px} px"
     note = f"approximation: {what}, because nothing exact has room and --allow-approximate was given"
-    return made if any(n.startswith("approximation: tiles") for n in made.notes) else replace(made, notes=(*made.notes, note))
+    return replace(plan, notes=(*plan.notes, note))
 
 
-def tile_notes(request: RenderRequest, stages: tuple[StagePlan, ...], spec: ModelSpec, tiles: tuple[int, int]) -> Iterator[str]:
+def choice_notes(draft: Draft) -> Iterator[str]:
+    """Canvas, strategy and number type."""
+    if draft.canvas.reason:
+        yield f"canvas {draft.canvas.value} is {draft.canvas.reason}"
+    yield f"strategy {draft.strategy.value}: {draft.strategy.reason}"
+    yield f"dtype {draft.dtype.value}: {draft.dtype.reason}"
+
+
+def untiled_notes(way: Way) -> Iterator[str]:
+    """Stages in tiles that the preset wants in one piece: a larger budget draws another picture, so the note says it."""
+    room = int(max(way.device.budget_bytes, way.device.most_bytes) / (1 + way.device.slack))
+    for name, needed in way.untiled_bytes:
+        yield (
+            f"approximation: {name} in tiles instead of one piece, which needs {gib(needed)} of "
+            f"{gib(room)}; a larger budget draws another picture (--attention-policy global: tiles on any)"
+        )
+
+
+def sigma_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
+    """A noise level to start from other than the checkpoint's."""
+    if draft.request.sigma_max is not None:
+        why = "what goes with the size" if draft.request.sigma_max == "auto" else "as asked for"
+        yield f"starts from sigma {stages[0].sigma_start:g} instead of the checkpoint's {draft.spec.sigma_max:g}: {why}"
+
+
+def policy_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
+    """Every approximation of attention, and a policy that was asked for and changes nothing."""
+    request = draft.request
+    given = parse_policy(request.attention_policy).name != "global"
+    used = [stage for stage in stages if stage.attention != Global()]
+    if not used:
+        if given:
+            yield f"attention {request.attention_policy} changes nothing: {stages[-1].canvas} is within the trained size"
+        return
+    by_user = given or request.stages or request.relay.attention
+    why = "as asked for" if by_user else f"as preset {request.preset} has it"
+    names, reach = ", ".join(stage.name for stage in used), policy_words(used[-1].attention, draft.spec.cell_px)
+    yield f"approximation: self-attention {reach}, {why} ({names})"
+
+
+def policy_words(policy: Policy, cell_px: int) -> str:
+    """What each token attends to."""
+    if isinstance(policy, NPA | Windows):
+        kind = "neighbourhood" if isinstance(policy, NPA) else "window"
+        return f"attends to a {kind} of {policy.window * cell_px} px over the whole canvas"
+    if isinstance(policy, KVPool):
+        return f"attends to keys averaged {policy.r} x {policy.r} over the whole canvas"
+    return "attends to the whole canvas, its scores scaled for the greater length"
+
+
+def tile_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
     """Where tiles and their weights come from."""
+    request, spec = draft.request, draft.spec
     if all(stage.grid.count == 1 for stage in stages):
         yield "no latent tiling: one tile covers the canvas"
         return
-    told = [stage.windows for stage in (request.relay, *request.stages) if stage.windows]
-    tile_px, overlap_px = (cells * spec.cell_px for cells in tiles)
-    if told:
+    tile_px, overlap_px = (cells * spec.cell_px for cells in draft.tile_cells)
+    if any(stage.windows for stage in (request.relay, *request.stages)):
         side, blend = stages[-1].grid.tile.width * spec.cell_px, stages[-1].blend
         moving = ", moved at every step" if stages[-1].shift_cells else ""
         yield f"tiles of {side} px in the last stage, {blend} weights{moving}: as asked for"
@@ -63,26 +111,76 @@ def tile_notes(request: RenderRequest, stages: tuple[StagePlan, ...], spec: Mode
         yield f"tiles of {tile_px} px, {overlap_px} px shared: what the model was trained at"
 
 
-def colour_note(request: RenderRequest, stages: tuple[StagePlan, ...]) -> str:
-    """What the colour fix does, and to what."""
-    if request.strength is None and len(stages) == 1:
-        return f"colour fix {request.colour_fix} changes nothing: there is no picture that this one started from"
-    source = "the picture it starts from" if request.strength is not None else "its base picture"
-    how = {"wavelet": "coarse colours", "adain": "mean and deviation of every colour (decoded twice)"}
-    return f"colour fix {request.colour_fix}: {how[request.colour_fix or 'wavelet']} of {source}"
+def text_notes(way: Way) -> Iterator[str]:
+    """Text encoders that have no room on the card, and those that take much host memory."""
+    text = way.text
+    if text.on_host:
+        yield f"text encoders run on the CPU: they need {gib(text.weight_bytes)} of {gib(way.device.budget_bytes)}"
+    if text.host_bytes:
+        size = gib(text.host_bytes)
+        yield f"text encoders in {text.dtype}: {size} of host memory while the prompts are encoded, then freed"
 
 
-def way_notes(way: Way, device: DeviceSpec, dtype: str) -> Iterator[str]:
-    """How it is run, with the numbers that decided it."""
-    peak, batch = max(cost.peak_bytes for cost in way.costs), max(stage.batch for stage in way.stages)
+def sampler_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
+    """Sampler and schedule, and samplers of later stages that differ."""
+    request, sampler, schedule = draft.request, draft.sampler, draft.schedule
+    yield f"sampler {sampler.value}: {sampler.reason}; schedule {schedule.value}: {schedule.reason}"
+    by = "as asked for" if request.relay.sampler or request.stages else "the model's own"
+    for name in dict.fromkeys(stage.sampler for stage in stages if stage.enlarger):
+        if name != sampler.value:
+            yield f"refined by {name}: {by}"
+    if not registry.SAMPLERS[sampler.value].known:
+        yield (
+            f"{sampler.value} takes as many evaluations as its tolerance asks for, whatever --steps says: "
+            f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
+        )
+
+
+def guidance_notes(draft: Draft) -> Iterator[str]:
+    """Guidance that does not mean what it seems to, and a negative prompt that is not used."""
+    request, guidance = draft.request, draft.guidance
+    if request.guidance is not None and guidance.reason:
+        yield f"guidance {request.guidance:g} taken as {guidance.value:g}: {guidance.reason}"
+    elif guidance.value < 1:
+        yield f"guidance {guidance.value:g}: below 1 the picture leans to the negative prompt"
+    if guidance.value == 1.0 and request.negative:
+        yield "the negative prompt has no say at guidance 1"
+
+
+def way_notes(draft: Draft, way: Way) -> Iterator[str]:
+    """Previews, batch, place of the weights and decoding, with the bytes that decided them."""
+    best, device = way.best, way.device
+    if way.preview_bytes:
+        yield f"previews by {draft.request.tiny_vae}: up to {gib(way.preview_bytes)} after each step"
+    peak, batch = max(cost.peak_bytes for cost in best.costs), max(stage.batch for stage in best.stages)
     pictures = f"{batch} picture{'s' if batch > 1 else ''} at once"
     yield f"{pictures}: the fastest that fits, peak {gib(peak)} of {gib(device.budget_bytes)}"
     if device.kind != "cpu":
-        yield f"weights {WHERE[way.offload]}, text encoders freed after use"
-    same = "" if way.decode.policy == "whole" else "; the pixels of the whole decode, to rounding"
-    yield f"decode {way.decode}: peak {gib(way.costs[-1].peak_bytes)}{same}"
-    if way.decode.dtype != dtype:
-        yield f"decode in {way.decode.dtype}: an SDXL-type VAE overflows in fp16, and bf16 is enough for 8 bits"
+        yield f"weights {WHERE[best.offload]}, text encoders freed after use"
+    same = "" if best.decode.policy == "whole" else "; the pixels of the whole decode, to rounding"
+    yield f"decode {best.decode}: peak {gib(best.costs[-1].peak_bytes)}{same}"
+    if best.decode.dtype != draft.dtype.value:
+        yield f"decode in {best.decode.dtype}: an SDXL-type VAE overflows in fp16, and bf16 is enough for 8 bits"
+
+
+def colour_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
+    """What the colour fix does, and to which picture's colours."""
+    fix, from_init = draft.request.colour_fix, draft.request.strength is not None
+    if fix is None:
+        return
+    if not from_init and len(stages) == 1:
+        yield f"colour fix {fix} changes nothing: there is no picture that this one started from"
+        return
+    source = "the picture it starts from" if from_init else "its base picture"
+    how = {"wavelet": "coarse colours", "adain": "mean and deviation of every colour (decoded twice)"}
+    yield f"colour fix {fix}: {how[fix]} of {source}"
+
+
+def budget_notes(draft: Draft, way: Way) -> Iterator[str]:
+    """A default budget that had to grow."""
+    given, used = draft.device.budget_bytes, way.device.budget_bytes
+    if used != given:
+        yield f"budget {gib(used)}, of free memory less the weights: {gib(given)} is too small"
 
 
 def relay_note(canvases: tuple[Size, ...], bins: tuple[Size, ...]) -> str:
@@ -97,38 +195,3 @@ def relay_note(canvases: tuple[Size, ...], bins: tuple[Size, ...]) -> str:
     cut = "" if resized == canvas else f", {1 - canvas.area / resized.area:.0%} of it cut away"
     count = f"{len(canvases) - 1} stage{'s' if len(canvases) > 2 else ''}"
     return f"base picture {base} ({named}), enlarged {factor} to the canvas {canvas}, refined in {count}{cut}"
-
-
-def guidance_notes(request: RenderRequest, spec: ModelSpec) -> Iterator[str]:
-    guidance = choose_guidance(request, spec)
-    if request.guidance is not None and guidance != request.guidance:
-        yield f"guidance {request.guidance:g} taken as 1: none, as this few-step model's card means it"
-    elif guidance < 1:
-        yield f"guidance {guidance:g}: below 1 the picture leans to the negative prompt"
-    if guidance == 1.0 and request.negative:
-        yield "the negative prompt has no say at guidance 1"
-
-
-def sampler_notes(request: RenderRequest, stages: Sequence[StagePlan], spec: ModelSpec) -> Iterator[str]:
-    """What was chosen and why; RequestError for a sampler and a schedule that do not fit the model or each other."""
-    sampler, schedule, why = choose_sampler(request, spec)
-    for stage in stages:
-        registry.check_combination(
-            stage.sampler,
-            stage.schedule,
-            spec.parameterisation,
-            moving_tiles=stage.shift_cells > 0,
-            few_step=spec.facts.few_step,
-            steps=stage.steps,
-        )
-    chosen = "as asked for" if request.sampler else "the model's own"
-    yield f"sampler {sampler}: {chosen}; schedule {schedule}: {why}"
-    by = "as asked for" if request.relay.sampler or request.stages else "the model's own"
-    yield from (
-        f"refined by {name}: {by}" for name in dict.fromkeys(s.sampler for s in stages if s.enlarger) if name != sampler
-    )
-    if not registry.SAMPLERS[sampler].known:
-        yield (
-            f"{sampler} takes as many evaluations as its tolerance asks for, whatever --steps says: "
-            f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
-        )

@@ -1,19 +1,19 @@
-"""What is drawn: strategy, stages, tiles, sampler, guidance and attention of a request. No budget has a say in it."""
+"""The stages of a render: strategy, sizes, sampler, guidance and noise levels. No budget plays a part; no torch."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from hires.checkpoints.spec import ModelSpec, sigma_max_for, sigma_table
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
-from hires.options.stage import NOTHING_SAID, GuidePlan, StageSpec
+from hires.options.stage import GuidePlan, StageSpec
+from hires.planning.draft import Choice, StageSettings
 from hires.planning.plan import StagePlan
-from hires.planning.presets import Preset, preset
+from hires.planning.presets import Preset
 from hires.planning.resolution import bins_of, stage_canvases
 from hires.planning.tiles import place, whole_grid
 from hires.refine.renoise import relay_sigma
@@ -21,61 +21,85 @@ from hires.sampling import registry
 from hires.sampling.registry import SCHEDULES
 from hires.tiling.geometry import Size, snap
 
-REFINED_STRENGTH = 0.5  # above it a picture's large shapes are drawn anew, and tiles would each draw their own
+REFINED_STRENGTH = 0.5  # above it the large shapes of `init` are drawn anew, and tiles would each draw their own
+UNSET = StageSpec()
 
 
-def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> tuple[str, str]:
-    asked, strength = request.strategy, request.strength
+def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> Choice[str]:
+    """Whether the canvas is drawn at once, in tiles, or from a small picture up."""
+    strategy, strength = request.strategy, request.strength
     if request.stages:
-        if asked not in ("auto", "progressive"):
+        if strategy not in ("auto", "progressive"):
             raise RequestError(
-                f"--strategy {asked}: --stage lists the stages of a progressive render; leave one of the two out"
+                f"--strategy {strategy}: --stage lists the stages of a progressive render; leave one of the two out"
             )
-        return "progressive", "the stages that were asked for"
+        return Choice("progressive", "the stages that were asked for")
     several = len(stage_canvases(canvas, bins_of(spec), spec.align_px)) > 1
-    if strength is not None and several and strength <= REFINED_STRENGTH and asked in ("auto", "tiled"):
-        return "tiled", f"at strength {strength:g} the picture's own composition holds the tiles together"
-    if asked == "auto":
-        if several:
-            return (
-                "progressive",
-                f"{canvas} is beyond the model's native {spec.native_px} px; a base picture keeps it one",
-            )
-        return "direct", f"{canvas} is within the model's native {spec.native_px} px"
-    if asked == "direct" and several:
-        return asked, "as asked for; beyond the trained size expect repeated objects and attention over the whole canvas"
-    if asked == "tiled":
-        return asked, "as asked for; every tile starts from noise, so expect repeated objects"
-    if asked == "progressive" and not several:
-        return "direct", f"progressive was asked for, but {canvas} is one stage for this model"
-    return asked, "as asked for"
+    if strength is not None and several and strength <= REFINED_STRENGTH and strategy in ("auto", "tiled"):
+        return Choice("tiled", f"at strength {strength:g} the picture's own composition holds the tiles together")
+    if strategy == "auto":
+        return auto_strategy(canvas, spec, several)
+    if strategy == "direct" and several:
+        return Choice(
+            strategy, "as asked for; beyond the trained size expect repeated objects and attention over the whole canvas"
+        )
+    if strategy == "tiled":
+        return Choice(strategy, "as asked for; every tile starts from noise, so expect repeated objects")
+    if strategy == "progressive" and not several:
+        return Choice("direct", f"progressive was asked for, but {canvas} is one stage for this model")
+    return Choice(strategy, "as asked for")
+
+
+def auto_strategy(canvas: Size, spec: ModelSpec, several: bool) -> Choice[str]:
+    """Stages where the canvas takes `several`, else the whole canvas at once."""
+    if several:
+        return Choice("progressive", f"{canvas} is beyond the model's native {spec.native_px} px; a base picture keeps it one")
+    return Choice("direct", f"{canvas} is within the model's native {spec.native_px} px")
 
 
 def choose_sampler(
-    request: RenderRequest, spec: ModelSpec, wanted: StageSpec = NOTHING_SAID, behind: StageSpec = NOTHING_SAID
-) -> tuple[str, str, str]:
-    """Sampler, schedule and why that schedule: what the request says; else, for a model with timesteps that is not distilled
-    for certain ones, what the sampler asked for is usually run on; else the model's own. wanted: what a stage says of it;
-    behind: what its preset does."""
-    own = behind.sampler or spec.defaults.sampler
-    sampler, schedule = registry.resolve(wanted.sampler or request.sampler, wanted.schedule or request.schedule)
+    request: RenderRequest, spec: ModelSpec, user: StageSpec = UNSET, preset: StageSpec = UNSET
+) -> tuple[Choice[str], Choice[str]]:
+    """Sampler and schedule of a stage with the settings `user` and `preset`, or of a render.
+
+    What the user set comes first; then, unless the model is distilled for certain timesteps, the schedule that the sampler
+    is usually run on; then the model's own.
+    """
+    own = preset.sampler or spec.defaults.sampler
+    name, schedule = registry.resolve(user.sampler or request.sampler, user.schedule or request.schedule)
+    sampler = Choice(name or own, "as asked for" if request.sampler else "the model's own")
     if schedule is not None:
-        return sampler or own, schedule, "as asked for"
-    usual = registry.SAMPLERS[sampler].schedule if sampler and sampler not in (own, spec.defaults.sampler) else None
-    if sampler is not None and usual is not None and spec.parameterisation in registry.VP and spec.facts.few_step is None:
-        return sampler, usual, f"what {registry.SAMPLERS[sampler].label} is usually run on"
-    return sampler or own, spec.defaults.schedule, "the model's own"
+        return sampler, Choice(schedule, "as asked for")
+    usual = registry.SAMPLERS[name].schedule if name and name not in (own, spec.defaults.sampler) else None
+    if name is not None and usual is not None and spec.parameterisation in registry.VP and spec.facts.few_step is None:
+        return sampler, Choice(usual, f"what {registry.SAMPLERS[name].label} is usually run on")
+    return sampler, Choice(spec.defaults.schedule, "the model's own")
 
 
-def choose_guidance(request: RenderRequest, spec: ModelSpec) -> float:
-    """The model's own unless asked for. The cards of few-step models write 0 for none, which is 1 here."""
+def choose_guidance(request: RenderRequest, spec: ModelSpec) -> Choice[float]:
+    """The weight of classifier-free guidance, by default the model's; the cards of few-step models write 0 for none, here 1."""
     if request.guidance is None:
-        return spec.defaults.guidance
-    return 1.0 if spec.facts.few_step and request.guidance == 0 else float(request.guidance)
+        return Choice(spec.defaults.guidance)
+    if spec.facts.few_step and request.guidance == 0:
+        return Choice(1.0, "none, as this few-step model's card means it")
+    return Choice(float(request.guidance))
+
+
+def check_combinations(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
+    """RequestError for a sampler and a schedule that do not fit the model or each other."""
+    for stage in stages:
+        registry.check_combination(
+            stage.sampler,
+            stage.schedule,
+            spec.parameterisation,
+            moving_tiles=stage.shift_cells > 0,
+            few_step=spec.facts.few_step,
+            steps=stage.steps,
+        )
 
 
 def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
-    """RequestError for more steps than a schedule has timesteps, in any stage."""
+    """RequestError for a stage with more steps than its schedule has timesteps."""
     table = sigma_table(spec)
     for stage in stages:
         most = None if table is None else registry.most_steps(stage.schedule, table, stage.sigma_start)
@@ -86,138 +110,165 @@ def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
             )
 
 
-def make_stages(
-    request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, tile: int, overlap: int
-) -> tuple[StagePlan, ...]:
-    """The stages of a request: what it says of each, else of the relay, else its preset, else the model."""
-    made = preset(request.preset, spec)
-    sizes = stage_sizes(request, canvas, spec, strategy, made.growth)
-    strength, steps = request.strength, request.steps or made.stages[0].steps or spec.defaults.steps
+def stage_sizes(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, growth: float) -> tuple[Size, ...]:
+    """The canvases from the base picture to `canvas`, each at most about `growth` times the side of the one before.
+
+    RequestError for stages of the user's that do not grow up to `canvas`.
+    """
+    if not request.stages:
+        return stage_canvases(canvas, bins_of(spec), spec.align_px, growth) if strategy == "progressive" else (canvas,)
+    sizes: list[Size] = []
+    for stage in request.stages:
+        if stage.size is None:
+            raise RequestError(f"--stage {len(sizes) + 1}: give its size first, such as {canvas},steps=8")
+        sizes.append(snap(stage.size, spec.align_px))
+    if sizes[-1] != canvas:
+        raise RequestError(
+            f"--stage: the last is {sizes[-1]} and the picture's canvas {canvas}; give a last stage of that size"
+        )
+    if any(after.area <= before.area for before, after in itertools.pairwise(sizes)):
+        raise RequestError(f"--stage: {', '.join(map(str, sizes))} do not grow; give them from small to large")
+    return tuple(sizes)
+
+
+def stage_settings(request: RenderRequest, preset: Preset, spec: ModelSpec, index: int) -> StageSettings:
+    """User overrides and preset defaults of stage `index`; relay steps scale with --steps unless the model is distilled."""
+    defaults = preset.stage(index)
+    if index and request.steps is not None and not spec.facts.few_step:
+        share = request.steps / (preset.stages[0].steps or request.steps)
+        defaults = replace(defaults, steps=max(1, round((defaults.steps or 1) * share)))
+    user = request.stages[index] if request.stages else UNSET
+    relayed = index or request.strength is not None
+    return StageSettings(index=index, user=user.over(request.relay) if relayed else user, preset=defaults)
+
+
+def check_strength(request: RenderRequest, steps: int) -> None:
+    """RequestError for a strength so small that it leaves no step."""
+    strength = request.strength
     if strength is not None and int(steps * strength) < 1:
         raise RequestError(
             f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
         )
-    stages: list[StagePlan] = []
-    for index, size in enumerate(sizes):
-        told, behind = said(request, made, spec, index)
-        drawn = relay_stage if index else base_stage
-        stage = drawn(request, told, behind, spec, sizes, index)
-        base = index == 0 and strategy == "progressive" and size.area <= (2 * spec.native_px) ** 2
-        placed = stage if base else place(stage, told, behind, request, spec, (tile, overlap))
-        unasked = not (told.sampler or request.sampler)
-        if unasked and placed.shift_cells and registry.SAMPLERS[placed.sampler].multistep:
-            placed = replace(placed, sampler=spec.defaults.sampler)
-        stages.append(placed)
-    return tuple(stages)
 
 
-def stage_sizes(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy: str, growth: float) -> tuple[Size, ...]:
-    """The canvases that a render goes through. RequestError for stages asked for that do not grow to the last."""
-    if not request.stages:
-        return stage_canvases(canvas, bins_of(spec), spec.align_px, growth) if strategy == "progressive" else (canvas,)
-    found: list[Size] = []
-    for spec_of_stage in request.stages:
-        if spec_of_stage.size is None:
-            raise RequestError(f"--stage {len(found) + 1}: give its size first, such as {canvas},steps=8")
-        found.append(snap(spec_of_stage.size, spec.align_px))
-    if found[-1] != canvas:
-        raise RequestError(
-            f"--stage: the last is {found[-1]} and the picture's canvas {canvas}; give a last stage of that size"
-        )
-    if any(after.area <= before.area for before, after in itertools.pairwise(found)):
-        raise RequestError(f"--stage: {', '.join(map(str, found))} do not grow; give them from small to large")
-    return tuple(found)
-
-
-def said(request: RenderRequest, made: Preset, spec: ModelSpec, index: int) -> tuple[StageSpec, StageSpec]:
-    """What the user says of a stage, and the preset behind it, its number of steps being the request's share."""
-    behind = made.stage(index)
-    if index and request.steps is not None and not spec.facts.few_step:  # a few-step model relays as it was distilled
-        share = request.steps / (made.stages[0].steps or request.steps)
-        behind = replace(behind, steps=max(1, round((behind.steps or 1) * share)))
-    told = request.stages[index] if request.stages else NOTHING_SAID
-    return told.over(request.relay) if index or request.strength is not None else told, behind
-
-
-def base_stage(
-    request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
+def make_stage(
+    settings: StageSettings,
+    request: RenderRequest,
+    spec: ModelSpec,
+    sizes: Sequence[Size],
+    strategy: str,
+    tile_cells: tuple[int, int],
 ) -> StagePlan:
-    """The first stage: from noise, or from a picture by its strength."""
-    sampler, schedule, _ = choose_sampler(request, spec, told)
-    size, drawn_over = sizes[0], request.strength is not None
-    sigma = told.sigma_start if told.sigma_start and not drawn_over else choose_sigma_max(request, spec, size)
+    """One stage: its user's settings, else the relay's, else the preset's, else the model's; and its tiles."""
+    if settings.index == 0:
+        check_strength(request, request.steps or settings.preset.steps or spec.defaults.steps)
+    draw = relay_stage if settings.index else base_stage
+    stage, size = draw(request, settings, spec, sizes), sizes[settings.index]
+    if settings.index == 0 and strategy == "progressive" and size.area <= (2 * spec.native_px) ** 2:
+        return stage
+    placed = place(stage, settings, request, spec, tile_cells)
+    chosen = settings.user.sampler or request.sampler
+    if not chosen and placed.shift_cells and registry.SAMPLERS[placed.sampler].multistep:
+        return replace(placed, sampler=spec.defaults.sampler)
+    return placed
+
+
+def base_stage(request: RenderRequest, settings: StageSettings, spec: ModelSpec, sizes: Sequence[Size]) -> StagePlan:
+    """The first stage: from noise, or from a given picture by its strength."""
+    user, size, drawn_over = settings.user, sizes[0], request.strength is not None
+    sampler, schedule = choose_sampler(request, spec, user)
+    sigma = user.sigma_start if user.sigma_start and not drawn_over else choose_sigma_max(request, spec, size)
+    guided = guidance_range(user, spec)
     return StagePlan(
         name="base",
         canvas=size,
         grid=whole_grid(size, spec),
         sigma_start=checked_sigma(sigma, spec),
-        steps=told.steps or request.steps or behind.steps or spec.defaults.steps,
-        sampler=sampler,
-        schedule=schedule,
-        guidance=choose_guidance(request, spec) if told.guidance is None else told.guidance,
+        steps=user.steps or request.steps or settings.preset.steps or spec.defaults.steps,
+        sampler=sampler.value,
+        schedule=schedule.value,
+        guidance=choose_guidance(request, spec).value if user.guidance is None else user.guidance,
         image_guidance=image_guidance(request, spec),
         strength=request.strength,
-        guides=resolved_guides(told, sizes[0], sizes[0]) if drawn_over else (),
-        sigma_end=checked_end(told.sigma_end or 0.0, schedule),
-        **guidance_policy(told, spec),
+        guides=resolved_guides(user, sizes[0], sizes[0]) if drawn_over else (),
+        sigma_end=checked_end(user.sigma_end or 0.0, schedule.value),
+        guidance_high=guided.high,
+        guidance_rescale=guided.rescale,
+        guidance_interval=guided.interval,
     )
 
 
-def relay_stage(
-    request: RenderRequest, told: StageSpec, behind: StageSpec, spec: ModelSpec, sizes: Sequence[Size], index: int
-) -> StagePlan:
+def relay_stage(request: RenderRequest, settings: StageSettings, spec: ModelSpec, sizes: Sequence[Size]) -> StagePlan:
     """A later stage: the one before enlarged, re-noised and refined."""
-    sampler, schedule, _ = choose_sampler(request, spec, told, behind)
-    wanted = told.over(behind)
-    assert wanted.steps and wanted.sigma_start and wanted.enlarger and wanted.guidance is not None, "a preset says all of it"
-    start = relay_sigma(wanted.renoise or "fixed", wanted.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)
-    if told.sigma_start is not None:
-        checked_sigma(told.sigma_start, spec)
-    table = SCHEDULES[schedule].table
-    end = told.sigma_end if told.sigma_end is not None else 0.0 if table else behind.sigma_end or 0.0
+    user, index, merged = settings.user, settings.index, settings.merged
+    sampler, schedule = choose_sampler(request, spec, user, settings.preset)
+    assert merged.steps and merged.sigma_start and merged.enlarger and merged.guidance is not None, "a preset sets all of it"
+    start = relay_sigma(merged.renoise or "fixed", merged.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)
+    if user.sigma_start is not None:
+        checked_sigma(user.sigma_start, spec)
+    guided, weight = guidance_range(merged, spec), merged.guidance
     return StagePlan(
         name=f"refine {index}",
         canvas=sizes[index],
         grid=whole_grid(sizes[index], spec),
         sigma_start=checked_sigma(start, spec),
-        steps=wanted.steps,
-        sampler=sampler,
-        schedule=schedule,
-        guidance=min(wanted.guidance, choose_guidance(request, spec)) if told.guidance is None else told.guidance,
+        steps=merged.steps,
+        sampler=sampler.value,
+        schedule=schedule.value,
+        guidance=min(weight, choose_guidance(request, spec).value) if user.guidance is None else user.guidance,
         image_guidance=image_guidance(request, spec),
-        enlarger=wanted.enlarger,
-        guides=resolved_guides(wanted, sizes[0], sizes[index]),
-        sigma_end=checked_end(end if end < start else 0.0, schedule),
-        **guidance_policy(wanted, spec),
+        enlarger=merged.enlarger,
+        guides=resolved_guides(merged, sizes[0], sizes[index]),
+        sigma_end=relay_end(settings, schedule.value, start),
+        guidance_high=guided.high,
+        guidance_rescale=guided.rescale,
+        guidance_interval=guided.interval,
     )
 
 
+def relay_end(settings: StageSettings, schedule: str, start: float) -> float:
+    """The last noise level of a later stage; schedules that go down a checkpoint's timesteps end where those end."""
+    default = 0.0 if SCHEDULES[schedule].table else settings.preset.sigma_end or 0.0
+    end = default if settings.user.sigma_end is None else settings.user.sigma_end
+    return checked_end(end if end < start else 0.0, schedule)
+
+
 def image_guidance(request: RenderRequest, spec: ModelSpec) -> float:
+    """How closely an edit keeps to its picture."""
     return spec.defaults.image_guidance if request.image_guidance is None else request.image_guidance
 
 
-def guidance_policy(wanted: StageSpec, spec: ModelSpec) -> dict[str, Any]:
-    """The fields of a stage that say how its guidance acts. RequestError for a model whose guidance is of another kind."""
-    given = {
-        "guidance_high": wanted.guidance_high,
-        "guidance_rescale": wanted.guidance_rescale or 0.0,
-        "guidance_interval": wanted.guidance_interval,
-    }
-    if spec.facts.image_channels and any(given.values()):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceRange:
+    """Where and how guidance acts; see the fields `guidance_...` of `StagePlan`."""
+
+    high: float | None
+    rescale: float
+    interval: tuple[float, float] | None
+
+
+def guidance_range(settings: StageSpec, spec: ModelSpec) -> GuidanceRange:
+    """Where and how guidance acts. RequestError for a model that edits, which is guided by text and picture."""
+    limits = GuidanceRange(
+        high=settings.guidance_high,
+        rescale=settings.guidance_rescale or 0.0,
+        interval=settings.guidance_interval,
+    )
+    if spec.facts.image_channels and (limits.high or limits.rescale or limits.interval):
         raise RequestError(
             f"stage: high, rescale and interval are of text guidance; {spec.name} edits with two: leave them out"
         )
-    return given
+    return limits
 
 
-def resolved_guides(wanted: StageSpec, base: Size, size: Size) -> tuple[GuidePlan, ...]:
-    """The guides of a stage with their cutoffs: by default the base picture's Nyquist frequency on the stage's canvas."""
+def resolved_guides(settings: StageSpec, base: Size, size: Size) -> tuple[GuidePlan, ...]:
+    """The guides of a stage; a cutoff defaults to the base picture's Nyquist frequency on the stage's canvas."""
     factor = max(1.0, math.sqrt(size.area / base.area))
-    return tuple(replace(guide, cutoff=guide.cutoff or 0.5 / factor) for guide in wanted.guides or ())
+    return tuple(replace(guide, cutoff=guide.cutoff or 0.5 / factor) for guide in settings.guides or ())
 
 
 def checked_sigma(sigma: float, spec: ModelSpec) -> float:
-    """RequestError for a noise level that the model does not know."""
+    """The noise level. RequestError for one outside the range the model was trained on."""
     if not spec.sigma_min < sigma <= spec.sigma_max:
         raise RequestError(
             f"stage: sigma={sigma:g}: {spec.name} knows levels above {spec.sigma_min:g} and up to {spec.sigma_max:g}"
@@ -226,7 +277,7 @@ def checked_sigma(sigma: float, spec: ModelSpec) -> float:
 
 
 def checked_end(sigma: float, schedule: str) -> float:
-    """RequestError where a schedule ends where its timesteps end."""
+    """The last noise level. RequestError for a schedule that cannot end early."""
     if sigma and SCHEDULES[schedule].table:
         raise RequestError(
             f"stage: sigma ends at {sigma:g}, and schedule {schedule} goes down a checkpoint's timesteps: leave the end "
@@ -236,7 +287,7 @@ def checked_end(sigma: float, schedule: str) -> float:
 
 
 def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> float:
-    """The noise level that a picture of that size starts from; RequestError where the model has no choice, or not that one."""
+    """The noise level that a picture of `size` starts from. RequestError for one outside the model's range."""
     if request.sigma_max is None:
         return spec.sigma_max
     fitting = sigma_max_for(spec, size)

@@ -15,7 +15,7 @@ from hires.kernels.attention_policies import NPA, Global, KVPool, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import StageSpec, WindowSpec
 from hires.planning.costs.network_memory import text_live_bytes
-from hires.planning.costs.stages import choose_text
+from hires.planning.costs.text import choose_text
 from hires.planning.planner import plan
 from hires.sampling.registry import SAMPLERS, evaluations
 from hires.tiling.bands.memory import VaeShape

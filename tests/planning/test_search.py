@@ -18,8 +18,7 @@ from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
-from hires.planning.costs.evaluations import estimates_per_step
-from hires.planning.costs.stages import decode_cost, decode_plans, enlarge_cost, moving_seconds, stage_cost, weights_on_device
+from hires.planning.costs.stages import CostModel
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.planning.planner import plan
 from hires.planning.resolution import make_bins
@@ -74,17 +73,17 @@ assert len(REQUESTS) >= 50
 
 def brute_force(stages: tuple[StagePlan, ...], spec: ModelSpec, device: DeviceSpec, dtype: str) -> float:
     """The least seconds of every combination of place of the weights, batch of each stage and decode policy that fits."""
-    best = float("inf")
+    best, model = float("inf"), CostModel(spec, device, dtype)
     for offload in offloads(device):
-        moved = moving_seconds(stages, spec, device, dtype, offload)
+        moved = model.moving_seconds(stages, offload)
         per_stage = []
         for stage in stages:
-            most = stage.grid.count * estimates_per_step(stage, spec)
+            most = model.most_images(stage)
             batches = {min(batch, most) for batch in (CPU_BATCHES if device.kind == "cpu" else BATCHES)}
-            per_stage.append([stage_cost(stage, spec, device, batch, dtype, offload) for batch in batches])
-        for decode in decode_plans(stages[-1].canvas, spec, device):
-            last = decode_cost(stages[-1].canvas, decode, spec, device, dtype, offload)
-            between = [enlarge_cost(a.canvas, b, decode, spec, device, dtype, offload) for a, b in itertools.pairwise(stages)]
+            per_stage.append([model.stage(stage, batch, offload) for batch in batches])
+        for decode in model.decode_plans(stages[-1].canvas):
+            last = model.decode(stages[-1].canvas, decode, offload)
+            between = [model.enlarge(a.canvas, b, decode, offload) for a, b in itertools.pairwise(stages)]
             for combination in itertools.product(*per_stage):
                 costs = [*combination, *between, last]
                 if max(cost.peak_bytes for cost in costs) <= device.budget_bytes:
@@ -118,14 +117,14 @@ def decoded(canvas: Size, policy: str, band_rows: int, dtype: str, encode: bool)
 
 def replayed(made: MemoryPlan, spec: ModelSpec, card: DeviceSpec, model: str) -> int:
     """The most bytes that any stage of a plan holds, its operators run on fake tensors."""
-    peak = 0
+    peak, costs = 0, CostModel(spec, card, made.dtype)
     for stage in made.stages:
-        weights = weights_on_device(spec, made.dtype, card, made.offload, "network")
+        weights = costs.weights(made.offload, "network")
         if made.offload == "layers":
             weights = 2 * max_layer_bytes(spec, made.dtype)
         canvas = 6 * 4 * spec.facts.latent_channels * stage.grid.canvas.area
         peak = max(peak, weights + canvas + allocated(model, stage.grid.tile, stage.batch, stage.attention, made.dtype))
-    weights = weights_on_device(spec, made.dtype, card, made.offload, "vae")
+    weights = costs.weights(made.offload, "vae")
     for encode in (False, True):
         peak = max(peak, weights + decoded(made.canvas, made.decode.policy, made.decode.band_rows, made.decode.dtype, encode))
     return peak
