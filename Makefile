@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Python keeps what it compiled: the tests and benchmarks start some sixty processes.
+unexport PYTHONDONTWRITEBYTECODE
 SIZE ?= 2048x2048
 
 .PHONY: demo test test-slow check bench bench-quick clean
