@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+# Python keeps what it compiled: the tests and benchmarks start some sixty processes.
+unexport PYTHONDONTWRITEBYTECODE
 SIZE ?= 2048x2048
 
 .PHONY: demo test test-slow check bench bench-quick docs clean

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hires-tests-")  # what this machine was measured at is no part of a test
 
 from hires.checkpoints.spec import ModelSpec, load_spec
+from tests.support import speed
 
 if TYPE_CHECKING:
     from tests.support.checkpoints import Checkpoint
@@ -26,6 +29,29 @@ if TYPE_CHECKING:
 # The same examples on every run: a change fails or passes for what it changed. HIRES_TEST_RANDOM=1 draws new ones.
 settings.register_profile("hires", derandomize=not os.environ.get("HIRES_TEST_RANDOM"))
 settings.load_profile("hires")
+
+frozen_modules = 0  # how many were imported at the last freeze
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    speed.full = "not slow" not in config.getoption("markexpr") or "HIRES_TEST_GPU" in os.environ
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain at exit of objects that are still there
+
+
+def pytest_runtest_setup() -> None:
+    """Keep what was imported so far out of later garbage collections.
+
+    The engine collects garbage before each large step, and PyTorch, diffusers and transformers leave half a million objects:
+    to look through them takes a third of a small render's time. What a test itself leaves behind is still found.
+    """
+    global frozen_modules
+    if len(sys.modules) > frozen_modules:
+        frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def test_draws_have_the_priors_spectrum_and_objects() -> None:
 
 
 def test_a_sampler_on_a_window_draws_the_prior_at_most_one_object() -> None:
-    noise = torch.randn(200, 1, 64, 64, generator=torch.Generator().manual_seed(5)) * 20
+    noise = torch.randn(80, 1, 64, 64, generator=torch.Generator().manual_seed(5)) * 20
     drawn = SAMPLERS["heun"](FULL, noise, karras(30, 0.02, 20.0), None, lambda step, part=0: torch.zeros(1))
     counts = torch.tensor([len(find_objects(picture[0], FULL)) for picture in drawn])
     prior = torch.tensor([len(find_objects(picture[0], FULL)) for picture in FULL.draw(200, 6)[0]])

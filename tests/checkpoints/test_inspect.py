@@ -111,7 +111,7 @@ def test_planning_for_a_file_needs_no_torch_and_half_a_second(checkpoint: Get) -
             "except SystemExit as stop: assert not stop.code, stop.code\n"
             "assert 'torch' not in sys.modules\n"
         )
-        assert min(processor_seconds(code)[0] for _ in range(2)) < half_a_second()
+        assert any(processor_seconds(code)[0] < half_a_second() for _ in range(2))
 
 
 def test_options_of_a_model_reach_the_plan(tmp_path: Path, checkpoint: Get) -> None:

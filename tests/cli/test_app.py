@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hires.cli.app import app
+from tests.support.forked import Command
 from tests.support.speed import half_a_second, processor_seconds
 
 PROMPT = "a sun on the right over green mountains and a lake at dusk"
@@ -79,20 +81,21 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_exit_code_1_and_no_file(tmp_path: Path) -> None:
     """A real limit on file size: the render finishes, the file does not fit."""
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "from hires.cli.app import app; app(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, "render", PROMPT, "--size", "256x256", "--steps", "1", "--quiet"]
-    done = subprocess.run([*command, "-o", str(tmp_path / "a.png")], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "nothing was written" in done.stderr
-    assert "Traceback" not in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    try:
+        command = ["render", PROMPT, "--size", "256x256", "--steps", "1", "--quiet", "-o", str(tmp_path / "a.png")]
+        code, _, stderr = run(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert "nothing was written" in stderr
+    assert "Traceback" not in stderr
     assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"], "what is finished, for when there is room"
 
 
 def test_plan_needs_no_torch_and_half_a_second() -> None:
-    """The best of five runs, in CPU seconds: what the command costs, not what else the machine does."""
+    """The best of up to five runs, in CPU seconds: what the command costs, not what else the machine does."""
     code = (
         "import sys, time; begun = time.perf_counter()\n"
         "from hires.cli.app import app\n"
@@ -100,12 +103,15 @@ def test_plan_needs_no_torch_and_half_a_second() -> None:
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    seconds, printed = zip(*(processor_seconds(code) for _ in range(5)), strict=True)
-    document = json.loads(printed[0])
+    for _ in range(5):
+        seconds, printed = processor_seconds(code)
+        if seconds < half_a_second():
+            break
+    document = json.loads(printed)
     assert document["canvas"] == {"height": 8192, "width": 8192}
     assert document["predicted_peak_bytes"] <= 8e9
     assert len(document["notes"]) >= 4
-    assert min(seconds) < half_a_second()
+    assert seconds < half_a_second()
 
 
 def test_render_prints_one_json_document_and_nothing_else(tmp_path: Path) -> None:
@@ -128,28 +134,21 @@ def test_progress_goes_to_stderr(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_at_once_and_leaves_its_journal(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hires", "render", PROMPT, "--size", "1024x1024", "--steps", "500"]
-    process = subprocess.Popen(
-        [
-            *command,
-            "-o",
-            str(tmp_path / "a.png"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    assert process.stderr is not None
-    line = process.stderr.readline()  # the model is loaded, the base stage runs
-    assert "load" in line, line
+    output, shown = tmp_path / "a.png", tmp_path / "stderr"
+    process = Command("render", PROMPT, "--size", "1024x1024", "--steps", "500", "-o", str(output), stderr=shown)
+    while not (shown.exists() and shown.read_text().endswith("\n")):  # the model is loaded, the base stage runs
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert "load" in shown.read_text()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
-    rest = process.stderr.read()
-    assert process.wait(timeout=30) == 130
+    assert process.wait(30) == 130
     assert time.monotonic() - begun < 10
+    rest = shown.read_text()
     assert "Traceback" not in rest
     assert "stopped" in rest
+    shown.unlink()
     assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"]
 
 

@@ -74,8 +74,9 @@ def test_batches_have_following_seeds(api: Any) -> None:
     assert anything.info["seed"] >= 0
 
 
-def test_1024_is_1024(api: Any) -> None:
-    assert api.txt2img(prompt="a lake", seed=1, width=1024, height=1024, steps=1).image.size == (1024, 1024)
+@pytest.mark.parametrize("side", [512, pytest.param(1024, marks=pytest.mark.slow)])
+def test_1024_is_1024(api: Any, side: int) -> None:
+    assert api.txt2img(prompt="a lake", seed=1, width=side, height=side, steps=1).image.size == (side, side)
 
 
 def test_hires_fix_is_a_second_stage(api: Any) -> None:
@@ -161,7 +162,7 @@ def test_progress_rises_and_interrupt_stops(api: Any) -> None:
     with ThreadPoolExecutor() as pool:
         call = pool.submit(api.txt2img, prompt="a lake", seed=1, width=768, height=768, steps=120)
         seen, previews = [], []
-        while len(seen) < 12 and not call.done():
+        while (len(seen) < 12 or not seen[-1]) and not call.done():
             found = api.get_progress()
             if found["state"]["job_count"]:
                 seen.append(found["progress"])

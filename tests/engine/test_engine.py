@@ -147,7 +147,7 @@ def test_running_out_of_memory_anywhere_else_is_an_error_with_numbers(monkeypatc
 
     monkeypatch.setattr("hires.pipelines.base.load_network", never)
     with pytest.raises(MemoryLadderError, match=r"Tried to allocate 5.00 GiB.*planned peak .* GiB"):
-        hires.render(PROMPT, size="256x256", steps=1)
+        hires.render(PROMPT, size="64x64", steps=1)
 
 
 def test_progress_counts_every_tile_and_step() -> None:
@@ -166,7 +166,7 @@ def test_progress_counts_every_tile_and_step() -> None:
 @pytest.mark.parametrize("sampler", ["heun", "restart", "dpm_fast", "dpm_adaptive"])
 def test_progress_ends_where_the_evaluations_do(sampler: str) -> None:
     events: list[Event] = []
-    result = hires.render(PROMPT, size="256x256", steps=3, sampler=sampler, on_event=events.append)
+    result = hires.render(PROMPT, size="128x128", steps=3, sampler=sampler, on_event=events.append)
     base = [event for event in events if event.stage == "base"]
     assert (base[-1].done, base[-1].step) == (base[-1].total, 3)
     assert base[-1].done == result.stats[0].tiles
@@ -193,10 +193,10 @@ def test_cancelling_leaves_no_file_but_what_is_finished(tmp_path: Path) -> None:
             raise Cancelled("stopped by the caller")
 
     with pytest.raises(Cancelled):
-        hires.render(PROMPT, size="256x256", output=tmp_path / "a.png", on_event=stop)
+        hires.render(PROMPT, size="128x128", output=tmp_path / "a.png", on_event=stop)
     assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"]
     with pytest.raises(Cancelled):
-        hires.render(PROMPT, size="256x256", output=tmp_path / "b.png", journal=None, on_event=stop)
+        hires.render(PROMPT, size="128x128", output=tmp_path / "b.png", journal=None, on_event=stop)
     assert [file.name for file in tmp_path.iterdir()] == [".a.png.hires"]
 
 
@@ -225,7 +225,7 @@ def test_a_folder_says_what_its_checkpoint_was_distilled_for(eps_folder: Path, t
         (folder / "hires.json").write_text(json.dumps(document))
 
     declare(few_step="lcm", sampler="lcm", schedule="lcm", steps=4)
-    result = hires.render(PROMPT, size="256x256", model=str(folder))
+    result = hires.render(PROMPT, size="128x128", model=str(folder))
     assert result.stats[0].tiles == 4
     with pytest.raises(RequestError, match="take --sampler lcm --schedule lcm"):
         hires.plan(size="256x256", model=str(folder), sampler="euler")
@@ -301,7 +301,7 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
 
 def test_a_policy_of_attention_reaches_the_network_and_the_plan() -> None:
     """Over the canvas in one piece: another picture than of tiles, the same again, and named in the plan."""
-    options = {"size": "384x448", "steps": 2, "seed": 3}
+    options = {"size": "320x352", "steps": 2, "seed": 3}
     tiles, policy, again = (
         hires.render(PROMPT, attention_policy=name, **options)  # type: ignore[arg-type]
         for name in (None, "npa:256", "npa:256")

@@ -198,7 +198,7 @@ def test_a_disk_that_refuses_is_a_write_error_and_leaves_nothing(tmp_path: Path,
 import resource, sys, numpy as np
 from pathlib import Path
 from hires.errors import WriteError
-from hires.sinks import ImageSink
+from hires.images.sinks import ImageSink
 from hires.tiling.geometry import Size
 resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))
 noise = np.random.default_rng(0).integers(0, 256, (700, 600, 3), dtype=np.uint8)
@@ -255,7 +255,7 @@ def test_tiff_is_written_without_more_codecs(tmp_path: Path) -> None:
 import sys
 sys.modules["imagecodecs"] = None
 import numpy as np
-from hires.sinks import ImageSink
+from hires.images.sinks import ImageSink
 from hires.tiling.geometry import Size
 for kind in ("uint8", "uint16", "float32"):
     pixels = (np.random.default_rng(0).random((600, 301, 3)) * 200).astype(kind)

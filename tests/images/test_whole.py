@@ -55,7 +55,7 @@ def test_a_disk_that_refuses_leaves_nothing_and_the_old_file(tmp_path: Path) -> 
 import resource, sys, numpy as np
 from pathlib import Path
 from hires.errors import WriteError
-from hires.imageio import save_png
+from hires.images.whole import save_png
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 try:

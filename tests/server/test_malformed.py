@@ -195,7 +195,7 @@ def test_malformed_requests_are_refused_with_a_reason_and_change_nothing(tmp_pat
     assert len(folders) == 2, "nothing of a refused request is left"
     assert list((server.folder / "incoming").iterdir()) == []
     server.stop()
-    assert "Traceback" not in Path(server.log.name).read_text()
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_bodies_that_stop_or_never_end(server: Live) -> None:

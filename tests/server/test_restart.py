@@ -101,7 +101,7 @@ def test_a_job_that_stops_the_server_again_and_again_is_given_up(tmp_path: Path)
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
-    live = Live(tmp_path / "jobs")
+    live = Live(tmp_path / "jobs", bare=True)
     with pytest.raises(AssertionError, match="another server works there"):
         Live(tmp_path / "jobs")
     live.stop()

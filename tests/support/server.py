@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -12,29 +11,35 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Command
+
 pytest.importorskip("fastapi", reason="the extra `server` is not installed")
 
 ROOT = Path(__file__).parents[2]
-CALL = "import sys; from hires.cli.app import app; sys.argv[0] = 'hires'; app()"
-
-
 STARTED: list[Live] = []
 
 
 class Live:
-    """A server process: `url`, `folder`, and `stop` or `kill -9`."""
+    """A server process: `url`, `folder`, and `stop` or `kill -9`. bare: in an interpreter that has imported nothing before."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    process: Command | subprocess.Popen[bytes]
+
+    def __init__(self, folder: Path, *options: str, bare: bool = False) -> None:
         self.folder = folder
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", CALL, "serve", "--port", "0", "--folder", str(folder), "--vram", "2GB", *options]
-        self.log = (folder.parent / f"{folder.name}.log").open("ab")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, env=environment)
+        self.log = folder.parent / f"{folder.name}.log"
+        command = ["serve", "--port", "0", "--folder", str(folder), "--vram", "2GB", *options]
+        if bare:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "hires", *command], stdout=subprocess.PIPE, stderr=log, cwd=ROOT
+                )
+        else:
+            self.process = Command(*command, stderr=self.log, environment={"OMP_NUM_THREADS": "1"})
         STARTED.append(self)
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         found = re.search(r"http://\S+?(?=/ )", line)
-        assert found, (line, Path(self.log.name).read_text())
+        assert found, (line, self.log.read_text())
         self.url = found[0]
         self.port = int(self.url.rsplit(":", 1)[1])
 
@@ -45,14 +50,11 @@ class Live:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self.log.close()
-        return code
+        return self.process.wait(60)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(30)
-        self.log.close()
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hires.errors import RequestError
 from hires.tiling.blend import KINDS, axis_weights, blend_weights
 from hires.tiling.geometry import Size, make_grid
+from tests.support.speed import examples
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60, 150), deadline=None)
 @given(
     st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64), st.floats(0, 0.9), st.sampled_from(KINDS)
 )
