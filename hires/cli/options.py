@@ -33,7 +33,10 @@ class PreviewFlags:
     preview: Annotated[
         str | None,
         Option(
-            help="A PNG that shows each step, sharper with --tiny-vae; overwritten.", metavar="FILE", group="run", panel="Output"
+            help="A PNG that shows each step, sharper with --tiny-vae; overwritten.",
+            metavar="FILE",
+            group="run",
+            panel="Output",
         ),
     ] = None
 
@@ -49,9 +52,7 @@ class MeasuringFlags:
     ] = None  # fmt: skip
     memory_timeline: Annotated[
         str | None,
-        Option(
-            help="Draw planned and measured memory (.png, .svg; extra plot).", metavar="FILE", group="run", panel="Output"
-        ),
+        Option(help="Draw planned and measured memory (.png, .svg; extra plot).", metavar="FILE", group="run", panel="Output"),
     ] = None
 
 

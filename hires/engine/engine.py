@@ -63,9 +63,7 @@ def render(prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
     from hires.engine.run import _carried_out
 
     memory = (wanted.vram, wanted.ram)
-    return _carried_out(
-        request, spec, file, wanted.device, memory, picture, wanted.on_event, edges, wanted.journal, redrawn
-    )
+    return _carried_out(request, spec, file, wanted.device, memory, picture, wanted.on_event, edges, wanted.journal, redrawn)
 
 
 @with_options(EditOptions)

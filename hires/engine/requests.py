@@ -82,7 +82,9 @@ def _refinement(prompt: str, options: PlanOptions) -> RenderRequest:
     if source is None:
         raise RequestError("picture: give the picture to enlarge, whose size the plan depends on")
     if not options.refine and options.upscaler != "demo":
-        raise RequestError(f"upscaler {options.upscaler}: enlarges by rows without a diffusion model; nothing to plan without `refine`")
+        raise RequestError(
+            f"upscaler {options.upscaler}: enlarges by rows without a diffusion model; nothing to plan without `refine`"
+        )
     given = picture_size(source)
     if options.size is None and options.scale is None and options.upscaler not in ("lanczos", "demo", None):
         raise RequestError(f"upscaler {options.upscaler}: give `scale` or `size`; a plan does not load the network")
@@ -140,6 +142,8 @@ def picture_size(source: PictureLike) -> Size:
 def _shown_size(picture: Any) -> Size:
     """Its size after the turn that its EXIF orientation tells."""
     width, height = picture.size
+    if picture.format == "PNG" and "exif" not in picture.info:  # Pillow would decode the pixels to look behind them
+        return Size(height, width)
     return Size(width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else Size(height, width)
 
 

@@ -36,7 +36,9 @@ class MachineOptions(Options):
     device: Annotated[str, Option(help="auto, cpu or cuda:0.", group="machine", panel="Memory", local=True)] = "auto"
     vram: Annotated[
         str | int | None,
-        Option(help="Memory budget, such as 24GB or 12GiB; default: what is free.", metavar="SIZE", group="machine", panel="Memory"),
+        Option(
+            help="Memory budget, such as 24GB or 12GiB; default: what is free.", metavar="SIZE", group="machine", panel="Memory"
+        ),
     ] = None
     ram: Annotated[
         str | int | None,
@@ -83,13 +85,15 @@ class ModelOptions(Options):
 class NetworkOptions(Options):
     """How the network runs."""
 
-    dtype: Annotated[
-        str, Option(help=f"One of {', '.join(DTYPES)}.", choices=DTYPES, group="machine", panel="Memory")
-    ] = "auto"
+    dtype: Annotated[str, Option(help=f"One of {', '.join(DTYPES)}.", choices=DTYPES, group="machine", panel="Memory")] = "auto"
     attention: Annotated[
         str | None,
         Option(
-            help="Force an attention backend; `hires info` lists them.", metavar="NAME", group="machine", panel="Model", local=True
+            help="Force an attention backend; `hires info` lists them.",
+            metavar="NAME",
+            group="machine",
+            panel="Model",
+            local=True,
         ),
     ] = None
     tiny_vae: Annotated[
@@ -135,9 +139,9 @@ class DrawingOptions(Options):
             metavar="X", ge=0, le=100, panel="Quality", advice="a number from 0 to 100 (1 turns guidance off)",
         ),
     ] = None  # fmt: skip
-    preset: Annotated[
-        str, Option(help=f"How much work is done: {', '.join(PRESETS)}.", choices=PRESETS, panel="Quality")
-    ] = "balanced"
+    preset: Annotated[str, Option(help=f"How much work is done: {', '.join(PRESETS)}.", choices=PRESETS, panel="Quality")] = (
+        "balanced"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +215,9 @@ class SamplingOptions(Options):
     allow_approximate: Annotated[
         bool, Option(help="Where nothing exact has room, draw another picture with smaller windows.", panel="Memory")
     ] = False
-    clean_caption: Annotated[
-        bool, Option(help="Clean prompts as PixArt's training captions were (lower case, no links).")
-    ] = False
+    clean_caption: Annotated[bool, Option(help="Clean prompts as PixArt's training captions were (lower case, no links).")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +254,7 @@ class StartOptions(StrengthOptions):
 class EditingOptions(Options):
     image_guidance: Annotated[
         float | None,
-        Option(
-            help="How closely to keep to the picture; default: the model's.", metavar="X", gt=0, le=100, panel="Quality"
-        ),
+        Option(help="How closely to keep to the picture; default: the model's.", metavar="X", gt=0, le=100, panel="Quality"),
     ] = None
 
 

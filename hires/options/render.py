@@ -57,9 +57,9 @@ class RenderOptions(StartOptions, PaintOptions):
 class EditOptions(EditingOptions, PaintOptions):
     """The options of `hires.edit`."""
 
-    model: Annotated[
-        str, Option(help="A model that edits, such as cosxl_edit.safetensors.", group="model", panel="Model")
-    ] = field()  # required: the model of the other commands has a default
+    model: Annotated[str, Option(help="A model that edits, such as cosxl_edit.safetensors.", group="model", panel="Model")] = (
+        field()
+    )  # required: the model of the other commands has a default
 
 
 NOT_APPLICABLE = {

@@ -31,7 +31,14 @@ def option_table() -> str:
         fields = {command: declared(cls)[name] for command, cls in COMMANDS.items() if name in declared(cls)}
         field = next(iter(fields.values()))
         flag = "" if field.option.python_only else f"`{field.option.flag or field.flag}`".replace(" ", ", ")
-        cells = (f"`{name}`", flag, default_text(field), ", ".join(fields), "" if field.option.local else "yes", _meaning(field))
+        cells = (
+            f"`{name}`",
+            flag,
+            default_text(field),
+            ", ".join(fields),
+            "" if field.option.local else "yes",
+            _meaning(field),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     for command, reasons in NOT_APPLICABLE.items():
         lines += ["", f"`{command}` does not take:", ""]
@@ -59,7 +66,9 @@ def with_options(cls: type) -> Callable[[Function], Function]:
 
     def documented(function: Function) -> Function:
         lines = [f"        {name}: {field.option.help}" for name, field in declared(cls).items()]
-        function.__doc__ = inspect.cleandoc(function.__doc__ or "") + "\n\n" + inspect.cleandoc("\n".join(["    Options:", *lines]))
+        function.__doc__ = (
+            inspect.cleandoc(function.__doc__ or "") + "\n\n" + inspect.cleandoc("\n".join(["    Options:", *lines]))
+        )
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
         named = {each.name for each in own}
