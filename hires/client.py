@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from hires.errors import Cancelled, HiresError, OutputError, RequestError, RunError
 from hires.events import Event, OnEvent
+from hires.options.fields import declared
+from hires.options.render import EditOptions, RenderOptions
+from hires.options.upscale import UpscaleOptions
 
 if TYPE_CHECKING:
     import httpx
@@ -172,12 +175,12 @@ class Client:
     def submit(self, kind: str = "render", *, count: int = 1, id: str | None = None, **fields: Any) -> RemoteJob:
         """Queue a picture and return at once.
 
-        kind: 'render', 'edit' or 'upscale'; fields: as `POST /jobs` takes them (the server's /docs lists them), pictures as
-        paths, bytes, PIL images or arrays (H, W, 3) uint8. count: so many, with following seeds. RequestError with the server's
+        kind: 'render', 'edit' or 'upscale'; fields: the options of the function of that name but those of its machine
+        (RequestError), and what else `POST /jobs` takes (the server's /docs lists it), pictures as paths, bytes, PIL images or arrays (H, W, 3) uint8. count: so many, with following seeds. RequestError with the server's
         reason where it refuses.
         """
         name = id or uuid.uuid4().hex
-        body = {"kind": kind} | {key: _sent(key, value) for key, value in fields.items() if value is not None}
+        body = _body(kind, fields)
         answer = self.request("POST", "/jobs", params={"count": count}, json=body, headers={"Idempotency-Key": name})
         return RemoteJob(self, answer.json()["id"])
 
@@ -194,7 +197,7 @@ class Client:
 
     def plan(self, kind: str = "render", **fields: Any) -> dict[str, Any]:
         """What the server would do: 'text', 'plan' as JSON and 'svg'."""
-        body = {"kind": kind} | {key: _sent(key, value) for key, value in fields.items() if value is not None}
+        body = _body(kind, fields)
         found: dict[str, Any] = self.request("POST", "/plan", json=body).json()
         return found
 
@@ -285,6 +288,23 @@ class Client:
         raise kind(f"{self.url}: {reason}")
 
 
+def _body(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """A request's body; options at None are left out where that is their default. RequestError for options of a machine."""
+    declarations = {"render": RenderOptions, "edit": EditOptions, "upscale": UpscaleOptions}
+    known = declared(declarations[kind]) if kind in declarations else {}
+    body: dict[str, Any] = {"kind": kind}
+    for name, value in fields.items():
+        field = known.get(name)
+        if field is not None and field.option.local and value not in (None, field.default):
+            raise RequestError(
+                f"{name} {value!r}: belongs to the machine that renders; the server takes it from its own settings"
+            )
+        usual = field is None or field.option.local or field.default is None or field.default == value
+        if value is not None or not usual:
+            body[name] = _sent(name, value)
+    return body
+
+
 def _sent(key: str, value: Any) -> Any:
     """A field as JSON takes it: pictures in base64, sizes as WIDTHxHEIGHT."""
     if key in PICTURES:
@@ -293,6 +313,10 @@ def _sent(key: str, value: Any) -> Any:
         from hires.options.sizes import as_size
 
         return str(as_size(value))
+    if key == "loras":
+        return [str(lora) for lora in value]
+    if key == "colour_fix" and value == "none":
+        return None
     return value
 
 

@@ -142,6 +142,8 @@ def picture_size(source: PictureLike) -> Size:
 def _shown_size(picture: Any) -> Size:
     """Its size after the turn that its EXIF orientation tells."""
     width, height = picture.size
+    if picture.format == "PNG" and "exif" not in picture.info:  # Pillow would decode the pixels to look behind them
+        return Size(height, width)
     return Size(width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else Size(height, width)
 
 

@@ -13,7 +13,6 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -87,11 +86,19 @@ class Field:
         return type(None) in get_args(self.type)
 
 
-@cache
+_DECLARED: dict[type, Mapping[str, Field]] = {}
+
+
 def declared(cls: type) -> Mapping[str, Field]:
     """The options of a dataclass by name; fields without a declaration are left out."""
+    if cls not in _DECLARED:
+        _DECLARED[cls] = types.MappingProxyType(_read_declarations(cls))
+    return _DECLARED[cls]
+
+
+def _read_declarations(cls: type) -> dict[str, Field]:
     hints = get_type_hints(cls, include_extras=True)
-    found = {}
+    found: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Option):
@@ -100,7 +107,7 @@ def declared(cls: type) -> Mapping[str, Field]:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             found[field.name] = Field(field.name, plain, option, default)
-    return types.MappingProxyType(found)
+    return found
 
 
 class Options:

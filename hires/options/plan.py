@@ -14,7 +14,7 @@ from hires.options.upscale import EnlargingOptions, check_scale
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(EnlargingOptions, EditingOptions, RenderOptions):
-    """The options of `hires.plan`. Of pictures only the size is read; what a plan does not depend on is checked all the same."""
+    """The options of `hires.plan`. Of pictures only the size is read; what a plan does not depend on is checked too."""
 
     picture: Annotated[
         PictureLike | None, Option(help="The picture to edit, or to enlarge with --refine.", metavar="IMAGE")

@@ -1,6 +1,7 @@
 """What a job is made of: one picture each, to render, to edit or to enlarge. The bodies of `POST /jobs`, and what is stored.
 
-Pictures come in base64 and are stored as files of the job's folder, whose names stand in their place from then on.
+A body has every option of its command that is not local, with the bounds of its declaration. Pictures come in base64 and are
+stored as files of the job's folder, whose names stand in their place from then on.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from hires.engine.requests import STRENGTH, request_from
 from hires.errors import RequestError, SizeError
-from hires.options.render import PRESETS, RenderRequest
+from hires.options import fields as options
+from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import parse_size
-from hires.options.stage import StageSpec
+from hires.options.upscale import UpscaleOptions
 from hires.server.pictures import from_base64, kept, linked
 from hires.server.settings import PROMPT_CHARACTERS, Library, Limits
 from hires.tiling.geometry import Size
@@ -23,26 +26,46 @@ from hires.units import parse_bytes
 
 Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
 Name = Annotated[str, Field(max_length=300)]
-Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Short = Annotated[str, Field(max_length=40)]
+
+NARROWER: dict[str, tuple[Any, Any]] = {
+    "model": (Name | None, None),  # None: the server's first
+    "upscaler": (Name | None, None),
+    "seed": (Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None, None),  # None draws one
+    "size": (Short | None, None),
+    "vram": (Short | None, None),  # at most the server's own
+    "negative": (Text, ""),
+    "prompt": (Text, ""),
+    "loras": (Annotated[list[Name], Field(max_length=32)], []),
+    "stages": (Annotated[list[Name], Field(max_length=16)], []),
+    "relay": (Name | None, None),
+    "tile_px": (Annotated[int, Field(ge=1, le=65_536)] | None, None),
+    "overlap_px": (Annotated[int, Field(ge=0, le=65_536)] | None, None),
+    "scale": (Annotated[float, Field(gt=0, le=64)] | None, None),
+    "sigma_max": (float | Literal["auto"] | None, None),
+}
+"""What a server takes instead of the declared type: texts of limited length, names that it offers, its own defaults."""
 
 
 class Task(BaseModel):
-    """What every kind of picture has. seed: None draws one. vram: at most the server's own budget."""
+    """What every kind of picture has; its options come from the declarations."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
     pictures: ClassVar[tuple[str, ...]] = ()
+    declaration: ClassVar[type]
 
     prompt: Text = ""
-    negative: Text = ""
-    model: Name | None = None
-    seed: Seed | None = None
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=100)] | None = None
-    preset: Literal["fast", "balanced", "best"] = "balanced"
-    loras: Annotated[list[Name], Field(max_length=32)] = []
-    vram: Annotated[str, Field(max_length=40)] | None = None
     format: Literal["png", "jpg", "webp", "tif"] = "png"
-    bits: Literal[8, 16] | None = None
+
+    if TYPE_CHECKING:  # the declared options
+
+        def __init__(self, **given: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    def given(self, *without: str) -> dict[str, Any]:
+        """The options of the declaration that this task has, but those that are named."""
+        names = options.declared(self.declaration)
+        return {name: getattr(self, name) for name in names if name in type(self).model_fields and name not in without}
 
     def stored(self, folder: Path, limits: Limits, prefix: str = "") -> Any:
         """The same task with its pictures written to files of a folder. RequestError for a picture that is none."""
@@ -62,46 +85,55 @@ class Task(BaseModel):
         return self
 
 
+def declaring(cls: type[Task]) -> type[Task]:
+    """The same body with the options of its declaration that are not local."""
+    fields: dict[str, Any] = {}
+    for name, field in options.declared(cls.declaration).items():
+        if field.option.local or name in cls.__annotations__:
+            continue
+        kind, default = NARROWER.get(name) or (_kind(field), field.default)
+        fields[name] = (kind, Field(default, description=field.option.help))
+    return create_model(cls.__name__, __base__=cls, __module__=__name__, __doc__=cls.__doc__, **fields)
+
+
+def _kind(field: options.Field) -> Any:
+    """The type of a value in JSON, with the bounds of its declaration."""
+    option = field.option
+    kind: Any
+    if option.choices:
+        kind = Literal[tuple(name for name in option.choices if name != "none")]
+    elif bool in field.types:
+        kind = bool
+    elif int in field.types or float in field.types:
+        bounds = {key: bound for key in ("ge", "le", "gt") if (bound := getattr(option, key)) is not None}
+        kind = Annotated[float if float in field.types else int, Field(**bounds)]
+    else:
+        kind = str if options.PictureLike in field.types else Name
+    return kind | None if field.optional else kind
+
+
+@declaring
 class RenderTask(Task):
     """As `hires.render`. init, mask: pictures; mask: white where `init` is drawn anew, the rest of it stays as it is."""
 
     pictures: ClassVar[tuple[str, ...]] = ("init", "mask", "control")
+    declaration: ClassVar[type] = RenderOptions
 
     kind: Literal["render"] = "render"
-    size: Annotated[str, Field(max_length=40)] | None = None
-    init: str | None = None
-    mask: str | None = None
-    control: str | None = None
-    strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    sampler: Name | None = None
-    schedule: Name | None = None
-    strategy: Literal["auto", "direct", "tiled", "progressive"] = "auto"
-    tile_px: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    overlap_px: Annotated[int, Field(ge=0, le=65_536)] | None = None
-    sigma_max: float | Literal["auto"] | None = None
-    attention_policy: Name | None = None
-    relay: Name | None = None
-    stages: Annotated[list[Name], Field(max_length=16)] = []
-    colour_fix: Literal["wavelet", "adain"] | None = None
-    clean_caption: bool = False
 
 
+@declaring
 class EditTask(Task):
     """As `hires.edit`: `picture` changed as `prompt` says."""
 
     pictures: ClassVar[tuple[str, ...]] = ("picture",)
+    declaration: ClassVar[type] = EditOptions
 
     kind: Literal["edit"] = "edit"
     picture: str
-    size: Annotated[str, Field(max_length=40)] | None = None
-    image_guidance: Annotated[float, Field(gt=0, le=100)] | None = None
-    sampler: Name | None = None
-    schedule: Name | None = None
-    strategy: Literal["auto", "direct", "tiled", "progressive"] = "auto"
-    tile_px: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    overlap_px: Annotated[int, Field(ge=0, le=65_536)] | None = None
 
 
+@declaring
 class UpscaleTask(Task):
     """As `hires.upscale`: `picture` enlarged by `scale` or to `size`, then drawn over where `refine` is set.
 
@@ -109,21 +141,14 @@ class UpscaleTask(Task):
     """
 
     pictures: ClassVar[tuple[str, ...]] = ("picture",)
+    declaration: ClassVar[type] = UpscaleOptions
 
     kind: Literal["upscale"] = "upscale"
     picture: str
-    scale: Annotated[float, Field(gt=0, le=64)] | None = None
-    size: Annotated[str, Field(max_length=40)] | None = None
-    upscaler: Name | None = None
     mixed: tuple[Name, Annotated[float, Field(ge=0, le=1)]] | None = None
-    refine: bool = False
-    strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    tile_px: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    colour_fix: Literal["wavelet", "adain"] | None = "wavelet"
 
 
 AnyTask = Annotated[RenderTask | EditTask | UpscaleTask, Field(discriminator="kind")]
-assert set(PRESETS) == {"fast", "balanced", "best"}
 
 
 def size_of(task: RenderTask | EditTask, limits: Limits, picture: tuple[int, int] | None) -> Size:
@@ -153,34 +178,22 @@ def budget(task: Task, own: str | None) -> str | None:
     return task.vram
 
 
-def request_of(task: RenderTask | EditTask, size: Size, library: Library) -> RenderRequest:
-    """What the planner is asked. RequestError for values out of range and names that are not offered."""
-    from hires.options.stage_text import parse_stage
-
-    common: dict[str, Any] = {
-        "prompt": task.prompt,
-        "negative": task.negative,
-        "size": size,
+def offered(task: Task, library: Library) -> dict[str, Any]:
+    """The task's names as paths of this server, and what it takes from its settings. ModelError for a name not offered."""
+    return {
         "model": library.model(task.model),
-        "seed": task.seed or 0,
         "loras": tuple(library.lora(name) for name in task.loras),
-        "tiny_vae": library.settings.tiny_vae,
+        "seed": task.seed or 0,
     }
-    same = ("steps", "guidance", "preset", "sampler", "schedule", "strategy", "tile_px", "overlap_px")
-    common |= {name: getattr(task, name) for name in same}
+
+
+def request_of(task: RenderTask | EditTask, size: Size, library: Library) -> RenderRequest:
+    """The request that a task is planned as. RequestError for values out of range and names that are not offered."""
+    own = offered(task, library) | {"tiny_vae": library.settings.tiny_vae, "size": str(size)}
     if isinstance(task, EditTask):
-        return RenderRequest(**common, image_guidance=task.image_guidance)
-    relay = StageSpec() if task.relay is None else parse_stage(task.relay, "relay")
-    return RenderRequest(
-        **common,
-        strength=(task.strength or 0.5) if task.init is not None else None,
-        sigma_max=task.sigma_max,
-        attention_policy=task.attention_policy,
-        relay=relay,
-        stages=tuple(parse_stage(stage, "stage") for stage in task.stages),
-        colour_fix=task.colour_fix,
-        clean_caption=task.clean_caption,
-    )
+        return request_from(task.prompt, EditOptions(**task.given(*own), **own), size)
+    strength = (task.strength or STRENGTH) if task.init is not None else None
+    return request_from(task.prompt, RenderOptions(**task.given(*own), **own), size, strength=strength)
 
 
 def seeded(tasks: list[Any], draw: Callable[[], int]) -> Iterator[Any]:

@@ -24,11 +24,11 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.options.render import RenderRequest
 from hires.options.sizes import check_size, parse_size
-from hires.options.upscale import REFINE_STRENGTH, Refinement, UpscaleRequest
+from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
-from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, request_of, size_of
+from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, offered, request_of, size_of
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 
@@ -97,43 +97,22 @@ class Runner:
     def _rendered(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> Made:
         import hires
 
-        options: dict[str, Any] = {
-            "model": self.library.model(task.model),
-            "loras": [self.library.lora(name) for name in task.loras],
+        own: dict[str, Any] = offered(task, self.library) | {
             "tiny_vae": self.settings.tiny_vae,
             "device": self.device,
             "vram": budget(task, self.settings.vram),
             "ram": self.settings.ram,
             "output": output,
             "overwrite": True,
-            "bits": task.bits,
             "on_event": on_event,
             "size": str(size_of(task, self.settings.limits, self._picture_size(task, folder))),
         }
-        options |= {
-            field: getattr(task, field)
-            for field in (
-                "negative",
-                "seed",
-                "steps",
-                "guidance",
-                "preset",
-                "sampler",
-                "schedule",
-                "strategy",
-                "tile_px",
-                "overlap_px",
-            )
-        }
+        options = task.given(*own) | own
         if isinstance(task, EditTask):
-            result = hires.edit(folder / task.picture, task.prompt, image_guidance=task.image_guidance, **options)
+            result = hires.edit(folder / task.picture, task.prompt, **options)
         else:
-            options |= {
-                field: getattr(task, field)
-                for field in ("sigma_max", "attention_policy", "relay", "colour_fix", "clean_caption")
-            }
             pictures: dict[str, Any] = {field: _within(folder, getattr(task, field)) for field in ("init", "mask", "control")}
-            result = hires.render(task.prompt, strength=task.strength, stages=task.stages, **pictures, **options)
+            result = hires.render(task.prompt, **options | pictures)
         stage = result.plan.stages[0]
         return Made(
             file=output.name,
@@ -175,20 +154,24 @@ class Runner:
     ) -> UpscaleResult:
         from hires.engine.upscale import Batch
 
+        own: dict[str, Any] = offered(task, self.library) | {"strength": task.strength or REFINE_STRENGTH}
         refinement = Refinement(
-            strength=task.strength or REFINE_STRENGTH, prompt=task.prompt, negative=task.negative,
-            model=self.library.model(task.model), seed=task.seed or 0, steps=task.steps, guidance=task.guidance,
-            preset=task.preset, tile_px=task.tile_px, loras=[self.library.lora(name) for name in task.loras],
-            colour_fix=task.colour_fix,
-        )  # fmt: skip
+            **{name: task.given()[name] for name in REFINEMENT if name in task.given()} | own, tile_px=task.tile_px
+        )
         picture: Any = source
         if upscaler == "nearest":
             picture = picture if task.refine else _nearest(source, size)
             upscaler = "lanczos"
         options = UpscaleRequest(
-            size=size, upscaler=upscaler, refinement=refinement if task.refine else None, bits=task.bits, device=self.device,
-            vram=budget(task, self.settings.vram), ram=self.settings.ram,
-        )  # fmt: skip
+            size=size,
+            upscaler=upscaler,
+            refinement=refinement if task.refine else None,
+            bits=task.bits,
+            device=self.device,
+            dtype=task.dtype,
+            vram=budget(task, self.settings.vram),
+            ram=self.settings.ram,
+        )
         return Batch(options).run(picture, output, overwrite=True, on_event=on_event)
 
     def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
@@ -203,7 +186,7 @@ class Runner:
             return None
         drawn = RenderTask(
             prompt=task.prompt, negative=task.negative, model=task.model, seed=task.seed, steps=task.steps,
-            guidance=task.guidance, preset=task.preset, loras=task.loras, init=task.picture,
+            guidance=task.guidance, preset=task.preset, loras=task.loras, init=task.picture, family=task.family,
             strength=task.strength or REFINE_STRENGTH, tile_px=task.tile_px, colour_fix=task.colour_fix,
         )  # fmt: skip
         return request_of(drawn, size, self.library)
