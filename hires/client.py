@@ -175,9 +175,9 @@ class Client:
     def submit(self, kind: str = "render", *, count: int = 1, id: str | None = None, **fields: Any) -> RemoteJob:
         """Queue a picture and return at once.
 
-        kind: 'render', 'edit' or 'upscale'; fields: the options of the function of that name but those of its machine
-        (RequestError), and what else `POST /jobs` takes (the server's /docs lists it), pictures as paths, bytes, PIL images or arrays (H, W, 3) uint8. count: so many, with following seeds. RequestError with the server's
-        reason where it refuses.
+        kind: 'render', 'edit' or 'upscale'. fields: the options of the function of that name, except those of its machine, and
+        what else `POST /jobs` takes (the server's /docs lists it); images as paths, bytes, PIL images or arrays (H, W, 3) uint8.
+        count: how many, with following seeds. RequestError, with the server's reason, where it refuses.
         """
         name = id or uuid.uuid4().hex
         body = _body(kind, fields)
