@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires.devices.describe import budget_of, describe_device
+from hires.engine.job import Images, RenderJob
 from hires.engine.output import delivery
 from hires.engine.requests import edges_of, editing, picture_of, size_of, spec_for, text_to_image, with_captions
 from hires.engine.results import RenderResult
@@ -164,9 +165,15 @@ def render(
     edges = edges_of(control, spec)
     file = delivery(output, overwrite, request.size, bits)
     redrawn = None if mask is None else picture_of(mask)
-    from hires.engine.run import _carried_out
+    images = Images(init=picture, edges=edges, mask=redrawn)
+    from hires.engine.run import run
 
-    return _carried_out(request, spec, file, device, (vram, ram), picture, on_event, edges, journal, redrawn)
+    return run(
+        RenderJob(
+            request=request, spec=spec, output=file, images=images, device=device, vram=vram, ram=ram, journal=journal,
+            on_event=on_event,
+        )
+    )  # fmt: skip
 
 
 def edit(
@@ -246,9 +253,15 @@ def edit(
         allow_approximate=allow_approximate,
     )
     spec, file = editing(spec_for(request)), delivery(output, overwrite, request.size, bits)
-    from hires.engine.run import _carried_out
+    images = Images(init=pixels)
+    from hires.engine.run import run
 
-    return _carried_out(request, spec, file, device, (vram, ram), pixels, on_event, journal=journal)
+    return run(
+        RenderJob(
+            request=request, spec=spec, output=file, images=images, device=device, vram=vram, ram=ram, journal=journal,
+            on_event=on_event,
+        )
+    )  # fmt: skip
 
 
 def plan(
