@@ -139,5 +139,5 @@ def random_weights(family: str, toy: bool) -> Iterator[None]:
             vae=vae_of(toy, decode.rung.dtype, kept),
         )
 
-    with mock.patch("hires.engine.run.load_parts", load):
+    with mock.patch("hires.pipelines.load.load_parts", load):
         yield

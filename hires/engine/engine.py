@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from hires.devices.describe import budget_of, describe_device
+from hires.engine.job import Images, RenderJob
 from hires.engine.output import delivery
 from hires.engine.requests import (
     edges_of,
@@ -57,13 +58,12 @@ def render(prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
     size = size_of(wanted.size, None if picture is None else Size(*picture.shape[:2]))
     request = request_from(prompt, wanted, size, strength=strength)
     spec = text_to_image(spec_for(request), prompt)
-    edges = edges_of(wanted.control, spec)
-    file = delivery(wanted.output, wanted.overwrite, request.size, wanted.bits)
-    redrawn = None if wanted.mask is None else picture_of(wanted.mask)
-    from hires.engine.run import _carried_out
-
-    memory = (wanted.vram, wanted.ram)
-    return _carried_out(request, spec, file, wanted.device, memory, picture, wanted.on_event, edges, wanted.journal, redrawn)
+    images = Images(
+        init=picture,
+        edges=edges_of(wanted.control, spec),
+        mask=None if wanted.mask is None else picture_of(wanted.mask),
+    )
+    return _run(request, spec, images, wanted)
 
 
 @with_options(EditOptions)
@@ -83,12 +83,7 @@ def edit(picture: PictureLike, instruction: str, *, model: str, **options: Unpac
     wanted = chosen(EditOptions, "edit", {"model": model, **options})
     pixels = picture_of(picture)
     request = request_from(instruction, wanted, size_of(wanted.size, Size(*pixels.shape[:2])))
-    spec = editing(spec_for(request))
-    file = delivery(wanted.output, wanted.overwrite, request.size, wanted.bits)
-    from hires.engine.run import _carried_out
-
-    memory = (wanted.vram, wanted.ram)
-    return _carried_out(request, spec, file, wanted.device, memory, pixels, wanted.on_event, journal=wanted.journal)
+    return _run(request, editing(spec_for(request)), Images(init=pixels), wanted)
 
 
 @with_options(PlanOptions)
@@ -105,3 +100,23 @@ def plan(prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
         delivery(wanted.output, wanted.overwrite, request.size, wanted.bits)
     device = describe_device(wanted.device, budget_of(wanted.vram), budget_of(wanted.ram))
     return planner.plan(with_captions(request), spec, device)
+
+
+def _run(request: RenderRequest, spec: ModelSpec, images: Images, options: RenderOptions | EditOptions) -> RenderResult:
+    """Open the output, then run; torch is imported only here."""
+    output = delivery(options.output, options.overwrite, request.size, options.bits)
+    from hires.engine.run import run
+
+    return run(
+        RenderJob(
+            request=request,
+            spec=spec,
+            output=output,
+            images=images,
+            device=options.device,
+            vram=options.vram,
+            ram=options.ram,
+            journal=options.journal,
+            on_event=options.on_event,
+        )
+    )

@@ -1,10 +1,11 @@
-"""Where a render's rows go: a file that is written while they are decoded, or an array; and the text that goes with them."""
+"""Where the rows of a render go: a file written while they are decoded, or an array; and the text of the file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int | None) -> Delivery:
-    """Where a picture goes. OutputError where it cannot be written there, before any work."""
+    """Where a picture goes. OutputError, before any work, if it cannot be written there."""
     if bits not in (None, *DEPTHS):
         raise RequestError(f"bits {bits}: give 8 or 16")
     if output is None:
@@ -46,50 +47,66 @@ OpenSink = Callable[["Size"], "ImageSink"]
 DEPTHS = (8, 16)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Delivery:
-    """The output of one render; called with a size it opens a sink, again after a way to decode that was given up.
-
-    path: None for an array. bits: of each value. within: a folder for the unfinished file, where it is there. head: text that
-    goes before the pixels, where other tools look for it; all else is known when they are there.
-    """
+    """Where one render goes: a file, or an array if `path` is None; `bits` of each value."""
 
     path: Path | None
     overwrite: bool = False
     bits: int = 8
-    within: Path | None = None
-    head: dict[str, str] = field(default_factory=dict)
-    _sink: ImageSink | None = field(default=None, init=False)
+
+    @contextmanager
+    def open(self, head: Mapping[str, str] | None = None, within: Path | None = None) -> Iterator[OpenDelivery]:
+        """What takes the rows of a render; on failure nothing of them stays.
+
+        head: text that goes before the pixels, where other tools look for it. within: a folder for the unfinished file.
+        """
+        opened = OpenDelivery(self, dict(head or {}), within)
+        try:
+            yield opened
+        except BaseException:
+            opened.abort()
+            raise
+
+
+class OpenDelivery:
+    """Takes the rows of one render; called with a size it opens a sink, anew when a way to decode was given up."""
+
+    def __init__(self, delivery: Delivery, head: dict[str, str], within: Path | None) -> None:
+        self._delivery, self._head, self._within = delivery, head, within
+        self._sink: ImageSink | None = None
 
     def __call__(self, size: Size) -> ImageSink:
+        """An empty sink; what the one before holds is thrown away."""
         from hires.images.sinks import ArraySink, ImageSink
 
         self.abort()
-        kind = f"uint{self.bits}"
-        if self.path is None:
-            self._sink = ArraySink(size, dtype=kind)
+        path, dtype = self._delivery.path, f"uint{self._delivery.bits}"
+        if path is None:
+            self._sink = ArraySink(size, dtype=dtype)
         else:
-            within = self.within if self.within is not None and self.within.is_dir() else None
+            within = self._within if self._within is not None and self._within.is_dir() else None
             self._sink = ImageSink.open(
-                self.path, size, dtype=kind, metadata=self.head, overwrite=self.overwrite, within=within
+                path, size, dtype=dtype, metadata=self._head, overwrite=self._delivery.overwrite, within=within
             )
         return self._sink
 
-    def finish(self, result: RenderResult, request: RenderRequest, tell: OnEvent) -> RenderResult:
-        """The result with its file, which now is there, or with its pixels."""
+    def finish(self, result: RenderResult, request: RenderRequest, on_event: OnEvent) -> RenderResult:
+        """Close the file, which only now is there under its name; the result with its path, or with its pixels."""
         from hires.images.sinks import ArraySink
 
         assert self._sink is not None, "a picture was decoded"
         if isinstance(self._sink, ArraySink):
             return replace(result, drawn=self._sink.pixels)
-        assert self.path is not None
-        path = self.path
-        tell(Event(stage="write", done=0, total=1))
+        path = self._delivery.path
+        assert path is not None, "an image sink writes a file"
+        on_event(Event(stage="write", done=0, total=1))
         self._sink.close(metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())})
-        tell(Event(stage="write", done=1, total=1))
+        on_event(Event(stage="write", done=1, total=1))
         return replace(result, path=path, drawn=lambda: _read(path))
 
     def abort(self) -> None:
+        """Remove what was written."""
         if self._sink is not None:
             self._sink.abort()
 
@@ -102,30 +119,30 @@ def _read(path: Path) -> Any:
         return source.read(Box(0, 0, source.size.height, source.size.width))
 
 
-def parameters(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The text by which A1111 and the tools around it tell how a picture was made."""
-    first = made.stages[0]
+def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
+    """The text by which A1111 and the tools around it tell how a picture was plan."""
+    first = plan.stages[0]
     values = {
         "Steps": first.taken_steps,
         "Sampler": SAMPLERS[first.sampler].label,
         "CFG scale": f"{first.guidance:g}",
         "Seed": request.seed,
-        "Size": made.output,
-        "Model": made.model,
+        "Size": plan.output,
+        "Model": plan.model,
         "Schedule type": SCHEDULES[first.schedule].label,
     } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
     return {"parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"})}
 
 
-def metadata(request: RenderRequest, made: MemoryPlan) -> dict[str, str]:
-    """The text in a file: prompt, seed, sampler, schedule and the whole plan."""
+def metadata(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
+    """All text of a file: prompt, seed, sampler, schedule and the whole plan."""
     return {
         "Software": f"hires {__version__}",
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": str(request.seed),
-        "sampler": made.stages[0].sampler,
-        "schedule": made.stages[0].schedule,
-        "model": made.model,
-        "hires:plan": json.dumps(made.to_json(), default=str, sort_keys=True),
+        "sampler": plan.stages[0].sampler,
+        "schedule": plan.stages[0].schedule,
+        "model": plan.model,
+        "hires:plan": json.dumps(plan.to_json(), default=str, sort_keys=True),
     }

@@ -14,7 +14,7 @@ from hires.tiling.geometry import Size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleResult:
-    """An enlarged picture: where it is, from what to what, how, and what it took. pixels (H, W, bands) without an output."""
+    """An enlarged picture: where it is, how it was enlarged, and what that took."""
 
     path: Path | None
     source: Size
@@ -27,6 +27,7 @@ class UpscaleResult:
     peak_rss_bytes: int
     refined: RenderResult | None = None
     pixels: Any = field(default=None, repr=False)
+    """(height, width, bands), if there is no file."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -46,7 +47,7 @@ class UpscaleResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderResult:
-    """A finished render: where the file is, what was planned and what it took. drawn: its pixels, or what reads them."""
+    """A finished render: where the file is, what was planned and what it took."""
 
     path: Path | None
     size: Size
@@ -56,20 +57,21 @@ class RenderResult:
     seconds: float
     peak_rss_bytes: int
     drawn: Any = field(default=None, repr=False)
+    """The pixels, or a function that reads them from the file."""
 
     @property
     def pixels(self) -> Any:
-        """(height, width, 3), in memory or, where there is a file, read from it each time."""
+        """(height, width, 3) uint8 or uint16; if there is a file, read from it each time."""
         return self.drawn() if callable(self.drawn) else self.drawn
 
     def predictions(self) -> list[dict[str, Any]]:
-        """Per stage that ran: predicted and measured peak bytes and seconds. On a CPU the measured bytes are the process's."""
-        planned = {cost.stage: cost for cost in self.plan.costs}
-        found = []
+        """Predicted and measured peak bytes and seconds of each stage; on a CPU the measured bytes are the whole process's."""
+        costs = {cost.stage: cost for cost in self.plan.costs}
+        rows = []
         for stage in self.stats:
-            cost = planned.get(stage.stage.removesuffix(" (tiny)"))
+            cost = costs.get(stage.stage.removesuffix(" (tiny)"))
             if cost is not None:
-                found.append(
+                rows.append(
                     {
                         "stage": stage.stage,
                         "predicted_peak_bytes": cost.peak_bytes,
@@ -78,10 +80,10 @@ class RenderResult:
                         "measured_seconds": stage.seconds,
                     }
                 )
-        return found
+        return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values: path, size, seed, plan, predictions beside what was measured, stats."""
+        """The result as plain JSON values: path, size, seed, plan, predictions beside measurements, stats."""
         return {
             "path": None if self.path is None else str(self.path),
             "size": str(self.size),

@@ -1,212 +1,191 @@
-"""Carry out a plan: load, denoise, decode, write."""
+"""Carry out a render job: plan, load, denoise, decode, write."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
 from hires.devices import calibration
 from hires.devices.calibration import calibrated
 from hires.devices.describe import budget_of
-from hires.devices.memory import peak_resident_bytes
-from hires.devices.probe import TORCH_DTYPE
-from hires.engine.fallback import _approximate, _cheaper, _unkept
+from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
+from hires.devices.probe import TORCH_DTYPE, choose_device, probe
+from hires.engine.fallback import cheaper_job, plan_cheaper
+from hires.engine.job import RenderJob
 from hires.engine.output import Delivery, OpenSink, parameters
 from hires.engine.requests import with_captions
 from hires.engine.results import RenderResult
 from hires.errors import MemoryLadderError
-from hires.events import Event, OnEvent
+from hires.events import Event, OnEvent, StageStats
 from hires.images.whole import on_canvas
 from hires.models.attention_processors import attention_backend
-from hires.options.render import JournalOptions, RenderRequest
+from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import load_family
 from hires.planning import planner
 from hires.planning.plan import DecodePlan, MemoryPlan
-from hires.resume.journal import NO_JOURNAL, Journal
+from hires.resume import journal as journals
+from hires.resume.fingerprint import describe_job
+from hires.resume.journal import NO_JOURNAL, FileJournal, Journal
 from hires.tiling.retry import Ladder, is_out_of_memory, twice
 from hires.units import gib
 
-if TYPE_CHECKING:
-    from hires.devices.memory import FreedPages
+
+def run(job: RenderJob) -> RenderResult:
+    """Plan a job and render it, and cheaper pictures if it runs out of memory and the request allows them.
+
+    Work that is unfinished when it fails or is cancelled stays in the job's journal. MemoryLadderError if nothing that the
+    request allows has room.
+    """
+    device = choose_device(job.device)
+    if job.spec.missing:
+        raise missing(job.spec.missing, job.spec.facts)
+    job = replace(job, request=with_captions(job.request))
+    vram, ram = budget_of(job.vram), budget_of(job.ram)
+    machine = calibrated(probe(device, vram, ram or 0), calibration.load(calibration.cache_folder()))
+    plan = planner.plan(job.request, job.spec, machine)
+    while True:
+        try:
+            return deliver(job, plan, device)
+        except MemoryLadderError as error:
+            cheaper = cheaper_job(job, error)
+        discard_journal(job)  # it is of another picture than the one that is drawn now
+        job, plan = cheaper, plan_cheaper(cheaper, machine)
 
 
-def _carried_out(
-    request: RenderRequest,
-    spec: ModelSpec,
-    file: Delivery,
-    device: str,
-    memory: tuple[str | int | None, str | int | None],
-    picture: NDArray[np.uint8] | None,
-    on_event: OnEvent | None,
-    edges: NDArray[np.uint8] | None = None,
-    journal: JournalOptions | None = None,
-    mask: NDArray[np.uint8] | None = None,
-) -> RenderResult:
-    """Check what is there, plan, run, write. What is unfinished when it ends otherwise stays in the journal."""
+def deliver(job: RenderJob, plan: MemoryPlan, device: torch.device) -> RenderResult:
+    """Render a plan into the job's output: whole at the end, or not there."""
+    head = parameters(job.request, plan)
+    with open_journal(job, plan) as journal, job.output.open(head, folder_of(journal)) as output:
+        with freed_pages(page_policy(job, plan, device)):
+            result = execute(job, plan, device, journal, output)
+        return output.finish(result, job.request, job.tell)
+
+
+@contextmanager
+def open_journal(job: RenderJob, plan: MemoryPlan) -> Iterator[Journal]:
+    """The journal of a job's unfinished work: kept on failure, removed on success."""
+    if job.output.path is None or job.journal is None:
+        yield NO_JOURNAL
+        return
+    options, images = job.journal, job.images
+    described = describe_job(job.request, plan, job.spec, (images.init, images.edges, images.mask))
+    journal = journals.open_journal(
+        job.output.path, described, resume=options.resume, restart=options.restart, seconds=options.seconds
+    )
     try:
-        return _delivered(request, spec, file, device, memory, picture, on_event, edges, journal, mask)
+        yield journal
     except BaseException:
-        file.abort()
+        journal.close()
         raise
+    journal.remove()
 
 
-def _delivered(
-    request: RenderRequest,
-    spec: ModelSpec,
-    file: Delivery,
-    device: str,
-    memory: tuple[str | int | None, str | int | None],
-    picture: NDArray[np.uint8] | None,
-    on_event: OnEvent | None,
-    edges: NDArray[np.uint8] | None,
-    journal: JournalOptions | None,
-    mask: NDArray[np.uint8] | None,
-) -> RenderResult:
-    from hires.devices.memory import freed_pages
-    from hires.devices.probe import choose_device, probe
-    from hires.resume.journal import NO_JOURNAL, open_journal
-
-    chosen = choose_device(device)
-    if spec.missing:
-        raise missing(spec.missing, spec.facts)
-    request = with_captions(request)
-    vram, ram = map(budget_of, memory)
-    facts = calibrated(probe(chosen, vram, ram or 0), calibration.load(calibration.cache_folder()))
-    made = planner.plan(request, spec, facts)
-    file.head = parameters(request, made)
-    tell: OnEvent = on_event or (lambda event: None)
-
-    def run(request: RenderRequest, made: MemoryPlan, kept: Journal | None = None) -> RenderResult:
-        with freed_pages(_freed(made, chosen.type, ram)):
-            return run_plan(request, made, spec, chosen, tell, picture, edges, kept or NO_JOURNAL, file, mask)
-
-    if file.path is None or journal is None:
-        return file.finish(_unkept(request, made, spec, facts, run), request, tell)
-    from hires.resume.fingerprint import describe_job
-
-    job = describe_job(request, made, spec, (picture, edges, mask))
-    kept = open_journal(file.path, job, resume=journal.resume, restart=journal.restart, seconds=journal.seconds)
-    file.within = kept.folder
-    try:
-        drawn = run(request, made, kept)
-    except MemoryLadderError as error:
-        kept.close()
-        cheaper = _cheaper(request, spec, error)
-        kept.remove()  # of another picture than the one that is drawn now
-        drawn = _approximate(cheaper, spec, facts, run)
-    except BaseException:
-        kept.close()
-        raise
-    try:
-        result = file.finish(drawn, request, tell)
-    except BaseException:
-        kept.close()
-        raise
-    kept.remove()
-    return result
+def discard_journal(job: RenderJob) -> None:
+    """Remove the journal of a job that is given up."""
+    if job.output.path is not None and job.journal is not None:
+        FileJournal(journals.folder_of(job.output.path)).remove()
 
 
-def _freed(made: MemoryPlan, device: str, ram: int | None) -> FreedPages:
-    """What becomes of freed memory: it goes back where host memory is counted, and is kept where a third more has room."""
-    if ram is not None:
+def folder_of(journal: Journal) -> Path | None:
+    """The folder in which unfinished files may lie, None without a journal."""
+    return journal.folder if isinstance(journal, FileJournal) else None
+
+
+def page_policy(job: RenderJob, plan: MemoryPlan, device: torch.device) -> FreedPages:
+    """What becomes of freed memory: returned if `ram` limits the process, kept on a CPU with room for a third more."""
+    if job.ram is not None:
         return "returned"
-    return "kept" if device == "cpu" and 4 * made.peak_bytes <= 3 * made.budget_bytes else "usual"
+    return "kept" if device.type == "cpu" and 4 * plan.peak_bytes <= 3 * plan.budget_bytes else "usual"
 
 
 def run_plan(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    tell: OnEvent,
-    picture: NDArray[np.uint8] | None = None,
-    edges: NDArray[np.uint8] | None = None,
-    journal: Journal = NO_JOURNAL,
-    open_sink: OpenSink | None = None,
-    mask: NDArray[np.uint8] | None = None,
+    request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, device: torch.device, on_event: OnEvent
 ) -> RenderResult:
-    """Carry out a plan: load the model, denoise, decode. MemoryLadderError where even the last rung is too large.
+    """Render a plan that is already made, from text alone, into an array; errors as of `execute`."""
+    job = RenderJob(request=request, spec=spec, output=Delivery(None), on_event=on_event)
+    with job.output.open() as output:
+        return output.finish(execute(job, plan, device, NO_JOURNAL, output), request, on_event)
 
-    picture: (H, W, 3) that the plan starts from or edits; edges: (H, W, 3) that a ControlNet follows. open_sink: opens what
-    takes the finished rows, which is left open; without it they are the result's pixels. mask: (H, W, 3), white where the
-    picture is drawn anew; elsewhere its pixels stay as they are.
+
+def execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink) -> RenderResult:
+    """Load the model, denoise and decode into a sink, which is left open.
+
+    MemoryLadderError if even the smallest setting of the plan's ladder runs out of memory.
     """
-    into = open_sink or Delivery(None)
     try:
-        result = _run(request, made, spec, device, tell, picture, edges, journal, into, mask)
-        return into.finish(result, request, tell) if open_sink is None and isinstance(into, Delivery) else result
+        return _execute(job, plan, device, journal, open_sink)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0][:200]
-    raise MemoryLadderError(
-        f"out of memory outside the ladder ({reason}); planned peak {gib(made.peak_bytes)} of {gib(made.budget_bytes)}: "
+    raise MemoryLadderError(  # outside `except`, where the traceback would hold what was allocated
+        f"out of memory outside the ladder ({reason}); planned peak {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}: "
         f"close other programs or give a smaller --size"
     )
 
 
-def _run(
-    request: RenderRequest,
-    made: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    tell: OnEvent,
-    picture: NDArray[np.uint8] | None,
-    edges: NDArray[np.uint8] | None,
-    journal: Journal,
-    open_sink: OpenSink,
-    mask: NDArray[np.uint8] | None = None,
-) -> RenderResult:
-    begun = time.monotonic()
-    name = attention_backend(spec, made.latent_grid.tile, device, TORCH_DTYPE[made.dtype], request.attention)
-    made = replace(made, backends=(("attention", name),))
-    tell(Event(stage="load", done=0, total=1))
-    exact = [rung.decode for rung in made.ladder if rung.stage == "decode" and rung.exact]
-    ladder = Ladder([made.decode, *exact], _describe(made))
-    drawn = None if picture is None else on_canvas(picture, request.size, made.canvas)
-    seen = drawn if edges is None else on_canvas(edges, request.size, made.canvas)
-    family = twice(lambda: load_family(request, made, spec, device, ladder, seen, journal), "loading")
-    tell(Event(stage="load", done=1, total=1))
-    redrawn = None if mask is None else on_canvas(mask, request.size, made.canvas)[..., 0]
-    denoised = progressive.run(family, made, request.seed, tell, drawn, journal, redrawn)
-    fix = colour_fixer(family, made, denoised, drawn)
-    if redrawn is not None:
-        assert drawn is not None, "a mask is of a picture"
-        fix = masked_fixer(drawn, redrawn, fix)
-    decoding = decode(family, denoised.latents, lambda: open_sink(request.size), tell, NO_JOURNAL if fix else journal, fix)
-    if family.tiny is not None and decoding.stage == "decode (tiny)":
-        ladder_note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
-        made = replace(made, decode=replace(made.decode, policy="tiny", band_rows=0), notes=(*made.notes, ladder_note))
-    elif ladder.taken:
-        note = f"ran out of memory: decoded {ladder.rung} instead of {made.decode}"
-        made = replace(made, decode=ladder.rung, notes=(*made.notes, note))
+def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink) -> RenderResult:
+    started, request, images = time.monotonic(), job.request, job.images
+    backend = attention_backend(job.spec, plan.latent_grid.tile, device, TORCH_DTYPE[plan.dtype], request.attention)
+    plan = replace(plan, backends=(("attention", backend),))
+    job.tell(Event(stage="load", done=0, total=1))
+    ladder = decode_ladder(plan)
+    init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
+    condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
+    family = twice(lambda: load_family(request, plan, job.spec, device, ladder, condition, journal), "loading")
+    job.tell(Event(stage="load", done=1, total=1))
+    mask = None if images.mask is None else on_canvas(images.mask, request.size, plan.canvas)[..., 0]
+    denoised = progressive.run(family, plan, request.seed, job.tell, init, journal, mask)
+    fix = colour_fixer(family, plan, denoised, init)
+    if mask is not None:
+        assert init is not None, "a mask is of a picture"
+        fix = masked_fixer(init, mask, fix)
+    rows_journal = NO_JOURNAL if fix else journal  # fixed rows depend on more than the latents
+    decoded = decode(family, denoised.latents, lambda: open_sink(request.size), job.tell, rows_journal, fix)
     return RenderResult(
         path=None,
         size=request.size,
         seed=request.seed,
-        plan=made,
-        stats=(*denoised.stats, decoding),
-        seconds=time.monotonic() - begun,
+        plan=with_decode_used(plan, decoded, ladder),
+        stats=(*denoised.stats, decoded),
+        seconds=time.monotonic() - started,
         peak_rss_bytes=peak_resident_bytes(),
     )
 
 
-def _describe(made: MemoryPlan) -> Callable[[DecodePlan], str]:
-    """A rung of the decode ladder in words, with its predicted peak."""
-    peaks = {rung.decode: rung.peak_bytes for rung in made.ladder if rung.stage == "decode"}
-    peaks[made.decode] = next(cost.peak_bytes for cost in made.costs if cost.stage == "decode")
+def decode_ladder(plan: MemoryPlan) -> Ladder[DecodePlan]:
+    """The plan's exact ways to decode, from the chosen one down."""
+    exact = [rung.decode for rung in plan.ladder if rung.stage == "decode" and rung.exact]
+    return Ladder([plan.decode, *exact], decode_words(plan))
 
-    def describe(decode: DecodePlan) -> str:
+
+def decode_words(plan: MemoryPlan) -> Callable[[DecodePlan], str]:
+    """A function that names a way to decode, with its predicted peak."""
+    peaks = {rung.decode: rung.peak_bytes for rung in plan.ladder if rung.stage == "decode"}
+    peaks[plan.decode] = next(cost.peak_bytes for cost in plan.costs if cost.stage == "decode")
+
+    def words(decode: DecodePlan) -> str:
         return f"decode {decode}, predicted peak {gib(peaks[decode] or 0)}"
 
-    return describe
+    return words
+
+
+def with_decode_used(plan: MemoryPlan, decoded: StageStats, ladder: Ladder[DecodePlan]) -> MemoryPlan:
+    """The plan with the way that decoding took after running out of memory, and a note on it."""
+    if decoded.stage == "decode (tiny)":
+        used = replace(plan.decode, policy="tiny", band_rows=0)
+        note = "approximation: every exact way to decode ran out of memory, the tiny autoencoder did it"
+    elif ladder.taken:
+        used, note = ladder.rung, f"ran out of memory: decoded {ladder.rung} instead of {plan.decode}"
+    else:
+        return plan
+    return replace(plan, decode=used, notes=(*plan.notes, note))

@@ -114,13 +114,20 @@ def test_a_disk_that_refuses_half_way_leaves_no_file_and_what_is_finished(
 
 
 def test_a_sink_that_is_opened_again_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
-    file = Delivery(tmp_path / "a.png")
-    first = file(Size(8, 8))
-    first.write(np.zeros((3, 8, 3), np.uint8))
-    second = file(Size(8, 8))
-    second.write(np.full((8, 8, 3), 9, np.uint8))
-    assert len(list(tmp_path.iterdir())) == 1
-    second.close()
+    with Delivery(tmp_path / "a.png").open() as output:
+        first = output(Size(8, 8))
+        first.write(np.zeros((3, 8, 3), np.uint8))
+        second = output(Size(8, 8))
+        second.write(np.full((8, 8, 3), 9, np.uint8))
+        assert len(list(tmp_path.iterdir())) == 1
+        second.close()
     with ImageSource.open(tmp_path / "a.png") as source:
         assert source.read(Box(0, 0, 8, 8)).min() == 9
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_output_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Delivery(tmp_path / "a.png").open() as output:
+        output(Size(8, 8)).write(np.zeros((3, 8, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
