@@ -176,7 +176,7 @@ class Client:
         """Queue a picture and return at once.
 
         kind: 'render', 'edit' or 'upscale'. fields: the options of the function of that name, except those of its machine, and
-        what else `POST /jobs` takes (the server's /docs lists it); images as paths, bytes, PIL images or arrays (H, W, 3) uint8.
+        what else `POST /jobs` takes; images as paths, bytes, PIL images or arrays (H, W, 3) uint8.
         count: how many, with following seeds. RequestError, with the server's reason, where it refuses.
         """
         name = id or uuid.uuid4().hex

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
 from hires.engine.job import Images, RenderJob
 from hires.engine.output import delivery
@@ -23,7 +24,7 @@ from hires.engine.results import RenderResult
 from hires.options.fields import PictureLike, chosen
 from hires.options.keywords import EditKeywords, PlanKeywords, RenderKeywords
 from hires.options.plan import PlanOptions
-from hires.options.render import EditOptions, RenderOptions
+from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.table import with_options
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan

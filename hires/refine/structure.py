@@ -7,12 +7,11 @@ the previous stage. Guides see the picture as a whole, so they go outside `tiled
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hires.protocols import Denoiser, LowPass
+from hires.protocols import Condition, Denoiser, LowPass
 
 Strength = Callable[[float], float]
 """How strongly a guide acts at a noise level, from 0 to 1."""
@@ -42,7 +41,7 @@ def structure_guided(denoise: Denoiser, reference: Tensor, strength: Strength, l
     """
     reference_low = low_pass(reference)
 
-    def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def guide(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         estimate, a = denoise(x, sigma, cond), strength(sigma)
         return estimate if a == 0 else estimate + a * (reference_low - low_pass(estimate))
 
@@ -59,7 +58,7 @@ def centre_pulled(
     """
     pull = power_ramp(sigma_ref, power)
 
-    def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def guide(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         estimate = denoise(x, sigma, cond)
         return estimate if sigma <= sigma_least else estimate + pull(sigma) * (reference - estimate)
 
@@ -73,7 +72,7 @@ def masked(denoise: Denoiser, known: Tensor, drawn: Tensor) -> Denoiser:
     ends exactly at `known`, and on the way its x is `known` plus noise of the current level, as the model was trained to see.
     """
 
-    def guide(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def guide(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         return torch.lerp(known.expand_as(x), denoise(x, sigma, cond), drawn.expand_as(x))  # exact where the mask is 0 or 1
 
     return guide

@@ -1,4 +1,4 @@
-"""What the samplers share: their signature, the walk over the noise levels, and the steps they are made of."""
+"""The signature of samplers, and the steps that several of them share."""
 
 from __future__ import annotations
 
@@ -6,39 +6,51 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from hires.protocols import Denoiser
+from hires.protocols import Condition, Denoiser
 from hires.sampling.noise import Noise, drawn
 
 OnStep = Callable[[int, Tensor], None]
+"""Called after each step with its index and the denoised estimate; may raise to cancel."""
 
 
 class Sampler(Protocol):
-    """From x (B, C, h, w) at noise level sigmas[0] to the latents at sigmas[-1]; dtype and device of x are kept.
-
-    `sigmas` (n + 1,) fall; scalar coefficients are float64. `on_step(i, denoised)` is called once for each of n steps
-    (dpm_adaptive: for each step it accepts).
-    """
+    """A sampler: takes latents from one noise level down to another."""
 
     def __call__(
-        self, denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None
-    ) -> Tensor: ...
+        self, denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: Noise, on_step: OnStep | None = None
+    ) -> Tensor:
+        """The latents at sigmas[-1], with the dtype and device of x.
+
+        Args:
+            denoise: the denoised estimate.
+            x: (B, C, h, w) at noise level sigmas[0].
+            sigmas: (n + 1,), falling; scalar coefficients are computed in float64.
+            cond: passed on to `denoise`.
+            noise: the noise of each step.
+            on_step: called once for each of the n steps (by dpm_adaptive for each step that it accepts).
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """Noise added before a step (Karras et al. 2022, algorithm 2), for s_tmin <= sigma <= s_tmax; s_churn 0 adds none."""
+    """Noise added before a step (Karras et al. 2022, algorithm 2)."""
 
     s_churn: float = 0.0
+    """How much noise a run adds in all; 0 adds none."""
     s_tmin: float = 0.0
+    """The lowest sigma at which noise is added."""
     s_tmax: float = math.inf
+    """The highest sigma at which noise is added."""
     s_noise: float = 1.0
+    """The standard deviation of the noise."""
 
 
-CALM = Churn()
+NO_CHURN = Churn()
 
 
 def pairs(sigmas: Tensor) -> list[tuple[float, float]]:
@@ -47,17 +59,18 @@ def pairs(sigmas: Tensor) -> list[tuple[float, float]]:
 
 
 def report(on_step: OnStep | None, step: int, denoised: Tensor) -> None:
+    """Call `on_step`, if there is one."""
     if on_step is not None:
         on_step(step, denoised)
 
 
 def toward(x: Tensor, x0: Tensor, sigma: float, target: float) -> Tensor:
-    """x + (x - x0) / sigma (target - sigma): Euler in sigma, which is DDIM and DPM-Solver++(1) as well."""
+    """x + (x - x0) / sigma (target - sigma): an Euler step in sigma, which equals DDIM and DPM-Solver++(1)."""
     return x + (x - x0) * ((target - sigma) / sigma)
 
 
 def ancestral(sigma: float, following: float, eta: float) -> tuple[float, float]:
-    """(sigma_down, sigma_up): where to step down to, and the noise to add there, so that the level becomes `following`.
+    """(sigma_down, sigma_up): the level to step down to, and the noise to add there to reach level `following`.
 
     sigma_up = min(sigma', eta sqrt(sigma'^2 (sigma^2 - sigma'^2) / sigma^2)), sigma_down^2 = sigma'^2 - sigma_up^2.
     """
@@ -66,7 +79,7 @@ def ancestral(sigma: float, following: float, eta: float) -> tuple[float, float]
 
 
 def churned(x: Tensor, sigma: float, step: int, steps: int, churn: Churn, noise: Noise) -> tuple[Tensor, float]:
-    """x raised to sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
+    """x with noise added up to level sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
     gamma = min(churn.s_churn / steps, 2**0.5 - 1) if churn.s_tmin <= sigma <= churn.s_tmax else 0.0
     if gamma == 0:
         return x, sigma
@@ -74,8 +87,8 @@ def churned(x: Tensor, sigma: float, step: int, steps: int, churn: Churn, noise:
     return x + drawn(noise, x, step) * (churn.s_noise * (raised**2 - sigma**2) ** 0.5), raised
 
 
-def heun_step(denoise: Denoiser, x: Tensor, sigma: float, following: float, cond: Any) -> tuple[Tensor, Tensor]:
-    """Euler, then the mean of the slopes at both ends; to sigma 0 only Euler. Returns x' and the first estimate."""
+def heun_step(denoise: Denoiser, x: Tensor, sigma: float, following: float, cond: Condition | None) -> tuple[Tensor, Tensor]:
+    """One step by the mean of the slopes at both ends; Euler if `following` is 0. Returns x' and the first estimate."""
     x0 = denoise(x, sigma, cond)
     slope = (x - x0) / sigma
     ahead = x + slope * (following - sigma)
@@ -85,8 +98,8 @@ def heun_step(denoise: Denoiser, x: Tensor, sigma: float, following: float, cond
     return ahead, x0
 
 
-def midpoint_step(denoise: Denoiser, x: Tensor, x0: Tensor, levels: tuple[float, float], cond: Any) -> Tensor:
-    """Euler from sigma to sqrt(sigma sigma'), then the slope found there over the whole step (DPM-Solver-2); to 0 Euler."""
+def midpoint_step(denoise: Denoiser, x: Tensor, x0: Tensor, levels: tuple[float, float], cond: Condition | None) -> Tensor:
+    """One step by the slope at sqrt(sigma sigma'), which an Euler step reaches (DPM-Solver-2); Euler if sigma' is 0."""
     sigma, following = levels
     if following == 0:
         return toward(x, x0, sigma, 0.0)

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the noisy latents, and how it follows a tile."""
+"""The conditions of a denoiser besides the noisy latents, cropped to tiles."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from hires.tiling.geometry import Box, Size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
-    """Text and size conditions of a batch of B pictures.
-
-    tokens (B, T, D); mask (B, T) or None; pooled (B, P) or None; image_latents (B, C, h, w) or None, cropped with the
-    tile; size_ids (B, 6) or None: SDXL's original height, width, crop top, left, target height, width, in pixels.
-    resolution (B, 2) or None: PixArt-α's height and width in pixels. canvas: the whole picture in latent cells, for
-    networks that must know where a tile lies on it; places: a box of it per picture, None where each is all of it.
-    `cell_px` is how many pixels one latent cell covers.
-    """
+    """Text and size conditions of a batch of B pictures; a `protocols.Condition`."""
 
     tokens: Tensor
+    """The text encoders' embeddings of each token, (B, T, D)."""
     mask: Tensor | None = None
+    """Which tokens are not padding, (B, T)."""
     pooled: Tensor | None = None
+    """The pooled text embedding, (B, P)."""
     image_latents: Tensor | None = None
+    """Latents of a conditioning image, (B, C, h, w), cropped with the tile."""
     size_ids: Tensor | None = None
+    """SDXL's original height, width, crop top, left, target height, width in pixels, (B, 6)."""
     resolution: Tensor | None = None
+    """PixArt-α's height and width in pixels, (B, 2)."""
     canvas: Size | None = None
+    """The whole picture in latent cells, for networks that must know where a tile lies on it."""
     places: tuple[Box, ...] | None = None
+    """The box of each picture on the canvas, in cells; None if each is the whole canvas."""
     cell_px: int = 8
+    """Pixels per latent cell."""
 
     @property
     def batch(self) -> int:
+        """The number of pictures."""
         return self.tokens.shape[0]
 
     @property
     def boxes(self) -> tuple[Box, ...]:
-        """Where each picture of the batch lies on the canvas, in cells; there must be a canvas."""
-        assert self.canvas is not None, "these conditions know no canvas"
+        """The box of each picture on the canvas, in cells; only with a canvas."""
+        assert self.canvas is not None, "these conditions have no canvas"
         return self.places or (Box(0, 0, self.canvas.height, self.canvas.width),) * self.batch
 
     def crop(self, box: Box) -> Conditioning:
         """The conditions of a tile, a box of these pictures in cells.
 
-        SDXL's crop offsets move with it, original and target size stay the canvas's. PixArt's resolution becomes the
-        tile's own: it was trained on whole pictures, and knows no size beyond them.
+        SDXL's crop offsets move with the tile; its original and target size stay those of the canvas. PixArt's resolution
+        becomes that of the tile: it was trained on whole pictures and has no notion of a crop.
         """
         ids, latents = self.size_ids, self.image_latents
         if ids is not None and (box.top or box.left):
@@ -83,16 +86,16 @@ class Conditioning:
         )
 
     def concatenate(self, *others: Conditioning) -> Conditioning:
-        """One batch from this one and others, in order; all must have the same fields and the same canvas."""
+        """One batch of this and the other conditions, in order; all must have the same fields and the same canvas."""
         if not others:
             return self
         parts = (self, *others)
-        assert len({part.canvas for part in parts}) == 1, "conditionings are of different canvases"
-        placed = any(part.places is not None for part in parts)
+        assert len({part.canvas for part in parts}) == 1, "the conditionings have different canvases"
+        has_places = any(part.places is not None for part in parts)
 
         def joined(values: Sequence[Tensor | None]) -> Tensor | None:
             present = [value for value in values if value is not None]
-            assert len(present) in (0, len(values)), "conditionings disagree on which fields they have"
+            assert len(present) in (0, len(values)), "the conditionings have different fields"
             return torch.cat(present) if present else None
 
         return replace(
@@ -103,11 +106,11 @@ class Conditioning:
             image_latents=joined([part.image_latents for part in parts]),
             size_ids=joined([part.size_ids for part in parts]),
             resolution=joined([part.resolution for part in parts]),
-            places=tuple(box for part in parts for box in part.boxes) if placed else None,
+            places=tuple(box for part in parts for box in part.boxes) if has_places else None,
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
-        """On a device; size ids and resolutions stay float32, they hold pixels."""
+        """The conditions on a device; size ids and resolutions stay float32 because they hold pixels."""
 
         def move(value: Tensor | None, to: torch.dtype | None = dtype) -> Tensor | None:
             return None if value is None else value.to(device, to)
@@ -124,9 +127,9 @@ class Conditioning:
 
 
 def sdxl_size_ids(canvas_px: Size, batch: int = 1) -> Tensor:
-    """Size ids of a whole canvas, (batch, 6): original and target are the canvas, the crop starts at 0, 0.
+    """SDXL's size ids of a whole canvas, (batch, 6): original and target size are the canvas, the crop starts at 0, 0.
 
-    A tile of it keeps both sizes and moves the crop, as DemoFusion does (arXiv 2311.16973).
+    A tile keeps both sizes and moves the crop, as in DemoFusion (arXiv 2311.16973).
     """
     h, w = canvas_px.height, canvas_px.width
     return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)

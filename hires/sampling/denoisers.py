@@ -1,7 +1,7 @@
-"""From a network to `denoise(x, sigma, cond) -> denoised`, and wrappers of that signature.
+"""Preconditioning: turns a network into `denoise(x, sigma, cond) -> denoised`.
 
-x and the result are (B, C, h, w) float32. Preconditioning is local and goes inside `tiled`; guidance is about the whole
-picture and goes outside it.
+x and the result are (B, C, h, w) float32. Preconditioning is local and goes inside `tiled`; guidance concerns the whole
+picture and goes outside.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
-from hires.protocols import Denoiser, Network
+from hires.protocols import Condition, Denoiser, Network
 
 
 def edm_v(network: Network) -> Denoiser:
     """x0 = x / (s^2 + 1) - s / sqrt(s^2 + 1) F(x / sqrt(s^2 + 1), ln(s) / 4): CosXL, sigma_data = 1."""
 
-    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def denoise(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         scale = 1 / math.sqrt(sigma**2 + 1)
         output = network(x * scale, 0.25 * math.log(sigma), cond)
         return x * scale**2 - output.float() * (sigma * scale)
@@ -28,20 +27,26 @@ def edm_v(network: Network) -> Denoiser:
 
 
 def eps(network: Network, sigmas: Sequence[float]) -> Denoiser:
-    """x0 = x - s F(x / sqrt(s^2 + 1), t(s)): SDXL, SD1.5, PixArt; t from the rising table of a VP schedule."""
+    """x0 = x - s F(x / sqrt(s^2 + 1), t(s)): epsilon-prediction of SDXL, SD1.5 and PixArt.
+
+    sigmas: the rising table of a VP schedule, one level per timestep.
+    """
     time = timestep_of(sigmas)
 
-    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def denoise(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         return x - network(x / math.sqrt(sigma**2 + 1), time(sigma), cond).float() * sigma
 
     return denoise
 
 
 def v(network: Network, sigmas: Sequence[float]) -> Denoiser:
-    """x0 = x / (s^2 + 1) - s / sqrt(s^2 + 1) F(x / sqrt(s^2 + 1), t(s)): v-prediction on a VP schedule (Salimans & Ho 2022)."""
+    """x0 = x / (s^2 + 1) - s / sqrt(s^2 + 1) F(x / sqrt(s^2 + 1), t(s)): v-prediction (Salimans & Ho 2022).
+
+    sigmas: the rising table of a VP schedule, one level per timestep.
+    """
     time = timestep_of(sigmas)
 
-    def denoise(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def denoise(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         scale = 1 / math.sqrt(sigma**2 + 1)
         return x * scale**2 - network(x * scale, time(sigma), cond).float() * (sigma * scale)
 
@@ -49,7 +54,7 @@ def v(network: Network, sigmas: Sequence[float]) -> Denoiser:
 
 
 def timestep_of(sigmas: Sequence[float]) -> Callable[[float], float]:
-    """t(sigma) by linear interpolation in ln sigma over the rising table, held at its ends; a float in [0, len - 1]."""
+    """t(sigma) by linear interpolation in ln sigma over the rising table, clamped to [0, len - 1]; a float."""
     logs = [math.log(sigma) for sigma in sigmas]
 
     def time(sigma: float) -> float:
@@ -68,7 +73,7 @@ def consistency(denoise: Denoiser, sigmas: Sequence[float], sigma_data: float = 
     """
     time = timestep_of(sigmas)
 
-    def bounded(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def bounded(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         scaled = timestep_scale * time(sigma)
         total = scaled**2 + sigma_data**2
         skip, out = sigma_data**2 / total, scaled / math.sqrt(total)

@@ -1,7 +1,8 @@
-"""DPM-Solver in its own steps: a fixed number of evaluations (fast), or steps as large as the error allows (adaptive).
+"""DPM-Solver with its own steps: dpm_fast and dpm_adaptive.
 
-Both walk t = -ln sigma from the first of `sigmas` to the last positive one and leave the levels between alone; what noise
-is left at that level stays, as published. Lu et al. 2022 (arXiv 2206.00927). The structure follows k-diffusion
+dpm_fast takes a fixed number of evaluations, dpm_adaptive steps as large as the error allows. Both integrate over
+t = -ln sigma from the first of `sigmas` to the last positive one and ignore the levels between; the noise left at that level
+stays, as published. Lu et al. 2022 (arXiv 2206.00927). The structure follows k-diffusion
 (Copyright (c) 2022 Katherine Crowson, MIT licence).
 """
 
@@ -9,26 +10,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from hires.errors import RunError
-from hires.protocols import Denoiser
+from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, ancestral, report
 from hires.sampling.noise import Noise, drawn
 
-MOST_ATTEMPTS = 1000
+MOST_ATTEMPTS = 1000  # steps of dpm_adaptive, accepted or not
 
 
 @dataclass
 class _Slopes:
-    """eps(x, t) = (x - denoise(x, sigma)) / sigma at sigma = e^-t; keeps the estimate, tells `on_step` of each."""
+    """eps(x, t) = (x - denoise(x, sigma)) / sigma at sigma = e^-t; keeps the last estimate and reports each one."""
 
     denoise: Denoiser
-    cond: Any
+    cond: Condition | None
     on_step: OnStep | None = None
     count: int = 0
     denoised: Tensor | None = None
@@ -53,7 +53,7 @@ def _second(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, r:
 
 
 def _third(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, eps_r: Tensor | None = None) -> Tensor:
-    """`_first` - sigma' / r2 (expm1(h) / h - 1) (eps_2 - eps), eps_2 at t + 2h/3 found through eps_r at t + h/3."""
+    """`_first` - sigma' / r2 (expm1(h) / h - 1) (eps_2 - eps), where eps_r at t + h/3 leads to eps_2 at t + 2h/3."""
     h = target - t
     near, far = t + h / 3, t + 2 * h / 3
     if eps_r is None:
@@ -71,7 +71,7 @@ def _ends(sigmas: Tensor) -> tuple[float, float]:
 
 
 def _target(t: float, following: float, end: float, eta: float) -> tuple[float, float]:
-    """Where to step to from t so that noise of standard deviation `up` brings the level to that of `following`."""
+    """(target, up): step from t to `target`, then noise of standard deviation `up` reaches the level of `following`."""
     if eta == 0:
         return following, 0.0
     down, _ = ancestral(math.exp(-t), math.exp(-following), eta)
@@ -79,8 +79,8 @@ def _target(t: float, following: float, end: float, eta: float) -> tuple[float, 
     return target, math.sqrt(max(math.exp(-2 * following) - math.exp(-2 * target), 0.0))
 
 
-def _only_one(denoise: Denoiser, x: Tensor, t: float, cond: Any, on_step: OnStep | None) -> Tensor:
-    """A schedule with a single noise level: its estimate."""
+def _only_one(denoise: Denoiser, x: Tensor, t: float, cond: Condition | None, on_step: OnStep | None) -> Tensor:
+    """The denoised estimate, for a schedule with a single noise level."""
     x0 = denoise(x, math.exp(-t), cond)
     report(on_step, 0, x0)
     return x0.to(x.dtype)
@@ -90,16 +90,16 @@ def dpm_fast(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """n evaluations in steps of order 3 of equal length in t, the last ones of the order that is left over.
+    """n evaluations in steps of equal length in t: of order 3, the last ones of the order that is left over.
 
-    `on_step` is called for each evaluation, n times.
+    `on_step` is called for each of the n evaluations.
     """
     start, end = _ends(sigmas)
     if start == end:
@@ -132,8 +132,8 @@ def fast_orders(count: int) -> list[int]:
 class StepControl:
     """A PID controller of the step h: h <- h limit(E0^b1 E1^b2 E2^b3), E the inverse errors of this step and the last two.
 
-    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1); a step is accepted where
-    that factor is at least `safety`.
+    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1). A step is accepted if that
+    factor is at least `safety`.
     """
 
     h: float
@@ -145,7 +145,7 @@ class StepControl:
     inverse: list[float] = field(default_factory=list)
 
     def accepts(self, error: float) -> bool:
-        """Whether a step with that error is taken; sets the next h either way."""
+        """Whether a step with that error is accepted; sets the next h either way."""
         now = 1 / (error + 1e-8)
         _, last, older = self.inverse or [now, now, now]
         powers = ((self.p + self.i + self.d) / self.order, -(self.p + 2 * self.d) / self.order, self.d / self.order)
@@ -158,38 +158,44 @@ class StepControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """When a step of dpm_adaptive is good enough: |low - high| against max(atol, rtol max(|low|, |x before|)); its first
-    step and the controller's coefficients, with k-diffusion's names and defaults."""
+    """When dpm_adaptive accepts a step; k-diffusion's names and defaults."""
 
     rtol: float = 0.05
+    """The relative tolerance: |low - high| is compared with max(atol, rtol max(|low|, |x before|))."""
     atol: float = 0.0078
+    """The absolute tolerance."""
     h_init: float = 0.05
+    """The first step in t."""
     pcoeff: float = 0.0
+    """The controller's proportional coefficient."""
     icoeff: float = 1.0
+    """The controller's integral coefficient."""
     dcoeff: float = 0.0
+    """The controller's differential coefficient."""
     accept_safety: float = 0.81
+    """The least factor on h at which a step is accepted."""
 
 
-USUAL = Tolerance()
+DEFAULT_TOLERANCE = Tolerance()
 
 
 def dpm_adaptive(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
     order: int = 3,
     eta: float = 0.0,
     s_noise: float = 1.0,
-    tolerance: Tolerance = USUAL,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
 ) -> Tensor:
     """Steps of two orders from the same evaluations; their difference over the whole canvas sets the next step.
 
-    How many evaluations it takes is not known beforehand, and `on_step` is called for each accepted step. RunError where
-    the error is not finite or no step is small enough.
+    The number of evaluations is not known in advance; `on_step` is called for each accepted step. RunError if the error is
+    not finite, or after `MOST_ATTEMPTS` steps.
     """
     start, end = _ends(sigmas)
     if start == end:
@@ -216,12 +222,12 @@ def dpm_adaptive(
         report(on_step, accepted, denoised)
         accepted += 1
     raise RunError(
-        f"dpm_adaptive took {MOST_ATTEMPTS} steps and is at sigma {math.exp(-t):.3g} only: take dpmpp_2m or another sampler"
+        f"dpm_adaptive took {MOST_ATTEMPTS} steps and is at sigma {math.exp(-t):.3g} only: use dpmpp_2m or another sampler"
     )
 
 
 def _two_orders(slopes: _Slopes, x: Tensor, eps: Tensor, interval: tuple[float, float], order: int) -> tuple[Tensor, Tensor]:
-    """The step by order - 1 and by order, from the same evaluations."""
+    """The results of a step of order - 1 and of order, from the same evaluations."""
     t, target = interval
     if order == 2:
         return _first(x, eps, t, target), _second(slopes, x, eps, t, target)[0]

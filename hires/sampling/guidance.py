@@ -1,22 +1,21 @@
-"""Guidance: how estimates with and without the prompt become one, on the whole canvas."""
+"""Guidance: combines the estimates with and without the prompt on a canvas."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hires.errors import RequestError
-from hires.protocols import Denoiser, LowPass
+from hires.protocols import Condition, Denoiser, LowPass
 from hires.sampling.conditioning import Conditioning
 
 
 def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
-    """D = D_u + scale (D_c - D_u): classifier-free guidance, both estimates in one batch of 2B. Scale 1 costs one."""
+    """D = D_u + scale (D_c - D_u): classifier-free guidance, one batch of 2B; scale 1 evaluates D_c alone."""
     if scale == 1.0:
         return denoise
 
@@ -33,7 +32,7 @@ def edit_guided(
 ) -> Denoiser:
     """D = D_u + scale (D_full - D_image) + image_scale (D_image - D_u), one batch of 3B (Brooks et al. 2023, eq. 3).
 
-    `image_only` has the image and the negative prompt, `uncond` the negative prompt and an image of zeros.
+    image_only: the image and the negative prompt. uncond: the negative prompt and an image of zeros.
     """
 
     def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
@@ -44,9 +43,9 @@ def edit_guided(
 
 
 def within(inside: Denoiser, outside: Denoiser, low: float, high: float) -> Denoiser:
-    """`inside` for low < sigma <= high, `outside` elsewhere; only one of the two is evaluated."""
+    """`inside` for low < sigma <= high, `outside` elsewhere; each step evaluates only one of them."""
 
-    def choose(x: Tensor, sigma: float, cond: Any) -> Tensor:
+    def choose(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
         return (inside if low < sigma <= high else outside)(x, sigma, cond)
 
     return choose
@@ -54,22 +53,26 @@ def within(inside: Denoiser, outside: Denoiser, low: float, high: float) -> Deno
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """How the estimates with the prompt, D_c, and without, D_u, become one: D_u + low LP(D_c - D_u) + high (the rest of it).
+    """D = D_u + low LP(D_c - D_u) + high (1 - LP)(D_c - D_u), from the estimates with (D_c) and without (D_u) the prompt.
 
-    low = high is classifier-free guidance, and needs no low-pass; FreCaS takes 7.5 and 35, HiWave 1 and 7.5 (2410.18410,
-    2506.20452). rescale: Lin et al.'s phi (2305.08891, eq. 15 and 16), here on the denoised estimate, per picture. Outside
-    `interval`, (low, high], the prompt's estimate stands alone and costs half (Kynkäänniemi et al. 2024, 2404.07724).
+    low = high is classifier-free guidance and needs no low-pass. FreCaS uses 7.5 and 35, HiWave 1 and 7.5 (2410.18410,
+    2506.20452). RequestError for invalid values.
     """
 
     low: float
+    """The scale of the low band."""
     high: float
+    """The scale of the high band."""
     low_pass: LowPass | None = None
+    """Splits the bands; needed if low and high differ."""
     rescale: float = 0.0
+    """Lin et al.'s phi (2305.08891, eq. 15 and 16), from 0 to 1; applied to the denoised estimate of each picture."""
     interval: tuple[float, float] = (0.0, math.inf)
+    """The sigmas (low, high] with guidance; elsewhere D_c alone, at half the cost (Kynkäänniemi et al. 2024, 2404.07724)."""
 
     def __post_init__(self) -> None:
         if self.low != self.high and self.low_pass is None:
-            raise RequestError(f"guidance {self.low:g} below and {self.high:g} above: give the low-pass that divides them")
+            raise RequestError(f"guidance {self.low:g} below and {self.high:g} above: give the low-pass that splits the bands")
         if not 0 <= self.rescale <= 1:
             raise RequestError(f"guidance rescale {self.rescale:g}: give a share from 0 to 1")
         if not 0 <= self.interval[0] < self.interval[1]:
@@ -77,15 +80,15 @@ class Guidance:
 
     @property
     def plain(self) -> bool:
-        """Whether the prompt's estimate is all there is to it."""
+        """Whether the result is the prompt's estimate alone."""
         return self.low == self.high == 1.0
 
     def needs_uncond(self, sigma: float) -> bool:
-        """Whether a step at that noise level evaluates the estimate without the prompt."""
+        """Whether a step at that noise level needs the estimate without the prompt."""
         return not self.plain and self.interval[0] < sigma <= self.interval[1]
 
     def combined(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """One estimate of two, (B, C, h, w) each."""
+        """The guided estimate from the two estimates, (B, C, h, w) each."""
         delta = conditional - unconditional
         estimate = unconditional + self.high * delta
         if self.low != self.high and self.low_pass is not None:
@@ -94,7 +97,7 @@ class Guidance:
 
 
 def rescaled(estimate: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """share estimate std(conditional) / std(estimate) + (1 - share) estimate, deviations of each picture (Lin et al. 2023)."""
+    """share estimate std(conditional) / std(estimate) + (1 - share) estimate (Lin et al. 2023); std of each picture."""
     dims = (1, 2, 3)
     scale = conditional.std(dims, keepdim=True) / estimate.std(dims, keepdim=True).clamp_min(1e-12)
     return estimate * (share * scale + (1 - share))
@@ -102,13 +105,16 @@ def rescaled(estimate: Tensor, conditional: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regions:
-    """Prompts of parts of the canvas, over that of the whole: conds[i] draws where masks[i], (1 or B, 1, h, w) in [0, 1], is 1.
+    """Prompts for regions of the canvas. Every one is evaluated on the whole canvas.
 
-    Where masks leave something of 1 the prompt of the whole has it. Every region is evaluated on the whole canvas.
+    Where the masks add up to less than 1, the prompt of the whole picture gets the rest. RequestError for masks that add up
+    to more than 1, or whose number differs from that of the prompts.
     """
 
     conds: tuple[Conditioning, ...]
+    """The prompt of each region."""
     masks: tuple[Tensor, ...]
+    """The share of each region's prompt at every cell, (1 or B, 1, h, w) in [0, 1]."""
 
     def __post_init__(self) -> None:
         if len(self.conds) != len(self.masks):
@@ -118,7 +124,7 @@ class Regions:
             raise RequestError(f"regional masks add up to {float(total.max()):g}: give values from 0 that add up to 1 at most")
 
     def mixed(self, whole: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """The estimate of the whole's prompt and those of the regions', (B, C, h, w) each, as one."""
+        """One estimate from that of the whole picture's prompt and those of the regions, (B, C, h, w) each."""
         pairs = zip(parts, self.masks, strict=True)
         return whole + sum((mask * (part - whole) for part, mask in pairs), torch.zeros_like(whole))
 
@@ -127,9 +133,9 @@ NO_REGIONS = Regions(conds=(), masks=())
 
 
 def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions: Regions | None = None) -> Denoiser:
-    """A denoiser guided as the policy says: two estimates in one batch of 2B inside its interval, else one of B.
+    """A guided denoiser: one batch of 2B inside the guidance interval, else of B.
 
-    regions: one estimate more for each.
+    Each region adds B to the batch.
     """
     if guidance.plain and regions is None:
         return denoise

@@ -1,25 +1,31 @@
-"""Samplers that reuse the estimates of steps before: one evaluation per step, for tile grids that stay where they are.
+"""Multi-step samplers: they reuse the estimates of earlier steps.
 
-Formulas in sigma space (x0 = denoise(x, sigma), t = -ln sigma, h = t' - t) after k-diffusion (Katherine Crowson, MIT
-licence) and the papers named.
+One evaluation per step; for tile grids that do not move. Formulas in sigma space (x0 = denoise(x, sigma), t = -ln sigma,
+h = t' - t) after k-diffusion (Katherine Crowson, MIT licence) and the papers named.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from hires.protocols import Denoiser
+from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, pairs, report
 from hires.sampling.noise import Noise, drawn
 
 
 def lms(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, order: int = 4
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Condition | None,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    order: int = 4,
 ) -> Tensor:
     """x' = x + sum_j c_j d_{i-j}, c_j the integral of the j-th Lagrange polynomial through the last `order` slopes."""
     levels = sigmas.double().tolist()
@@ -44,7 +50,9 @@ def adams_weights(levels: Sequence[float], order: int) -> list[float]:
     return weights
 
 
-def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: Noise, on_step: OnStep | None = None
+) -> Tensor:
     """x' = (sigma'/sigma) x - expm1(-h) D with D = (1 + 1/2r) x0 - (1/2r) x0_old, r = h_old / h (Lu et al. 2022)."""
     previous: Tensor | None = None
     step_before = 0.0
@@ -68,7 +76,7 @@ def dpmpp_2m_sde(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -104,7 +112,7 @@ def dpmpp_2m_sde_heun(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -119,7 +127,7 @@ def dpmpp_3m_sde(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -130,8 +138,8 @@ def dpmpp_3m_sde(
     """x' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
 
     d1 and d2 are the divided differences of the last three estimates over h, phi_2 = expm1(-k)/k + 1, phi_3 = phi_2/k -
-    1/2. The last term has the sign of the Taylor expansion (diffusers' scheduler of that name has the other) and, as
-    published, half its size: without noise the order is 2, and 3 with `curvature` 2.
+    1/2. The last term has the sign of the Taylor expansion (the opposite of diffusers' scheduler) and, as published, half its
+    size: without noise the order is 2, or 3 with `curvature` 2.
     """
     estimates: list[Tensor] = []  # newest first
     steps: list[float] = []
@@ -151,7 +159,10 @@ def dpmpp_3m_sde(
 
 
 def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float], k: float, curvature: float) -> Tensor:
-    """The terms of second and third order, as far as there are estimates; ratios r_j = h_j / h of the steps before."""
+    """x plus the terms of second and third order, as far as there are estimates.
+
+    ratios: r_j = h_j / h of the earlier steps, newest first, as are the estimates.
+    """
     if not ratios:
         return x
     slope = (estimates[0] - estimates[1]) / ratios[0]
@@ -173,11 +184,18 @@ def _diffused(x: Tensor, noise: Noise, step: int, following: float, eta_h: float
 
 
 def unipc(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, order: int = 2
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Condition | None,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    order: int = 2,
 ) -> Tensor:
-    """UniP predicts, UniC corrects with the estimate the next step makes anyway (Zhao et al. 2023, arXiv 2302.04867).
+    """UniP predicts; UniC corrects with the estimate that the next step needs anyway (Zhao et al. 2023, arXiv 2302.04867).
 
-    The B2(h) = expm1(-h) version on x0, with lower orders at both ends, as diffusers runs it: two estimates, order 3.
+    The B2(h) = expm1(-h) variant on x0, with lower orders at both ends, as in diffusers: two estimates, order 3.
     """
     walk = pairs(sigmas)
     estimates: list[Tensor] = []  # newest first
@@ -198,8 +216,8 @@ def unipc(
 def _uni_step(x: Tensor, estimates: Sequence[Tensor], times: Sequence[float], target: float) -> Tensor:
     """x' = e^(-h) x - expm1(-h) (m_0 + sum_k w_k (m_k - m_0) / r_k), r_k = (t_k - t_0) / h.
 
-    One step from t_0 to `target` through estimates m_k at t_k, m_0 the one of x; an estimate at the target itself, last,
-    makes it the corrector. One other estimate gets weight 1/2, more get those that match the expansion to their order.
+    One step from t_0 to `target` with the estimates m_k at t_k, m_0 that of x. An estimate at the target itself, given last,
+    makes it the corrector. A single other estimate gets weight 1/2, several get those that match the expansion.
     """
     h = target - times[0]
     scale = math.expm1(-h)
@@ -215,9 +233,9 @@ def _uni_weights(ratios: Sequence[float], h: float) -> list[float]:
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     first = phi = math.expm1(-h) / -h
-    wanted = []
+    moments = []
     for j in range(1, len(ratios) + 1):
         phi = (1 / math.factorial(j) - phi) / h
-        wanted.append(math.factorial(j) * phi / first)
+        moments.append(math.factorial(j) * phi / first)
     powers = np.vander(np.array(ratios), increasing=True).T
-    return [float(weight) for weight in np.linalg.solve(powers, np.array(wanted))]
+    return [float(weight) for weight in np.linalg.solve(powers, np.array(moments))]

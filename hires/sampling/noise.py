@@ -1,4 +1,4 @@
-"""Noise that belongs to the canvas: a pure function of (seed, stage, step, part, cell), and the Brownian convention."""
+"""Noise of the canvas: a pure function of (seed, stage, step, part, cell)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from hires.tiling.geometry import Box
 
 
 class Noise(Protocol):
-    """Unit Gaussian noise of the canvas for one sampler step; `part` counts independent draws within the step."""
+    """Unit Gaussian noise of the canvas for the steps of a sampler."""
 
-    def __call__(self, step: int, part: int = 0) -> Tensor: ...
+    def __call__(self, step: int, part: int = 0) -> Tensor:
+        """The noise of a step; `part` counts independent draws within it."""
+        ...
 
 
 class CanvasNoise:
     """Unit Gaussian noise that is a pure function of (seed, stage, step, part, channel, row, column).
 
-    The value at a cell does not depend on the canvas size, on tiles, batches, threads or the device: integers are hashed
-    (the splitmix64 finaliser, Steele et al. 2014) and turned into normals by Box-Muller in float64 on the CPU.
+    The value at a cell does not depend on the canvas size, tiles, batches, threads or the device: integers are hashed (the
+    splitmix64 finaliser, Steele et al. 2014) and turned into normals by Box-Muller in float64 on the CPU.
     """
 
     def __init__(self, seed: int, stage: int, box: Box, channels: int, device: torch.device | str = "cpu") -> None:
         self.seed, self.stage, self.box, self.channels, self.device = seed, stage, box, channels, device
 
     def __call__(self, step: int, part: int = 0) -> Tensor:
-        """Noise of a step, (1, C, h, w) float32; step -1 is the start."""
+        """The noise of a step, (1, C, h, w) float32; step -1 is the start."""
         values = canvas_noise(self.seed, self.stage, step, self.box, self.channels, part)
         return torch.from_numpy(values)[None].to(self.device)
 
@@ -38,7 +40,7 @@ class CanvasNoise:
 def canvas_noise(seed: int, stage: int, step: int, box: Box, channels: int, part: int = 0) -> NDArray[np.float32]:
     """The noise of `CanvasNoise` for a box of the canvas, (channels, height, width) float32."""
     key = _mix(_mix(_mix(np.uint64(seed & (2**64 - 1))) ^ np.uint64(stage)) ^ np.uint64(step + 1))
-    if part:  # part 0 is the noise of a step that draws once, as it was before steps could draw more
+    if part:  # part 0 must stay the noise of steps that draw only once
         key = _mix(key ^ np.uint64(part))
     rows = np.arange(box.top, box.bottom, dtype=np.uint64)[None, :, None]
     cols = np.arange(box.left, box.right, dtype=np.uint64)[None, None, :]
@@ -51,7 +53,7 @@ def canvas_noise(seed: int, stage: int, step: int, box: Box, channels: int, part
 
 
 def _mix(z: Any) -> Any:
-    """The splitmix64 finaliser on uint64 values; wrapping is wanted."""
+    """The splitmix64 finaliser on uint64 values; overflow wraps around on purpose."""
     with np.errstate(over="ignore"):
         z = z + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -66,12 +68,11 @@ def drawn(noise: Noise, x: Tensor, step: int, part: int = 0) -> Tensor:
 
 
 def joined(first: Tensor, second: Tensor, lengths: tuple[float, float]) -> Tensor:
-    """n = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from those of its two halves.
+    """n = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from that of its two parts.
 
-    The Brownian convention. A stochastic sampler that needs noise of a step and of a sub-interval of it draws
-    independent parts, one per sub-interval in the order of falling sigma, part 0 first, each over a length of sigma;
-    increments add up, so the noise of the step is that of one path W(sigma), seen at its ends (as with k-diffusion's
-    Brownian tree, whose time is sigma as well).
+    lengths: (a, b) of the parts, in sigma. The Brownian convention: a sampler that needs noise of a step and of a
+    sub-interval draws one independent part per sub-interval, in the order of falling sigma, part 0 first. Increments add up,
+    so all noise of the step belongs to one Brownian path W(sigma), as with k-diffusion's Brownian tree.
     """
     a, b = lengths
     return first * math.sqrt(a / (a + b)) + second * math.sqrt(b / (a + b))

@@ -1,6 +1,6 @@
-"""What there is to choose from: samplers and schedules by name, what each costs, and which combinations make sense.
+"""Facts about samplers and schedules: names, costs, and valid combinations.
 
-Facts only, no torch. The functions themselves are in `samplers.py` and `schedules.py` under the same names.
+Imports no torch. The functions themselves are in `samplers.py` and `schedules.py` under the same names.
 """
 
 from __future__ import annotations
@@ -12,44 +12,54 @@ from dataclasses import dataclass
 from hires.errors import RequestError, unknown
 
 PARAMETERISATIONS = ("edm_v", "eps", "v")
-LCM_TIMESTEPS = 50  # of the 1000 that an LCM was distilled at
+LCM_TIMESTEPS = 50  # the timesteps, of 1000, that an LCM was distilled at
 FEW_STEP = ("lcm", "turbo", "dmd")
 VP = ("eps", "v")
-ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive: 21 to 42 measured on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
+ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive; measured: 21 to 42 on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerFacts:
-    """One sampler. `label` is its name in A1111, `aliases` those of ComfyUI and of the A1111 API.
-
-    A step takes `evaluations` of the denoiser, the last one, to sigma 0, only `last`. `multistep`: it reuses estimates
-    of steps before. `schedule`: the one its authors or A1111 run it with. `kept`: canvas latents it holds beside x and
-    the estimate. `known`: whether the number of evaluations is known before it runs.
-    """
+    """The facts of one sampler."""
 
     name: str
+    """Its name here."""
     label: str
+    """Its name in A1111."""
     aliases: tuple[str, ...] = ()
+    """Its names in ComfyUI and in the API of A1111."""
     evaluations: int = 1
+    """Evaluations of the denoiser per step."""
     last: int = 1
+    """Evaluations of the last step, to sigma 0."""
     multistep: bool = False
+    """Whether it reuses the estimates of earlier steps."""
     stochastic: bool = False
+    """Whether it adds noise on the way."""
     discard_penultimate: bool = False
+    """Whether it runs on a schedule of one more step without its last level before 0."""
     schedule: str | None = None
+    """The schedule that its authors or A1111 use with it."""
     kept: int = 0
+    """Canvas latents that it holds beside x and the estimate."""
     known: bool = True
+    """Whether the number of evaluations is known in advance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleFacts:
-    """One schedule. `table`: it is made of a checkpoint's discrete timesteps; `fits` names the parameterisations that can
-    take it."""
+    """The facts of one schedule."""
 
     name: str
+    """Its name here."""
     label: str
+    """Its name in A1111."""
     aliases: tuple[str, ...] = ()
+    """Its names in ComfyUI and in the API of A1111."""
     fits: tuple[str, ...] = PARAMETERISATIONS
+    """The parameterisations that can use it."""
     table: bool = False
+    """Whether it consists of a checkpoint's discrete timesteps."""
 
 
 SAMPLERS: Mapping[str, SamplerFacts] = {
@@ -62,42 +72,79 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             name="dpm_2", label="DPM2", aliases=("k_dpm_2",), evaluations=2, discard_penultimate=True, schedule="karras", kept=1
         ),
         SamplerFacts(
-            name="dpm_2_ancestral", label="DPM2 a", aliases=("k_dpm_2_a", "k_dpm_2_ancestral"), evaluations=2, stochastic=True,
-            discard_penultimate=True, schedule="karras", kept=1,
+            name="dpm_2_ancestral",
+            label="DPM2 a",
+            aliases=("k_dpm_2_a", "k_dpm_2_ancestral"),
+            evaluations=2,
+            stochastic=True,
+            discard_penultimate=True,
+            schedule="karras",
+            kept=1,
         ),
         SamplerFacts(name="lms", label="LMS", aliases=("k_lms",), multistep=True, kept=4),
         SamplerFacts(
-            name="dpmpp_2s_ancestral", label="DPM++ 2S a", aliases=("k_dpmpp_2s_a",), evaluations=2, stochastic=True,
-            schedule="karras", kept=1,
+            name="dpmpp_2s_ancestral",
+            label="DPM++ 2S a",
+            aliases=("k_dpmpp_2s_a",),
+            evaluations=2,
+            stochastic=True,
+            schedule="karras",
+            kept=1,
         ),
         SamplerFacts(name="dpmpp_2m", label="DPM++ 2M", aliases=("k_dpmpp_2m",), multistep=True, schedule="karras", kept=1),
         SamplerFacts(
-            name="dpmpp_sde", label="DPM++ SDE", aliases=("k_dpmpp_sde", "dpmpp_sde_gpu"), evaluations=2, stochastic=True,
-            schedule="karras", kept=3,
+            name="dpmpp_sde",
+            label="DPM++ SDE",
+            aliases=("k_dpmpp_sde", "dpmpp_sde_gpu"),
+            evaluations=2,
+            stochastic=True,
+            schedule="karras",
+            kept=3,
         ),
         SamplerFacts(
-            name="dpmpp_2m_sde", label="DPM++ 2M SDE", aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"), multistep=True,
-            stochastic=True, schedule="exponential", kept=1,
+            name="dpmpp_2m_sde",
+            label="DPM++ 2M SDE",
+            aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
+            multistep=True,
+            stochastic=True,
+            schedule="exponential",
+            kept=1,
         ),
         SamplerFacts(
-            name="dpmpp_2m_sde_heun", label="DPM++ 2M SDE Heun", aliases=("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
-            multistep=True, stochastic=True, schedule="exponential", kept=1,
+            name="dpmpp_2m_sde_heun",
+            label="DPM++ 2M SDE Heun",
+            aliases=("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
+            multistep=True,
+            stochastic=True,
+            schedule="exponential",
+            kept=1,
         ),
         SamplerFacts(
-            name="dpmpp_3m_sde", label="DPM++ 3M SDE", aliases=("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), multistep=True,
-            stochastic=True, discard_penultimate=True, schedule="exponential", kept=4,
+            name="dpmpp_3m_sde",
+            label="DPM++ 3M SDE",
+            aliases=("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"),
+            multistep=True,
+            stochastic=True,
+            discard_penultimate=True,
+            schedule="exponential",
+            kept=4,
         ),
         SamplerFacts(name="dpm_fast", label="DPM fast", aliases=("k_dpm_fast",), kept=3),
         SamplerFacts(name="dpm_adaptive", label="DPM adaptive", aliases=("k_dpm_ad",), kept=6, known=False),
         SamplerFacts(
-            name="restart", label="Restart", aliases=("restart_sampler",), evaluations=2, stochastic=True, schedule="karras",
+            name="restart",
+            label="Restart",
+            aliases=("restart_sampler",),
+            evaluations=2,
+            stochastic=True,
+            schedule="karras",
             kept=2,
         ),
         SamplerFacts(name="unipc", label="UniPC", aliases=("uni_pc", "uni_pc_bh2"), multistep=True, kept=3),
         SamplerFacts(name="ddim", label="DDIM"),
         SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
     )
-}  # fmt: skip
+}
 SCHEDULES: Mapping[str, ScheduleFacts] = {
     facts.name: facts
     for facts in (
@@ -118,7 +165,7 @@ SCHEDULES: Mapping[str, ScheduleFacts] = {
 
 
 def _plain(text: str) -> str:
-    """Letters and digits only, lower case, '++' as 'pp': 'DPM++ 2M' and 'dpmpp_2m' are one name."""
+    """The letters and digits of a name in lower case, '++' as 'pp': 'DPM++ 2M' and 'dpmpp_2m' give the same."""
     return re.sub(r"[^a-z0-9]", "", text.lower().replace("++", "pp"))
 
 
@@ -131,9 +178,10 @@ _SCHEDULE_INDEX = _index(SCHEDULES)
 
 
 def find_sampler_name(text: str) -> tuple[str, str | None]:
-    """The sampler that a name of ours, of A1111 or of ComfyUI means, and the schedule that such a name may end with.
+    """The sampler of a name from hires, A1111 or ComfyUI, and the schedule that the name may end with.
 
-    'DPM++ 2M Karras' is ('dpmpp_2m', 'karras'), 'Euler a' is ('euler_ancestral', None). RequestError lists the known.
+    'DPM++ 2M Karras' is ('dpmpp_2m', 'karras'), 'Euler a' is ('euler_ancestral', None). RequestError, with the known names,
+    for an unknown one.
     """
     if _plain(text) in _SAMPLER_INDEX:
         return _SAMPLER_INDEX[_plain(text)], None
@@ -147,26 +195,29 @@ def find_sampler_name(text: str) -> tuple[str, str | None]:
 
 
 def find_schedule_name(text: str) -> str:
-    """The schedule that a name of ours, of A1111 or of ComfyUI means. RequestError lists the known."""
+    """The schedule of a name from hires, A1111 or ComfyUI. RequestError, with the known names, for an unknown one."""
     if _plain(text) not in _SCHEDULE_INDEX:
         raise RequestError(unknown("schedule", text, SCHEDULES))
     return _SCHEDULE_INDEX[_plain(text)]
 
 
 def resolve(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
-    """Our names for what was asked for; a schedule at the end of a sampler's name counts. RequestError where they differ."""
-    name, within = (None, None) if sampler is None else find_sampler_name(sampler)
-    wanted = within if schedule is None else find_schedule_name(schedule)
-    if within is not None and wanted != within:
-        raise RequestError(f"--sampler {sampler!r} says {within} and --schedule says {wanted}: give the schedule once")
-    return name, wanted
+    """The canonical names of a requested sampler and schedule.
+
+    A schedule may stand at the end of the sampler's name. RequestError if it differs from the other one.
+    """
+    name, suffix = (None, None) if sampler is None else find_sampler_name(sampler)
+    schedule_name = suffix if schedule is None else find_schedule_name(schedule)
+    if suffix is not None and schedule_name != suffix:
+        raise RequestError(f"--sampler {sampler!r} says {suffix} and --schedule says {schedule_name}: give the schedule once")
+    return name, schedule_name
 
 
 def evaluations(sampler: str, steps: int) -> int:
     """How often a run of `steps` steps evaluates the denoiser.
 
-    Exact for every sampler whose `known` is true; dpm_adaptive takes what its tolerances ask for, whatever the steps, and
-    gets an estimate. One step is one evaluation, of the estimate itself.
+    Exact for every sampler whose `known` is true; an estimate for dpm_adaptive, whose tolerances decide. A single step is one
+    evaluation.
     """
     facts = SAMPLERS[sampler]
     if steps == 1:
@@ -175,7 +226,7 @@ def evaluations(sampler: str, steps: int) -> int:
 
 
 def most_steps(schedule: str, table: Sequence[float], sigma: float) -> int | None:
-    """How many steps a schedule of whole timesteps has room for below `sigma`; None where it takes any number."""
+    """The most steps that a schedule of whole timesteps has from `sigma` down; None if there is no limit."""
     below = sum(level <= sigma * (1 + 1e-9) for level in table)
     if schedule == "lcm":
         return below * LCM_TIMESTEPS // len(table)
@@ -192,9 +243,16 @@ def check_combination(
     steps: int | None = None,
     force: bool = False,
 ) -> None:
-    """RequestError, with the name that would do, for a combination known to make wrong pictures. `force` skips it all.
+    """RequestError, with a name that works, for a combination known to make wrong pictures.
 
-    `few_step` is what a checkpoint was distilled for: lcm, turbo, dmd, or None.
+    Args:
+        sampler: a name of `SAMPLERS`.
+        schedule: a name of `SCHEDULES`.
+        parameterisation: the checkpoint's, one of `PARAMETERISATIONS`.
+        moving_tiles: whether the tile grid moves at every step.
+        few_step: how the checkpoint was distilled: lcm, turbo, dmd, or None.
+        steps: the steps of the run, if set.
+        force: skip all checks.
     """
     if force:
         return
@@ -203,7 +261,7 @@ def check_combination(
     if moving_tiles and SAMPLERS[sampler].multistep:
         single = ", ".join(name for name in ("euler", "heun", "dpm_2", "dpmpp_2s_ancestral") if name != sampler)
         raise RequestError(
-            f"--sampler {sampler} reuses estimates of steps before, which amplifies the jitter of a tile grid that moves "
+            f"--sampler {sampler} reuses estimates of earlier steps, which amplifies the jitter of a tile grid that moves "
             f"every step: take a single-step sampler ({single}), or keep the grid still"
         )
 
@@ -235,7 +293,7 @@ def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: in
             f"after every step: take --sampler lcm --schedule lcm"
         )
     if schedule == "lcm" and steps is not None and steps > LCM_TIMESTEPS:
-        raise RequestError(f"--steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give at most so many, 2 to 8 are usual")
+        raise RequestError(f"--steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give fewer, such as 2 to 8")
     if few_step == "turbo" and schedule != "trailing":
         raise RequestError(f"--schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
     if few_step == "dmd" and steps is not None and steps != 1:

@@ -1,18 +1,17 @@
-"""Restart: now and then back to a higher noise level, so that errors made on the way down are forgotten.
+"""The Restart sampler: returns to a higher noise level to drop earlier errors.
 
-Xu et al. 2023 (arXiv 2306.14878): between t_min and t_max the ODE is solved, noise of variance t_max^2 - t_min^2 is added,
-and the interval is solved again. Levels and counts are those that web interfaces call 'Restart'.
+Xu et al. 2023 (arXiv 2306.14878): the ODE is solved from t_max to t_min, noise of variance t_max^2 - t_min^2 is added, and
+the interval is solved again. Levels and counts are those of the sampler that web interfaces call 'Restart'.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from hires.protocols import Denoiser
+from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, heun_step, report
 from hires.sampling.noise import Noise, drawn
 
@@ -20,17 +19,17 @@ RHO = 7.0
 
 
 def restart_list(steps: int) -> dict[float, tuple[int, int, float]]:
-    """t_min: (noise levels of a pass, passes, t_max) for a run of that many steps; nothing below 20 steps."""
+    """The restarts of a run, t_min: (noise levels per pass, passes, t_max); empty below 20 steps."""
     if steps >= 36:
         return {0.1: (steps // 4 + 1, 2, 2.0)}
     return {0.1: (10, 1, 2.0)} if steps >= 20 else {}
 
 
 def restart_plan(steps: int, sigmas: Sequence[float]) -> list[tuple[float, float]]:
-    """The steps (sigma, sigma') in order, as many as asked for; where one begins above the end of the last, noise is added.
+    """The steps (sigma, sigma') of a run in order, `steps` in all; noise is added where a step begins above the last level.
 
-    The schedule is shortened by what the passes take. t_min and t_max are its nearest levels; a pass is a Karras schedule
-    between them. A schedule that has no room for a pass is walked once, as it is.
+    The passes' steps are taken from the schedule, which is shortened accordingly. A pass is a Karras schedule between the
+    levels nearest to t_min and t_max. A schedule without room for a pass is walked once, unchanged.
     """
     whole = list(itertools.pairwise(sigmas))
     for t_min, (levels, passes, t_max) in restart_list(steps).items():
@@ -53,9 +52,9 @@ def spread(count: int, low: float, high: float) -> list[float]:
 
 
 def shortened(sigmas: Sequence[float], steps: int) -> list[float]:
-    """A schedule of fewer steps between the same levels, read off at equal fractions of the index, linear in sigma^(1/7).
+    """A schedule of fewer steps between the same levels, interpolated over the index, linear in sigma^(1/7).
 
-    For a Karras schedule that is the Karras schedule of so many steps.
+    Of a Karras schedule it is the Karras schedule with that many steps.
     """
     levels = [sigma ** (1 / RHO) for sigma in sigmas[:-1]]
     result = []
@@ -70,7 +69,7 @@ def restart(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,

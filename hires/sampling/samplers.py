@@ -1,7 +1,8 @@
-"""Samplers as plain functions on the canvas: `sampler(denoise, x, sigmas, cond, noise, on_step) -> latents`.
+"""Samplers and schedules by name.
 
-x is (B, C, h, w) at noise level sigmas[0]; the result is the latents at sigmas[-1]. A sampler sees no tile. All noise is
-drawn on the canvas, so it does not depend on tiles, batches or threads. Names, costs and combinations: `catalogue.py`.
+A sampler is a function `sampler(denoise, x, sigmas, cond, noise, on_step) -> latents`: x is (B, C, h, w) at noise level
+sigmas[0], the result are the latents at sigmas[-1]. A sampler sees no tiles. All noise is drawn on the canvas, so it does not
+depend on tiles, batches or threads. Names, costs and valid combinations are in `registry.py`.
 """
 
 from __future__ import annotations
@@ -55,14 +56,16 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of that name or alias; RequestError lists the known ones."""
+    """The sampler of a name or alias. RequestError, with the known names, for an unknown one."""
     return SAMPLERS[find_sampler_name(name)[0]]
 
 
 class Schedule(Protocol):
-    def __call__(
-        self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, **shape: float
-    ) -> Tensor: ...
+    """A noise schedule as a tensor; see `schedules.Levels`."""
+
+    def __call__(self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, **shape: float) -> Tensor:
+        """The noise levels, (steps + 1,) float32."""
+        ...
 
 
 def make_sigmas(schedule: str, steps: int, **where: Any) -> Tensor:
@@ -70,21 +73,22 @@ def make_sigmas(schedule: str, steps: int, **where: Any) -> Tensor:
     return as_sigmas(make_levels(schedule, steps, **where))
 
 
-def as_sigmas(found: list[float]) -> Tensor:
-    return torch.tensor(found, dtype=torch.float64).float()
+def as_sigmas(levels: list[float]) -> Tensor:
+    """Noise levels as a float32 tensor."""
+    return torch.tensor(levels, dtype=torch.float64).float()
 
 
 def strength_sigmas(sigmas: Tensor, strength: float) -> Tensor:
-    """The last int(n strength) steps of a schedule of n: where img2img begins. RequestError where that is none."""
+    """The last int(n strength) steps of a schedule of n, for img2img. RequestError if no step is left."""
     steps = len(sigmas) - 1
     if not 0 <= strength <= 1:
         raise RequestError(f"--strength {strength:g}: give a number from 0 to 1")
-    kept = int(steps * strength)
-    if kept < 1:
+    remaining = int(steps * strength)
+    if remaining < 1:
         raise RequestError(
             f"--strength {strength:g} leaves none of {steps} steps: give a strength of at least {1 / steps:.3g}, or more steps"
         )
-    return sigmas[steps - kept :]
+    return sigmas[steps - remaining :]
 
 
 def _tensor(make: Levels) -> Schedule:
@@ -102,5 +106,5 @@ karras, exponential, polyexponential, cosine = (
 
 
 def find_schedule(name: str) -> Schedule:
-    """The schedule of that name or alias; RequestError lists the known ones."""
+    """The schedule of a name or alias. RequestError, with the known names, for an unknown one."""
     return SCHEDULES[find_schedule_name(name)]

@@ -1,8 +1,8 @@
-"""Noise levels as plain numbers: from the highest down to the lowest, then 0, `steps + 1` of them. No torch: plans count them.
+"""Noise schedules as plain numbers: `steps + 1` falling levels, the last one 0.
 
-Every schedule has one signature, `(steps, sigma_min, sigma_max, table)`. Those on timesteps read `table`, the rising sigmas
-of a checkpoint's timesteps 0, 1, ...; they begin at `sigma_max`, which may lie inside the table, and the others leave
-`table` alone. Which parameterisation can take which: `catalogue.py`.
+Every schedule has the signature `(steps, sigma_min, sigma_max, table)`. Schedules of timesteps read `table`, the rising
+sigmas of a checkpoint's timesteps 0, 1, ..., and begin at `sigma_max`, which may lie inside the table; the others ignore
+`table`. Which parameterisation can use which schedule is in `registry.py`. Imports no torch, because plans count the levels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ Table = Sequence[float]
 
 
 class Levels(Protocol):
-    def __call__(self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]: ...
+    """A noise schedule."""
+
+    def __call__(self, steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]:
+        """The noise levels, `steps + 1` from the highest down to 0. RequestError if the table lacks timesteps."""
+        ...
 
 
 def make_levels(
@@ -35,9 +39,16 @@ def make_levels(
 ) -> list[float]:
     """The noise levels of a run, ending with 0.
 
-    `start` begins the schedule at that sigma instead of `sigma_max`: a relay, or img2img. With `discard_penultimate` one
-    step more is made and the last level before 0 dropped. RequestError for an unknown name, a start out of range, a
-    missing table or more steps than the table has timesteps.
+    Args:
+        schedule: a name or alias of a schedule.
+        steps: the steps of the run.
+        sigma_min: the model's lowest noise level.
+        sigma_max: the model's highest noise level.
+        table: the rising sigmas of the checkpoint's timesteps, if it has any.
+        start: begin at this sigma instead of `sigma_max`, for a relay or img2img.
+        discard_penultimate: use a schedule of one more step and drop its last level before 0.
+
+    RequestError for an unknown name, a start out of range, a missing table or more steps than the table has timesteps.
     """
     top = sigma_max if start is None else start
     if not (math.isfinite(top) and sigma_min < top <= sigma_max):
@@ -94,7 +105,7 @@ def sgm_uniform(steps: int, sigma_min: float, sigma_max: float, table: Table | N
 
 
 def simple(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]:
-    """t_i = t_max - floor(i (t_max + 1) / n): every so many timesteps, from the top."""
+    """t_i = t_max - floor(i (t_max + 1) / n): timesteps at equal distances from the top."""
     top = _top(table, sigma_max)
     return _at([top - math.floor(i * (top + 1) / steps) for i in range(steps)], table, sigma_max)
 
@@ -108,7 +119,7 @@ def trailing(steps: int, sigma_min: float, sigma_max: float, table: Table | None
 def ddim_uniform(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]:
     """'Leading': t_i = (n - 1 - i) floor((t_max + 1) / n) + 1, so 951, ..., 1 for 20 steps: it begins below sigma_max.
 
-    One step begins at sigma_max, where the formula would have t = 1 and next to no noise.
+    A single step begins at sigma_max; the formula would give t = 1, with almost no noise.
     """
     top = _top(table, sigma_max)
     if steps == 1:
@@ -133,13 +144,13 @@ def beta(
 def lcm(
     steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, original: int = LCM_TIMESTEPS
 ) -> list[float]:
-    """Evenly chosen among the `original` timesteps 19, 39, ..., 999 an LCM was distilled at: 4 steps [999, 759, 499, 259]."""
+    """Evenly chosen from the `original` timesteps 19, 39, ..., 999 of an LCM's distillation: 4 steps [999, 759, 499, 259]."""
     top = _top(table, sigma_max)
     spacing = len(table or ()) // original
     known = [k * spacing - 1 for k in range(original, 0, -1) if k * spacing - 1 <= top + 1e-6]
     if steps > len(known):
         raise RequestError(
-            f"--steps {steps}: an LCM knows {len(known)} timesteps below sigma {sigma_max:g}: give at most so many"
+            f"--steps {steps}: an LCM knows {len(known)} timesteps below sigma {sigma_max:g}: give at most {len(known)}"
         )
     return _at([known[i * len(known) // steps] for i in range(steps)], table)
 
@@ -188,7 +199,7 @@ def _closed(sigmas: list[float]) -> list[float]:
 def _top(table: Table | None, sigma: float) -> float:
     """The timestep, a fraction, at which a table reaches sigma; ln sigma is linear between timesteps."""
     if not table:
-        raise RequestError("this schedule is made of a checkpoint's timesteps, and there are none: take karras or exponential")
+        raise RequestError("this schedule needs a checkpoint's timesteps, and this one has none: use karras or exponential")
     right = min(max(bisect_left(table, sigma * (1 - 1e-9)), 1), len(table) - 1)
     low, high = math.log(table[right - 1]), math.log(table[right])
     place = right - 1 + min(max((math.log(sigma) - low) / (high - low), 0.0), 1.0)
@@ -196,7 +207,7 @@ def _top(table: Table | None, sigma: float) -> float:
 
 
 def _at(times: Sequence[float], table: Table | None, first: float | None = None) -> list[float]:
-    """The sigmas of falling timesteps; `first` replaces the first one, to the bit. RequestError where two coincide."""
+    """The sigmas of falling timesteps; `first` replaces the first one exactly. RequestError if two coincide."""
     values = table or ()
     sigmas = []
     for time in times:
@@ -207,7 +218,7 @@ def _at(times: Sequence[float], table: Table | None, first: float | None = None)
         sigmas[0] = first
     if min(times) < 0 or any(b >= a for a, b in itertools.pairwise(sigmas)):
         raise RequestError(
-            f"--steps {len(times)}: more than the timesteps there are below sigma {sigmas[0]:g}: give at most "
+            f"--steps {len(times)}: more than the timesteps below sigma {sigmas[0]:g}: give at most "
             f"{int(max(times)) + 1}, or --schedule exponential"
         )
     return _closed(sigmas)

@@ -1,21 +1,27 @@
-"""Samplers that look at one step only: safe with tile grids that move. Formulas in sigma space, x0 = denoise(x, sigma).
+"""Single-step samplers: they use no estimates of earlier steps.
 
-After k-diffusion (Katherine Crowson, MIT licence) and the papers named; a step that draws noise draws it on the canvas.
+Safe with tile grids that move. Formulas in sigma space, x0 = denoise(x, sigma), after k-diffusion (Katherine Crowson, MIT
+licence) and the papers named. All noise is drawn on the canvas.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from hires.protocols import Denoiser
-from hires.sampling.base import CALM, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
+from hires.protocols import Condition, Denoiser
+from hires.sampling.base import NO_CHURN, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
 from hires.sampling.noise import Noise, drawn, joined
 
 
 def euler(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Condition | None,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    churn: Churn = NO_CHURN,
 ) -> Tensor:
     """x' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
     walk = pairs(sigmas)
@@ -31,7 +37,7 @@ def euler_ancestral(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -53,7 +59,7 @@ def ddim(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -68,9 +74,16 @@ def ddim(
 
 
 def heun(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Condition | None,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    churn: Churn = NO_CHURN,
 ) -> Tensor:
-    """Euler, then the mean of the slopes at both ends (Karras et al. 2022, algorithm 2); to sigma 0 Euler."""
+    """The mean of the slopes at both ends of a step (Karras et al. 2022, algorithm 2); Euler to sigma 0."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
         x, raised = churned(x, sigma, i, len(walk), churn, noise)
@@ -80,9 +93,16 @@ def heun(
 
 
 def dpm_2(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise: Noise, on_step: OnStep | None = None, *, churn: Churn = CALM
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Condition | None,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    *,
+    churn: Churn = NO_CHURN,
 ) -> Tensor:
-    """The slope at sqrt(sigma sigma') over the whole step (Lu et al. 2022, DPM-Solver-2); to sigma 0 Euler."""
+    """The slope at sqrt(sigma sigma') over the whole step (Lu et al. 2022, DPM-Solver-2); Euler to sigma 0."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
         x, raised = churned(x, sigma, i, len(walk), churn, noise)
@@ -96,7 +116,7 @@ def dpm_2_ancestral(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -118,7 +138,7 @@ def dpmpp_2s_ancestral(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -145,7 +165,7 @@ def dpmpp_sde(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
@@ -155,8 +175,8 @@ def dpmpp_sde(
 ) -> Tensor:
     """An ancestral step to s = sigma^(1-r) sigma'^r, then one over the whole step with (1 - 1/2r) x0 + (1/2r) D(u, s).
 
-    The two steps follow one Brownian path: parts 0 and 1 of the noise are the increments from sigma to s and from s to
-    sigma', and their sum is the noise of the whole step (see `noise.joined`).
+    Both follow one Brownian path: parts 0 and 1 of the noise are the increments from sigma to s and from s to sigma', and
+    their sum is the noise of the whole step (see `noise.joined`).
     """
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
@@ -183,13 +203,13 @@ def lcm(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    cond: Any,
+    cond: Condition | None,
     noise: Noise,
     on_step: OnStep | None = None,
     *,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """x' = x0 + sigma' n: the estimate, noised again; the last one as it is (Luo et al. 2023, arXiv 2310.04378)."""
+    """x' = x0 + sigma' n: the estimate with new noise; the last estimate unchanged (Luo et al. 2023, arXiv 2310.04378)."""
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         x = x0.to(x.dtype)

@@ -176,7 +176,7 @@ def test_discarding_the_penultimate_level_keeps_the_count() -> None:
         ({"start": 0.001}, "start 0.001: give a sigma above 0.002"),
         ({"start": math.nan}, "start nan"),
         ({"steps": 0}, "--steps 0"),
-        ({"schedule": "beta"}, "made of a checkpoint's timesteps, and there are none: take karras or exponential"),
+        ({"schedule": "beta"}, "needs a checkpoint's timesteps, and this one has none: use karras or exponential"),
         ({"schedule": "lcm", "table": TABLE, "steps": 51, "sigma_max": HIGH}, "--steps 51: an LCM knows 50 timesteps"),
         ({"schedule": "simple", "table": TABLE, "sigma_max": HIGH, "start": 0.1}, "--steps 200: .* give at most 1[0-9],"),
     ],
