@@ -152,7 +152,7 @@ class SectionedCommand(TyperCommand):
     """A command whose `--help` lists its options in sections, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []} | {panel: [] for panel in PANELS}
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *PANELS)}
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)
             if record is not None:

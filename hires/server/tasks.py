@@ -121,6 +121,10 @@ class RenderTask(Task):
 
     kind: Literal["render"] = "render"
 
+    if TYPE_CHECKING:  # pydantic would tell the type checker of this body's own fields only
+
+        def __init__(self, **given: Any) -> None: ...
+
 
 @declaring
 class EditTask(Task):
@@ -131,6 +135,10 @@ class EditTask(Task):
 
     kind: Literal["edit"] = "edit"
     picture: str
+
+    if TYPE_CHECKING:  # pydantic would tell the type checker of this body's own fields only
+
+        def __init__(self, **given: Any) -> None: ...
 
 
 @declaring
@@ -146,6 +154,10 @@ class UpscaleTask(Task):
     kind: Literal["upscale"] = "upscale"
     picture: str
     mixed: tuple[Name, Annotated[float, Field(ge=0, le=1)]] | None = None
+
+    if TYPE_CHECKING:  # pydantic would tell the type checker of this body's own fields only
+
+        def __init__(self, **given: Any) -> None: ...
 
 
 AnyTask = Annotated[RenderTask | EditTask | UpscaleTask, Field(discriminator="kind")]
@@ -175,7 +187,7 @@ def budget(task: Task, own: str | None) -> str | None:
         return own
     if own is not None and parse_bytes(task.vram) > parse_bytes(own):
         raise RequestError(f"vram {task.vram}: this server has {own}; ask for that or less")
-    return task.vram
+    return str(task.vram)
 
 
 def offered(task: Task, library: Library) -> dict[str, Any]:
