@@ -92,9 +92,15 @@ def _command(name: str) -> Callable[..., None]:
             from hires.options.sizes import parse_size
 
             setting = BenchSetup(
-                device=choose_device(device), dtype=dtype, sizes=tuple(parse_size(text) for text in size or ()), vram=vram,
-                model=model, parts=parts, upscaler=upscaler, quick=quick,
-            )  # fmt: skip
+                device=choose_device(device),
+                dtype=dtype,
+                sizes=tuple(parse_size(text) for text in size or ()),
+                vram=vram,
+                model=model,
+                parts=parts,
+                upscaler=upscaler,
+                quick=quick,
+            )
             return carried_out(SUITES if name == "all" else (name,), setting, csv, plot)
 
         print(json.dumps(guarded(work, "the rows so far are above")))

@@ -47,9 +47,11 @@ class MeasuringFlags:
         str | None,
         Option(
             help="Write a trace (.json) of the first steps; print the costliest operators.",
-            metavar="FILE", group="run", panel="Output",
+            metavar="FILE",
+            group="run",
+            panel="Output",
         ),
-    ] = None  # fmt: skip
+    ] = None
     memory_timeline: Annotated[
         str | None,
         Option(help="Draw planned and measured memory (.png, .svg; extra plot).", metavar="FILE", group="run", panel="Output"),

@@ -74,10 +74,21 @@ def register(app: typer.Typer) -> None:
                 raise missing(error) from None
             limits = Limits(body_bytes=parse_bytes(max_body), output_pixels=max_pixels, waiting=queue, kept=keep)
             settings = Settings(
-                folder=folder.expanduser(), host=host, port=port, api_key=api_key, hosts=tuple(allow_host or ()), model=model,
-                models=models, loras=loras, upscalers=upscalers, tiny_vae=tiny_vae, vram=vram, ram=ram,
-                devices=tuple(device or ("auto",)), limits=limits,
-            )  # fmt: skip
+                folder=folder.expanduser(),
+                host=host,
+                port=port,
+                api_key=api_key,
+                hosts=tuple(allow_host or ()),
+                model=model,
+                models=models,
+                loras=loras,
+                upscalers=upscalers,
+                tiny_vae=tiny_vae,
+                vram=vram,
+                ram=ram,
+                devices=tuple(device or ("auto",)),
+                limits=limits,
+            )
             run(settings)
 
         guarded(work, "jobs that are not finished go on at the next start")
@@ -101,9 +112,14 @@ def run(settings: Settings) -> None:
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"hires serves http://{shown}:{listening.getsockname()[1]}/ and keeps its jobs in {settings.folder}", flush=True)
         config = uvicorn.Config(
-            create_app(settings), log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=30, server_header=False,
-            h11_max_incomplete_event_size=64 * 1024, limit_concurrency=512,
-        )  # fmt: skip
+            create_app(settings),
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=30,
+            server_header=False,
+            h11_max_incomplete_event_size=64 * 1024,
+            limit_concurrency=512,
+        )
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         lock.close()

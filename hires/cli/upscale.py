@@ -87,7 +87,7 @@ class Report:
 
 def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
     """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
-    from hires.engine.upscale import Batch, upscale_files, upscale_request
+    from hires.engine.upscale import Upscaler, upscale_files, upscale_request
     from hires.images.formats import check_output
 
     output, overwrite, request = Path(str(options.output)), options.overwrite, upscale_request(options)
@@ -96,7 +96,7 @@ def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, o
         if suffix is not None:
             raise RequestError(f"--suffix {suffix}: is of files in a folder; give the name's own ending with -o")
         path = check_output(output.expanduser(), overwrite)
-        return Report([Batch(request).run(files[0], path, overwrite, on_event)], [], one=True)
+        return Report([Upscaler(request).run(files[0], path, overwrite, on_event)], [], one=True)
     if not output.is_dir():
         if output.suffix or output.exists():
             raise RequestError(f"-o {output}: {len(files)} pictures go into a folder; give the name of one")
@@ -142,9 +142,13 @@ def _counted(on_event: OnEvent | None) -> OnEvent | None:
             place = f"{min(event.done + 1, event.total)}/{event.total}"
             return
         named = Event(
-            stage=f"{place} {event.stage}", done=event.done, total=event.total, step=event.step, steps=event.steps,
+            stage=f"{place} {event.stage}",
+            done=event.done,
+            total=event.total,
+            step=event.step,
+            steps=event.steps,
             preview=event.preview,
-        )  # fmt: skip
+        )
         on_event(named)
 
     return tell

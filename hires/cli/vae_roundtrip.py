@@ -42,17 +42,27 @@ def vae_roundtrip(
     def work() -> Any:
         with progress_display(shown=not quiet) as on_event:
             return roundtrip.vae_roundtrip(
-                source, output, vae=vae, vram=vram, policy=policy, band_px=band, attention_policy=attention_policy,
+                source,
+                output,
+                vae=vae,
+                vram=vram,
+                policy=policy,
+                band_px=band,
+                attention_policy=attention_policy,
                 attention_window=attention_window,
-                overwrite=overwrite, device=device, on_event=on_event,
-            )  # fmt: skip
+                overwrite=overwrite,
+                device=device,
+                on_event=on_event,
+            )
 
     result = guarded(work)
     if as_json:
         print(json.dumps(result.to_json()))
     elif not quiet:
-        print(f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
-              f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}")  # fmt: skip
+        print(
+            f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
+            f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}"
+        )
 
 
 def register(app: typer.Typer) -> None:

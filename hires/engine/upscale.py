@@ -65,7 +65,7 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
     """
     wanted = chosen(UpscaleOptions, "upscale", options)
     path = None if wanted.output is None else check_output(Path(wanted.output).expanduser(), wanted.overwrite)
-    return Batch(upscale_request(wanted)).run(image, path, wanted.overwrite, wanted.on_event)
+    return Upscaler(upscale_request(wanted)).run(image, path, wanted.overwrite, wanted.on_event)
 
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
@@ -83,7 +83,7 @@ def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
     )
 
 
-class Batch:
+class Upscaler:
     """Pictures enlarged one after another with the network loaded once."""
 
     def __init__(self, options: UpscaleRequest) -> None:
@@ -160,13 +160,28 @@ class Batch:
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
         drawn = render(
-            wanted.prompt, size=size, init=_bytes(colour), strength=wanted.strength, model=wanted.model,
-            negative=wanted.negative, seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset,
-            tile_px=wanted.tile_px, family=wanted.family, parts=wanted.parts, loras=wanted.loras, device=options.device,
+            wanted.prompt,
+            size=size,
+            init=_bytes(colour),
+            strength=wanted.strength,
+            model=wanted.model,
+            negative=wanted.negative,
+            seed=wanted.seed,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            preset=wanted.preset,
+            tile_px=wanted.tile_px,
+            family=wanted.family,
+            parts=wanted.parts,
+            loras=wanted.loras,
+            device=options.device,
             relay=structure_relay(source.size, size) if wanted.structure else None,
-            colour_fix=wanted.colour_fix, vram=options.vram, ram=options.ram, on_event=tell,
+            colour_fix=wanted.colour_fix,
+            vram=options.vram,
+            ram=options.ram,
+            on_event=tell,
             bits=8 if sink.dtype == np.uint8 else 16,
-        )  # fmt: skip
+        )
         rows = max(1, 2**22 // (size.width * source.bands))
         for top in range(0, size.height, rows):
             fine = drawn.pixels[top : top + rows]
@@ -197,10 +212,20 @@ class Batch:
 
     def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
         request = RenderRequest(
-            prompt=wanted.prompt, size=size, strength=wanted.strength, negative=wanted.negative, model=wanted.model,
-            seed=wanted.seed, steps=wanted.steps, guidance=wanted.guidance, preset=wanted.preset, tile_px=wanted.tile_px,
-            family=wanted.family, parts=None if wanted.parts is None else str(wanted.parts), colour_fix=wanted.colour_fix,
-        )  # fmt: skip
+            prompt=wanted.prompt,
+            size=size,
+            strength=wanted.strength,
+            negative=wanted.negative,
+            model=wanted.model,
+            seed=wanted.seed,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            preset=wanted.preset,
+            tile_px=wanted.tile_px,
+            family=wanted.family,
+            parts=None if wanted.parts is None else str(wanted.parts),
+            colour_fix=wanted.colour_fix,
+        )
         return request, text_to_image(spec_for(request), wanted.prompt)
 
     def _working_bytes(self) -> int | None:
@@ -312,7 +337,7 @@ def upscale_files(
     doubled = sorted({path.name for path in named.values() if list(named.values()).count(path) > 1})
     if doubled:
         raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
-    batch = Batch(options)
+    batch = Upscaler(options)
     tell: OnEvent = on_event or (lambda event: None)
     batch.prepare()
     for done, (file, path) in enumerate(named.items()):

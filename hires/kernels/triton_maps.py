@@ -22,9 +22,23 @@ MOST_PIECES = 1024  # of one group of one picture; each has its own moments
 
 @triton.jit  # type: ignore[untyped-decorator]
 def stats_kernel(  # type: ignore[no-untyped-def]
-    X, COUNT, MEAN, SQUARES, xb, xc, xr, xw, groups, W, positions, per_piece, pieces,
-    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    X,
+    COUNT,
+    MEAN,
+    SQUARES,
+    xb,
+    xc,
+    xr,
+    xw,
+    groups,
+    W,
+    positions,
+    per_piece,
+    pieces,
+    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """Count, mean and summed squared distances of one piece of a group; blocks are merged by Chan's formula."""
     piece = tl.program_id(0)
     batch = (tl.program_id(1) // groups).to(tl.int64)
@@ -59,9 +73,25 @@ def stats_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def apply_kernel(  # type: ignore[no-untyped-def]
-    X, SCALE, SHIFT, OUT, xb, xc, xr, xw, ob, oc, orow, ow, channels, W, positions,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SILU: tl.constexpr,
-):  # fmt: skip
+    X,
+    SCALE,
+    SHIFT,
+    OUT,
+    xb,
+    xc,
+    xr,
+    xw,
+    ob,
+    oc,
+    orow,
+    ow,
+    channels,
+    W,
+    positions,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    SILU: tl.constexpr,
+):
     """OUT = silu(X scale + shift), in float32, rounded once."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
@@ -80,9 +110,23 @@ def apply_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def accumulate_kernel(  # type: ignore[no-untyped-def]
-    CANVAS, TILE, ROWS, COLS, cb, cc, cr, cw, tb, tc, tr, tw, channels, W, positions,
+    CANVAS,
+    TILE,
+    ROWS,
+    COLS,
+    cb,
+    cc,
+    cr,
+    cw,
+    tb,
+    tc,
+    tr,
+    tw,
+    channels,
+    W,
+    positions,
     BLOCK_P: tl.constexpr,
-):  # fmt: skip
+):
     """CANVAS += rows cols TILE; CANVAS points to the tile's first cell. Every cell belongs to one program: no atomics."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     batch = (tl.program_id(1) // channels).to(tl.int64)
@@ -112,9 +156,22 @@ def integers_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def pool_kernel(  # type: ignore[no-untyped-def]
-    X, OUT, xb, xh, xn, xd, heads, rows, width, small_width, count, D, R: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    X,
+    OUT,
+    xb,
+    xh,
+    xn,
+    xd,
+    heads,
+    rows,
+    width,
+    small_width,
+    count,
+    D,
+    R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Means over R x R tokens of a canvas, its last row and column repeated; OUT is contiguous (B, heads, count, D)."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     batch = (tl.program_id(1) // heads).to(tl.int64)
@@ -149,9 +206,21 @@ def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     count, mean, squares = (torch.empty(batch, groups, pieces, dtype=torch.float32, device=band.device) for _ in range(3))
     grid: Any = (pieces, batch * groups)
     stats_kernel[grid](
-        band, count, mean, squares, *band.stride(), groups, width, positions, per_piece, pieces,
-        CHANNELS=per_group, BLOCK_C=block_c, BLOCK_P=block, num_warps=chosen.warps,
-    )  # fmt: skip
+        band,
+        count,
+        mean,
+        squares,
+        *band.stride(),
+        groups,
+        width,
+        positions,
+        per_piece,
+        pieces,
+        CHANNELS=per_group,
+        BLOCK_C=block_c,
+        BLOCK_P=block,
+        num_warps=chosen.warps,
+    )
     return count, mean, squares
 
 
@@ -164,9 +233,19 @@ def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: tor
     grid: Any = (triton.cdiv(rows * width, block), triton.cdiv(channels, block_c), batch)
     flat = (t.expand(batch, channels, 1, 1).reshape(batch, channels).float().contiguous() for t in (scale, shift))
     apply_kernel[grid](
-        x, *flat, out, *x.stride(), *out.stride(), channels, width, rows * width,
-        BLOCK_C=block_c, BLOCK_P=block, SILU=silu, num_warps=chosen.warps,
-    )  # fmt: skip
+        x,
+        *flat,
+        out,
+        *x.stride(),
+        *out.stride(),
+        channels,
+        width,
+        rows * width,
+        BLOCK_C=block_c,
+        BLOCK_P=block,
+        SILU=silu,
+        num_warps=chosen.warps,
+    )
     return out
 
 
@@ -175,9 +254,18 @@ def accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, 
     (batch, channels, height, width), chosen = _checked(tile).shape, launch("blend", tile)
     grid: Any = (triton.cdiv(height * width, chosen.elements), batch * channels)
     accumulate_kernel[grid](
-        canvas[..., top:, left:], tile, rows.contiguous(), cols.contiguous(), *canvas.stride(), *tile.stride(), channels,
-        width, height * width, BLOCK_P=chosen.elements, num_warps=chosen.warps,
-    )  # fmt: skip
+        canvas[..., top:, left:],
+        tile,
+        rows.contiguous(),
+        cols.contiguous(),
+        *canvas.stride(),
+        *tile.stride(),
+        channels,
+        width,
+        height * width,
+        BLOCK_P=chosen.elements,
+        num_warps=chosen.warps,
+    )
 
 
 def to_integers_triton(band: Tensor, bits: int) -> Tensor:
@@ -188,9 +276,16 @@ def to_integers_triton(band: Tensor, bits: int) -> Tensor:
     out = torch.empty(rows, width, 3, dtype=torch.uint8 if bits == 8 else torch.uint16, device=band.device)
     grid: Any = (triton.cdiv(rows * width, chosen.elements), channels)
     integers_kernel[grid](
-        band, out, *band.stride(), width, rows * width, levels / 2, float(levels), BLOCK_P=chosen.elements,
+        band,
+        out,
+        *band.stride(),
+        width,
+        rows * width,
+        levels / 2,
+        float(levels),
+        BLOCK_P=chosen.elements,
         num_warps=chosen.warps,
-    )  # fmt: skip
+    )
     return out
 
 
@@ -203,7 +298,18 @@ def pool_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
     out = torch.empty(batch, heads, count, d, dtype=x.dtype, device=x.device)
     grid: Any = (triton.cdiv(count, block), batch * heads)
     pool_kernel[grid](
-        x, out, *x.stride(), heads, rows, width, small[1], count, d, R=r, BLOCK_D=block_d, BLOCK_M=block,
+        x,
+        out,
+        *x.stride(),
+        heads,
+        rows,
+        width,
+        small[1],
+        count,
+        d,
+        R=r,
+        BLOCK_D=block_d,
+        BLOCK_M=block,
         num_warps=chosen.warps,
-    )  # fmt: skip
+    )
     return out

@@ -44,9 +44,12 @@ class MachineOptions(Options):
         str | int | None,
         Option(
             help="What the whole process may hold in host memory, such as 3GB.",
-            metavar="SIZE", group="machine", panel="Memory", local=True,
+            metavar="SIZE",
+            group="machine",
+            panel="Memory",
+            local=True,
         ),
-    ] = None  # fmt: skip
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +58,39 @@ class ModelOptions(Options):
         str,
         Option(
             help="demo (ships with hires), a .safetensors or .pth file, a diffusers folder, or org/name on the hub.",
-            group="model", panel="Model",
+            group="model",
+            panel="Model",
         ),
-    ] = "demo"  # fmt: skip
+    ] = "demo"
     family: Annotated[
         str | None,
         Option(
             help="What the model is where its keys are those of several, such as sdxl-turbo.",
-            metavar="NAME", group="model", panel="Model",
+            metavar="NAME",
+            group="model",
+            panel="Model",
         ),
-    ] = None  # fmt: skip
+    ] = None
     parts: Annotated[
         str | Path | None,
         Option(
             help="A diffusers folder with parts that the model lacks: tokenizers, text encoders, VAE.",
-            metavar="FOLDER", group="model", panel="Model", local=True,
+            metavar="FOLDER",
+            group="model",
+            panel="Model",
+            local=True,
         ),
-    ] = None  # fmt: skip
+    ] = None
     loras: Annotated[
         Loras,
         Option(
             help="A LoRA to merge; may be given several times.",
-            flag="--lora", metavar="PATH[:SCALE]", group="model", panel="Model",
+            flag="--lora",
+            metavar="PATH[:SCALE]",
+            group="model",
+            panel="Model",
         ),
-    ] = ()  # fmt: skip
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +112,30 @@ class NetworkOptions(Options):
         str | Path | None,
         Option(
             help="A small autoencoder (TAESDXL): for previews and as the last resort.",
-            metavar="FOLDER", group="model", panel="Model", local=True,
+            metavar="FOLDER",
+            group="model",
+            panel="Model",
+            local=True,
         ),
-    ] = None  # fmt: skip
+    ] = None
     position_mode: Annotated[
         str,
         Option(
             help=f"Where a PixArt tile is told that it lies: {', '.join(POSITION_MODES)}.",
-            flag="--positions", choices=POSITION_MODES, panel="Quality",
+            flag="--positions",
+            choices=POSITION_MODES,
+            panel="Quality",
         ),
-    ] = "global"  # fmt: skip
+    ] = "global"
     kv_compression: Annotated[
         str,
         Option(
             help="PixArt: checkpoint, or average (an experiment: keys and values thinned 2 x 2).",
-            choices=KV_COMPRESSIONS, group="model", panel="Quality",
+            choices=KV_COMPRESSIONS,
+            group="model",
+            panel="Quality",
         ),
-    ] = "checkpoint"  # fmt: skip
+    ] = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +148,24 @@ class DrawingOptions(Options):
         int | None,
         Option(
             help="Sampler steps of the base picture; later stages take a share of it.",
-            metavar="N", ge=1, le=1000, panel="Quality", advice="a whole number of steps from 1 to 1000",
+            metavar="N",
+            ge=1,
+            le=1000,
+            panel="Quality",
+            advice="a whole number of steps from 1 to 1000",
         ),
-    ] = None  # fmt: skip
+    ] = None
     guidance: Annotated[
         float | None,
         Option(
             help="How strictly to follow the prompt; 1 turns guidance off.",
-            metavar="X", ge=0, le=100, panel="Quality", advice="a number from 0 to 100 (1 turns guidance off)",
+            metavar="X",
+            ge=0,
+            le=100,
+            panel="Quality",
+            advice="a number from 0 to 100 (1 turns guidance off)",
         ),
-    ] = None  # fmt: skip
+    ] = None
     preset: Annotated[str, Option(help=f"How much work is done: {', '.join(PRESETS)}.", choices=PRESETS, panel="Quality")] = (
         "balanced"
     )
@@ -152,9 +179,11 @@ class SamplingOptions(Options):
         str | None,
         Option(
             help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'.",
-            metavar="NAME", panel="Quality", advice="a name, such as euler",
+            metavar="NAME",
+            panel="Quality",
+            advice="a name, such as euler",
         ),
-    ] = None  # fmt: skip
+    ] = None
     schedule: Annotated[
         str | None,
         Option(help=f"One of {', '.join(SCHEDULES)}.", metavar="NAME", panel="Quality", advice="a name, such as karras"),
@@ -163,55 +192,73 @@ class SamplingOptions(Options):
     tile_px: Annotated[
         int | None,
         Option(
-            help="Tile side in pixels; default: the model's training size.", flag="--tile", metavar="PX", ge=1,
-            panel="Quality", advice="a tile side in pixels, such as 256 or 1024",
+            help="Tile side in pixels; default: the model's training size.",
+            flag="--tile",
+            metavar="PX",
+            ge=1,
+            panel="Quality",
+            advice="a tile side in pixels, such as 256 or 1024",
         ),
-    ] = None  # fmt: skip
+    ] = None
     overlap_px: Annotated[
         int | None,
         Option(
-            help="Pixels that neighbouring tiles share.", flag="--overlap", metavar="PX", ge=0,
-            panel="Quality", advice="a number of pixels from 0 up to below the tile",
+            help="Pixels that neighbouring tiles share.",
+            flag="--overlap",
+            metavar="PX",
+            ge=0,
+            panel="Quality",
+            advice="a number of pixels from 0 up to below the tile",
         ),
-    ] = None  # fmt: skip
+    ] = None
     sigma_max: Annotated[
         float | str | None,
         Option(
             help="Noise level that an EDM model (CosXL) starts from; auto: what goes with the size. Default: the model's.",
-            metavar="auto|X", gt=0, le=1e6, words=("auto",), panel="Quality",
+            metavar="auto|X",
+            gt=0,
+            le=1e6,
+            words=("auto",),
+            panel="Quality",
             advice="'auto' or a noise level above 0, such as 60",
         ),
-    ] = None  # fmt: skip
+    ] = None
     attention_policy: Annotated[
         str | None,
         Option(
             help=f"Beyond the trained size: {', '.join(POLICIES[1:])} over the whole canvas (npa:1024: of 1024 px), "
             "global: tiles.",
-            metavar="NAME[:N]", panel="Quality",
+            metavar="NAME[:N]",
+            panel="Quality",
         ),
-    ] = None  # fmt: skip
+    ] = None
     relay: Annotated[
         StageLike | None,
         Option(
             help=f"What every stage after the first takes instead: {', '.join(STAGE_KEYS)}; such as "
             "sigma=1,steps=8,guide=none.",
-            metavar="KEY=VALUE,...", panel="Quality",
+            metavar="KEY=VALUE,...",
+            panel="Quality",
         ),
-    ] = None  # fmt: skip
+    ] = None
     stages: Annotated[
         Sequence[StageLike],
         Option(
             help="A stage, the base picture first; given once for each, the last of --size.",
-            flag="--stage", metavar="WxH,KEY=VALUE,...", panel="Quality",
+            flag="--stage",
+            metavar="WxH,KEY=VALUE,...",
+            panel="Quality",
         ),
-    ] = ()  # fmt: skip
+    ] = ()
     colour_fix: Annotated[
         str | None,
         Option(
             help=f"{' or '.join(COLOUR_FIXES)}: the colours of --init, or of the base picture, for the finished picture.",
-            metavar="NAME", choices=COLOUR_FIXES, panel="Quality",
+            metavar="NAME",
+            choices=COLOUR_FIXES,
+            panel="Quality",
         ),
-    ] = None  # fmt: skip
+    ] = None
     allow_approximate: Annotated[
         bool, Option(help="Where nothing exact has room, draw another picture with smaller windows.", panel="Memory")
     ] = False
@@ -264,9 +311,13 @@ class OutputOptions(Options):
         str | Path | None,
         Option(
             help="The file to write: .png, .tif, .jpg, .webp.",
-            flag="-o --output", metavar="FILE", group="run", panel="Output", local=True,
+            flag="-o --output",
+            metavar="FILE",
+            group="run",
+            panel="Output",
+            local=True,
         ),
-    ] = None  # fmt: skip
+    ] = None
     overwrite: Annotated[bool, Option(help="Replace a file that exists.", group="run", panel="Output", local=True)] = False
     bits: Annotated[
         int | None,
@@ -276,9 +327,12 @@ class OutputOptions(Options):
         OnEvent | None,
         Option(
             help="Called with an Event after every batch of tiles; raising hires.errors.Cancelled in it stops the run.",
-            group="run", panel="Output", local=True, python_only="a function; the command line draws a progress bar",
+            group="run",
+            panel="Output",
+            local=True,
+            python_only="a function; the command line draws a progress bar",
         ),
-    ] = None  # fmt: skip
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,10 +352,17 @@ class JournalOptions:
     seconds: Annotated[
         float,
         Option(
-            help="Seconds between writes of what is finished.", flag="--journal-seconds", metavar="S", ge=0, le=86400,
-            advice="seconds from 0 to 86400", group="run", panel="Output", local=True,
+            help="Seconds between writes of what is finished.",
+            flag="--journal-seconds",
+            metavar="S",
+            ge=0,
+            le=86400,
+            advice="seconds from 0 to 86400",
+            group="run",
+            panel="Output",
+            local=True,
         ),
-    ] = 20.0  # fmt: skip
+    ] = 20.0
 
     def __post_init__(self) -> None:
         check(self)
@@ -315,7 +376,9 @@ class ResumeOptions(Options):
         JournalOptions | None,
         Option(
             help="How unfinished work is kept on disk beside the output; None: not at all.",
-            group="run", panel="Output", local=True,
+            group="run",
+            panel="Output",
+            local=True,
             python_only="four flags instead: --resume, --restart, --no-journal, --journal-seconds",
         ),
-    ] = JournalOptions()  # fmt: skip
+    ] = JournalOptions()

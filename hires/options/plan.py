@@ -24,9 +24,11 @@ class PlanOptions(EnlargingOptions, EditingOptions, RenderOptions):
         Option(
             help="wavelet or adain: the colours of --init, or of the base picture, for the finished picture; none, of an "
             "enlargement: its own.",
-            metavar="NAME", choices=(*COLOUR_FIXES, "none"), panel="Quality",
+            metavar="NAME",
+            choices=(*COLOUR_FIXES, "none"),
+            panel="Quality",
         ),
-    ] = None  # fmt: skip
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)

@@ -36,9 +36,20 @@ from hires.sampling import registry
 from hires.tiling.geometry import Size
 
 __all__ = [
-    "BITS", "COLOUR_FIXES", "DTYPES", "KV_COMPRESSIONS", "POSITION_MODES", "PRESETS", "SAMPLERS", "SCHEDULES", "STRATEGIES",
-    "EditOptions", "JournalOptions", "RenderOptions", "RenderRequest",
-]  # fmt: skip
+    "BITS",
+    "COLOUR_FIXES",
+    "DTYPES",
+    "KV_COMPRESSIONS",
+    "POSITION_MODES",
+    "PRESETS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "STRATEGIES",
+    "EditOptions",
+    "JournalOptions",
+    "RenderOptions",
+    "RenderRequest",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

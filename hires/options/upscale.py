@@ -31,18 +31,23 @@ class EnlargingOptions(SizeOptions):
     scale: Annotated[
         float | None,
         Option(
-            help="Factor of both sides; default: the network's, or 4.", metavar="X", gt=0, le=1000,
+            help="Factor of both sides; default: the network's, or 4.",
+            metavar="X",
+            gt=0,
+            le=1000,
             advice="a factor above 0, such as 4",
         ),
-    ] = None  # fmt: skip
+    ] = None
     size: Annotated[SizeLike | None, Option(help="Exact width and height instead of --scale.", metavar="WxH")] = None
     upscaler: Annotated[
         str | Path | None,
         Option(
             help="lanczos, demo (Lanczos refined by the shipped model), or a file of a network that spandrel knows.",
-            metavar="NAME|FILE", group="model", panel="Model",
+            metavar="NAME|FILE",
+            group="model",
+            panel="Model",
         ),
-    ] = "lanczos"  # fmt: skip
+    ] = "lanczos"
     refine: Annotated[bool, Option(help="Draw over it with the diffusion --model.", panel="Quality")] = False
 
     def __post_init__(self) -> None:
@@ -73,10 +78,14 @@ class UpscaleOptions(EnlargingOptions, OutputOptions, MachineOptions, ModelOptio
     tile_px: Annotated[
         int | None,
         Option(
-            help="Side of a network's tiles; default: what fits.", flag="--tile", metavar="PX", ge=1, panel="Memory",
+            help="Side of a network's tiles; default: what fits.",
+            flag="--tile",
+            metavar="PX",
+            ge=1,
+            panel="Memory",
             advice="a tile side in pixels of the input, such as 256",
         ),
-    ] = None  # fmt: skip
+    ] = None
     dtype: Annotated[
         str,
         Option(help="Of the network: auto, fp32, fp16, bf16.", choices=DTYPES, group="machine", panel="Memory"),
@@ -84,10 +93,13 @@ class UpscaleOptions(EnlargingOptions, OutputOptions, MachineOptions, ModelOptio
     colour_fix: Annotated[
         str | None,
         Option(
-            help="For --refine: wavelet, adain or none.", metavar="NAME", choices=(*COLOUR_FIXES, "none"), panel="Quality",
+            help="For --refine: wavelet, adain or none.",
+            metavar="NAME",
+            choices=(*COLOUR_FIXES, "none"),
+            panel="Quality",
             advice="wavelet, adain or none",
         ),
-    ] = "wavelet"  # fmt: skip
+    ] = "wavelet"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from hires.errors import HiresError, WriteError
 from hires.server.errors import http_status
 from hires.server.progress import Meter
 from hires.server.tasks import AnyTask
-from hires.server.worker import Made
+from hires.server.worker import FinishedPicture
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Job:
     attempts: int = 0
     error: str | None = None
     error_status: int | None = None
-    made: list[Made] = field(default_factory=list)
+    made: list[FinishedPicture] = field(default_factory=list)
     wanted: str = ""
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     skipping: bool = False
@@ -81,7 +81,7 @@ class Job:
             "results": [self._result(index, made) for index, made in enumerate(self.made)],
         }
 
-    def _result(self, index: int, made: Made) -> dict[str, Any]:
+    def _result(self, index: int, made: FinishedPicture) -> dict[str, Any]:
         path = self.folder / made.file
         return {
             "url": f"/jobs/{self.id}/result" + (f"?picture={index}" if index else ""),
@@ -171,14 +171,14 @@ def read(folder: Path) -> Job | None:
     return job
 
 
-def _made_to_json(made: Made) -> dict[str, Any]:
+def _made_to_json(made: FinishedPicture) -> dict[str, Any]:
     fields = ("file", "seed", "seconds", "sampler", "schedule", "steps", "guidance")
     plain = {name: getattr(made, name) for name in fields}
     return plain | {"size": [made.size.height, made.size.width], "notes": list(made.notes)}
 
 
-def _made_from_json(found: dict[str, Any]) -> Made:
-    return Made(**(found | {"size": Size(*found["size"]), "notes": tuple(found["notes"])}))
+def _made_from_json(found: dict[str, Any]) -> FinishedPicture:
+    return FinishedPicture(**(found | {"size": Size(*found["size"]), "notes": tuple(found["notes"])}))
 
 
 def _sync(folder: Path) -> None:

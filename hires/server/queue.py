@@ -20,7 +20,7 @@ from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import ENDED, Job, read
 from hires.server.settings import Library, Settings
 from hires.server.tasks import seeded
-from hires.server.worker import Runner
+from hires.server.worker import Worker
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -38,7 +38,7 @@ class JobQueue:
     def __init__(self, settings: Settings, library: Library) -> None:
         self.settings, self.library = settings, library
         self.folder = settings.folder / "jobs"
-        self.runners = [Runner(settings, library, device) for device in settings.devices]
+        self.runners = [Worker(settings, library, device) for device in settings.devices]
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -198,7 +198,7 @@ class JobQueue:
                 self._jobs.pop(job.id, None)
                 job.remove()
 
-    def _work(self, runner: Runner) -> None:
+    def _work(self, runner: Worker) -> None:
         while (job := self._taken()) is not None:
             status = self._carried_out(job, runner)
             with self._changed:
@@ -224,7 +224,7 @@ class JobQueue:
                 job.save()
             return job
 
-    def _carried_out(self, job: Job, runner: Runner) -> str:
+    def _carried_out(self, job: Job, runner: Worker) -> str:
         """Make the pictures that are not there yet; what the job's status is then."""
         try:
             for index in range(len(job.made), len(job.tasks)):
@@ -243,7 +243,7 @@ class JobQueue:
             return "failed"
         return "done" if job.made or not job.tasks else "cancelled"
 
-    def _one(self, job: Job, index: int, runner: Runner) -> None:
+    def _one(self, job: Job, index: int, runner: Worker) -> None:
         task, job.skipping = job.tasks[index], False
         kind = _but_for_seed(task)
         if kind not in job.weights:  # of a job that an earlier server took

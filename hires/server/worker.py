@@ -36,7 +36,7 @@ ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
+class FinishedPicture:
     """A finished picture: its file in the job's folder, size, seed, seconds, sampler and schedule it took, notes."""
 
     file: str
@@ -50,7 +50,7 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-class Runner:
+class Worker:
     """Plans and runs tasks on one device. Errors as of `hires.render`, `edit` and `upscale`."""
 
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
@@ -87,14 +87,14 @@ class Runner:
             return {"enlarge": share, **costs}
         return costs
 
-    def run(self, task: Any, folder: Path, name: str, on_event: OnEvent) -> Made:
+    def run(self, task: Any, folder: Path, name: str, on_event: OnEvent) -> FinishedPicture:
         """Carry a task out; its file is `name` and the format's ending. Cancelled is raised by on_event."""
         output = folder / f"{name}.{task.format}"
         if isinstance(task, UpscaleTask):
             return self._upscaled(task, folder, output, on_event)
         return self._rendered(task, folder, output, on_event)
 
-    def _rendered(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> Made:
+    def _rendered(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
         import hires
 
         own: dict[str, Any] = offered(task, self.library) | {
@@ -114,7 +114,7 @@ class Runner:
             pictures: dict[str, Any] = {field: _within(folder, getattr(task, field)) for field in ("init", "mask", "control")}
             result = hires.render(task.prompt, **options | pictures)
         stage = result.plan.stages[0]
-        return Made(
+        return FinishedPicture(
             file=output.name,
             size=result.size,
             seed=result.seed,
@@ -126,16 +126,16 @@ class Runner:
             notes=result.plan.notes,
         )
 
-    def _upscaled(self, task: UpscaleTask, folder: Path, output: Path, on_event: OnEvent) -> Made:
+    def _upscaled(self, task: UpscaleTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
         size, source = self._target(task, folder), folder / task.picture
         first = self.library.upscaler(task.upscaler)
         share = 0.0 if task.mixed is None else task.mixed[1]
         if not share:
             found = self._enlarged(task, source, size, first, output, on_event)
-            return Made(file=output.name, size=size, seed=task.seed or 0, seconds=found.seconds, notes=found.notes)
+            return FinishedPicture(file=output.name, size=size, seed=task.seed or 0, seconds=found.seconds, notes=found.notes)
         return self._mixed(task, source, size, output, on_event)
 
-    def _mixed(self, task: UpscaleTask, source: Path, size: Size, output: Path, on_event: OnEvent) -> Made:
+    def _mixed(self, task: UpscaleTask, source: Path, size: Size, output: Path, on_event: OnEvent) -> FinishedPicture:
         """Two upscalers' pictures, 8 bit, in memory, added in the shares asked for."""
         assert task.mixed is not None
         begun = time.monotonic()
@@ -147,12 +147,12 @@ class Runner:
             output, size, pixels.shape[2], metadata={"Software": f"hires {__version__}"}, overwrite=True
         ) as sink:
             sink.write(pixels)
-        return Made(file=output.name, size=size, seed=task.seed or 0, seconds=time.monotonic() - begun)
+        return FinishedPicture(file=output.name, size=size, seed=task.seed or 0, seconds=time.monotonic() - begun)
 
     def _enlarged(
         self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
     ) -> UpscaleResult:
-        from hires.engine.upscale import Batch
+        from hires.engine.upscale import Upscaler
 
         own: dict[str, Any] = offered(task, self.library) | {"strength": task.strength or REFINE_STRENGTH}
         refinement = Refinement(
@@ -172,7 +172,7 @@ class Runner:
             vram=budget(task, self.settings.vram),
             ram=self.settings.ram,
         )
-        return Batch(options).run(picture, output, overwrite=True, on_event=on_event)
+        return Upscaler(options).run(picture, output, overwrite=True, on_event=on_event)
 
     def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
         size = self._target(task, folder)
@@ -185,10 +185,20 @@ class Runner:
                 raise RequestError(f"strength {task.strength:g}: is of a refinement; set refine")
             return None
         drawn = RenderTask(
-            prompt=task.prompt, negative=task.negative, model=task.model, seed=task.seed, steps=task.steps,
-            guidance=task.guidance, preset=task.preset, loras=task.loras, init=task.picture, family=task.family,
-            strength=task.strength or REFINE_STRENGTH, tile_px=task.tile_px, colour_fix=task.colour_fix,
-        )  # fmt: skip
+            prompt=task.prompt,
+            negative=task.negative,
+            model=task.model,
+            seed=task.seed,
+            steps=task.steps,
+            guidance=task.guidance,
+            preset=task.preset,
+            loras=task.loras,
+            init=task.picture,
+            family=task.family,
+            strength=task.strength or REFINE_STRENGTH,
+            tile_px=task.tile_px,
+            colour_fix=task.colour_fix,
+        )
         return request_of(drawn, size, self.library)
 
     def _target(self, task: UpscaleTask, folder: Path) -> Size:

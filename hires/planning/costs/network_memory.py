@@ -136,7 +136,7 @@ def gathered(policy: Policy, canvas: tuple[int, int]) -> int:
 
 
 @dataclass
-class Walk:
+class PeakTracker:
     """The peak in elements so far, `held` by maps that wait and by the frames of the forward."""
 
     shape: UNetShape
@@ -215,7 +215,7 @@ class Walk:
 
 def unet_bytes(shape: UNetShape, h: int, w: int, element: int, tokens: int, policy: Policy) -> int:
     """The most bytes of one picture that are alive at once in a forward, latents and conditions included, weights not."""
-    maps = Walk(shape, policy).run(h, w)
+    maps = PeakTracker(shape, policy).run(h, w)
     conditions = tokens * shape.context_width + EMBEDDING_ROWS * 4 * shape.channels[0]
     latents = shape.latent_channels * h * w  # float32 as they came, and twice in the network's type: cast, and laid out
     return (maps + conditions) * element + latents * (4 + 2 * element)

@@ -27,16 +27,18 @@ from hires.server.pictures import from_base64, linked
 from hires.server.queue import JobQueue
 from hires.server.routes.jobs import as_png
 from hires.server.routes.waiting import finished
-from hires.server.worker import Made
+from hires.server.worker import FinishedPicture
 
 
 def router(queue: JobQueue) -> APIRouter:
     """The routes over a queue; `sd_model_checkpoint` of the options is the model of later calls."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
-    maker = a1111_tasks.Maker(queue.settings, queue.library)
+    maker = a1111_tasks.Translator(queue.settings, queue.library)
     current: dict[str, Any] = {"sd_model_checkpoint": queue.library.models()[0].title, "samples_format": "png"}
 
-    async def drawn(body: Drawing, request: Request, make: Callable[[Any, str | None, Path], a1111_tasks.Made]) -> JSONResponse:
+    async def drawn(
+        body: Drawing, request: Request, make: Callable[[Any, str | None, Path], a1111_tasks.TranslatedRequest]
+    ) -> JSONResponse:
         folder = a1111_tasks.scratch(queue.folder)
         try:
             model = current["sd_model_checkpoint"] if "sd_model_checkpoint" not in body.override_settings else None
@@ -214,7 +216,7 @@ def _listings(queue: JobQueue) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _answer(job: Job, body: Drawing, made: a1111_tasks.Made, queue: JobQueue) -> JSONResponse:
+def _answer(job: Job, body: Drawing, made: a1111_tasks.TranslatedRequest, queue: JobQueue) -> JSONResponse:
     """A job's pictures in A1111's shape; an interrupted one answers with those that were finished."""
     if job.status == "failed":
         return JSONResponse({"detail": job.error, "error": "HTTPException", "errors": job.error}, job.error_status or 500)
@@ -235,7 +237,7 @@ def _answer(job: Job, body: Drawing, made: a1111_tasks.Made, queue: JobQueue) ->
     return JSONResponse({"images": images, "parameters": parameters, "info": json.dumps(info)})
 
 
-def _info(job: Job, body: Drawing, made: a1111_tasks.Made) -> dict[str, Any]:
+def _info(job: Job, body: Drawing, made: a1111_tasks.TranslatedRequest) -> dict[str, Any]:
     first = job.made[0] if job.made else None
     texts = []
     for picture in job.made:
@@ -287,7 +289,7 @@ def _info(job: Job, body: Drawing, made: a1111_tasks.Made) -> dict[str, Any]:
     }
 
 
-def _saved(path: Path, picture: Made, folder: Path) -> str:
+def _saved(path: Path, picture: FinishedPicture, folder: Path) -> str:
     """A copy in the server's outputs, under a name that is not there yet."""
     outputs = folder / "outputs"
     outputs.mkdir(parents=True, exist_ok=True)

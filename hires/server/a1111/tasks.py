@@ -35,7 +35,7 @@ INIT_STRENGTH = 0.75  # A1111's, where a client says none
 
 
 @dataclass(slots=True, kw_only=True)
-class Made:
+class TranslatedRequest:
     """A body as tasks; finish(job): what is left to do with the files of the finished job."""
 
     tasks: list[Any]
@@ -52,13 +52,13 @@ def scratch(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=beside))
 
 
-class Maker:
+class Translator:
     """Turns bodies into tasks. HTTPException with A1111's status where it has one, else RequestError."""
 
     def __init__(self, settings: Settings, library: Library) -> None:
         self.settings, self.library = settings, library
 
-    def txt2img(self, body: Txt2Img, model: str | None, folder: Path) -> Made:
+    def txt2img(self, body: Txt2Img, model: str | None, folder: Path) -> TranslatedRequest:
         """A render; hires fix as its second stage."""
         scripted = _scripts(body)
         if scripted.enlarge:
@@ -71,7 +71,7 @@ class Maker:
         task = RenderTask(**common, size=f"{width}x{height}", stages=stages, **_tiles(scripted))
         return self._counted(made, body, [task])
 
-    def img2img(self, body: Img2Img, model: str | None, folder: Path) -> Made:
+    def img2img(self, body: Img2Img, model: str | None, folder: Path) -> TranslatedRequest:
         """A render from pictures, an edit where the model edits, an enlargement where a script asks for one."""
         scripted = _scripts(body)
         made, common = self._common(body, model, scripted)
@@ -108,11 +108,11 @@ class Maker:
             tasks.append(task)
         return tasks
 
-    def _common(self, body: Drawing, model: str | None, scripted: Scripted) -> tuple[Made, dict[str, Any]]:
+    def _common(self, body: Drawing, model: str | None, scripted: Scripted) -> tuple[TranslatedRequest, dict[str, Any]]:
         override = body.override_settings
         name = override.get("sd_model_checkpoint") or model
         found = self.library.model(name if isinstance(name, str) else None)
-        made = Made(tasks=[], model=found, notes=list(scripted.notes), ignored=ignored(body))
+        made = TranslatedRequest(tasks=[], model=found, notes=list(scripted.notes), ignored=ignored(body))
         made.ignored += [f"override_settings.{key[:80]}" for key in override if key != "sd_model_checkpoint"]
         made.ignored += ["styles"] if body.styles else []
         try:
@@ -122,13 +122,19 @@ class Maker:
             raise HTTPException(400, f"Sampler not found: {error}") from None
         prompt, loras = self._loras(body.prompt, made)
         common = {
-            "prompt": prompt, "negative": LORA.sub("", body.negative_prompt), "model": name, "loras": loras,
-            "seed": None if body.seed < 0 else body.seed, "steps": body.steps, "guidance": body.cfg_scale,
-            "sampler": sampler, "schedule": schedule,
-        }  # fmt: skip
+            "prompt": prompt,
+            "negative": LORA.sub("", body.negative_prompt),
+            "model": name,
+            "loras": loras,
+            "seed": None if body.seed < 0 else body.seed,
+            "steps": body.steps,
+            "guidance": body.cfg_scale,
+            "sampler": sampler,
+            "schedule": schedule,
+        }
         return made, common
 
-    def _loras(self, prompt: str, made: Made) -> tuple[str, list[str]]:
+    def _loras(self, prompt: str, made: TranslatedRequest) -> tuple[str, list[str]]:
         """The prompt without its <lora:name:weight> tags, and the LoRAs that are offered."""
         offered = {offer.name for offer in self.library.loras()}
         found = []
@@ -139,7 +145,7 @@ class Maker:
                 made.notes.append(f"LoRA {name[:80]}: is not offered here, left out")
         return LORA.sub("", prompt), found
 
-    def _hires_fix(self, body: Txt2Img, made: Made) -> tuple[int, int, list[str]]:
+    def _hires_fix(self, body: Txt2Img, made: TranslatedRequest) -> tuple[int, int, list[str]]:
         """The final size and both stages: the second from the noise level that its strength means."""
         width, height = body.hr_resize_x, body.hr_resize_y
         if not width and not height:
@@ -162,7 +168,7 @@ class Maker:
     def _from_picture(
         self,
         body: Img2Img,
-        made: Made,
+        made: TranslatedRequest,
         common: dict[str, Any],
         picture: Image.Image,
         folder: Path,
@@ -201,13 +207,24 @@ class Maker:
             upscaler = offers[upscaler]
         redraw = scripted.redraw
         return UpscaleTask(
-            **fields, picture=name, size=size, upscaler=upscaler, refine=redraw, strength=strength if redraw else None,
+            **fields,
+            picture=name,
+            size=size,
+            upscaler=upscaler,
+            refine=redraw,
+            strength=strength if redraw else None,
             tile_px=scripted.tile_px if redraw else None,
-        )  # fmt: skip
+        )
 
     def _inpainted(
-        self, body: Img2Img, made: Made, common: dict[str, Any], pictures: list[Image.Image], folder: Path, scripted: Scripted
-    ) -> Made:
+        self,
+        body: Img2Img,
+        made: TranslatedRequest,
+        common: dict[str, Any],
+        pictures: list[Image.Image],
+        folder: Path,
+        scripted: Scripted,
+    ) -> TranslatedRequest:
         """A mask's white drawn anew: within the whole picture, or in a cut-out of it that is drawn at width x height."""
         assert body.mask is not None
         tasks, cuts = [], []
@@ -222,10 +239,13 @@ class Maker:
             hidden = grey if box is None else grey.crop(box)
             mode = body.resize_mode if box is None else 0
             task = RenderTask(
-                **common, size=f"{body.width}x{body.height}", strength=strength, **_tiles(scripted),
+                **common,
+                size=f"{body.width}x{body.height}",
+                strength=strength,
+                **_tiles(scripted),
                 init=kept(resized(seen, body.width, body.height, mode), folder, f"init-{index}.png"),
                 mask=kept(resized(hidden, body.width, body.height, mode), folder, f"mask-{index}.png"),
-            )  # fmt: skip
+            )
             tasks.append(task)
         if body.inpaint_full_res and all(box is None for _, _, box in cuts):
             raise RequestError("mask: nothing in it is white; draw what is to be drawn anew in white")
@@ -237,7 +257,7 @@ class Maker:
         counted.finish = finish
         return counted
 
-    def _counted(self, made: Made, body: Drawing, tasks: list[Any]) -> Made:
+    def _counted(self, made: TranslatedRequest, body: Drawing, tasks: list[Any]) -> TranslatedRequest:
         """A task for each picture of batch_size x n_iter, with following seeds."""
         count = body.batch_size * body.n_iter
         most = self.settings.limits.pictures

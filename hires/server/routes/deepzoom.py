@@ -91,9 +91,17 @@ def _build(path: Path, view: Path) -> None:
     part = view.with_name(f".{view.name}.part")
     try:
         image.tiffsave(
-            str(part), tile=True, pyramid=True, tile_width=TILE_PX, tile_height=TILE_PX, compression="jpeg", Q=QUALITY,
-            bigtiff=True, depth="onetile", keep="none",
-        )  # fmt: skip
+            str(part),
+            tile=True,
+            pyramid=True,
+            tile_width=TILE_PX,
+            tile_height=TILE_PX,
+            compression="jpeg",
+            Q=QUALITY,
+            bigtiff=True,
+            depth="onetile",
+            keep="none",
+        )
         part.replace(view)
     finally:
         part.unlink(missing_ok=True)
