@@ -42,7 +42,7 @@ def append_csv(path: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None
         if path.exists() and path.stat().st_size:
             with path.open(newline="", encoding="utf-8") as opened:
                 if next(csv.reader(opened), None) != columns:
-                    raise OutputError(f"--csv {path}: has other columns; give another file")
+                    raise OutputError(f"csv {path}: has other columns; give another file")
             fresh = False
         else:
             fresh = True
@@ -52,7 +52,7 @@ def append_csv(path: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None
                 writer.writeheader()
             writer.writerows(machine | row.to_json() for row in rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise OutputError(f"--csv {path}: cannot be written ({error}); give another file") from None
+        raise OutputError(f"csv {path}: cannot be written ({error}); give another file") from None
 
 
 def check_picture(option: str, path: Path) -> None:
@@ -105,4 +105,4 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise OutputError(f"--plot {path}: cannot be written ({error.strerror or error}); give another name") from None
+        raise OutputError(f"plot {path}: cannot be written ({error.strerror or error}); give another name") from None

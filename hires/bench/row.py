@@ -120,7 +120,7 @@ class BenchSetup:
     def torch_dtype(self) -> torch.dtype:
         if self.dtype != "auto":
             if self.dtype not in DTYPES:
-                raise RequestError(f"--dtype {self.dtype}: give auto, {', '.join(DTYPES)}")
+                raise RequestError(f"dtype {self.dtype}: give auto, {', '.join(DTYPES)}")
             return DTYPES[self.dtype]
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 

@@ -93,15 +93,15 @@ def named(found: Finding, family: str | None) -> Finding:
         if family not in alike:
             others = f", or give {' or '.join(alike[1:])} if it is that" if alike[1:] else ""
             raise ModelError(
-                f"--family {family}: {found.path} is {found.family} ({'; '.join(found.why)}); leave --family out{others}"
+                f"family {family}: {found.path} is {found.family} ({'; '.join(found.why)}); leave `family` out{others}"
             )
-        return replace(found, family=family, why=(*found.why, f"--family {family}"))
+        return replace(found, family=family, why=(*found.why, f"family {family}"))
     if FAMILIES[found.family].few_step:
         return found
     for word, families in HINTS.items():
         hinted = [name for name in families if name in alike]
         if hinted and says(word, found.path.name):
-            note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {base}; else --family {base}"
+            note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {base}; else `family` {base}"
             return replace(found, family=hinted[0], notes=(*found.notes, note))
     return found
 
@@ -237,7 +237,7 @@ def _pixart(header: Header, family: str | None) -> Finding:
         fitting = [facts for facts in group if facts.name == family]
     if not fitting:
         names_of = ", ".join(facts.name for facts in group)
-        raise ModelError(f"{path}: PixArt of a size that is not known ({'; '.join(why)}); give --family, one of {names_of}")
+        raise ModelError(f"{path}: PixArt of a size that is not known ({'; '.join(why)}); give `family`, one of {names_of}")
     base = fitting[0].same_keys_as or fitting[0].name
     return Finding(
         path=path,

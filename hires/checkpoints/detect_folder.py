@@ -157,14 +157,14 @@ def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: 
             notes = (f"{pipeline} is what model_index.json says, but the VAE is that of {'α' if alpha else 'Σ'}: taken as it",)
     elif family in FAMILIES and FAMILIES[family].network == "pixart":
         alpha = FAMILIES[family].tokens == 120
-        why.append(f"{'α' if alpha else 'Σ'} as --family says")
+        why.append(f"{'α' if alpha else 'Σ'} as `family` says")
     elif named_alpha is not None:
         alpha = named_alpha
         why.append(pipeline)
     else:
         alpha = False
         if native < 2048:
-            notes = (f"nothing here tells α from Σ: taken as Σ; else --family pixart-alpha-{native}",)
+            notes = (f"nothing here tells α from Σ: taken as Σ; else `family` pixart-alpha-{native}",)
     tokens = 120 if alpha else 300
     group = [f for f in FAMILIES.values() if f.network == "pixart" and f.tokens == tokens and f.same_keys_as is None]
     fitting = [facts for facts in group if facts.native_px == native]

@@ -50,7 +50,7 @@ def find_model(name: str) -> Path:
         there = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"--model {name[:80]!r}: cannot be looked at ({error}); give a file, a diffusers folder or 'demo'"
+            f"model {name[:80]!r}: cannot be looked at ({error}); give a file, a diffusers folder or 'demo'"
         ) from None
     if not there:
         match = HUB_ID.fullmatch(name)
@@ -58,14 +58,14 @@ def find_model(name: str) -> Path:
             return _from_hub(name, match["repo"], match["file"])
         looks_like_path = any(mark in name for mark in "/\\.")
         raise ModelError(
-            f"--model {name!r}: no such folder or file; give a checkpoint, a diffusers folder, or 'demo' (ships with hires)"
+            f"model {name!r}: no such folder or file; give a checkpoint, a diffusers folder, or 'demo' (ships with hires)"
             if looks_like_path
             else f"{unknown('model', name, NAMED_MODELS)}, or a path to a checkpoint or diffusers folder"
         )
     if path.is_dir() and not is_model_folder(path):
         files = sorted(file.name for file in path.iterdir() if file.suffix in FILE_ENDS)
         hint = f"name the file: {', '.join(files[:4])}" if files else "give a diffusers folder or a checkpoint file"
-        raise ModelError(f"--model {name!r}: not a model folder, it holds no model_index.json; {hint}")
+        raise ModelError(f"model {name!r}: not a model folder, it holds no model_index.json; {hint}")
     return path
 
 
@@ -88,11 +88,11 @@ def _from_hub(name: str, repo: str, file: str | None) -> Path:
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ModelError(
-            f"--model {name!r}: no such path, not in the local Hugging Face cache, and the hub did not give it ({reason}); "
+            f"model {name!r}: no such path, not in the local Hugging Face cache, and the hub did not give it ({reason}); "
             f"where there is a network run `hf download {repo}`, or give the path of a checkpoint"
         ) from error
     if not is_model_folder(folder):
-        raise ModelError(f"--model {name!r}: holds no diffusers model; name one of its files, such as {repo}/model.safetensors")
+        raise ModelError(f"model {name!r}: holds no diffusers model; name one of its files, such as {repo}/model.safetensors")
     return folder
 
 
@@ -166,6 +166,6 @@ def next_move(components: Sequence[str], facts: FamilyFacts) -> str:
     wanted = " ".join(f"--include '{component}/*'" for component in components)
     inside = " and ".join(f"{component}/" for component in components)
     return (
-        f"give `--parts FOLDER`, a diffusers folder that holds {inside}, or run `hf download {facts.parts_from[0]} "
+        f"give `parts`, a diffusers folder that holds {inside}, or run `hf download {facts.parts_from[0]} "
         f"--include model_index.json {wanted}` once where there is a network"
     )

@@ -25,10 +25,10 @@ def lora_file(ref: LoraRef) -> Path:
             return path
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"--lora {ref.path[:80]}: cannot be looked at ({error}); give a .safetensors file") from None
+        raise ModelError(f"loras {ref.path[:80]}: cannot be looked at ({error}); give a .safetensors file") from None
     if inside:
         return inside[0]
-    raise ModelError(f"--lora {ref.path}: no such file; give a .safetensors file, and a scale after a colon if it is not 1")
+    raise ModelError(f"loras {ref.path}: no such file; give a .safetensors file, and a scale after a colon if it is not 1")
 
 
 def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
@@ -40,7 +40,7 @@ def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
         if found is None:
             few = ", ".join(sorted(header.tensors)[:3])
             raise ModelError(
-                f"--lora {path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
+                f"loras {path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
             )
         check_family(found, spec)
         if says_lcm(path, header):
@@ -52,7 +52,7 @@ def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
 def check_family(found: Finding, spec: ModelSpec) -> None:
     """ModelError where a LoRA was made for another family than the model's, both named."""
     made_for = f"is for {found.family}" if found.family else "was made for another layout"
-    refusal = f"--lora {found.path}: {made_for} ({'; '.join(found.why)}), the model {spec.name} is {spec.family}"
+    refusal = f"loras {found.path}: {made_for} ({'; '.join(found.why)}), the model {spec.name} is {spec.family}"
     unet, pixart = isinstance(spec.network, UNetShape), found.family == "pixart"
     if unet == pixart:
         raise ModelError(f"{refusal}; leave it out, or give a model of its family")
@@ -86,8 +86,8 @@ def _as_lcm(spec: ModelSpec, path: Path) -> ModelSpec:
     target = next((f for f in FAMILIES.values() if f.few_step == "lcm" and f.same_keys_as == spec.family), None)
     if target is None or "lcm" not in spec.facts.accelerators:
         raise ModelError(
-            f"--lora {path}: an LCM-LoRA runs on the SDXL base checkpoint it distils (epsilon prediction), {spec.name} is "
-            f"{spec.family} ({spec.parameterisation}): give that checkpoint with --model, or leave the LoRA out"
+            f"loras {path}: an LCM-LoRA runs on the SDXL base checkpoint it distils (epsilon prediction), {spec.name} is "
+            f"{spec.family} ({spec.parameterisation}): give that checkpoint with `model`, or leave the LoRA out"
         )
     run = target.defaults
     note = (

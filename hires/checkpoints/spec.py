@@ -93,7 +93,7 @@ def parts_folder(parts: str | Path | None) -> Path | None:
     folder = Path(parts).expanduser()
     if not folder.is_dir():
         raise ModelError(
-            f"--parts {parts}: no such folder; give a diffusers folder that holds tokenizers, text encoders or a VAE"
+            f"parts {parts}: no such folder; give a diffusers folder that holds tokenizers, text encoders or a VAE"
         )
     return folder
 
@@ -158,14 +158,14 @@ def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, found: 
     if scale != facts.latent_scale and (facts.network == "pixart" or not inside):
         raise ModelError(
             f"{part.path}: a VAE of latent scale {scale:g}, {facts.title} needs one of {facts.latent_scale:g}; "
-            f"give --parts with the right one, or say what the model is with --family"
+            f"give `parts` with the right one, or say what the model is with `family`"
         )
 
 
 def _no_model(found: Finding) -> ModelError:
     if found.kind == "lora":
         made_for = f" for {found.family}" if found.family else ""
-        return ModelError(f"{found.path}: a LoRA{made_for}, no model; give it with --lora beside a --model")
+        return ModelError(f"{found.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
     return ModelError(f"{found.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
 
 
@@ -275,7 +275,7 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     """
     if spec.vp_betas is not None:
         raise RequestError(
-            f"--sigma-max: {spec.name} is variance-preserving, its {len(sigma_table(spec) or ())} noise levels end at "
+            f"sigma_max: {spec.name} is variance-preserving, its {len(sigma_table(spec) or ())} noise levels end at "
             f"{spec.sigma_max:.2f} and its network knows no others; leave the option out"
         )
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)

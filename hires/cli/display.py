@@ -16,14 +16,26 @@ import typer
 from hires._version import __version__
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.options.fields import with_flags
+from hires.options.fields import flags_of, with_flags
 from hires.units import gib
 
 
 def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     """One message on stderr that names options by their flags, the error's exit code, no traceback."""
-    print(f"error: {with_flags(str(error), *options)}", file=sys.stderr)
+    print(f"error: {in_flags(str(error), options)}", file=sys.stderr)
     raise typer.Exit(error.exit_code)
+
+
+UNDECLARED = {
+    name: f"--{name.replace('_', '-')}"
+    for name in "attention_policy attention_window base csv device dtype family grid overwrite parts plot policy vae vram".split()
+}
+"""Flags of the commands that measure, whose options no dataclass declares."""
+
+
+def in_flags(text: str, options: Sequence[type] = ()) -> str:
+    """A text of the library with the flags of the command at work, and of these declarations, for its options."""
+    return with_flags(text, UNDECLARED | flags_of(*options))
 
 
 LOST = "nothing was written"

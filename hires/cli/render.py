@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hires.cli.display import KEPT, LOST, guarded, preview_file, progress_display, say, watched
+from hires.cli.display import KEPT, LOST, guarded, in_flags, preview_file, progress_display, say, watched
 from hires.cli.options import (
     Command,
     DrawingFlags,
@@ -109,7 +109,7 @@ def plan(given: Given) -> None:
     if given["as_json"]:
         print(json.dumps(made.to_json(), default=str))
         return
-    print(made.explain())
+    print(in_flags(made.explain(), PLAN.options))
     print(drawing.terminal(made))
     if given["device"] == "auto" and given["vram"] is not None:
         print("with other budgets:")

@@ -19,15 +19,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RequestError(f"--device {name!r}: give auto, cpu or cuda:0") from None
+        raise RequestError(f"device {name!r}: give auto, cpu or cuda:0") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise RequestError(f"--device {name!r}: only cpu and cuda are supported; give auto, cpu or cuda:0")
+        raise RequestError(f"device {name!r}: only cpu and cuda are supported; give auto, cpu or cuda:0")
     if not torch.cuda.is_available():
-        raise RequestError(f"--device {name!r}: torch sees no CUDA device here; use --device cpu")
+        raise RequestError(f"device {name!r}: torch sees no CUDA device here; use `device` cpu")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise RequestError(f"--device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; the first is cuda:0")
+        raise RequestError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; the first is cuda:0")
     return torch.device("cuda", device.index or 0)
 
 

@@ -20,7 +20,7 @@ def cheaper_job(job: RenderJob, error: MemoryLadderError) -> RenderJob:
     request = next(planner.approximations(job.request, job.spec), None)
     if request is None:
         raise error
-    log.warning("%s; drawing another picture, as --allow-approximate allows", error)
+    log.warning("%s; drawing another picture, as `allow_approximate` allows", error)
     return replace(job, request=request, journal=None)
 
 

@@ -129,7 +129,7 @@ def execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jou
         reason = str(error).strip().split("\n")[0][:200]
     raise MemoryLadderError(  # outside `except`, where the traceback would hold what was allocated
         f"out of memory outside the ladder ({reason}); planned peak {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}: "
-        f"close other programs or give a smaller --size"
+        f"close other programs or give a smaller `size`"
     )
 
 

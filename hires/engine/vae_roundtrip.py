@@ -47,7 +47,7 @@ def vae_folder(name: str) -> Path:
         config = folder / "config.json"
         if config.is_file() and str(read_json(config).get("_class_name", "")).startswith("Autoencoder"):
             return folder
-    raise ModelError(f"--vae {name}: no folder with an autoencoder's config.json; give demo or a diffusers folder")
+    raise ModelError(f"vae {name}: no folder with an autoencoder's config.json; give demo or a diffusers folder")
 
 
 MID_BLOCK_CELLS = 128  # the side of the largest pictures that SDXL's autoencoder is known to do well on: 1024 px
@@ -58,12 +58,12 @@ def mid_block_policy(text: str | None) -> Policy:
     """`--attention-policy` for an autoencoder, counted in latent cells of 8 px; windows of 1024 px unless said otherwise."""
     asked = parse_policy(text)
     if asked.shift or asked.name == "proportional":
-        raise RequestError(f"--attention-policy {text}: an autoencoder takes npa, windows or kvpool, and nothing that moves")
+        raise RequestError(f"attention_policy {text}: an autoencoder takes npa, windows or kvpool, and nothing that moves")
     cells = asked.value if asked.name == "kvpool" or asked.value is None else asked.value // CELL_PX
     try:
         return make_policy(asked.name, MID_BLOCK_CELLS, cells)
     except ValueError as error:
-        raise RequestError(f"--attention-policy {text}: {error}; give a window of {4 * CELL_PX} px or more") from None
+        raise RequestError(f"attention_policy {text}: {error}; give a window of {4 * CELL_PX} px or more") from None
 
 
 def vae_roundtrip(
@@ -112,7 +112,7 @@ def vae_roundtrip(
     check_fits(path, Size(*pixels.shape[:2]))
     chosen = choose_device(device)
     if vram is not None and policy is not None:
-        raise RequestError(f"--vram {vram} and --policy {policy}: a budget chooses the policy; give one of the two")
+        raise RequestError(f"vram {vram} and `policy` {policy}: a budget chooses the policy; give one of the two")
     module = load_autoencoder(vae_folder(vae), torch.float32, chosen)
     budget = parse_bytes(vram) if isinstance(vram, str) else vram
     if policy is None:

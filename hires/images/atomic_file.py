@@ -30,7 +30,7 @@ def _check_place(path: Path, overwrite: bool) -> Path:
     if not os.access(folder, os.W_OK):
         raise OutputError(f"output {path}: the folder {folder} is not writable")
     if path.exists() and not overwrite:
-        raise OutputError(f"output {path}: exists already; give --overwrite or another name")
+        raise OutputError(f"output {path}: exists already; give `overwrite` or another name")
     return path
 
 
@@ -60,7 +60,7 @@ class Unfinished:
                 os.fsync(file.fileno())
             self.temporary.chmod(0o666 & ~_umask())
             if self.path.exists() and not self.overwrite:
-                raise OutputError(f"output {self.path}: appeared while rendering; give --overwrite or another name")
+                raise OutputError(f"output {self.path}: appeared while rendering; give `overwrite` or another name")
             self.temporary.replace(self.path)
         self.discard()
 

@@ -183,7 +183,7 @@ def view_of(base: Size, size: Size) -> Box:
     """The part of a base picture that a picture of `size` shows: all of it, or its middle where the aspects differ by over 5 %,
     as `resolution.relay_view` has it. RequestError for a base that is larger, or differs by over 25 %."""
     if base.height > size.height or base.width > size.width:
-        raise RequestError(f"base of {base}: is larger than the picture of {size}; give the small picture as --base")
+        raise RequestError(f"base of {base}: is larger than the picture of {size}; give the small picture as `base`")
     apart = abs(math.log(base.width * size.height / (base.height * size.width)))
     if apart >= CUT:
         raise RequestError(f"base of {base}: is of another shape than the picture of {size}; give the one it was drawn from")

@@ -67,14 +67,14 @@ def parse_grid(text: str, size: Size) -> TileGrid:
     """
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
     if found is None:
-        raise RequestError(f"--grid {text[:60]}: give TILE:OVERLAP in pixels, such as 1024:256")
+        raise RequestError(f"grid {text[:60]}: give TILE:OVERLAP in pixels, such as 1024:256")
     tile, overlap = int(found[1]), int(found[2])
     if not overlap < tile:
-        raise RequestError(f"--grid {text}: the overlap must be below the tile; try {tile or 1024}:{(tile or 1024) // 4}")
+        raise RequestError(f"grid {text}: the overlap must be below the tile; try {tile or 1024}:{(tile or 1024) // 4}")
     if tile - overlap < LEAST_PITCH:
-        raise RequestError(f"--grid {text}: edges would lie under {LEAST_PITCH} px apart; give less overlap or larger tiles")
+        raise RequestError(f"grid {text}: edges would lie under {LEAST_PITCH} px apart; give less overlap or larger tiles")
     if tile >= size.height and tile >= size.width:
-        raise RequestError(f"--grid {text}: one tile holds all of {size}, so there is no edge; give a smaller tile")
+        raise RequestError(f"grid {text}: one tile holds all of {size}, so there is no edge; give a smaller tile")
     return make_grid(size, Size(tile, tile), overlap)
 
 
@@ -89,13 +89,13 @@ def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ..
     try:
         return _planned(json.loads(text), size)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        return None, (f"its hires:plan cannot be read ({type(error).__name__}: {error}); give --grid",)
+        return None, (f"its hires:plan cannot be read ({type(error).__name__}: {error}); give `grid`",)
 
 
 def _planned(plan: dict[str, Any], size: Size) -> tuple[Planned | None, tuple[str, ...]]:
     output, canvas = Size(**plan["output"]), Size(**plan["canvas"])
     if output != size:
-        return None, (f"its hires:plan is of a picture of {output} and not used; give --grid",)
+        return None, (f"its hires:plan is of a picture of {output} and not used; give `grid`",)
     cells, grid = Size(**plan["latent_grid"]["canvas"]), plan["latent_grid"]
     cell = canvas.height // cells.height
     tiles = TileGrid(
@@ -141,7 +141,7 @@ def _detail(found: Measures) -> Iterator[Row]:
     yield Row("spectral slope", f"{found.spectrum.slope():.2f}", "power ~ frequency^slope; photographs have about -2")
     detail = found.detail
     if detail is None:
-        yield Row("detail beyond base", "-", "not measured: give --base FILE")
+        yield Row("detail beyond base", "-", "not measured: give `base` FILE")
         return
     where = f"mean square above {detail.cutoff:.3g} cycles/px (base {detail.base}), {100 * detail.share:.2g} % of the variance"
     yield Row("detail beyond base", f"{detail.energy:.3g}", where)
@@ -157,12 +157,12 @@ def _detail(found: Measures) -> Iterator[Row]:
 def _base(found: Measures) -> Iterator[Row]:
     held = found.consistency
     if held is None:
-        yield Row("base consistency", "-", "not measured: give --base FILE")
+        yield Row("base consistency", "-", "not measured: give `base` FILE")
     else:
         drift = "" if held.drift is None else f", off by {held.drift:.2g} standard deviations"
         yield Row("base consistency", f"{held.psnr_db:.1f} dB", f"PSNR averaged down; mean dE2000 {held.delta_e:.2f}{drift}")
     if found.duplicates is None:
-        yield Row("duplicates", "-", "not measured: give --base FILE")
+        yield Row("duplicates", "-", "not measured: give `base` FILE")
         return
     copies = found.duplicates.found
     remark = f"of the base's subject at its own size, NCC {found.duplicates.threshold:.2f} or more"
@@ -172,7 +172,7 @@ def _base(found: Measures) -> Iterator[Row]:
 def _tiles(found: Measures) -> Iterator[Row]:
     tiles = found.tiles
     if tiles is None:
-        yield Row("seams", "-", "not measured: give --grid TILE:OVERLAP")
+        yield Row("seams", "-", "not measured: give `grid` TILE:OVERLAP")
         return
     seen = tiles.seams.score >= SEAM_MARK and tiles.seams.p_value <= SEAM_P
     word, grid = "seen" if seen else "none seen", tiles.grid
@@ -192,7 +192,7 @@ def _tiles(found: Measures) -> Iterator[Row]:
     if tiles.cells_db is not None:
         yield Row("  decoder cells", f"{tiles.cells_db:+.1f} dB", f"the same at {tiles.cell_px} px")
     if tiles.drift is None:
-        yield Row("tile drift", "-", "not measured: give --base FILE")
+        yield Row("tile drift", "-", "not measured: give `base` FILE")
         return
     drift, row, col = tiles.drift, *tiles.drift.worst
     above = drift.max_delta_e > DELTA_E_MARK

@@ -40,7 +40,7 @@ def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: 
     try:
         return select(asked, name).name
     except BackendRefused as refusal:
-        raise BackendError(f"--attention {name}: {refusal}" if name else str(refusal)) from None
+        raise BackendError(f"attention {name}: {refusal}" if name else str(refusal)) from None
 
 
 @dataclass(frozen=True, slots=True)

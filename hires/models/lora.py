@@ -115,7 +115,7 @@ def _layers(loras: Sequence[LoraRef], prefixes: tuple[str, ...], aliases: Mappin
 def _lost(path: Path, names: Sequence[str]) -> ModelError:
     few = ", ".join(sorted(names)[:3])
     return ModelError(
-        f"--lora {path}: {len(names)} of its layers fit nothing in the model, such as {few}; it is for another one"
+        f"loras {path}: {len(names)} of its layers fit nothing in the model, such as {few}; it is for another one"
     )
 
 
@@ -133,7 +133,7 @@ def grouped(path: Path) -> dict[str, dict[str, Tensor]]:
     if lost:
         few = ", ".join(sorted(lost)[:3])
         raise ModelError(
-            f"--lora {path}: {len(lost)} keys are of no kind that can be merged, such as {few}; plain LoRA of linear and "
+            f"loras {path}: {len(lost)} keys are of no kind that can be merged, such as {few}; plain LoRA of linear and "
             f"convolution layers is supported, DoRA, LoHa and LoKr are not"
         )
     stated = stated_alpha(path)
@@ -163,9 +163,9 @@ def stated_alpha(path: Path) -> Tensor | None:
         else:
             document = json.loads(read_header(path).metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
-        raise ModelError(f"--lora {path}: its configuration cannot be read ({error}); save the LoRA again") from None
+        raise ModelError(f"loras {path}: its configuration cannot be read ({error}); save the LoRA again") from None
     values = {value for key, value in document.items() if key.split(".")[-1] == "lora_alpha"}
     patterns = [key for key, value in document.items() if key.split(".")[-1] in ("alpha_pattern", "rank_pattern") and value]
     if len(values) > 1 or patterns or any(value is True for k, value in document.items() if k.split(".")[-1] == "use_rslora"):
-        raise ModelError(f"--lora {path}: has another alpha per layer ({patterns or values}); not supported, save it with one")
+        raise ModelError(f"loras {path}: has another alpha per layer ({patterns or values}); not supported, save it with one")
     return torch.tensor(float(str(values.pop()))) if values else None

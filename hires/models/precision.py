@@ -47,7 +47,7 @@ class Guarded:
                 where = f", tile at {cond.places[bad[0]]} of the latents" if cond.places is not None else ""
                 raise NotFiniteError(
                     f"the network gives NaN or infinity at time {time:g}{where}, in float32 too: the checkpoint or a LoRA is "
-                    "damaged, or values are out of its range; download it again, or leave --lora, --guidance or --sigma-max out"
+                    "damaged, or values are out of range; download it again, or leave `loras`, `guidance` or `sigma_max` out"
                 )
             self.redone += len(bad)
             log.warning("%d tile(s) overflowed at time %g and were evaluated again in float32", len(bad), time)

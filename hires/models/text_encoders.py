@@ -64,7 +64,7 @@ def check_width(tokens: Tensor, spec: ModelSpec) -> None:
         towers = ", ".join(str(spec.parts[name].path) for name, _ in COMPONENTS[: len(spec.facts.text)])
         raise ModelError(
             f"the text towers give states of width {tokens.shape[-1]}, the network reads {wanted}: {towers} belong to another "
-            f"model; give `--parts FOLDER` of this family"
+            f"model; give `parts` of this family"
         )
 
 
@@ -148,9 +148,7 @@ def load_tokenizer(spec: ModelSpec, component: str) -> Any:
     if part.path is None:
         raise missing([part], spec.facts)
     if not any((part.path / name).is_file() for name in VOCABULARIES):
-        raise ModelError(
-            f"{part.path}: missing one of {', '.join(VOCABULARIES)}; give `--parts FOLDER`, a folder that has them"
-        )
+        raise ModelError(f"{part.path}: missing one of {', '.join(VOCABULARIES)}; give `parts`, a folder that has them")
     with quiet_imports():
         from transformers import AutoTokenizer, CLIPTokenizer
     kind = AutoTokenizer if spec.facts.text == ("t5",) else CLIPTokenizer

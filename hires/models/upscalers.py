@@ -75,22 +75,20 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
 def _described(path: Path) -> Callable[[Tensor], Tensor]:
     """spandrel's descriptor of a file, its network on the CPU in float32."""
     if not path.is_file():
-        raise ModelError(f"--upscaler {path}: is not there; give a network file, or lanczos")
+        raise ModelError(f"upscaler {path}: is not there; give a network file, or lanczos")
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"--upscaler {path}: the name must end in {', '.join(SUFFIXES)}")
+        raise ModelError(f"upscaler {path}: the name must end in {', '.join(SUFFIXES)}")
     spandrel = _spandrel(path)
     try:
         found = spandrel.ModelLoader(device="cpu").load_from_file(str(path))
     except spandrel.UnsupportedModelError:
-        raise ModelError(f"--upscaler {path}: no architecture that spandrel knows; give one of those, or lanczos") from None
+        raise ModelError(f"upscaler {path}: no architecture that spandrel knows; give one of those, or lanczos") from None
     except Exception as error:  # noqa: BLE001  a file can be wrong in any way, and each reader has its own error for it
-        raise ModelError(f"--upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+        raise ModelError(f"upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose not in ("SR", "Restoration"):
-        raise ModelError(
-            f"--upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another"
-        )
+        raise ModelError(f"upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another")
     if found.input_channels not in (1, 3):
-        raise ModelError(f"--upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
+        raise ModelError(f"upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
     module: nn.Module = found.model
     module.eval().requires_grad_(False)
     described: Callable[[Tensor], Tensor] = found
@@ -103,11 +101,11 @@ def _spandrel(path: Path) -> Any:
             import spandrel
     except ModuleNotFoundError:
         raise ModelError(
-            f"--upscaler {path}: needs spandrel: pip install -e '.[upscale]' in the folder of hires; or give --upscaler lanczos"
+            f"upscaler {path}: needs spandrel: pip install -e '.[upscale]' in the folder of hires; or give `upscaler` lanczos"
         ) from None
     except (RuntimeError, ImportError, OSError) as error:
         raise ModelError(
-            f"--upscaler {path}: spandrel does not import ({str(error)[:120]}): install the torchvision that was built for "
+            f"upscaler {path}: spandrel does not import ({str(error)[:120]}): install the torchvision that was built for "
             f"torch {torch.__version__}"
         ) from None
     return spandrel
@@ -117,7 +115,7 @@ def _dtype(facts: Any, device: torch.device, asked: str) -> torch.dtype:
     bears = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
     if asked != "auto":
         if not bears[asked]:
-            raise RequestError(f"--dtype {asked}: {facts.architecture.name} does not bear it; give fp32")
+            raise RequestError(f"dtype {asked}: {facts.architecture.name} does not bear it; give fp32")
         return TORCH_DTYPE[asked]
     best = next(name for name in ("fp16", "bf16", "fp32") if bears[name])
     return TORCH_DTYPE[best] if device.type == "cuda" else torch.float32

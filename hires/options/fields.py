@@ -183,13 +183,17 @@ def _advice(field: Field) -> str:
     return number
 
 
-def with_flags(message: str, *classes: type) -> str:
-    """An error's message with the options of these classes as the command line writes them.
+def flags_of(*classes: type) -> dict[str, str]:
+    """The flag of each option of these classes, by the option's name."""
+    fields = [field for cls in classes for field in declared(cls).values()]
+    return {field.name: field.flag for field in fields if not field.option.python_only}
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message with its options as the command line writes them; flags: by the option's name.
 
     A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes.
     """
-    fields = [field for cls in classes for field in declared(cls).values()]
-    flags = {field.name: field.flag for field in fields if not field.option.python_only}
     message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
     return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), message)
 

@@ -154,15 +154,15 @@ def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) ->
     try:
         module = load_autoencoder(Path(folder), TORCH_DTYPE[dtype], device)
     except ModelError as error:
-        raise ModelError(f"--tiny-vae {error}; give the folder of an AutoencoderTiny such as taesdxl") from None
+        raise ModelError(f"tiny_vae {error}; give the folder of an AutoencoderTiny such as taesdxl") from None
     tiny = tiled_autoencoder(module)
     if not isinstance(tiny, HaloVAE):
-        raise ModelError(f"--tiny-vae {folder}: an {type(module).__name__}; give an AutoencoderTiny such as taesdxl")
+        raise ModelError(f"tiny_vae {folder}: an {type(module).__name__}; give an AutoencoderTiny such as taesdxl")
     config: Any = module.config
     channels = int(config.latent_channels)
     if (channels, tiny.cell_px) != (spec.facts.latent_channels, spec.cell_px):
         raise ModelError(
-            f"--tiny-vae {folder}: of {channels} channels and {tiny.cell_px} px a cell; "
+            f"tiny_vae {folder}: of {channels} channels and {tiny.cell_px} px a cell; "
             f"{spec.name} has {spec.facts.latent_channels} and {spec.cell_px}: give the one made for it, or leave it out"
         )
     return tiny

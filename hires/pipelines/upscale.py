@@ -96,7 +96,7 @@ def enlarge(
     if upscaler is not None:
         assert tiling is not None, "a network has tiles"
         if planes == 3 and upscaler.channels == 1:
-            raise RequestError(f"--upscaler {upscaler.name}: takes grey pictures only, this one has colour; give another")
+            raise RequestError(f"upscaler {upscaler.name}: takes grey pictures only, this one has colour; give another")
         network = NetworkRows(plain, upscaler.network, upscaler.scale, tiling, on_tile)
         plain = network
     alpha = PictureRows(beside, 1, alpha=True) if beside is not None and source.has_alpha else None

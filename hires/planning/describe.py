@@ -79,7 +79,7 @@ def choose_dtype(dtype: str, device: DeviceSpec) -> Choice[str]:
     if dtype != "auto":
         return Choice(dtype, "as asked for")
     if device.kind == "cpu":
-        faster = f"; --dtype bf16 takes the network about {1 / machines.CPU_BF16_GAIN:.0%} of the time" if device.bf16 else ""
+        faster = f"; `dtype` bf16 takes the network about {1 / machines.CPU_BF16_GAIN:.0%} of the time" if device.bf16 else ""
         return Choice("fp32", f"the CPU's exact type, the same picture with any number of tiles at once{faster}")
     return Choice("bf16", "half the bytes, no overflow") if device.bf16 else Choice("fp16", "this card has no bf16")
 

@@ -39,7 +39,7 @@ def approximated(plan: MemoryPlan, request: RenderRequest) -> MemoryPlan:
     if any(note.startswith("approximation: tiles") for note in plan.notes):
         return plan
     what = "tiles instead of the canvas in one piece" if request.tile_px is None else f"tiles of {request.tile_px} px"
-    note = f"approximation: {what}, because nothing exact has room and --allow-approximate was given"
+    note = f"approximation: {what}, because nothing exact has room and `allow_approximate` was given"
     return replace(plan, notes=(*plan.notes, note))
 
 
@@ -57,7 +57,7 @@ def untiled_notes(way: Way) -> Iterator[str]:
     for name, needed in way.untiled_bytes:
         yield (
             f"approximation: {name} in tiles instead of one piece, which needs {gib(needed)} of "
-            f"{gib(room)}; a larger budget draws another picture (--attention-policy global: tiles on any)"
+            f"{gib(room)}; a larger budget draws another picture (`attention_policy` global: tiles on any)"
         )
 
 
@@ -105,7 +105,7 @@ def tile_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
         moving = ", moved at every step" if stages[-1].shift_cells else ""
         yield f"tiles of {side} px in the last stage, {blend} weights{moving}: as asked for"
     elif request.tile_px:
-        rounded = f"--tile {request.tile_px} rounded up to {spec.align_px} px"
+        rounded = f"tile_px {request.tile_px} rounded up to {spec.align_px} px"
         yield f"tiles of {tile_px} px, {overlap_px} px shared: {'as asked for' if request.tile_px == tile_px else rounded}"
     else:
         yield f"tiles of {tile_px} px, {overlap_px} px shared: what the model was trained at"
@@ -131,7 +131,7 @@ def sampler_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
             yield f"refined by {name}: {by}"
     if not registry.SAMPLERS[sampler.value].known:
         yield (
-            f"{sampler.value} takes as many evaluations as its tolerance asks for, whatever --steps says: "
+            f"{sampler.value} takes as many evaluations as its tolerance asks for, whatever `steps` says: "
             f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
         )
 

@@ -131,7 +131,7 @@ def fastest(stages: Sequence[StagePlan], costs: CostModel, limits: Limits, offlo
     """The fastest candidate with the weights at `offload`. BudgetError names the stage that does not fit."""
     least_host = costs.host(stages[-1].canvas, offload)
     if limits.host and least_host > limits.host:
-        raise BudgetError(f"needs {gib(least_host)} of host memory, --ram allows {gib(limits.host)}")
+        raise BudgetError(f"needs {gib(least_host)} of host memory, `ram` allows {gib(limits.host)}")
     if costs.on_cpu and limits.host:  # tensors take what `--ram` leaves beside libraries and weights
         left = int((limits.host - least_host) / CPU_FRAGMENTS)
         limits = replace(limits, device=min(limits.device, max(0, left)))
@@ -165,7 +165,7 @@ def choose_batch(stage: StagePlan, costs: CostModel, limits: Limits, offload: st
         cost = costs.stage(stage, batch, offload)
         if cost.peak_bytes <= limits.device:
             return batch, cost
-    raise BudgetError(f"{stage.name} at {stage.canvas} needs {gib(cost.peak_bytes)}")
+    raise BudgetError(f"stage {stage.name} at {stage.canvas} needs {gib(cost.peak_bytes)}")
 
 
 def choose_decode(canvas: Size, costs: CostModel, limits: Limits, offload: str) -> tuple[DecodePlan, StageCost]:
@@ -190,16 +190,16 @@ def too_small(stages: Sequence[StagePlan], costs: CostModel, limits: Limits) -> 
         host = min(costs.host(canvas, name) for name in offloads(device))
         host += int(worst.peak_bytes * CPU_FRAGMENTS) if costs.on_cpu else 0
         return BudgetError(
-            f"{canvas} needs {gib(host)} of host memory, --ram allows {gib(device.ram_bytes)}: "
-            f"--ram {host / 1e9 + 0.1:.1f}GB would do"
+            f"{canvas} needs {gib(host)} of host memory, `ram` allows {gib(device.ram_bytes)}: "
+            f"`ram` {host / 1e9 + 0.1:.1f}GB would do"
         )
-    move = f"--vram {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
+    move = f"`vram` {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
     if any(stage.attention != Global() for stage in stages):
-        move += ", or tiles: leave --attention-policy out"
+        move += ", or tiles: leave `attention_policy` out"
     elif any(stage.grid.count == 1 and stage.canvas.area > 2 * costs.spec.native_px**2 for stage in stages):
-        move += ", or --strategy progressive"
-    move += ", or smaller windows: --allow-approximate"
-    return BudgetError(f"{worst.stage} at {canvas} needs {gib(worst.peak_bytes)}, budget {gib(limits.device)}: {move}")
+        move += ", or `strategy` progressive"
+    move += ", or smaller windows: `allow_approximate`"
+    return BudgetError(f"stage {worst.stage} at {canvas} needs {gib(worst.peak_bytes)}, budget {gib(limits.device)}: {move}")
 
 
 def make_ladder(best: Candidate, costs: CostModel) -> Iterator[Rung]:

@@ -31,7 +31,7 @@ def choose_strategy(request: RenderRequest, canvas: Size, spec: ModelSpec) -> Ch
     if request.stages:
         if strategy not in ("auto", "progressive"):
             raise RequestError(
-                f"--strategy {strategy}: --stage lists the stages of a progressive render; leave one of the two out"
+                f"strategy {strategy}: `stages` lists the stages of a progressive render; leave one of the two out"
             )
         return Choice("progressive", "the stages that were asked for")
     several = len(stage_canvases(canvas, bins_of(spec), spec.align_px)) > 1
@@ -105,8 +105,8 @@ def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
         most = None if table is None else registry.most_steps(stage.schedule, table, stage.sigma_start)
         if most is not None and stage.steps > most:
             raise RequestError(
-                f"{stage.name} would take {stage.steps} steps of --schedule {stage.schedule}, which has {most} timesteps below "
-                f"sigma {stage.sigma_start:g}: give fewer --steps, or --schedule exponential"
+                f"{stage.name} would take {stage.steps} steps of `schedule` {stage.schedule}, which has {most} timesteps below "
+                f"sigma {stage.sigma_start:g}: give fewer `steps`, or `schedule` exponential"
             )
 
 
@@ -120,14 +120,12 @@ def stage_sizes(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
     sizes: list[Size] = []
     for stage in request.stages:
         if stage.size is None:
-            raise RequestError(f"--stage {len(sizes) + 1}: give its size first, such as {canvas},steps=8")
+            raise RequestError(f"stages {len(sizes) + 1}: give its size first, such as {canvas},steps=8")
         sizes.append(snap(stage.size, spec.align_px))
     if sizes[-1] != canvas:
-        raise RequestError(
-            f"--stage: the last is {sizes[-1]} and the picture's canvas {canvas}; give a last stage of that size"
-        )
+        raise RequestError(f"stages: the last is {sizes[-1]} and the picture's canvas {canvas}; give a last stage of that size")
     if any(after.area <= before.area for before, after in itertools.pairwise(sizes)):
-        raise RequestError(f"--stage: {', '.join(map(str, sizes))} do not grow; give them from small to large")
+        raise RequestError(f"stages: {', '.join(map(str, sizes))} do not grow; give them from small to large")
     return tuple(sizes)
 
 
@@ -146,9 +144,7 @@ def check_strength(request: RenderRequest, steps: int) -> None:
     """RequestError for a strength so small that it leaves no step."""
     strength = request.strength
     if strength is not None and int(steps * strength) < 1:
-        raise RequestError(
-            f"--strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more --steps"
-        )
+        raise RequestError(f"strength {strength:g} leaves none of {steps} steps: give {1 / steps:.2g} or more, or more `steps`")
 
 
 def make_stage(
@@ -295,7 +291,7 @@ def choose_sigma_max(request: RenderRequest, spec: ModelSpec, size: Size) -> flo
         return fitting
     if not spec.sigma_min < request.sigma_max <= spec.sigma_max:
         raise RequestError(
-            f"--sigma-max {request.sigma_max:g}: {spec.name} was trained from {spec.sigma_min:g} to {spec.sigma_max:g}; "
+            f"sigma_max {request.sigma_max:g}: {spec.name} was trained from {spec.sigma_min:g} to {spec.sigma_max:g}; "
             f"give a level between, such as {fitting:.1f}"
         )
     return request.sigma_max

@@ -28,7 +28,7 @@ def choose_tile(request: RenderRequest, canvas: Size, spec: ModelSpec, strategy:
     overlap_px = default_px if request.overlap_px is None else request.overlap_px
     if request.overlap_px is not None and overlap_px >= tile * spec.cell_px:
         raise RequestError(
-            f"--overlap {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
+            f"overlap_px {overlap_px}: must be below the tile of {tile * spec.cell_px} px; try {tile * spec.cell_px // 4}"
         )
     return tile, overlap_px // spec.cell_px
 
@@ -39,11 +39,11 @@ def choose_policy(request: RenderRequest, text: str | None, spec: ModelSpec) -> 
     RequestError for a window that is too small, and together with tiles.
     """
     policy = parse_policy(text)
-    option = f"--attention-policy {text}"
+    option = f"attention_policy {text}"
     if policy.name == "global":
         return Global()
     if request.strategy == "tiled" or request.tile_px or request.overlap_px:
-        raise RequestError(f"{option}: goes over the whole canvas; leave --tile, --overlap and --strategy tiled out")
+        raise RequestError(f"{option}: goes over the whole canvas; leave `tile_px`, `overlap_px` and `strategy` tiled out")
     if policy.name == "kvpool" or policy.value is None:
         return make_policy(policy.name, spec.native_px // spec.cell_px, policy.value)
     if policy.value < LEAST_WINDOW * spec.align_px:

@@ -241,7 +241,7 @@ def open_journal(
     folder = folder_of(output)
     before = folder.exists()
     if resume and not before:
-        raise RequestError(f"--resume: nothing unfinished is there for {output}; leave --resume out to begin")
+        raise RequestError(f"resume: nothing unfinished is there for {output}; leave `resume` out to begin")
     journal = FileJournal(folder, seconds)
     journal.lock()
     try:
@@ -263,16 +263,14 @@ def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: 
             given = [name for name in changed if not name.startswith("plan.")]  # a plan follows from what was given
             raise RequestError(
                 f"output {output}: an unfinished render is there that differs in {', '.join(given or changed)}; "
-                "give that again to go on, --restart to throw it away, or another -o"
+                "give that again to go on, `restart` to throw it away, or another -o"
             )
         for file in folder.glob(f".*{PART}"):
             file.unlink(missing_ok=True)
         log.warning("going on with the unfinished render of %s", output)
         return
     if resume:
-        raise RequestError(
-            f"--resume: what is there for {output} holds no job that can be trusted; leave --resume out to begin"
-        )
+        raise RequestError(f"resume: what is there for {output} holds no job that can be trusted; leave `resume` out to begin")
     _empty(folder)
     write_whole(folder / "job.json", json.dumps(dict(job), sort_keys=True).encode())
     sync_folder(folder)

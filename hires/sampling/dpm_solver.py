@@ -240,5 +240,5 @@ def _error(low: Tensor, high: Tensor, before: Tensor, tolerance: Tolerance, sigm
     allowed = (tolerance.rtol * low.abs().maximum(before.abs())).clamp(min=tolerance.atol)
     error = float(vector_norm((low - high) / allowed)) / math.sqrt(low.numel())
     if not math.isfinite(error):
-        raise RunError(f"dpm_adaptive: the denoised estimate at sigma {sigma:.3g} is not finite; try --dtype bf16 or fp32")
+        raise RunError(f"dpm_adaptive: the denoised estimate at sigma {sigma:.3g} is not finite; try `dtype` bf16 or fp32")
     return error

@@ -209,7 +209,7 @@ def resolve(sampler: str | None, schedule: str | None) -> tuple[str | None, str 
     name, suffix = (None, None) if sampler is None else find_sampler_name(sampler)
     schedule_name = suffix if schedule is None else find_schedule_name(schedule)
     if suffix is not None and schedule_name != suffix:
-        raise RequestError(f"--sampler {sampler!r} says {suffix} and --schedule says {schedule_name}: give the schedule once")
+        raise RequestError(f"sampler {sampler!r} says {suffix} and `schedule` says {schedule_name}: give the schedule once")
     return name, schedule_name
 
 
@@ -261,7 +261,7 @@ def check_combination(
     if moving_tiles and SAMPLERS[sampler].multistep:
         single = ", ".join(name for name in ("euler", "heun", "dpm_2", "dpmpp_2s_ancestral") if name != sampler)
         raise RequestError(
-            f"--sampler {sampler} reuses estimates of earlier steps, which amplifies the jitter of a tile grid that moves "
+            f"sampler {sampler} reuses estimates of earlier steps, which amplifies the jitter of a tile grid that moves "
             f"every step: take a single-step sampler ({single}), or keep the grid still"
         )
 
@@ -273,7 +273,7 @@ def _check_parameterisation(schedule: str, parameterisation: str) -> None:
     if parameterisation not in facts.fits:
         others = ", ".join(other.name for other in SCHEDULES.values() if not other.table and other.name != "exponential")
         raise RequestError(
-            f"--schedule {schedule} is made of a {' or '.join(facts.fits)} checkpoint's 1000 timesteps; this one is "
+            f"schedule {schedule} is made of a {' or '.join(facts.fits)} checkpoint's 1000 timesteps; this one is "
             f"{parameterisation}, trained on a range of sigma without timesteps: take exponential ({others} work too)"
         )
 
@@ -282,19 +282,17 @@ def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: in
     if few_step is not None and few_step not in FEW_STEP:
         raise RequestError(unknown("few-step kind", few_step, FEW_STEP))
     if sampler == "lcm" and few_step != "lcm":
-        raise RequestError("--sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
+        raise RequestError("sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
     if schedule == "lcm" and few_step != "lcm":
-        raise RequestError(
-            "--schedule lcm is for checkpoints distilled by LCM, and this one is not: take karras or exponential"
-        )
+        raise RequestError("schedule lcm is for checkpoints distilled by LCM, and this one is not: take karras or exponential")
     if few_step == "lcm" and (sampler, schedule) != ("lcm", "lcm"):
         raise RequestError(
-            f"--sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "
-            f"after every step: take --sampler lcm --schedule lcm"
+            f"sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "
+            f"after every step: take `sampler` lcm `schedule` lcm"
         )
     if schedule == "lcm" and steps is not None and steps > LCM_TIMESTEPS:
-        raise RequestError(f"--steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give fewer, such as 2 to 8")
+        raise RequestError(f"steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give fewer, such as 2 to 8")
     if few_step == "turbo" and schedule != "trailing":
-        raise RequestError(f"--schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
+        raise RequestError(f"schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
     if few_step == "dmd" and steps is not None and steps != 1:
-        raise RequestError(f"--steps {steps}: a DMD checkpoint makes its picture in one step: take --steps 1")
+        raise RequestError(f"steps {steps}: a DMD checkpoint makes its picture in one step: take `steps` 1")

@@ -82,11 +82,11 @@ def strength_sigmas(sigmas: Tensor, strength: float) -> Tensor:
     """The last int(n strength) steps of a schedule of n, for img2img. RequestError if no step is left."""
     steps = len(sigmas) - 1
     if not 0 <= strength <= 1:
-        raise RequestError(f"--strength {strength:g}: give a number from 0 to 1")
+        raise RequestError(f"strength {strength:g}: give a number from 0 to 1")
     remaining = int(steps * strength)
     if remaining < 1:
         raise RequestError(
-            f"--strength {strength:g} leaves none of {steps} steps: give a strength of at least {1 / steps:.3g}, or more steps"
+            f"strength {strength:g} leaves none of {steps} steps: give a strength of at least {1 / steps:.3g}, or more steps"
         )
     return sigmas[steps - remaining :]
 

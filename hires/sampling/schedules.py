@@ -54,7 +54,7 @@ def make_levels(
     if not (math.isfinite(top) and sigma_min < top <= sigma_max):
         raise RequestError(f"start {top:g}: give a sigma above {sigma_min:g} and at most {sigma_max:g}")
     if steps < 1:
-        raise RequestError(f"--steps {steps}: give at least 1")
+        raise RequestError(f"steps {steps}: give at least 1")
     make = LEVELS[find_schedule_name(schedule)]
     if not discard_penultimate:
         return make(steps, sigma_min, top, table)
@@ -150,7 +150,7 @@ def lcm(
     known = [k * spacing - 1 for k in range(original, 0, -1) if k * spacing - 1 <= top + 1e-6]
     if steps > len(known):
         raise RequestError(
-            f"--steps {steps}: an LCM knows {len(known)} timesteps below sigma {sigma_max:g}: give at most {len(known)}"
+            f"steps {steps}: an LCM knows {len(known)} timesteps below sigma {sigma_max:g}: give at most {len(known)}"
         )
     return _at([known[i * len(known) // steps] for i in range(steps)], table)
 
@@ -218,8 +218,8 @@ def _at(times: Sequence[float], table: Table | None, first: float | None = None)
         sigmas[0] = first
     if min(times) < 0 or any(b >= a for a, b in itertools.pairwise(sigmas)):
         raise RequestError(
-            f"--steps {len(times)}: more than the timesteps below sigma {sigmas[0]:g}: give at most "
-            f"{int(max(times)) + 1}, or --schedule exponential"
+            f"steps {len(times)}: more than the timesteps below sigma {sigmas[0]:g}: give at most "
+            f"{int(max(times)) + 1}, or `schedule` exponential"
         )
     return _closed(sigmas)
 

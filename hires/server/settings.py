@@ -67,7 +67,7 @@ class Settings:
         if self.limits.waiting < 1:
             raise RequestError(f"--queue {self.limits.waiting}: give how many jobs may wait, 1 or more")
         if len(set(self.devices)) < len(self.devices) or not self.devices:
-            raise RequestError(f"--device {', '.join(self.devices)}: give each device once")
+            raise RequestError(f"device {', '.join(self.devices)}: give each device once")
 
     @property
     def loopback(self) -> bool:

@@ -117,7 +117,7 @@ class NetworkRows:
         if not self._halves(core):
             raise MemoryLadderError(
                 f"one tile of {core.width}x{core.height} px with a halo of {self.tiling.halo} runs out of memory ({message}): "
-                "close other programs, give --device cpu, or a smaller network"
+                "close other programs, give `device` cpu, or a smaller network"
             )
         self.retries += 1
         self._most = with_halo.height * with_halo.width - 1

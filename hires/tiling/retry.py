@@ -85,7 +85,7 @@ class Batcher:
         if remedy is None:
             raise MemoryLadderError(
                 f"one tile of one picture alone runs out of memory ({message}): "
-                "give a smaller --tile, or --strategy progressive"
+                "give a smaller `tile_px`, or `strategy` progressive"
             )
         self.retries += 1
         log.warning("out of memory with %s (%s); going on with %s", what, message, remedy)
@@ -117,7 +117,7 @@ class Ladder(Generic[Item]):
         if self.taken + 1 == len(self.rungs):
             raise MemoryLadderError(
                 f"out of memory on every rung, the last {failed} ({message}): "
-                "give a smaller picture (--size) or more memory (--vram)"
+                "give a smaller picture (`size`) or more memory (`vram`)"
             )
         self.taken += 1
         log.warning("out of memory with %s (%s); going on with %s", failed, message, self.describe(self.rung))

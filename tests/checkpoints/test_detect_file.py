@@ -101,7 +101,7 @@ def test_what_shares_its_keys_is_what_the_user_says(family: str, checkpoint: Get
 )
 def test_a_claim_against_the_keys_is_refused_and_the_right_one_named(family: str, claimed: str, checkpoint: Get) -> None:
     for layout in ("file", "folder"):
-        with pytest.raises(ModelError, match=rf"--family {claimed}: .* is {family} \("):
+        with pytest.raises(ModelError, match=rf"family {claimed}: .* is {family} \("):
             load_spec(str(checkpoint(family, layout).path), family=claimed)
     with pytest.raises(ModelError, match="did you mean 'sdxl-turbo'"):
         load_spec(str(checkpoint("sdxl").path), family="sdxl-turbot")
@@ -141,7 +141,7 @@ def test_a_pth_without_its_position_table_needs_the_family(tmp_path: Path) -> No
     state = pixart_to_pth(pixart("pixart-sigma-512"), "pixart-sigma-512")
     del state["pos_embed"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(ModelError, match="give --family, one of pixart-sigma-256"):
+    with pytest.raises(ModelError, match="give `family`, one of pixart-sigma-256"):
         load_spec(str(tmp_path / "a.pth"))
     spec = load_spec(str(tmp_path / "a.pth"), family="pixart-sigma-512")
     assert (spec.family, spec.native_px) == ("pixart-sigma-512", 512)
@@ -170,7 +170,7 @@ def test_autoencoders_and_loras_are_no_models(tmp_path: Path, checkpoint: Get) -
     with pytest.raises(ModelError, match="an autoencoder alone"):
         load_spec(str(tmp_path / "vae.safetensors"))
     save_file({"lora_unet_mid_block_x.lora_down.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ModelError, match="give it with --lora"):
+    with pytest.raises(ModelError, match="give it with `loras`"):
         load_spec(str(tmp_path / "lora.safetensors"))
 
 

@@ -227,7 +227,7 @@ def test_a_folder_says_what_its_checkpoint_was_distilled_for(eps_folder: Path, t
     declare(few_step="lcm", sampler="lcm", schedule="lcm", steps=4)
     result = hires.render(PROMPT, size="128x128", model=str(folder))
     assert result.stats[0].tiles == 4
-    with pytest.raises(RequestError, match="take --sampler lcm --schedule lcm"):
+    with pytest.raises(RequestError, match="take `sampler` lcm `schedule` lcm"):
         hires.plan(size="256x256", model=str(folder), sampler="euler")
     declare(few_step="yoso")
     with pytest.raises(ModelError, match="few_step 'yoso' is none of lcm, turbo, dmd"):
@@ -293,7 +293,7 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
     assert named.plan.backends == (("attention", "chunked"),)
     assert np.abs(default.pixels.astype(int) - named.pixels.astype(int)).max() <= 1
     monkeypatch.setattr("hires.pipelines.load.load_parts", lambda *a: pytest.fail("it was loaded"))
-    with pytest.raises(BackendError, match=r"--attention triton: .*triton: "):
+    with pytest.raises(BackendError, match=r"attention triton: .*triton: "):
         hires.render(PROMPT, attention="triton", **options)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="no attention backend 'fast'; known: sdpa, xformers, triton"):
         hires.render(PROMPT, attention="fast", **options)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def test_a_small_autoencoder_goes_through_in_bands(picture: Path, tmp_path: Path
 
 def test_what_cannot_be_used_is_named(picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    with pytest.raises(ModelError, match=r"--vae .*nothing: no folder with an autoencoder's config.json"):
+    with pytest.raises(ModelError, match=r"vae .*nothing: no folder with an autoencoder's config.json"):
         vae_roundtrip(picture, out, vae=str(tmp_path / "nothing"))
     with pytest.raises(RequestError, match="give a picture file"):
         vae_roundtrip(Path(__file__), out)

@@ -104,7 +104,7 @@ def test_smaller_windows_only_where_they_are_allowed(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(UNetNetwork, "__call__", scarce)
     options = {"size": "256x256", "steps": 1, "strategy": "tiled"}
-    with pytest.raises(MemoryLadderError, match="--tile"):
+    with pytest.raises(MemoryLadderError, match="tile_px"):
         hires.render("a sun", **options)  # type: ignore[arg-type]
     output = tmp_path / "a.png"
     result = hires.render("a sun", allow_approximate=True, output=output, **options)  # type: ignore[arg-type]

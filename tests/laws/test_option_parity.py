@@ -17,7 +17,7 @@ from hires.cli.app import app
 from hires.cli.render import EDIT, PLAN, RENDER
 from hires.cli.upscale import UPSCALE
 from hires.errors import HiresError, RequestError
-from hires.options.fields import check, declared, with_flags
+from hires.options.fields import check, declared, flags_of, with_flags
 from hires.options.keywords import EditKeywords, PlanKeywords, RenderKeywords, UpscaleKeywords
 from hires.options.plan import PlanOptions
 from hires.options.render import NOT_APPLICABLE, EditOptions, JournalOptions, RenderOptions, RenderRequest
@@ -114,12 +114,12 @@ def test_an_error_names_the_python_option_and_the_command_line_its_flag(
     with pytest.raises(RequestError) as caught:
         RenderOptions(**options)
     assert str(caught.value).startswith(python)
-    assert with_flags(str(caught.value), RenderOptions).startswith(flag)
+    assert with_flags(str(caught.value), flags_of(RenderOptions)).startswith(flag)
 
 
 def test_flags_replace_names_in_backquotes_and_nothing_else() -> None:
     message = "seconds 3: `stages` and `model`, a model of `hires info`"
-    shown = with_flags(message, RenderOptions, JournalOptions)
+    shown = with_flags(message, flags_of(RenderOptions, JournalOptions))
     assert shown == "--journal-seconds 3: --stage and --model, a model of `hires info`"
 
 

@@ -143,7 +143,7 @@ def test_a_missing_tokenizer_says_where_it_was_looked_for_and_what_to_do(checkpo
         made = checkpoint(family)
         spec = load_spec(str(made.path))
         with pytest.raises(
-            ModelError, match=rf"{names} missing \(looked in .*tokenizer.*--parts FOLDER.*hf download"
+            ModelError, match=rf"{names} missing \(looked in .*tokenizer.*`parts` FOLDER.*hf download"
         ) as caught:
             encode_prompts(spec, ["a"], torch.float32, CPU)
         assert str(made.path.parent / "tokenizer") in str(caught.value)

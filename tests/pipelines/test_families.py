@@ -357,12 +357,12 @@ def test_guidance_0_is_none_for_a_few_step_model(tmp_path: Path) -> None:
 def test_more_steps_than_timesteps_are_refused_before_anything_runs(tmp_path: Path) -> None:
     made = checkpoints.make(tmp_path, "pixart-delta", name="pixart_lcm.pth")
     given = {"model": str(made.path), "parts": made.parts, "vram": "24GB"}
-    with pytest.raises(RequestError, match="--steps 51: an LCM knows 50 timesteps"):
+    with pytest.raises(RequestError, match="steps 51: an LCM knows 50 timesteps"):
         engine.plan(size="1024x1024", steps=51, **given)
     assert [stage.steps for stage in engine.plan(size="4096x4096", steps=28, **given).stages] == [28, 2, 2]
     sigma = checkpoints.make(tmp_path, "pixart-sigma-256")
     given |= {"model": str(sigma.path), "parts": sigma.parts}
-    with pytest.raises(RequestError, match=r"refine 1 would take 500 steps of --schedule linspace, which has 259 timesteps"):
+    with pytest.raises(RequestError, match=r"refine 1 would take 500 steps of `schedule` linspace, which has 259 timesteps"):
         engine.plan(size="1024x1024", steps=1000, **given)
 
 

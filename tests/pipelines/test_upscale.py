@@ -178,7 +178,7 @@ def test_half_precision_is_taken_on_a_card_by_those_that_bear_it() -> None:
     for known, best in (((True, True), "float16"), ((False, True), "bfloat16"), ((False, False), "float32")):
         assert str(_dtype(facts(*known), card, "auto")) == f"torch.{best}"
         assert _dtype(facts(*known), CPU, "auto") == torch.float32
-    with pytest.raises(RequestError, match="--dtype fp16: HAT does not bear it"):
+    with pytest.raises(RequestError, match="dtype fp16: HAT does not bear it"):
         _dtype(facts(False, True), card, "fp16")
 
 

@@ -109,7 +109,7 @@ def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpe
 
 
 def test_an_impossible_budget_names_the_one_that_would_do(cosxl: ModelSpec) -> None:
-    with pytest.raises(BudgetError, match=r"needs .* GiB, budget 0.28 GiB: --vram (\d+\.\d)GB would do") as caught:
+    with pytest.raises(BudgetError, match=r"needs .* GiB, budget 0.28 GiB: `vram` (\d+\.\d)GB would do") as caught:
         plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes("300MB")))
     named = str(caught.value).split("--vram ")[1].split(" ")[0]
     plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes(named)))
@@ -189,9 +189,9 @@ def test_the_plan_counts_evaluations_and_flags_an_estimate(demo: ModelSpec) -> N
 
 def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -> None:
     device, size = host_device(parse_bytes("2GiB")), Size(256, 256)
-    with pytest.raises(RequestError, match=r"--schedule beta is made of .*take exponential"):
+    with pytest.raises(RequestError, match=r"schedule beta is made of .*take exponential"):
         plan(request(size, schedule="beta"), demo, device)
-    with pytest.raises(RequestError, match="--sampler lcm is for checkpoints distilled by LCM"):
+    with pytest.raises(RequestError, match="sampler lcm is for checkpoints distilled by LCM"):
         plan(request(size, sampler="LCM"), demo, device)
     betas = ("scaled_linear", 0.00085, 0.012)
     turbo = replace(demo, parameterisation="eps", vp_betas=betas, facts=replace(demo.facts, few_step="turbo"), sigma_max=14.6)
@@ -203,7 +203,7 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
     one = replace(demo.defaults, steps=1, relay_steps=(4,))
     dmd = replace(turbo, facts=replace(demo.facts, few_step="dmd"), defaults=one)
     assert plan(request(size), dmd, device).stages[0].steps == 1
-    with pytest.raises(RequestError, match="--steps 4: a DMD checkpoint"):
+    with pytest.raises(RequestError, match="steps 4: a DMD checkpoint"):
         plan(request(Size(512, 512)), dmd, device)
 
 
@@ -219,7 +219,7 @@ def test_who_says_by_what_sampler_a_picture_is_refined(demo: ModelSpec) -> None:
     assert refined(schedule="exponential") == "dpmpp_2m"
     assert refined(sampler="heun") == "heun" and refined(sampler="heun", relay=StageSpec(sampler="ddim")) == "ddim"
     assert refined(replace(demo, defaults=replace(demo.defaults, relay_sampler=()))) == "euler_ancestral"
-    with pytest.raises(RequestError, match="--sampler dpmpp_2m reuses estimates"):
+    with pytest.raises(RequestError, match="sampler dpmpp_2m reuses estimates"):
         refined(sampler="dpmpp_2m", relay=moving)
     with pytest.raises(ValueError, match=r"relay_sampler .*'best'.* is unknown"):
         replace(demo.defaults, relay_sampler=("best",)).check()
@@ -229,7 +229,7 @@ def test_tile_and_overlap_are_taken_and_checked(demo: ModelSpec) -> None:
     device = host_device(parse_bytes("2GiB"))
     made = plan(request(Size(1024, 1024), tile_px=384, overlap_px=128), demo, device)
     assert made.latent_grid.tile == Size(48, 48)
-    with pytest.raises(RequestError, match="--overlap 384: must be below the tile of 384 px"):
+    with pytest.raises(RequestError, match="overlap_px 384: must be below the tile of 384 px"):
         plan(request(Size(1024, 1024), tile_px=384, overlap_px=384), demo, device)
 
 
@@ -302,7 +302,7 @@ def test_sigma_max_goes_with_the_size_when_asked_to(cosxl: ModelSpec) -> None:
     assert sigma_max_for(full, Size(16384, 8192)) == 120.0
     text = plan(request(Size(4096, 4096), sigma_max="auto"), full, card).explain()
     assert "starts from sigma 14.6 instead of the checkpoint's 120: what goes with the size" in text
-    with pytest.raises(RequestError, match=r"--sigma-max 200: .* from 0.002 to 120; give a level between, such as 14.6"):
+    with pytest.raises(RequestError, match=r"sigma_max 200: .* from 0.002 to 120; give a level between, such as 14.6"):
         start(1024, 200)
 
 
@@ -358,7 +358,7 @@ def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, 
 
 def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_asked_for(cosxl: ModelSpec) -> None:
     tight = described_card(parse_bytes("900MB"))
-    with pytest.raises(BudgetError, match="--allow-approximate"):
+    with pytest.raises(BudgetError, match="allow_approximate"):
         plan(request(Size(2048, 2048), attention_policy="npa"), cosxl, tight)
     made = plan(request(Size(2048, 2048), attention_policy="npa", allow_approximate=True), cosxl, tight)
     assert made.latent_grid.count > 1 and made.peak_bytes <= tight.budget_bytes

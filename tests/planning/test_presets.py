@@ -191,7 +191,7 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         made(Size(2048, 2048), "pixart-sigma-1024", relay=parse_stage("sigma=1:0.1"))
     with pytest.raises(RequestError, match="of text guidance"):
         made(Size(2048, 2048), "cosxl-edit", relay=parse_stage("high=9"))
-    with pytest.raises(RequestError, match="--strategy tiled"):
+    with pytest.raises(RequestError, match="strategy tiled"):
         made(Size(2048, 2048), strategy="tiled", stages=(parse_stage("1024x1024"), parse_stage("2048x2048")))
     with pytest.raises(RequestError, match="give a stage of a size with `stages`"):
         hires.plan(size="512x512", relay="512x512,steps=2")

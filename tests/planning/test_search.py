@@ -170,5 +170,5 @@ def test_little_is_computed_twice_on_24_gb(model: str, side: int, demo: ModelSpe
 
 def test_a_canvas_in_one_piece_that_does_not_fit_says_what_would(demo: ModelSpec) -> None:
     request = RenderRequest(prompt="", size=Size(8192, 8192), attention_policy="npa")
-    with pytest.raises(BudgetError, match=r"--vram \d+\.\dGB would do, or tiles: leave --attention-policy out"):
+    with pytest.raises(BudgetError, match=r"vram \d+\.\dGB would do, or tiles: leave `attention_policy` out"):
         plan(request, full_size(demo, "cosxl"), described_card(parse_bytes("8GB")))

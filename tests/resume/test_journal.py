@@ -135,7 +135,7 @@ def test_another_request_is_noticed_and_refused(change: dict[str, Any], tmp_path
     output = tmp_path / "a.png"
     with pytest.raises(Cancelled):
         hires.render(PROMPT, output=output, journal=AT_ONCE, on_event=stop_after(3), **SMALL)
-    with pytest.raises(RequestError, match=rf"differs in .*{next(iter(change))}.*--restart"):
+    with pytest.raises(RequestError, match=rf"differs in .*{next(iter(change))}.*`restart`"):
         hires.render(PROMPT, output=output, **(SMALL | change))
     assert folder_of(output).is_dir(), "it is still there"
     if "seed" in change:
@@ -163,7 +163,7 @@ def test_a_changed_model_file_and_version_are_noticed(tmp_path: Path, eps_folder
 
 
 def test_resume_with_nothing_to_go_on_from_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--resume: nothing unfinished is there"):
+    with pytest.raises(RequestError, match="resume: nothing unfinished is there"):
         hires.render(PROMPT, output=tmp_path / "a.png", journal=JournalOptions(resume=True), **SMALL)
     with pytest.raises(RequestError, match="give one of the two"):
         JournalOptions(resume=True, restart=True)

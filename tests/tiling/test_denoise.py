@@ -92,7 +92,7 @@ def test_a_single_tile_that_does_not_fit_names_the_next_move() -> None:
     def never(tiles: Tensor, sigma: float, cond: object) -> Tensor:
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
 
-    with pytest.raises(MemoryLadderError, match="--tile"):
+    with pytest.raises(MemoryLadderError, match="tile_px"):
         tiled(never, make_grid(Size(32, 32), Size(16, 16), 0), batch=4)(canvas(32, 32), 1.0, None)
 
 

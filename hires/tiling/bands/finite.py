@@ -21,7 +21,7 @@ def check_finite(x: Tensor, where: str) -> Tensor:
         return x
     raise NotFiniteError(
         f"the autoencoder gives NaN or infinity in {where}, in float32 too: its weights are damaged, or its input is out of "
-        "range; download it again, or leave --tiny-vae, --lora, --guidance or --sigma-max out"
+        "range; download it again, or leave `tiny_vae`, `loras`, `guidance` or `sigma_max` out"
     )
 
 
