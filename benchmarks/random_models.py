@@ -19,6 +19,7 @@ from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
 from hires.pipelines.base import LoadedParts
+from hires.planning.plan import MemoryPlan
 from hires.planning.resolution import make_bins
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
@@ -128,11 +129,8 @@ def texts_of(family: str, toy: bool, dtype: str, device: torch.device) -> tuple[
 def random_weights(family: str, toy: bool) -> Iterator[None]:
     """Within, renders load no files: every part has random weights, on the device and in the type that are asked for."""
 
-    def load(
-        spec: Any, prompt: str, negative: str, device: Any, dtype: str, decode: Any, *rest: Any, **more: Any
-    ) -> LoadedParts:
-        offload = rest[3] if len(rest) > 3 else "none"
-        kept = device if offload == "none" else torch.device("cpu")
+    def load(request: Any, plan: MemoryPlan, spec: Any, device: Any, decode: Any, journal: Any = None) -> LoadedParts:
+        dtype, kept = plan.dtype, device if plan.offload == "none" else torch.device("cpu")
         return LoadedParts(
             texts=texts_of(family, toy, dtype, device),
             network=network_of(family, toy, dtype, kept),

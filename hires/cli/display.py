@@ -27,8 +27,13 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
 
 
 UNDECLARED = {
-    name: f"--{name.replace('_', '-')}"
-    for name in "attention_policy attention_window base csv device dtype family grid overwrite parts plot policy vae vram".split()
+    name: f"--{name}" for name in ("base", "csv", "device", "dtype", "family", "grid", "overwrite", "parts", "plot")
+} | {
+    "attention_policy": "--attention-policy",
+    "attention_window": "--attention-window",
+    "policy": "--policy",
+    "vae": "--vae",
+    "vram": "--vram",
 }
 """Flags of the commands that measure, whose options no dataclass declares."""
 

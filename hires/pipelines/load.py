@@ -47,20 +47,7 @@ def load_family(
 
     picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
     """
-    text_device = torch.device("cpu") if made.text_on_host else device
-    parts = load_parts(
-        spec,
-        request.prompt,
-        request.negative,
-        device,
-        made.dtype,
-        decode,
-        request.loras,
-        text_device,
-        made.text_dtype,
-        made.offload,
-        journal,
-    )
+    parts = load_parts(request, made, spec, device, decode, journal)
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:
@@ -94,31 +81,27 @@ log = logging.getLogger(__name__)
 
 
 def load_parts(
+    request: RenderRequest,
+    plan: MemoryPlan,
     spec: ModelSpec,
-    prompt: str,
-    negative: str,
     device: torch.device,
-    dtype: str,
     decode: Ladder[DecodePlan],
-    loras: Sequence[LoraRef] = (),
-    text_device: torch.device | None = None,
-    text_dtype: str | None = None,
-    offload: str = "none",
     journal: Journal = NO_JOURNAL,
 ) -> LoadedParts:
-    """Everything a request needs: the text towers come and go before the rest is loaded, on the device or, where weights are
-    not to stay there, in host memory.
+    """Everything that a request needs, on the device or, where the plan offloads weights, in host memory.
 
-    They run on `text_device` in `text_dtype` where the plan has others for them, and not at all where a journal has what they
-    said.
+    The text encoders come and go before the rest is loaded, where and in which type the plan says; they do not run at all where
+    the journal has the conditions.
     """
     texts: Sequence[Conditioning] | None = journal.texts()
     if texts is None:
-        texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
+        where = HOST if plan.text_on_host else device
+        texts = _encoded(spec, [request.prompt, request.negative], TORCH_DTYPE[plan.text_dtype], where, request.loras)
         journal.keep_texts(texts)
     free_memory()
-    kept = device if offload == "none" else HOST
-    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
+    home = device if plan.offload == "none" else HOST
+    types = TORCH_DTYPE[plan.dtype], TORCH_DTYPE[decode.rung.dtype]
+    return twice(lambda: _loaded(spec, texts, home, types, request.loras), "loading")
 
 
 def _encoded(
@@ -136,17 +119,18 @@ def _encoded(
 def _loaded(
     spec: ModelSpec,
     texts: Sequence[Conditioning],
-    kept: torch.device,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
+    home: torch.device,
+    types: tuple[torch.dtype, torch.dtype],
     loras: Sequence[LoraRef],
 ) -> LoadedParts:
-    network = load_network(spec, dtype, kept, loras)
+    """Network, ControlNet and VAE on `home`; types: of the network and of the VAE."""
+    dtype, vae_dtype = types
+    network = load_network(spec, dtype, home, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, dtype, kept)
-    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
+    control = load_control(spec, network, dtype, home)
+    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, home))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
