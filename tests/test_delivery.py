@@ -127,7 +127,12 @@ def test_a_sink_that_is_opened_again_leaves_nothing_of_the_one_before(tmp_path: 
 
 
 def test_an_output_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Delivery(tmp_path / "a.png").open() as output:
-        output(Size(8, 8)).write(np.zeros((3, 8, 3), np.uint8))
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with Delivery(tmp_path / "a.png").open() as output:
+            output(Size(8, 8)).write(np.zeros((3, 8, 3), np.uint8))
+            assert len(list(tmp_path.iterdir())) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
