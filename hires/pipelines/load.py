@@ -36,7 +36,7 @@ from hires.tiling.retry import Ladder, attempt, free_memory, twice
 
 def load_family(
     request: RenderRequest,
-    made: MemoryPlan,
+    plan: MemoryPlan,
     spec: ModelSpec,
     device: torch.device,
     decode: Ladder[DecodePlan],
@@ -47,18 +47,18 @@ def load_family(
 
     picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
     """
-    text_device = torch.device("cpu") if made.text_on_host else device
+    text_device = torch.device("cpu") if plan.text_on_host else device
     parts = load_parts(
         spec,
         request.prompt,
         request.negative,
         device,
-        made.dtype,
+        plan.dtype,
         decode,
         request.loras,
         text_device,
-        made.text_dtype,
-        made.offload,
+        plan.text_dtype,
+        plan.offload,
         journal,
     )
     if request.tiny_vae is not None:
@@ -70,24 +70,24 @@ def load_family(
             parts,
             picture=picture,
             device=device,
-            dtype=made.dtype,
+            dtype=plan.dtype,
             decode=decode,
             backend=request.attention,
-            offload=made.offload,
+            offload=plan.offload,
         )
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
             parts,
             device=device,
-            dtype=made.dtype,
+            dtype=plan.dtype,
             decode=decode,
             position_mode=request.position_mode,
             picture=picture if parts.control else None,
             backend=request.attention,
-            offload=made.offload,
+            offload=plan.offload,
         )
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention, offload=made.offload)
+    return CosXL(spec, parts, device=device, dtype=plan.dtype, decode=decode, backend=request.attention, offload=plan.offload)
 
 
 log = logging.getLogger(__name__)
@@ -117,17 +117,17 @@ def load_parts(
         texts = _encoded(spec, [prompt, negative], TORCH_DTYPE[text_dtype or dtype], text_device or device, loras)
         journal.keep_texts(texts)
     free_memory()
-    kept = device if offload == "none" else HOST
-    return twice(lambda: _loaded(spec, texts, kept, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
+    home = device if offload == "none" else HOST
+    return twice(lambda: _loaded(spec, texts, home, TORCH_DTYPE[dtype], TORCH_DTYPE[decode.rung.dtype], loras), "loading")
 
 
 def _encoded(
     spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
 ) -> Sequence[Conditioning]:
     """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
-    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
-    if found is not None:
-        return found
+    texts, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    if texts is not None:
+        return texts
     free_memory()
     log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
     return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
@@ -136,17 +136,17 @@ def _encoded(
 def _loaded(
     spec: ModelSpec,
     texts: Sequence[Conditioning],
-    kept: torch.device,
+    home: torch.device,
     dtype: torch.dtype,
     vae_dtype: torch.dtype,
     loras: Sequence[LoraRef],
 ) -> LoadedParts:
-    network = load_network(spec, dtype, kept, loras)
+    network = load_network(spec, dtype, home, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, dtype, kept)
-    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, kept))
+    control = load_control(spec, network, dtype, home)
+    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, home))
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:
