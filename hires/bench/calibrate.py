@@ -67,16 +67,16 @@ def attention_rates(device: torch.device, dtype: torch.dtype) -> list[tuple[str,
     tokens = 4096 if device.type == "cuda" else 1024
     q = torch.randn(1, 10, tokens, 64, device=device, dtype=dtype)
     spec = AttentionSpec(device=device.type, dtype=dtype, head_dim=64, queries=tokens, keys=tokens, masked=False)
-    found: list[tuple[str, float | None]] = []
+    results: list[tuple[str, float | None]] = []
     for backend in BACKENDS:
         if backend.why_not(spec) is not None or backend.name == "math":
-            found.append((backend.name, None))
+            results.append((backend.name, None))
             continue
         name = backend.name
         with torch.inference_mode():
             taken = seconds_of(lambda name=name: attention(q, q, q, backend=name), device)  # type: ignore[misc]
-        found.append((name, 4.0 * 10 * 64 * tokens**2 / taken))
-    return found
+        results.append((name, 4.0 * 10 * 64 * tokens**2 / taken))
+    return results
 
 
 def copy_rate(device: torch.device) -> float:

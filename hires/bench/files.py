@@ -121,7 +121,7 @@ def _upscale_at(setting: BenchSetup, size: Size) -> Iterator[Row]:
     side = np.linspace(0, 20, size.area * 3).reshape(size.height, size.width, 3)
     picture = ((np.sin(side * 37) + 1) * 127).astype(np.uint8)
     target = Size(4 * size.height, 4 * size.width)
-    wanted = np.asarray(Image.fromarray(picture).resize((target.width, target.height), Image.Resampling.LANCZOS))
+    reference = np.asarray(Image.fromarray(picture).resize((target.width, target.height), Image.Resampling.LANCZOS))
     ways: list[tuple[str, dict[str, Any]]] = [("lanczos", {})]
     ways += [(Path(setting.upscaler).name, {"upscaler": setting.upscaler})] if setting.upscaler else []
     ways += [
@@ -133,16 +133,16 @@ def _upscale_at(setting: BenchSetup, size: Size) -> Iterator[Row]:
     for way, options in ways:
 
         def run(options: dict[str, Any] = options) -> Any:
-            asked = {"device": str(setting.device), "vram": setting.vram, "parts": setting.parts} | options
-            return upscale(picture, size=target, **asked).pixels
+            common = {"device": str(setting.device), "vram": setting.vram, "parts": setting.parts} | options
+            return upscale(picture, size=target, **common).pixels
 
         single = "refine" in options
         begun = time.perf_counter()
-        found = run()
+        result = run()
         once = time.perf_counter() - begun
         taken = Timed(p20=once, p50=once, p80=once, repeats=1) if single else setting.time(run)
-        difference = float(np.abs(found.astype(np.float64) - wanted).mean())
-        row = Row(suite="upscale", case="x4", way=way, size=str(size), moved=float(found.nbytes + picture.nbytes), taken=taken)
+        difference = float(np.abs(result.astype(np.float64) - reference).mean())
+        row = Row(suite="upscale", case="x4", way=way, size=str(size), moved=float(result.nbytes + picture.nbytes), taken=taken)
         yield replace(
             row,
             measured_peak_bytes=None if single else setting.peak_of(run),

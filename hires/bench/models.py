@@ -83,8 +83,8 @@ def _vae_row(
     row = replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run))
     if first is None:
         return replace(row, measure="what others are held against"), found
-    name, wanted = first[0], first[1].float().cpu().numpy()
-    same = min(psnr(found.float().cpu().numpy(), wanted, float(np.ptp(wanted))), 999.0)
+    name, reference = first[0], first[1].float().cpu().numpy()
+    same = min(psnr(found.float().cpu().numpy(), reference, float(np.ptp(reference))), 999.0)
     return replace(row, measure=f"PSNR dB to {name}", quality=same), found
 
 
@@ -126,12 +126,12 @@ def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
             )
             facts = probe(setting.device, None if setting.vram is None else parse_bytes(setting.vram))
             try:
-                made = plan(request, spec, facts)
+                planned = plan(request, spec, facts)
             except RequestError as error:
                 yield Row(suite="denoise", case=spec.name, way=way, size=str(size), taken=Timed(state=f"refused: {error}"))
                 continue
-            stage = made.stages[-1]
-            family = load_family(request, made, spec, setting.device, Ladder([made.decode], str), None)
+            stage = planned.stages[-1]
+            family = load_family(request, planned, spec, setting.device, Ladder([planned.decode], str), None)
             family.weights.ready("network")
             x = torch.randn(
                 1,
@@ -145,14 +145,14 @@ def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
 
             run = evaluation(family, stage, x)
             tile = stage.grid.tile
-            cost = next(cost for cost in made.costs if cost.stage == stage.name)
-            dtype = DTYPES[made.dtype]
+            cost = next(cost for cost in planned.costs if cost.stage == stage.name)
+            dtype = DTYPES[planned.dtype]
             row = Row(
                 suite="denoise",
                 case=spec.name,
                 way=f"{way}, {stage.grid.count} of {tile}, batch {stage.batch}",
                 size=str(size),
-                dtype=made.dtype,
+                dtype=planned.dtype,
                 flops=evaluation_flops(spec, stage),
                 peak_flops=peak_flops(setting.device, dtype),
                 predicted_peak_bytes=cost.peak_bytes,

@@ -13,25 +13,25 @@ from hires.errors import OutputError, RequestError
 
 def line(row: Row) -> str:
     """A row in one line of a terminal."""
-    found = row.to_json()
+    values = row.to_json()
     head = f"{row.suite:<10}{row.case[:30]:<31}{row.way[:34]:<35}{row.size:<12}"
-    if found["p50_ms"] is None:
-        return head + str(found["state"])
-    spread = f" ({found['p20_ms']:.4g} to {found['p80_ms']:.4g})" if row.taken.repeats > 1 else ""
-    parts = [f"{found['p50_ms']:>11.3f} ms{spread}"]
-    if found["tflop_per_s"]:
-        parts.append(f"{found['tflop_per_s']:.3f} TFLOP/s ({100 * found['share_of_peak']:.0f} %)")
-    elif found["gb_per_s"]:
-        parts.append(f"{found['gb_per_s']:.2f} GB/s")
-    if found["share_of_floor"]:
-        parts.append(f"{1 / found['share_of_floor']:.1f} x floor")
-    if found["measured_peak_mib"] is not None:
-        predicted = found["predicted_peak_mib"]
+    if values["p50_ms"] is None:
+        return head + str(values["state"])
+    spread = f" ({values['p20_ms']:.4g} to {values['p80_ms']:.4g})" if row.taken.repeats > 1 else ""
+    parts = [f"{values['p50_ms']:>11.3f} ms{spread}"]
+    if values["tflop_per_s"]:
+        parts.append(f"{values['tflop_per_s']:.3f} TFLOP/s ({100 * values['share_of_peak']:.0f} %)")
+    elif values["gb_per_s"]:
+        parts.append(f"{values['gb_per_s']:.2f} GB/s")
+    if values["share_of_floor"]:
+        parts.append(f"{1 / values['share_of_floor']:.1f} x floor")
+    if values["measured_peak_mib"] is not None:
+        predicted = values["predicted_peak_mib"]
         parts.append(
-            f"{found['measured_peak_mib']:.0f} MiB" + (f" of {predicted:.0f} predicted" if predicted is not None else "")
+            f"{values['measured_peak_mib']:.0f} MiB" + (f" of {predicted:.0f} predicted" if predicted is not None else "")
         )
-    if found["quality"] is not None:
-        parts.append(f"{row.measure} {found['quality']:.4g}")
+    if values["quality"] is not None:
+        parts.append(f"{row.measure} {values['quality']:.4g}")
     return head + ", ".join(parts)
 
 

@@ -117,7 +117,7 @@ class Profile:
 def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[Costly]:
     """Operators by their own time, longest first; the floor is the larger of FLOPs and bytes over the measured peaks."""
     compute, copies = peak_flops(device, dtype), peak_bandwidth(device)
-    convolved, found = convolution_flops(averages), []
+    convolved, operators = convolution_flops(averages), []
     for entry in averages:
         own = entry.self_device_time_total if device.type == "cuda" else entry.self_cpu_time_total
         if own <= 0 or entry.key.startswith(("cuda", "ProfilerStep")):
@@ -131,8 +131,8 @@ def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[C
         plain = entry.key not in WRAPPERS and (flops or moved)
         floor = max(flops / compute, moved / copies) if plain else None
         text = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        found.append(Costly(name=entry.key, shapes=text, calls=entry.count, seconds=own / 1e6, floor_seconds=floor))
-    return sorted(found, key=lambda one: -one.seconds)
+        operators.append(Costly(name=entry.key, shapes=text, calls=entry.count, seconds=own / 1e6, floor_seconds=floor))
+    return sorted(operators, key=lambda one: -one.seconds)
 
 
 def convolution_flops(averages: Any) -> dict[tuple[tuple[int, ...], ...], float]:

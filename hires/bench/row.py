@@ -59,8 +59,8 @@ class Row:
         """What the machine needs at least for the row's FLOPs and bytes."""
         compute = self.flops / self.peak_flops if self.flops and self.peak_flops else None
         copy = self.moved / self.peak_bandwidth if self.moved and self.peak_bandwidth else None
-        found = [seconds for seconds in (compute, copy) if seconds is not None]
-        return max(found) if found else None
+        floors = [seconds for seconds in (compute, copy) if seconds is not None]
+        return max(floors) if floors else None
 
     def to_json(self) -> dict[str, Any]:
         """Flat JSON values; what is not known is None."""

@@ -114,7 +114,7 @@ def peak_bandwidth(device: torch.device) -> float:
     return 2.0 * count / min(_once(lambda: b.copy_(a), device) for _ in range(5))
 
 
-def rms(found: torch.Tensor, exact: torch.Tensor) -> float:
+def rms(values: torch.Tensor, exact: torch.Tensor) -> float:
     """Root mean square error over that of the exact values."""
-    difference = (found.double() - exact.double()).square().mean().sqrt()
+    difference = (values.double() - exact.double()).square().mean().sqrt()
     return float(difference / exact.double().square().mean().sqrt().clamp_min(1e-30))

@@ -34,8 +34,8 @@ def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 def count(names: Iterable[str], pattern: str) -> int:
     """How many there are of what a pattern's one group numbers: 1 + the largest number, 0 for none."""
-    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
 
 
 def ldm_unet_config(shapes: Shapes, base: Path) -> dict[str, Any]:

@@ -83,27 +83,30 @@ def identify_file(path: Path, family: str | None = None) -> Finding:
     return _other(header)
 
 
-def named(found: Finding, family: str | None) -> Finding:
+def named(finding: Finding, family: str | None) -> Finding:
     """The finding as the family that the user names, or that a word in the file's name hints at."""
-    base = FAMILIES[found.family].same_keys_as or found.family
-    alike = [found.family, *(f.name for f in FAMILIES.values() if base in (f.name, f.same_keys_as) and f.name != found.family)]
+    base = FAMILIES[finding.family].same_keys_as or finding.family
+    alike = [
+        finding.family,
+        *(f.name for f in FAMILIES.values() if base in (f.name, f.same_keys_as) and f.name != finding.family),
+    ]
     if family is not None:
         if family not in FAMILIES:
             raise ModelError(unknown("family", family, FAMILIES))
         if family not in alike:
             others = f", or give {' or '.join(alike[1:])} if it is that" if alike[1:] else ""
             raise ModelError(
-                f"family {family}: {found.path} is {found.family} ({'; '.join(found.why)}); leave `family` out{others}"
+                f"family {family}: {finding.path} is {finding.family} ({'; '.join(finding.why)}); leave `family` out{others}"
             )
-        return replace(found, family=family, why=(*found.why, f"family {family}"))
-    if FAMILIES[found.family].few_step:
-        return found
+        return replace(finding, family=family, why=(*finding.why, f"family {family}"))
+    if FAMILIES[finding.family].few_step:
+        return finding
     for word, families in HINTS.items():
         hinted = [name for name in families if name in alike]
-        if hinted and says(word, found.path.name):
+        if hinted and says(word, finding.path.name):
             note = f"{word!r} in its name: taken as {hinted[0]}, whose keys are those of {base}; else `family` {base}"
-            return replace(found, family=hinted[0], notes=(*found.notes, note))
-    return found
+            return replace(finding, family=hinted[0], notes=(*finding.notes, note))
+    return finding
 
 
 def says(word: str, name: str) -> bool:
@@ -172,7 +175,7 @@ def _ldm(header: Header) -> Finding:
 
 def _sdxl(header: Header, channels: int, why: list[str]) -> Finding:
     shapes, image = header.shapes, channels == 8
-    found = Finding(path=header.path, kind="model", family="sdxl", layout="ldm", why=(), header=header)
+    finding = Finding(path=header.path, kind="model", family="sdxl", layout="ldm", why=(), header=header)
     if image:
         why.append("8 input channels: latents of a picture to edit")
     if "edm_vpred.sigma_max" in shapes:
@@ -182,15 +185,15 @@ def _sdxl(header: Header, channels: int, why: list[str]) -> Finding:
             raise ModelError(f"{header.path}: edm_vpred.sigma_min {lowest}, sigma_max {highest} is no range; download it again")
         why.append(f"edm_vpred.sigma_max {highest:g}, sigma_min {lowest:g}")
         family = "cosxl-edit" if image else "cosxl"
-        return replace(found, family=family, why=tuple(why), sigma_range=(lowest, highest))
+        return replace(finding, family=family, why=tuple(why), sigma_range=(lowest, highest))
     if "v_pred" in shapes:
         if image:
             raise _refuse(header.path, "a v-prediction SDXL of 8 input channels", "v_pred")
         zero = "ztsnr" in shapes
         why.append("v_pred and ztsnr" if zero else "v_pred")
-        return replace(found, family="sdxl-v", why=tuple(why), zero_terminal_snr=zero)
+        return replace(finding, family="sdxl-v", why=tuple(why), zero_terminal_snr=zero)
     why.append("no edm_vpred and no v_pred: epsilon prediction")
-    return replace(found, family="sdxl-ip2p" if image else "sdxl", why=tuple(why))
+    return replace(finding, family="sdxl-ip2p" if image else "sdxl", why=tuple(why))
 
 
 def _refuse_other_networks(path: Path, shapes: Iterable[str], unet: Iterable[str]) -> None:

@@ -173,7 +173,7 @@ def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: 
         raise ModelError(f"{path}: PixArt-{'α' if alpha else 'Σ'} of {native} px is not known; known: {sizes}")
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.is_file() else {}
-    found = Finding(
+    finding = Finding(
         path=path,
         kind="model",
         family=_few_step(fitting[0].name, scheduler) or fitting[0].name,
@@ -182,4 +182,4 @@ def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: 
         size_conditions=conditions,
         notes=notes,
     )
-    return named(found, family)
+    return named(finding, family)

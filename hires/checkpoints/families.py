@@ -202,7 +202,7 @@ PART_PARAMS = {"clip_l": 123_060_480, "clip_g": 694_659_840, "t5": 4_762_310_656
 
 def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **facts: object) -> FamilyFacts:
     """A member of the SDXL layout."""
-    given: dict[str, object] = {
+    shared: dict[str, object] = {
         "network": "unet",
         "latent_scale": 0.13025,
         "native_px": 1024,
@@ -214,12 +214,12 @@ def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **fa
         "size_conditions": "sdxl",
         "parts_from": SDXL_PARTS,
     }
-    return FamilyFacts(name=name, title=title, parameterisation=parameterisation, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
+    return FamilyFacts(name=name, title=title, parameterisation=parameterisation, defaults=defaults, **(shared | facts))  # type: ignore[arg-type]
 
 
 def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: object) -> FamilyFacts:
     """A member of the PixArt layout; Σ unless said otherwise."""
-    given: dict[str, object] = {
+    shared: dict[str, object] = {
         "network": "pixart",
         "parameterisation": "eps",
         "latent_scale": 0.13025,
@@ -231,7 +231,7 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
         "position_span": 32.0,
         "parts_from": SIGMA_PARTS,
     }
-    return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(given | facts))  # type: ignore[arg-type]
+    return FamilyFacts(name=name, title=title, native_px=native_px, defaults=defaults, **(shared | facts))  # type: ignore[arg-type]
 
 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}

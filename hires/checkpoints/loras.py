@@ -36,32 +36,32 @@ def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
     for ref in loras:
         path = lora_file(ref)
         header = read_header(path)
-        found = identify_lora(header)
-        if found is None:
+        finding = identify_lora(header)
+        if finding is None:
             few = ", ".join(sorted(header.tensors)[:3])
             raise ModelError(
                 f"loras {path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
             )
-        check_family(found, spec)
+        check_family(finding, spec)
         if says_lcm(path, header):
             spec = _as_lcm(spec, path)
-        spec = replace(spec, notes=(*spec.notes, f"LoRA {path.name} merged at {ref.scale:g}: {found.why[0]}"))
+        spec = replace(spec, notes=(*spec.notes, f"LoRA {path.name} merged at {ref.scale:g}: {finding.why[0]}"))
     return spec
 
 
-def check_family(found: Finding, spec: ModelSpec) -> None:
+def check_family(finding: Finding, spec: ModelSpec) -> None:
     """ModelError where a LoRA was made for another family than the model's, both named."""
-    made_for = f"is for {found.family}" if found.family else "was made for another layout"
-    refusal = f"loras {found.path}: {made_for} ({'; '.join(found.why)}), the model {spec.name} is {spec.family}"
-    unet, pixart = isinstance(spec.network, UNetShape), found.family == "pixart"
+    made_for = f"is for {finding.family}" if finding.family else "was made for another layout"
+    refusal = f"loras {finding.path}: {made_for} ({'; '.join(finding.why)}), the model {spec.name} is {spec.family}"
+    unet, pixart = isinstance(spec.network, UNetShape), finding.family == "pixart"
     if unet == pixart:
         raise ModelError(f"{refusal}; leave it out, or give a model of its family")
-    if isinstance(spec.network, UNetShape) and found.context not in (None, spec.network.context_width):
+    if isinstance(spec.network, UNetShape) and finding.context not in (None, spec.network.context_width):
         raise ModelError(
             f"{refusal}, whose text is {spec.network.context_width} wide; leave it out, or give a model of its family"
         )
-    assert found.header is not None
-    towers = sum(name.startswith(tower_prefixes(spec)) for name in found.header.tensors)
+    assert finding.header is not None
+    towers = sum(name.startswith(tower_prefixes(spec)) for name in finding.header.tensors)
     if towers:
         raise ModelError(f"{refusal}: {towers} of its keys are for a text tower that takes none here; leave it out")
 

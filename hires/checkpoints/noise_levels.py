@@ -30,10 +30,10 @@ def vp_sigmas(
         raise ModelError(f"beta schedule {beta_schedule!r} is not supported; supported: linear, scaled_linear")
     power = 2 if beta_schedule == "scaled_linear" else 1
     low, high = beta_start ** (1 / power), beta_end ** (1 / power)
-    alphas, kept = [], 1.0
+    alphas, alpha_bar = [], 1.0
     for t in range(count):
-        kept *= 1 - (low + (high - low) * t / (count - 1)) ** power
-        alphas.append(kept)
+        alpha_bar *= 1 - (low + (high - low) * t / (count - 1)) ** power
+        alphas.append(alpha_bar)
     if zero_snr:
         first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
         roots = [(math.sqrt(alpha) - last) * first / (first - last) for alpha in alphas]

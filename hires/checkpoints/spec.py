@@ -98,45 +98,45 @@ def parts_folder(parts: str | Path | None) -> Path | None:
     return folder
 
 
-def spec_of(name: str, found: Finding, extra: Path | None) -> ModelSpec:
+def spec_of(name: str, finding: Finding, extra: Path | None) -> ModelSpec:
     """The facts of a model that was identified; `extra` is where parts that it lacks are looked for first."""
-    if found.kind != "model":
-        raise _no_model(found)
-    facts = FAMILIES[found.family]
-    if facts.network == "pixart" and found.size_conditions is not None:
-        facts = replace(facts, size_conditions="pixart" if found.size_conditions else None)
-    defaults = _defaults(found.path, facts)
+    if finding.kind != "model":
+        raise _no_model(finding)
+    facts = FAMILIES[finding.family]
+    if facts.network == "pixart" and finding.size_conditions is not None:
+        facts = replace(facts, size_conditions="pixart" if finding.size_conditions else None)
+    defaults = _defaults(finding.path, facts)
     facts = replace(facts, few_step=defaults.few_step or facts.few_step)
-    parts = find_parts(found, facts, extra)
-    unet_config, vae_config = network_config(found, facts), vae_config_of(parts["vae"], facts)
-    check_vae(parts["vae"], vae_config, facts, found)
+    parts = find_parts(finding, facts, extra)
+    unet_config, vae_config = network_config(finding, facts), vae_config_of(parts["vae"], facts)
+    check_vae(parts["vae"], vae_config, facts, finding)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    shape = _network_shape(unet_config, found, facts)
-    native_px = unet_config["sample_size"] * cell_px if found.layout != "ldm" and not facts.same_keys_as else facts.native_px
+    shape = _network_shape(unet_config, finding, facts)
+    native_px = unet_config["sample_size"] * cell_px if finding.layout != "ldm" and not facts.same_keys_as else facts.native_px
     align_px = align_of(shape, cell_px)
-    betas = None if facts.sigma_range else found.betas or facts.betas
-    sigmas = found.sigma_range or facts.sigma_range or vp_range(betas, found.zero_terminal_snr)
+    betas = None if facts.sigma_range else finding.betas or facts.betas
+    sigmas = finding.sigma_range or facts.sigma_range or vp_range(betas, finding.zero_terminal_snr)
     return ModelSpec(
         name=name,
-        path=found.path,
+        path=finding.path,
         facts=facts,
-        parameterisation=found.parameterisation or facts.parameterisation,
+        parameterisation=finding.parameterisation or facts.parameterisation,
         sigma_min=sigmas[0],
         sigma_max=sigmas[1] if facts.start_timestep is None or betas is None else vp_sigmas(*betas)[facts.start_timestep],
         vp_betas=betas,
-        zero_terminal_snr=found.zero_terminal_snr,
+        zero_terminal_snr=finding.zero_terminal_snr,
         latent_scale=vae_config.get("scaling_factor", facts.latent_scale),
         cell_px=cell_px,
         native_px=native_px,
         align_px=align_px,
         network=shape,
         vae=_vae_shape(vae_config),
-        network_params=_params([parts["network"]], found),
-        text_params=sum(_text_params(found, facts, parts)),
-        vae_params=_params([parts["vae"]], found) or PART_PARAMS["vae"],
+        network_params=_params([parts["network"]], finding),
+        text_params=sum(_text_params(finding, facts, parts)),
+        vae_params=_params([parts["vae"]], finding) or PART_PARAMS["vae"],
         defaults=defaults,
         parts=parts,
-        notes=(*found.notes, *_missing_note(parts)),
+        notes=(*finding.notes, *_missing_note(parts)),
     )
 
 
@@ -151,10 +151,10 @@ def align_of(shape: NetworkShape, cell_px: int) -> int:
     return cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
 
 
-def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, found: Finding) -> None:
+def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, finding: Finding) -> None:
     """ModelError for a VAE of another scale that was found outside the model, and for any such of a PixArt model."""
     scale = config.get("scaling_factor", facts.latent_scale)
-    inside = part.path is not None and part.path.is_relative_to(found.path) and part.layout != "missing"
+    inside = part.path is not None and part.path.is_relative_to(finding.path) and part.layout != "missing"
     if scale != facts.latent_scale and (facts.network == "pixart" or not inside):
         raise ModelError(
             f"{part.path}: a VAE of latent scale {scale:g}, {facts.title} needs one of {facts.latent_scale:g}; "
@@ -162,37 +162,37 @@ def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, found: 
         )
 
 
-def _no_model(found: Finding) -> ModelError:
-    if found.kind == "lora":
-        made_for = f" for {found.family}" if found.family else ""
-        return ModelError(f"{found.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
-    return ModelError(f"{found.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
+def _no_model(finding: Finding) -> ModelError:
+    if finding.kind == "lora":
+        made_for = f" for {finding.family}" if finding.family else ""
+        return ModelError(f"{finding.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
+    return ModelError(f"{finding.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
 
 
-def find_parts(found: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:
+def find_parts(finding: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:
     """Every component of a model: in its own file or folder, in `extra`, or in the hub's local cache."""
-    own = found.path if found.path.is_dir() else found.path.parent
+    own = finding.path if finding.path.is_dir() else finding.path.parent
     folders = tuple(folder for folder in (extra, own) if folder is not None)
     texts = ("text_encoder", "text_encoder_2")[: len(facts.text)]
-    inside = _parts_inside(found, facts)
+    inside = _parts_inside(finding, facts)
     components = ("network", "vae", *texts, *("tokenizer", "tokenizer_2")[: len(texts)])
     return {component: inside.get(component) or find_part(component, facts, folders) for component in components}
 
 
-def _parts_inside(found: Finding, facts: FamilyFacts) -> dict[str, Part]:
+def _parts_inside(finding: Finding, facts: FamilyFacts) -> dict[str, Part]:
     """The components that a model's own file or folder holds."""
-    if found.layout == "diffusers":
+    if finding.layout == "diffusers":
         network = "unet" if facts.network == "unet" else "transformer"
-        folder = found.path / network if (found.path / network).is_dir() else found.path
+        folder = finding.path / network if (finding.path / network).is_dir() else finding.path
         return {"network": folder_part(folder, "network")} | {
-            component: folder_part(found.path / component, component)
+            component: folder_part(finding.path / component, component)
             for component in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-            if (found.path / component).is_dir()
+            if (finding.path / component).is_dir()
         }
-    if found.layout == "pixart":
+    if finding.layout == "pixart":
         config = shipped_config("pixart", transformer_name(facts))
-        return {"network": Part(component="network", layout="pixart", path=found.path, prefix=found.prefix, config=config)}
-    assert found.header is not None
+        return {"network": Part(component="network", layout="pixart", path=finding.path, prefix=finding.prefix, config=config)}
+    assert finding.header is not None
     first = LDM_CLIP_L[0] if facts.size_conditions else LDM_CLIP_L[1]
     prefixes = {"network": LDM_NETWORK, "vae": LDM_VAE, "text_encoder": first, "text_encoder_2": LDM_CLIP_G}
     names = {"network": "unet"}
@@ -200,12 +200,12 @@ def _parts_inside(found: Finding, facts: FamilyFacts) -> dict[str, Part]:
         component: Part(
             component=component,
             layout="ldm",
-            path=found.path,
+            path=finding.path,
             prefix=prefix,
             config=shipped_config(facts.configs, names.get(component, component)),
         )
         for component, prefix in prefixes.items()
-        if any(name.startswith(prefix) for name in found.header.tensors)
+        if any(name.startswith(prefix) for name in finding.header.tensors)
     }
 
 
@@ -214,16 +214,16 @@ def transformer_name(facts: FamilyFacts) -> str:
     return "transformer-" + (facts.same_keys_as or facts.name).removeprefix("pixart-")
 
 
-def network_config(found: Finding, facts: FamilyFacts) -> dict[str, Any]:
+def network_config(finding: Finding, facts: FamilyFacts) -> dict[str, Any]:
     """The network's config: its own, or the one that its tensors' shapes say."""
-    if found.layout == "diffusers":
-        inside = _parts_inside(found, facts)["network"]
+    if finding.layout == "diffusers":
+        inside = _parts_inside(finding, facts)["network"]
         assert inside.config is not None
         config = read_json(inside.config)
-        return config | ({} if found.size_conditions is None else {"use_additional_conditions": found.size_conditions})
-    assert found.header is not None
-    shapes = below(found.header.shapes, found.prefix or (LDM_NETWORK if found.layout == "ldm" else ""))
-    if found.layout == "ldm":
+        return config | ({} if finding.size_conditions is None else {"use_additional_conditions": finding.size_conditions})
+    assert finding.header is not None
+    shapes = below(finding.header.shapes, finding.prefix or (LDM_NETWORK if finding.layout == "ldm" else ""))
+    if finding.layout == "ldm":
         return ldm_unet_config(shapes, shipped_config(facts.configs, "unet"))
     return pixart_config(shapes, shipped_config("pixart", transformer_name(facts)), facts.position_span or 32.0)
 
@@ -240,7 +240,7 @@ def vae_config_of(part: Part, facts: FamilyFacts) -> dict[str, Any]:
     return read_json(base) | {"scaling_factor": facts.latent_scale}
 
 
-def _params(parts: Iterable[Part], found: Finding) -> int:
+def _params(parts: Iterable[Part], finding: Finding) -> int:
     """Parameters of parts, from the headers of their files; 0 for what is missing."""
     total = 0
     for part in parts:
@@ -248,18 +248,18 @@ def _params(parts: Iterable[Part], found: Finding) -> int:
             assert part.path is not None
             total += count_params(part.path)
         elif part.layout != "missing":
-            assert found.header is not None
-            names = below(found.header.shapes, part.prefix)
+            assert finding.header is not None
+            names = below(finding.header.shapes, part.prefix)
             total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
-            if part.component == "network" and found.control:
-                beside = below(found.header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
-                total += sum(math.prod(shape) for shape in beside.values())
+            if part.component == "network" and finding.control:
+                copied = below(finding.header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
+                total += sum(math.prod(shape) for shape in copied.values())
     return total
 
 
-def _text_params(found: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
+def _text_params(finding: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
     towers = zip(facts.text, ("text_encoder", "text_encoder_2"), strict=False)
-    return [_params([parts[component]], found) or PART_PARAMS[tower] for tower, component in towers]
+    return [_params([parts[component]], finding) or PART_PARAMS[tower] for tower, component in towers]
 
 
 def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:
@@ -281,11 +281,11 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
-def _network_shape(config: Mapping[str, Any], found: Finding, facts: FamilyFacts) -> NetworkShape:
+def _network_shape(config: Mapping[str, Any], finding: Finding, facts: FamilyFacts) -> NetworkShape:
     if facts.network == "unet":
         return unet_shape(config, facts)
-    shapes = {} if found.header is None else below(found.header.shapes, found.prefix)
-    return replace(pixart_shape(config), kv_compression=kv_compression(shapes), control_blocks=found.control)
+    shapes = {} if finding.header is None else below(finding.header.shapes, finding.prefix)
+    return replace(pixart_shape(config), kv_compression=kv_compression(shapes), control_blocks=finding.control)
 
 
 def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
@@ -338,10 +338,10 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     if not own.is_file():
         return facts.defaults
     try:
-        given: Mapping[str, Any] = read_json(own)["defaults"]
-        listed: Any = {name: _tuples(value) for name, value in given.items()}
-        listed |= {name: (listed[name],) for name in ("enlarger", "relay_sampler") if isinstance(listed.get(name), str)}
-        defaults = Defaults(**listed)
+        values: Mapping[str, Any] = read_json(own)["defaults"]
+        fields: Any = {name: _tuples(value) for name, value in values.items()}
+        fields |= {name: (fields[name],) for name in ("enlarger", "relay_sampler") if isinstance(fields.get(name), str)}
+        defaults = Defaults(**fields)
         defaults.check()
         return defaults
     except (KeyError, TypeError, ValueError) as error:

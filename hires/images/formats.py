@@ -39,10 +39,10 @@ FORMATS = {".png": PNG, ".tif": TIFF, ".tiff": TIFF, ".jpg": JPEG, ".jpeg": JPEG
 
 def format_of(path: Path) -> Format:
     """The format of a name. OutputError for one that is not written."""
-    found = FORMATS.get(path.suffix.lower())
-    if found is None:
+    known = FORMATS.get(path.suffix.lower())
+    if known is None:
         raise OutputError(f"output {path}: the name must end in {', '.join(FORMATS)}")
-    return found
+    return known
 
 
 def check_output(path: Path, overwrite: bool) -> Path:
@@ -53,17 +53,17 @@ def check_output(path: Path, overwrite: bool) -> Path:
 
 def check_fits(path: Path, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8) -> Format:
     """The format of a name. OutputError where it cannot hold such a picture, with one that can."""
-    found, kind = format_of(path), np.dtype(dtype)
-    if max(size.height, size.width) > found.largest:
+    fmt, kind = format_of(path), np.dtype(dtype)
+    if max(size.height, size.width) > fmt.largest:
         raise OutputError(
-            f"output {path}: {size} is over {found.title}'s limit of {found.largest} px a side; give a name in .png or .tif"
+            f"output {path}: {size} is over {fmt.title}'s limit of {fmt.largest} px a side; give a name in .png or .tif"
         )
-    if bands not in found.bands:
-        raise OutputError(f"output {path}: {found.title} has no transparency; give a name in .png, .webp or .tif")
-    if kind not in found.dtypes:
-        held = " or ".join(known.name for known in found.dtypes)
-        raise OutputError(f"output {path}: {found.title} holds {held}, not {kind.name}; give a name in .tif, or other values")
-    return found
+    if bands not in fmt.bands:
+        raise OutputError(f"output {path}: {fmt.title} has no transparency; give a name in .png, .webp or .tif")
+    if kind not in fmt.dtypes:
+        held = " or ".join(known.name for known in fmt.dtypes)
+        raise OutputError(f"output {path}: {fmt.title} holds {held}, not {kind.name}; give a name in .tif, or other values")
+    return fmt
 
 
 def read_text(path: Path) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _described(path: Path) -> dict[str, str]:
 
 def _document(text: str) -> dict[str, str]:
     try:
-        found = json.loads(text.rstrip("\0"))
+        decoded = json.loads(text.rstrip("\0"))
     except ValueError:
         return {"Description": text} if text else {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {"Description": text}
+    return {str(key): str(value) for key, value in decoded.items()} if isinstance(decoded, dict) else {"Description": text}

@@ -26,8 +26,8 @@ def parsed(text: str) -> dict[str, str]:
         body = lines[:-1]
     start = next((i for i, line in enumerate(body) if line.startswith(NEGATIVE.strip())), len(body))
     negative = "\n".join(body[start:]).removeprefix(NEGATIVE.strip()).strip()
-    found = {"Prompt": "\n".join(body[:start]).strip(), "Negative prompt": negative}
-    return found | {key: _plain(value.strip()) for key, value in pairs.items()}
+    fields = {"Prompt": "\n".join(body[:start]).strip(), "Negative prompt": negative}
+    return fields | {key: _plain(value.strip()) for key, value in pairs.items()}
 
 
 def _quoted(value: str) -> str:
@@ -41,4 +41,4 @@ def _plain(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return value
     marks = {"n": "\n"}
-    return re.sub(r"\\(.)", lambda found: marks.get(found[1], found[1]), value[1:-1])
+    return re.sub(r"\\(.)", lambda escape: marks.get(escape[1], escape[1]), value[1:-1])

@@ -121,8 +121,8 @@ class PngWriter:
 
 def deflated(block: bytes, before: bytes, last: bool) -> bytes:
     """A raw deflate stream's next part: ends on a byte, reads nothing but `before`."""
-    made = zlib.compressobj(LEVEL, zlib.DEFLATED, -15, 9, zlib.Z_FILTERED, before)
-    return made.compress(block) + made.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+    deflater = zlib.compressobj(LEVEL, zlib.DEFLATED, -15, 9, zlib.Z_FILTERED, before)
+    return deflater.compress(block) + deflater.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
 
 
 def filtered(rows: Bytes, above: Bytes, step: int) -> Bytes:
@@ -135,13 +135,13 @@ def filtered(rows: Bytes, above: Bytes, step: int) -> Bytes:
     left[:, step:] = rows[:, :-step]
     mean = (left & up) + ((left ^ up) >> 1)  # floor((left + up) / 2) without leaving the byte
     ways = ((1, rows - left), (2, rows - up), (3, rows - mean))
-    sums = np.stack([np.abs(found.view(np.int8).astype(np.int16)).sum(1, dtype=np.int64) for _, found in ways])
+    sums = np.stack([np.abs(filtered.view(np.int8).astype(np.int16)).sum(1, dtype=np.int64) for _, filtered in ways])
     best = sums.argmin(0)
     result = np.empty((len(rows), 1 + rows.shape[1]), dtype=np.uint8)
-    for at, (code, found) in enumerate(ways):
+    for at, (code, filtered) in enumerate(ways):
         chosen = best == at
         result[chosen, 0] = code
-        result[chosen, 1:] = found[chosen]
+        result[chosen, 1:] = filtered[chosen]
     return result
 
 
@@ -163,13 +163,13 @@ LONGEST_TEXT = 2**26  # bytes of a text chunk, and of what it may unpack to
 
 def read_png_text(path: Path) -> dict[str, str]:
     """All text of a PNG, before and after its pixels, which are skipped. ValueError for what is no PNG."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     with path.open("rb") as file:
         for kind, length in chunks(file):
             if kind in (b"tEXt", b"zTXt", b"iTXt") and length <= LONGEST_TEXT:
                 key, _, rest = file.read(length).partition(b"\0")
-                found[key.decode("latin-1")] = _text(kind, rest)
-    return found
+                texts[key.decode("latin-1")] = _text(kind, rest)
+    return texts
 
 
 def _text(kind: bytes, rest: bytes) -> str:

@@ -71,11 +71,11 @@ class ImageSink:
             OutputError: the format cannot hold the picture, or the place cannot be written. WriteError: the disk refuses.
         """
         place, kind = check_output(Path(path), overwrite), np.dtype(dtype)
-        found = check_fits(place, size, bands, kind)
+        fmt = check_fits(place, size, bands, kind)
         unfinished = Unfinished(place, overwrite, within)
         try:
             with refusing(place):
-                encoder = _encoder(found, unfinished, _Picture(size, bands, kind, icc, dict(metadata or {})))
+                encoder = _encoder(fmt, unfinished, _Picture(size, bands, kind, icc, dict(metadata or {})))
         except BaseException:
             unfinished.discard()
             raise
@@ -176,12 +176,12 @@ class _Picture:
     text: dict[str, str]
 
 
-def _encoder(found: Format, unfinished: Unfinished, picture: _Picture) -> Encoder:
-    if found is PNG:
+def _encoder(fmt: Format, unfinished: Unfinished, picture: _Picture) -> Encoder:
+    if fmt is PNG:
         return _Png(unfinished.temporary.open("wb"), picture)
-    if found is TIFF:
+    if fmt is TIFF:
         return _Tiff(unfinished, picture)
-    return _Whole(found, unfinished, picture)
+    return _Whole(fmt, unfinished, picture)
 
 
 class _Png:
@@ -223,7 +223,7 @@ class _Tiff:
 class _Whole:
     """JPEG and WebP by libvips, which pulls a picture and cannot be fed: rows go to a raw scratch file that it reads."""
 
-    found: Format
+    fmt: Format
     unfinished: Unfinished
     picture: _Picture
     raw: Path = field(init=False)
@@ -246,11 +246,11 @@ class _Whole:
         icc, blob = tagged(self.picture), pyvips.GValue.blob_type
         if icc is not None:
             image.set_type(blob, "icc-profile-data", icc)
-        exif = _exif(self.picture.text | dict(text), self.found)
+        exif = _exif(self.picture.text | dict(text), self.fmt)
         if exif is not None:
             image.set_type(blob, "exif-data", exif)
         try:
-            if self.found is JPEG:
+            if self.fmt is JPEG:
                 image.jpegsave(str(self.unfinished.temporary), Q=QUALITY, subsample_mode="off", optimize_coding=True)
             else:
                 image.webpsave(str(self.unfinished.temporary), Q=QUALITY, smart_subsample=True)
@@ -277,18 +277,18 @@ def srgb_profile() -> bytes:
     return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]
 
 
-def _exif(text: Mapping[str, str], found: Format) -> bytes | None:
+def _exif(text: Mapping[str, str], fmt: Format) -> bytes | None:
     """The text as one JSON document in ImageDescription; in a JPEG the longest values go until the rest fits its 64 KiB."""
     from PIL import Image
 
-    kept = dict(text)
-    while kept:
+    texts = dict(text)
+    while texts:
         exif = Image.Exif()
-        exif[DESCRIPTION] = json.dumps(kept)
+        exif[DESCRIPTION] = json.dumps(texts)
         content = exif.tobytes()
-        if found is not JPEG or len(content) <= LARGEST_EXIF:
+        if fmt is not JPEG or len(content) <= LARGEST_EXIF:
             return content
-        longest = max(kept, key=lambda key: len(kept[key]))
+        longest = max(texts, key=lambda key: len(texts[key]))
         log.warning("%s has no room in a JPEG's metadata and is left out; a PNG or TIFF keeps it", longest)
-        del kept[longest]
+        del texts[longest]
     return None

@@ -46,11 +46,11 @@ def _primed(first: Doubles, second: Doubles) -> tuple[tuple[Doubles, Doubles, Do
     """L', C' and h' in degrees of both colours: a* stretched where both are nearly grey."""
     mean_c = (np.hypot(first[..., 1], first[..., 2]) + np.hypot(second[..., 1], second[..., 2])) / 2
     stretch = 1 + 0.5 * (1 - _high_chroma(mean_c))
-    made = []
+    values = []
     for colour in (first, second):
         a, b = colour[..., 1] * stretch, colour[..., 2]
-        made.append((colour[..., 0], np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360))
-    return tuple(made)
+        values.append((colour[..., 0], np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360))
+    return tuple(values)
 
 
 def _high_chroma(chroma: Doubles) -> Doubles:

@@ -183,13 +183,13 @@ def _peaks(likeness: Doubles, box: Box, subject: tuple[int, ...], threshold: flo
         likeness[max(0, row - down) : row + down + 1, max(0, col - across) : col + across + 1] = 0
 
 
-def _strongest(found: list[Copy]) -> tuple[Copy, ...]:
+def _strongest(copies: list[Copy]) -> tuple[Copy, ...]:
     """Those that are not in the neighbourhood of a stronger one: boxes meet where a peak may lie."""
-    kept: list[Copy] = []
-    for copy in sorted(found, key=lambda copy: -copy.likeness):
-        if not any(_near(copy, other) for other in kept):
-            kept.append(copy)
-    return tuple(kept)
+    strongest: list[Copy] = []
+    for copy in sorted(copies, key=lambda copy: -copy.likeness):
+        if not any(_near(copy, other) for other in strongest):
+            strongest.append(copy)
+    return tuple(strongest)
 
 
 def _near(copy: Copy, other: Copy) -> bool:

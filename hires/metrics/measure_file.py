@@ -114,13 +114,13 @@ def _base_seen(base: Size, canvas: Size, size: Size) -> Size:
     return Size(max(1, box.height * size.height // canvas.height), max(1, box.width * size.width // canvas.width))
 
 
-def rows_of(found: Measures) -> list[Row]:
+def rows_of(measures: Measures) -> list[Row]:
     """The table."""
-    return [*_tones(found), *_detail(found), *_base(found), *_tiles(found)]
+    return [*_tones(measures), *_detail(measures), *_base(measures), *_tiles(measures)]
 
 
-def _tones(found: Measures) -> list[Row]:
-    tones, bits = found.contrast, found.bits
+def _tones(measures: Measures) -> list[Row]:
+    tones, bits = measures.contrast, measures.bits
     most = f"; {bits} bits can show at most {tones.ceiling:.0f}:1" if bits else ""
     sign = ">= " if tones.at_least else ""
     return [
@@ -136,10 +136,10 @@ def marks(tones: Contrast) -> str:
     return f"{tones.mark}: {', '.join(above + below)}"
 
 
-def _detail(found: Measures) -> Iterator[Row]:
-    yield Row("Laplacian variance", f"{found.sharpness.laplacian:.3g}", "of luma in [0, 1]; noise counts as well")
-    yield Row("spectral slope", f"{found.spectrum.slope():.2f}", "power ~ frequency^slope; photographs have about -2")
-    detail = found.detail
+def _detail(measures: Measures) -> Iterator[Row]:
+    yield Row("Laplacian variance", f"{measures.sharpness.laplacian:.3g}", "of luma in [0, 1]; noise counts as well")
+    yield Row("spectral slope", f"{measures.spectrum.slope():.2f}", "power ~ frequency^slope; photographs have about -2")
+    detail = measures.detail
     if detail is None:
         yield Row("detail beyond base", "-", "not measured: give `base` FILE")
         return
@@ -154,23 +154,23 @@ def _detail(found: Measures) -> Iterator[Row]:
     )
 
 
-def _base(found: Measures) -> Iterator[Row]:
-    held = found.consistency
+def _base(measures: Measures) -> Iterator[Row]:
+    held = measures.consistency
     if held is None:
         yield Row("base consistency", "-", "not measured: give `base` FILE")
     else:
         drift = "" if held.drift is None else f", off by {held.drift:.2g} standard deviations"
         yield Row("base consistency", f"{held.psnr_db:.1f} dB", f"PSNR averaged down; mean dE2000 {held.delta_e:.2f}{drift}")
-    if found.duplicates is None:
+    if measures.duplicates is None:
         yield Row("duplicates", "-", "not measured: give `base` FILE")
         return
-    copies = found.duplicates.found
-    remark = f"of the base's subject at its own size, NCC {found.duplicates.threshold:.2f} or more"
+    copies = measures.duplicates.found
+    remark = f"of the base's subject at its own size, NCC {measures.duplicates.threshold:.2f} or more"
     yield Row("duplicates", str(len(copies)), remark, bool(copies))
 
 
-def _tiles(found: Measures) -> Iterator[Row]:
-    tiles = found.tiles
+def _tiles(measures: Measures) -> Iterator[Row]:
+    tiles = measures.tiles
     if tiles is None:
         yield Row("seams", "-", "not measured: give `grid` TILE:OVERLAP")
         return
@@ -201,8 +201,8 @@ def _tiles(found: Measures) -> Iterator[Row]:
     yield Row("tile drift", f"{drift.mean_delta_e:.2f} dE2000", f"mean; {largest}; luma {drift.std_luma:.2g}", above)
 
 
-def lines(name: str, found: Measures) -> list[str]:
+def lines(name: str, measures: Measures) -> list[str]:
     """The table as text for people."""
-    depth = f"{found.bits} bits" if found.bits else "floats"
-    table = [f"  {row.name:<20} {row.value:<14} {row.remark}".rstrip() for row in rows_of(found)]
-    return [f"{name}: {found.size}, {depth} per channel", *table, *(f"  note: {note}" for note in found.notes)]
+    depth = f"{measures.bits} bits" if measures.bits else "floats"
+    table = [f"  {row.name:<20} {row.value:<14} {row.remark}".rstrip() for row in rows_of(measures)]
+    return [f"{name}: {measures.size}, {depth} per channel", *table, *(f"  note: {note}" for note in measures.notes)]

@@ -43,24 +43,24 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def report(name: str, source: BoxSource, found: Measures) -> NDArray[np.uint8]:
+def report(name: str, source: BoxSource, measures: Measures) -> NDArray[np.uint8]:
     """The report as (H, W, 3) uint8 pixels."""
-    rows = rows_of(found)
+    rows = rows_of(measures)
     top = 112
-    thumb = thumbnail(source, found)
+    thumb = thumbnail(source, measures)
     body = THUMB.height
     table_top = top + body + GAP
-    sheet = Image.new("RGB", (WIDTH, table_top + 30 * len(rows) + 24 * len(found.notes) + MARGIN), "white")
+    sheet = Image.new("RGB", (WIDTH, table_top + 30 * len(rows) + 24 * len(measures.notes) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    depth = f"{found.bits} bits" if found.bits else "floats"
+    depth = f"{measures.bits} bits" if measures.bits else "floats"
     pen.text((MARGIN, 30), _fitting(pen, name, font(30), WIDTH - 2 * MARGIN), fill=INK, font=font(30))
-    pen.text((MARGIN, 72), f"{found.size}, {depth} per channel", fill=QUIET, font=font(18))
+    pen.text((MARGIN, 72), f"{measures.size}, {depth} per channel", fill=QUIET, font=font(18))
     sheet.paste(thumb, (MARGIN, top))
     left, right = MARGIN + THUMB.width + GAP + 36, WIDTH - MARGIN
     middle = top + body // 2
-    _spectrum(pen, found, (left, top + 34, right, middle - 62))
-    _tones(pen, found.contrast, (left, middle + 50, right, top + body - 46))
-    _table(pen, rows, table_top, found.notes)
+    _spectrum(pen, measures, (left, top + 34, right, middle - 62))
+    _tones(pen, measures.contrast, (left, middle + 50, right, top + body - 46))
+    _table(pen, rows, table_top, measures.notes)
     return np.asarray(sheet)
 
 
@@ -71,7 +71,7 @@ def _fitting(pen: ImageDraw.ImageDraw, text: str, with_font: ImageFont.FreeTypeF
     return text
 
 
-def thumbnail(source: BoxSource, found: Measures) -> Image.Image:
+def thumbnail(source: BoxSource, measures: Measures) -> Image.Image:
     """The picture averaged down into `THUMB`, the edges of its tiles drawn over it, duplicates of its subject framed."""
     size = source.size
     by = min(1.0, THUMB.height / size.height, THUMB.width / size.width)
@@ -82,10 +82,10 @@ def thumbnail(source: BoxSource, found: Measures) -> Image.Image:
         picture = picture.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
     scale = picture.height / size.height, picture.width / size.width
     pen = ImageDraw.Draw(picture, "RGBA")
-    if found.tiles is not None:
-        lines = seam_lines(found.tiles.grid, 1)
+    if measures.tiles is not None:
+        lines = seam_lines(measures.tiles.grid, 1)
         _grid(pen, picture, [[line * by for line in axis] for axis, by in zip(lines, scale, strict=True)])
-    for copy in () if found.duplicates is None else found.duplicates.found:
+    for copy in () if measures.duplicates is None else measures.duplicates.found:
         box = copy.box
         corners = (box.left * scale[1], box.top * scale[0], box.right * scale[1], box.bottom * scale[0])
         pen.rectangle(corners, outline=ALARM, width=2)
@@ -101,11 +101,11 @@ def _grid(pen: ImageDraw.ImageDraw, picture: Image.Image, lines: Sequence[Sequen
             pen.line((round(col) + offset, 0, round(col) + offset, picture.height), fill=colour)
 
 
-def _spectrum(pen: ImageDraw.ImageDraw, found: Measures, frame: tuple[int, int, int, int]) -> None:
-    frequency, power = found.spectrum.radial()
+def _spectrum(pen: ImageDraw.ImageDraw, measures: Measures, frame: tuple[int, int, int, int]) -> None:
+    frequency, power = measures.spectrum.radial()
     curves = [(power, OWN, "picture")]
-    if found.enlarged is not None:
-        curves.insert(0, (found.enlarged.radial()[1], OTHER, "base enlarged by Lanczos"))
+    if measures.enlarged is not None:
+        curves.insert(0, (measures.enlarged.radial()[1], OTHER, "base enlarged by Lanczos"))
     heights = np.log10(np.maximum(np.concatenate([curve for curve, _, _ in curves]), 1e-14))
     low, high = math.floor(heights.min()), math.ceil(heights.max())
     axes = Axes(frame=frame, x=(math.log2(frequency[0]), -1.0), y=(max(low, high - 9), max(high, low + 1)))
@@ -115,10 +115,10 @@ def _spectrum(pen: ImageDraw.ImageDraw, found: Measures, frame: tuple[int, int, 
     decades = range(int(axes.y[0]), int(axes.y[1]) + 1)
     for decade in decades[:: 1 + len(decades) // 6]:
         _horizontal(pen, axes, decade, f"1e{decade}")
-    if found.detail is not None:
-        x, y = axes.at(math.log2(found.detail.cutoff), axes.y[1])
+    if measures.detail is not None:
+        x, y = axes.at(math.log2(measures.detail.cutoff), axes.y[1])
         pen.line((x, y, x, frame[3]), fill=ALARM, width=2)
-        label = f"Nyquist of the base, {found.detail.base}"
+        label = f"Nyquist of the base, {measures.detail.base}"
         wide = pen.textlength(label, font=font(14))
         pen.text((x + 6 if x + 6 + wide < frame[2] else x - 6 - wide, y + 2), label, fill=ALARM, font=font(14))
     for curve, colour, _ in curves:

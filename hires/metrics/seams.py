@@ -78,21 +78,21 @@ def profiles(source: BoxSource, rows: Sequence[int], cols: Sequence[int]) -> Pro
     )
 
 
-def seams(found: Profiles, seed: int = 0, fakes: int = 99, cell_px: int = 1) -> Seams:
+def seams(edges: Profiles, seed: int = 0, fakes: int = 99, cell_px: int = 1) -> Seams:
     """How much the grid of the profiles is seen, against `fakes` grids of the same pitch at random offsets.
 
     The stretches stay those of the grid; only the lines move, all rows together and all columns together, wrapped, none within
     2 px of a true one. Without seams the true offset is one among equals, so the p-value is uniform. Without lines all is 1.
     cell_px: as `seam_score` has it.
     """
-    if not found.rows and not found.cols:
+    if not edges.rows and not edges.cols:
         return Seams(score=1.0, visibility=1.0, median=1.0, p_value=1.0, fakes=0)
-    lines, extents = (found.rows, found.cols), (found.across_rows.shape[1], found.across_cols.shape[1])
-    own = _line_visibility(found, found.rows, found.cols)
+    lines, extents = (edges.rows, edges.cols), (edges.across_rows.shape[1], edges.across_cols.shape[1])
+    own = _line_visibility(edges, edges.rows, edges.cols)
     rng = np.random.default_rng(seed)
     null = np.asarray(
         [
-            _line_visibility(found, *(_moved(part, extent, rng, cell_px) for part, extent in zip(lines, extents, strict=True)))
+            _line_visibility(edges, *(_moved(part, extent, rng, cell_px) for part, extent in zip(lines, extents, strict=True)))
             for _ in range(fakes)
         ]
     )
@@ -101,8 +101,8 @@ def seams(found: Profiles, seed: int = 0, fakes: int = 99, cell_px: int = 1) -> 
     return Seams(score=own / median if median else 1.0, visibility=own, median=median, p_value=p_value, fakes=fakes)
 
 
-def _line_visibility(found: Profiles, rows: Sequence[int], cols: Sequence[int]) -> float:
-    return _ratio(_coherent(steps_across(found.across_cols), cols), _coherent(steps_across(found.across_rows), rows))
+def _line_visibility(edges: Profiles, rows: Sequence[int], cols: Sequence[int]) -> float:
+    return _ratio(_coherent(steps_across(edges.across_cols), cols), _coherent(steps_across(edges.across_rows), rows))
 
 
 def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> float:
@@ -210,7 +210,7 @@ def _axis_ratio(picture: Floats, lines: Sequence[int]) -> float:
     return float(steps[at].mean() / steps[~near].mean())
 
 
-def lattice_power(found: Profiles, period_rows: float, period_cols: float) -> float | None:
+def lattice_power(edges: Profiles, period_rows: float, period_cols: float) -> float | None:
     """Power of the step energy's spectrum at the multiples of 1 / period over that between them, in dB; 0 without a lattice.
 
     Step energy is the clipped square of each line's coherent step: tiles' offsets have either sign, and cancel in the
@@ -218,7 +218,7 @@ def lattice_power(found: Profiles, period_rows: float, period_cols: float) -> fl
     sum at the exact frequencies, mean over stretches, axes and at most `HARMONICS` multiples. None where fewer than four
     periods fit on either axis.
     """
-    axes = ((found.across_rows, period_rows), (found.across_cols, period_cols))
+    axes = ((edges.across_rows, period_rows), (edges.across_cols, period_cols))
     steps = [(steps_across(means), period) for means, period in axes if 4 * period <= means.shape[1] - 3]
     if not steps:
         return None

@@ -36,9 +36,9 @@ def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: 
         width = shape.head_dims[level] if shape.head_dims else 64
     else:
         tokens, width = tile.area // shape.patch**2, shape.head_dim
-    asked = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
+    query = AttentionSpec(device=device.type, dtype=dtype, head_dim=width, queries=tokens, keys=tokens, masked=False)
     try:
-        return select(asked, name).name
+        return select(query, name).name
     except BackendRefused as refusal:
         raise BackendError(f"attention {name}: {refusal}" if name else str(refusal)) from None
 

@@ -36,10 +36,10 @@ class Guarded:
         """The same network, its estimates watched."""
 
         def evaluated(x: Tensor, time: float, cond: Conditioning) -> Tensor:
-            found = network(x, time, cond)
-            good = finite_pictures(found)
+            output = network(x, time, cond)
+            good = finite_pictures(output)
             if bool(good.all()):
-                return found
+                return output
             with network.in_single():
                 wide = network(x.float(), time, cond.to(x.device, torch.float32))
             bad = [i for i, fine in enumerate(good.tolist()) if not fine]
@@ -51,6 +51,6 @@ class Guarded:
                 )
             self.redone += len(bad)
             log.warning("%d tile(s) overflowed at time %g and were evaluated again in float32", len(bad), time)
-            return torch.where(good.view(-1, *[1] * (found.ndim - 1)), found.float(), wide.float())
+            return torch.where(good.view(-1, *[1] * (output.ndim - 1)), output.float(), wide.float())
 
         return evaluated

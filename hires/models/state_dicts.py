@@ -73,8 +73,8 @@ def vae_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, T
 def _all_of(state: Mapping[str, Tensor], converted: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The converted tensors; ModelError where the conversion left any out."""
     if len(converted) < len(state):
-        kept = {value.data_ptr() for value in converted.values()}
-        left = sorted(key for key, value in state.items() if value.data_ptr() not in kept)
+        shared = {value.data_ptr() for value in converted.values()}
+        left = sorted(key for key, value in state.items() if value.data_ptr() not in shared)
         raise ModelError(f"{path}: {len(left)} tensors fit no known place, such as {left[:1]}; not a model of this layout")
     return converted
 

@@ -28,12 +28,12 @@ class UNetNetwork:
     @contextmanager
     def in_single(self) -> Iterator[None]:
         """Within, the UNet computes in float32 (see `single`)."""
-        kept, self.dtype = self.dtype, torch.float32
+        before, self.dtype = self.dtype, torch.float32
         try:
             with in_single(self.unet):
                 yield
         finally:
-            self.dtype = kept
+            self.dtype = before
 
     def attending(self, policy: Attending) -> Self:
         """The same network, its self-attention by another policy, counted in latent cells."""

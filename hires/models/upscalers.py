@@ -37,8 +37,8 @@ class UpscalerNetwork:
     def notes(self) -> tuple[str, ...]:
         """What is said of it: how it is tiled, and whether that is exact."""
         kind = str(self.dtype).removeprefix("torch.")
-        said = "not tiled: the network does that itself" if self.whole else str(self.halo)
-        return f"{self.name}: {self.architecture}, {self.scale}x, {kind} on {self.device}", said
+        tiling = "not tiled: the network does that itself" if self.whole else str(self.halo)
+        return f"{self.name}: {self.architecture}, {self.scale}x, {kind} on {self.device}", tiling
 
 
 def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -> UpscalerNetwork:
@@ -46,16 +46,16 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
 
     dtype: "auto" takes half precision on a card where the architecture bears it. The halo is measured here, on the CPU.
     """
-    found = _described(Path(file))
-    facts: Any = found
+    descriptor = _described(Path(file))
+    facts: Any = descriptor
     required = facts.size_requirements
-    kind = _dtype(facts, device, dtype)
-    halo = choose_halo(found, facts.input_channels, facts.scale, required.multiple_of)
+    kind = working_dtype(facts, device, dtype)
+    halo = choose_halo(descriptor, facts.input_channels, facts.scale, required.multiple_of)
     facts.to(device, kind)
 
     def network(part: Tensor) -> Tensor:
         with torch.inference_mode():
-            enlarged: Tensor = found(part.to(device, kind))
+            enlarged: Tensor = descriptor(part.to(device, kind))
         return enlarged
 
     return UpscalerNetwork(
@@ -80,18 +80,22 @@ def _described(path: Path) -> Callable[[Tensor], Tensor]:
         raise ModelError(f"upscaler {path}: the name must end in {', '.join(SUFFIXES)}")
     spandrel = _spandrel(path)
     try:
-        found = spandrel.ModelLoader(device="cpu").load_from_file(str(path))
+        descriptor = spandrel.ModelLoader(device="cpu").load_from_file(str(path))
     except spandrel.UnsupportedModelError:
         raise ModelError(f"upscaler {path}: no architecture that spandrel knows; give one of those, or lanczos") from None
     except Exception as error:  # noqa: BLE001  a file can be wrong in any way, and each reader has its own error for it
         raise ModelError(f"upscaler {path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
-    if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose not in ("SR", "Restoration"):
-        raise ModelError(f"upscaler {path}: {found.architecture.name} is for {found.purpose}, not for enlarging; give another")
-    if found.input_channels not in (1, 3):
-        raise ModelError(f"upscaler {path}: takes {found.input_channels} channels; give a network of grey or colour pictures")
-    module: nn.Module = found.model
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose not in ("SR", "Restoration"):
+        raise ModelError(
+            f"upscaler {path}: {descriptor.architecture.name} is for {descriptor.purpose}, not for enlarging; give another"
+        )
+    if descriptor.input_channels not in (1, 3):
+        raise ModelError(
+            f"upscaler {path}: takes {descriptor.input_channels} channels; give a network of grey or colour pictures"
+        )
+    module: nn.Module = descriptor.model
     module.eval().requires_grad_(False)
-    described: Callable[[Tensor], Tensor] = found
+    described: Callable[[Tensor], Tensor] = descriptor
     return described
 
 
@@ -111,11 +115,11 @@ def _spandrel(path: Path) -> Any:
     return spandrel
 
 
-def _dtype(facts: Any, device: torch.device, asked: str) -> torch.dtype:
-    bears = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
-    if asked != "auto":
-        if not bears[asked]:
-            raise RequestError(f"dtype {asked}: {facts.architecture.name} does not bear it; give fp32")
-        return TORCH_DTYPE[asked]
-    best = next(name for name in ("fp16", "bf16", "fp32") if bears[name])
+def working_dtype(facts: Any, device: torch.device, requested: str) -> torch.dtype:
+    supported = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
+    if requested != "auto":
+        if not supported[requested]:
+            raise RequestError(f"dtype {requested}: {facts.architecture.name} does not bear it; give fp32")
+        return TORCH_DTYPE[requested]
+    best = next(name for name in ("fp16", "bf16", "fp32") if supported[name])
     return TORCH_DTYPE[best] if device.type == "cuda" else torch.float32

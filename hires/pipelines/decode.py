@@ -33,23 +33,23 @@ Fixer = Callable[[Callable[[], Iterator[torch.Tensor]]], Iterator[torch.Tensor]]
 """From what decodes a picture in bands, callable more than once, to its bands with other colours."""
 
 
-def colour_fixer(family: Family, made: MemoryPlan, denoised: Denoised, picture: NDArray[np.uint8] | None) -> Fixer | None:
+def colour_fixer(family: Family, plan: MemoryPlan, denoised: Denoised, picture: NDArray[np.uint8] | None) -> Fixer | None:
     """The colour fix of a plan: towards the picture that was given, else towards the base picture; None without either."""
-    if made.colour_fix is None or (picture is None and len(made.stages) == 1):
+    if plan.colour_fix is None or (picture is None and len(plan.stages) == 1):
         return None
 
     def fixed(bands: Callable[[], Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
-        reference = Padded(fitted(picture, made.canvas), made.canvas) if picture is not None else base_picture()
-        if made.colour_fix == "wavelet":
+        reference = Padded(fitted(picture, plan.canvas), plan.canvas) if picture is not None else base_picture()
+        if plan.colour_fix == "wavelet":
             return wavelet_fixed(bands(), reference)
-        wanted = ColourStatistics.of(source_bands(reference))
+        target = ColourStatistics.of(source_bands(reference))
         own = ColourStatistics.of(band.cpu() for band in bands())
-        return (adain(band.cpu(), own, wanted) for band in bands())
+        return (adain(band.cpu(), own, target) for band in bands())
 
     def base_picture() -> Enlarged:
         rows = [band.float().cpu() for band in family.decode_bands(denoised.first, lambda done, total: None)]
         base = torch.cat(rows, dim=-2)
-        return Enlarged(base, *relay_view(Size(base.shape[-2], base.shape[-1]), made.canvas))
+        return Enlarged(base, *relay_view(Size(base.shape[-2], base.shape[-1]), plan.canvas))
 
     return fixed
 

@@ -36,7 +36,7 @@ from hires.tiling.retry import Ladder, attempt, free_memory, twice
 
 def load_family(
     request: RenderRequest,
-    made: MemoryPlan,
+    plan: MemoryPlan,
     spec: ModelSpec,
     device: torch.device,
     decode: Ladder[DecodePlan],
@@ -47,7 +47,7 @@ def load_family(
 
     picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
     """
-    parts = load_parts(request, made, spec, device, decode, journal)
+    parts = load_parts(request, plan, spec, device, decode, journal)
     if request.tiny_vae is not None:
         parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
     if spec.facts.image_channels:
@@ -57,24 +57,24 @@ def load_family(
             parts,
             picture=picture,
             device=device,
-            dtype=made.dtype,
+            dtype=plan.dtype,
             decode=decode,
             backend=request.attention,
-            offload=made.offload,
+            offload=plan.offload,
         )
     if spec.facts.network == "pixart":
         return PixArtSigma(
             spec,
             parts,
             device=device,
-            dtype=made.dtype,
+            dtype=plan.dtype,
             decode=decode,
             position_mode=request.position_mode,
             picture=picture if parts.control else None,
             backend=request.attention,
-            offload=made.offload,
+            offload=plan.offload,
         )
-    return CosXL(spec, parts, device=device, dtype=made.dtype, decode=decode, backend=request.attention, offload=made.offload)
+    return CosXL(spec, parts, device=device, dtype=plan.dtype, decode=decode, backend=request.attention, offload=plan.offload)
 
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,9 @@ def _encoded(
     spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
 ) -> Sequence[Conditioning]:
     """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
-    found, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
-    if found is not None:
-        return found
+    texts, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    if texts is not None:
+        return texts
     free_memory()
     log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
     return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")

@@ -60,11 +60,11 @@ class PixArtSigma(Family):
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
         """With the edges' latents where a ControlNet follows them, for both estimates."""
-        found = super().conditions(canvas_px)
+        both = super().conditions(canvas_px)
         if self.picture is None:
-            return found
+            return both
         edges = self.picture_at(canvas_px)
-        return replace(found[0], image_latents=edges), replace(found[1], image_latents=edges)
+        return replace(both[0], image_latents=edges), replace(both[1], image_latents=edges)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))

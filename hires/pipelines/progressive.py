@@ -146,8 +146,8 @@ def run_stage(
             journal.keep(name, begin)
     begin = None if begin is None else begin.to(family.device)
     drawn = None if mask is None or begin is None else cell_mask(mask, cells).to(family.device)
-    held = begin if stage.guides or drawn is not None else None
-    start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), held, sigmas, noise, drawn)
+    reference = begin if stage.guides or drawn is not None else None
+    start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), reference, sigmas, noise, drawn)
     del begin  # not held through the stage where no guide needs it
     family.weights.ready("network")
     progress.begin()

@@ -115,17 +115,17 @@ def _sized(plain: RowSource, shape: Size, size: Size) -> RowSource:
     return whole if resized == size else Cut(whole, box)
 
 
-def bands_of(made: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def bands_of(enlarged: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     """Finished rows (n, W, bands) from top to bottom, coded as `dtype`; the first planes are colour, alpha comes last."""
-    size = made.size
+    size = enlarged.size
     rows = max(1, ROWS_BYTES // (size.width * 16))
     for top in range(0, size.height, rows):
         bottom = min(top + rows, size.height)
-        planes = made.colour.rows(top, bottom)
-        if made.grey and len(planes) > 1:
+        planes = enlarged.colour.rows(top, bottom)
+        if enlarged.grey and len(planes) > 1:
             planes = planes.mean(0, keepdim=True)
-        if made.alpha is not None:
-            planes = torch.cat([planes, made.alpha.rows(top, bottom).clamp(0, 1)])
+        if enlarged.alpha is not None:
+            planes = torch.cat([planes, enlarged.alpha.rows(top, bottom).clamp(0, 1)])
         yield coded(planes, dtype)
 
 

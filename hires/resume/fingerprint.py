@@ -32,13 +32,13 @@ def describe_job(
     """Versions, request, the plan's part that decides the picture, fingerprints of the model's files and of given pictures."""
     import torch
 
-    asked = dataclasses.asdict(request) | {"size": str(request.size)}
+    options = dataclasses.asdict(request) | {"size": str(request.size)}
     drawn = dataclasses.replace(plan, stages=tuple(replace(stage, batch=1) for stage in plan.stages)).to_json()
     return {
         "schema": SCHEMA,
         "hires": __version__,
         "torch": torch.__version__,
-        "request": {name: value for name, value in asked.items() if name not in (*NOT_DRAWN, *FILES)},
+        "request": {name: value for name, value in options.items() if name not in (*NOT_DRAWN, *FILES)},
         "loras": [lora.scale for lora in request.loras],
         "plan": {name: drawn[name] for name in ("canvas", "stages", "dtype", "text_dtype")} | {"decode": plan.decode.dtype},
         "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
@@ -52,12 +52,12 @@ def fingerprints(spec: ModelSpec, loras: Sequence[Path] = ()) -> dict[str, str]:
     for component, part in sorted(spec.parts.items()):
         if part.path is not None:
             places.setdefault(part.path, component)
-    found = {}
+    digests = {}
     for path, name in (*places.items(), *((path.expanduser(), f"lora {i}") for i, path in enumerate(loras))):
         for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
             if file.is_file():
-                found["/".join((name, *file.relative_to(path).parts))] = fingerprint(file)
-    return found
+                digests["/".join((name, *file.relative_to(path).parts))] = fingerprint(file)
+    return digests
 
 
 def fingerprint(file: Path) -> str:

@@ -126,9 +126,9 @@ class FileJournal:
             if before is not None:
                 on_known()
                 return before.to(x.device)
-            found = denoise(x, sigma, cond)
-            self._write(name, record(value=found, sigma=_scalar(sigma)))
-            return found
+            value = denoise(x, sigma, cond)
+            self._write(name, record(value=value, sigma=_scalar(sigma)))
+            return value
 
         return estimate
 

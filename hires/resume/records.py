@@ -34,11 +34,11 @@ def read_whole(file: Path) -> bytes | None:
         content = file.read_bytes()
     except OSError:
         return None
-    held = content[DIGEST:]
-    if len(content) < DIGEST or digest(held) != content[:DIGEST]:
+    payload = content[DIGEST:]
+    if len(content) < DIGEST or digest(payload) != content[:DIGEST]:
         log.warning("%s is torn and not trusted", file)
         return None
-    return held
+    return payload
 
 
 def write_whole(file: Path, content: bytes) -> None:

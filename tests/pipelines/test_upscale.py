@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hires.errors import ModelError, RequestError
 from hires.images.sources import ImageSource
-from hires.models.upscalers import UpscalerNetwork, _dtype, load_upscaler
+from hires.models.upscalers import UpscalerNetwork, load_upscaler, working_dtype
 from hires.pipelines.upscale import PictureRows, bands_of, coded, enlarge, plan_tiles, working_bytes
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
@@ -176,10 +176,10 @@ def test_half_precision_is_taken_on_a_card_by_those_that_bear_it() -> None:
 
     card = torch.device("cuda", 0)
     for known, best in (((True, True), "float16"), ((False, True), "bfloat16"), ((False, False), "float32")):
-        assert str(_dtype(facts(*known), card, "auto")) == f"torch.{best}"
-        assert _dtype(facts(*known), CPU, "auto") == torch.float32
+        assert str(working_dtype(facts(*known), card, "auto")) == f"torch.{best}"
+        assert working_dtype(facts(*known), CPU, "auto") == torch.float32
     with pytest.raises(RequestError, match="dtype fp16: HAT does not bear it"):
-        _dtype(facts(False, True), card, "fp16")
+        working_dtype(facts(False, True), card, "fp16")
 
 
 def test_without_spandrel_the_extra_is_named(tmp_path: Path) -> None:
