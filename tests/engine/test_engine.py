@@ -145,7 +145,7 @@ def test_running_out_of_memory_anywhere_else_is_an_error_with_numbers(monkeypatc
     def never(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB")
 
-    monkeypatch.setattr("hires.pipelines.base.load_network", never)
+    monkeypatch.setattr("hires.pipelines.load.load_network", never)
     with pytest.raises(MemoryLadderError, match=r"Tried to allocate 5.00 GiB.*planned peak .* GiB"):
         hires.render(PROMPT, size="64x64", steps=1)
 
