@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hires.cli.display import guarded
+from hires.cli.display import guarded, in_flags
 from hires.cli.options import AsJson, Family, Parts
 
 
@@ -21,7 +21,7 @@ def inspect(
     from hires.checkpoints import inspect as report
 
     document = guarded(lambda: report.inspect(name, family=family, parts=parts))
-    print(json.dumps(document) if as_json else "\n".join(report.lines(document)))
+    print(json.dumps(document) if as_json else in_flags("\n".join(report.lines(document))))
 
 
 def register(app: typer.Typer) -> None:

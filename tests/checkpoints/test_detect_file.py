@@ -79,7 +79,7 @@ def test_keys_cannot_tell_turbo_so_the_user_or_the_name_does(tmp_path: Path, che
         assert spec.family == family
         assert spec.defaults == FAMILIES[family].defaults
         assert "in its name" in spec.notes[0]
-        assert "--family sdxl" in spec.notes[0]
+        assert "`family` sdxl" in spec.notes[0]
         assert load_spec(str(hinted), family="sdxl").family == "sdxl"
 
 

@@ -58,7 +58,7 @@ def test_sixteen_bits_hold_what_eight_round(tmp_path: Path, kept: RenderResult) 
         ({"output": "a.jpg", "bits": 16}, OutputError, "uint8, not uint16"),
         ({"output": "a.webp", "size": "16400x16"}, OutputError, "16383"),
         ({"output": "a.gif"}, OutputError, "must end in .png"),
-        ({"bits": 12}, RequestError, "--bits 12"),
+        ({"bits": 12}, RequestError, "bits 12"),
     ],
 )
 def test_what_a_format_cannot_hold_is_said_before_any_work(

@@ -176,7 +176,7 @@ def test_the_table_names_marks_and_units(tmp_path: Path) -> None:
     assert code == 0
     assert "above 120:1, below 300:1; 8 bits can show at most 3295:1" in stdout
     assert "3 x 2 tiles of 128x128 px" in stdout
-    assert "give --base FILE" in stdout
+    assert "give `base` FILE" in stdout
     assert not re.search(r"\bnan\b", stdout)
 
 
@@ -233,11 +233,11 @@ def test_flat_pictures_are_measured_and_drawn() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--grid", "1024"], "--grid 1024: give TILE:OVERLAP"),
-        (["--grid", "64:64"], "--grid 64:64: the overlap must be below the tile"),
-        (["--grid", "0:0"], "--grid 0:0"),
-        (["--grid", "40:34"], "--grid 40:34: edges would lie under 8 px apart"),
-        (["--grid", "512:64"], "--grid 512:64: one tile holds all of 120x90"),
+        (["--grid", "1024"], "grid 1024: give TILE:OVERLAP"),
+        (["--grid", "64:64"], "grid 64:64: the overlap must be below the tile"),
+        (["--grid", "0:0"], "grid 0:0"),
+        (["--grid", "40:34"], "grid 40:34: edges would lie under 8 px apart"),
+        (["--grid", "512:64"], "grid 512:64: one tile holds all of 120x90"),
         (["--base", "LARGE"], "base of 240x180: is larger than the picture of 120x90"),
         (["--base", "TALL"], "base of 20x60: is of another shape"),
         (["--base", "TEXT"], "give a picture file"),

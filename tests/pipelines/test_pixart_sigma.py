@@ -125,8 +125,8 @@ def test_modes_are_named_and_change_what_a_tile_knows(demo: ModelSpec) -> None:
     for wrong, message in (
         ({"position_mode": "globl"}, "unknown position mode 'globl': did you mean 'global'"),
         ({"kv_compression": "conv3"}, "unknown key-value compression"),
-        ({"position_mode": "local"}, "--positions local: is of PixArt models, demo is CosXL"),
-        ({"kv_compression": "average"}, "--kv-compression average: is of PixArt models"),
+        ({"position_mode": "local"}, "position_mode local: is of PixArt models, demo is CosXL"),
+        ({"kv_compression": "average"}, "kv_compression average: is of PixArt models"),
     ):
         with pytest.raises(RequestError, match=message):
             hires.plan(size="256x256", **wrong)

@@ -175,10 +175,10 @@ def test_discarding_the_penultimate_level_keeps_the_count() -> None:
         ({"start": 200.0}, "start 200: give a sigma above 0.002 and at most 120"),
         ({"start": 0.001}, "start 0.001: give a sigma above 0.002"),
         ({"start": math.nan}, "start nan"),
-        ({"steps": 0}, "--steps 0"),
+        ({"steps": 0}, "steps 0"),
         ({"schedule": "beta"}, "needs a checkpoint's timesteps, and this one has none: use karras or exponential"),
-        ({"schedule": "lcm", "table": TABLE, "steps": 51, "sigma_max": HIGH}, "--steps 51: an LCM knows 50 timesteps"),
-        ({"schedule": "simple", "table": TABLE, "sigma_max": HIGH, "start": 0.1}, "--steps 200: .* give at most 1[0-9],"),
+        ({"schedule": "lcm", "table": TABLE, "steps": 51, "sigma_max": HIGH}, "steps 51: an LCM knows 50 timesteps"),
+        ({"schedule": "simple", "table": TABLE, "sigma_max": HIGH, "start": 0.1}, "steps 200: .* give at most 1[0-9],"),
     ],
 )
 def test_refusals_name_the_value(options: dict[str, object], words: str) -> None:
@@ -199,9 +199,9 @@ def test_strength_is_the_tail_of_the_schedule(steps: int, strength: float, kept:
 @pytest.mark.parametrize(
     ("strength", "words"),
     [
-        (0.2, r"--strength 0.2 leaves none of 4 steps: give a strength of at least 0.25"),
-        (0.0, "--strength 0 leaves none"),
-        (1.5, r"--strength 1.5: give a number from 0 to 1"),
+        (0.2, r"strength 0.2 leaves none of 4 steps: give a strength of at least 0.25"),
+        (0.0, "strength 0 leaves none"),
+        (1.5, r"strength 1.5: give a number from 0 to 1"),
     ],
 )
 def test_a_strength_that_leaves_no_step_names_itself(strength: float, words: str) -> None:
