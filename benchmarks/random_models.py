@@ -20,7 +20,6 @@ from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
 from hires.pipelines.base import LoadedParts
 from hires.planning.plan import MemoryPlan
-from hires.planning.resolution import make_bins
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
 
@@ -45,10 +44,8 @@ def spec_of(family: str, toy: bool) -> ModelSpec:
     if not toy:
         return spec
     pixart = spec.facts.network == "pixart"
-    bins = make_bins(TOY_PX, 32)
     common: dict[str, Any] = {
         "native_px": TOY_PX,
-        "bins": bins,
         "align_px": 32,
         "vae": TOY_VAE,
         "network_params": 500_000,

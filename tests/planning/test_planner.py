@@ -78,7 +78,7 @@ def test_a_cpu_that_multiplies_bf16_is_told_of_and_counted(demo: ModelSpec) -> N
         for device in (with_it, without)
     }
     assert [of["auto", here].dtype for here in (True, False)] == ["fp32", "fp32"]
-    assert "dtype bf16" in of["auto", True].explain() and "dtype bf16" not in of["auto", False].explain()
+    assert "`dtype` bf16" in of["auto", True].explain() and "`dtype` bf16" not in of["auto", False].explain()
     assert of["bf16", False].seconds == of["auto", False].seconds == of["auto", True].seconds
     single, half = ({cost.stage: cost.seconds for cost in of[dtype, True].costs} for dtype in ("auto", "bf16"))
     assert 0.6 * single["base"] < half["base"] < 0.8 * single["base"]
@@ -111,7 +111,7 @@ def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpe
 def test_an_impossible_budget_names_the_one_that_would_do(cosxl: ModelSpec) -> None:
     with pytest.raises(BudgetError, match=r"needs .* GiB, budget 0.28 GiB: `vram` (\d+\.\d)GB would do") as caught:
         plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes("300MB")))
-    named = str(caught.value).split("vram ")[1].split(" ")[0]
+    named = str(caught.value).split("`vram` ")[1].split(" ")[0]
     plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes(named)))
 
 

@@ -175,7 +175,7 @@ def test_stages_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        (("1024x1024", "steps=8"), "stage 2: give its size"),
+        (("1024x1024", "steps=8"), "stages 2: give its size"),
         (("1024x1024", "2048x2048"), "the last is 2048x2048"),
         (("2048x2048", "1024x1024", "4096x4096"), "do not grow"),
         (("1024x1024", "4096x4096,sigma=900"), "sigma=900"),
