@@ -59,7 +59,7 @@ def test_a_small_autoencoder_goes_through_in_bands(picture: Path, tmp_path: Path
         found.append(np.asarray(Image.open(result.path)).astype(int))
     assert result.decode.band_rows == 24
     assert np.abs(found[0] - found[1]).max() <= 1
-    with pytest.raises(RequestError, match=r"policy 'bands'.*takes neither"):
+    with pytest.raises(RequestError, match=r"policy 'bands'.*leave it out"):
         vae_roundtrip(picture, tmp_path / "out.png", vae=str(tmp_path / "tiny"), policy="bands")
 
 

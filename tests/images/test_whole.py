@@ -33,7 +33,7 @@ def test_what_is_in_the_way_is_said_before_any_work(tmp_path: Path) -> None:
     existing = tmp_path / "there.png"
     existing.write_bytes(b"keep me")
     for path, words in (
-        (existing, "--overwrite"),
+        (existing, "`overwrite`"),
         (tmp_path / "no" / "a.png", "does not exist"),
         (tmp_path / "a.gif", "must end in .png"),
         (tmp_path, "must end in .png"),

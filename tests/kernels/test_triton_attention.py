@@ -26,7 +26,7 @@ HEADS = (40, 64, 72, 80, 128, 160, 512)
 
 
 def test_the_kernel_gives_the_references_results_under_the_interpreter() -> None:
-    code = "from tests.kernels.test_attention import interpreted; interpreted()"
+    code = "from tests.kernels.test_triton_attention import interpreted; interpreted()"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -129,7 +129,7 @@ def interpreted(pairs: Iterable[tuple[Shape, str]]) -> None:
 
 @pytest.mark.parametrize("pairs", ["DIAGONAL", pytest.param("EVERY_PAIR", marks=pytest.mark.slow)])
 def test_the_kernels_give_the_references_results_under_the_interpreter(pairs: str) -> None:
-    code = f"from tests.kernels import test_maps as maps; maps.interpreted(maps.{pairs})"
+    code = f"from tests.kernels import test_triton_maps as maps; maps.interpreted(maps.{pairs})"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

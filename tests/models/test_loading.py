@@ -133,7 +133,7 @@ def test_files_that_lack_or_add_a_tensor_are_refused(tmp_path: Path, checkpoint:
 
 def test_a_vae_that_is_nowhere_says_where_it_was_looked_for(checkpoint: Get) -> None:
     made = checkpoint("pixart-sigma-256")
-    with pytest.raises(ModelError, match=r"vae missing \(looked in .*/vae.*`parts` FOLDER.*hf download PixArt-alpha/"):
+    with pytest.raises(ModelError, match=r"vae missing \(looked in .*/vae.*give `parts`.*hf download PixArt-alpha/"):
         load_vae(load_spec(str(made.path)), torch.float32, CPU)
 
 

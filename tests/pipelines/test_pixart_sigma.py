@@ -124,7 +124,7 @@ def test_modes_are_named_and_change_what_a_tile_knows(demo: ModelSpec) -> None:
     assert all((a - b).abs().max() > 1e-5 for i, a in enumerate(values) for b in values[:i])
     for wrong, message in (
         ({"position_mode": "globl"}, "unknown position mode 'globl': did you mean 'global'"),
-        ({"kv_compression": "conv3"}, "unknown key-value compression"),
+        ({"kv_compression": "conv3"}, "unknown kv compression"),
         ({"position_mode": "local"}, "position_mode local: is of PixArt models, demo is CosXL"),
         ({"kv_compression": "average"}, "kv_compression average: is of PixArt models"),
     ):

@@ -195,7 +195,7 @@ except Exception as error:
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pth")], capture_output=True, text=True, check=True)
     assert "ModelError" in done.stdout
-    assert "hires[upscale]" in done.stdout
+    assert ".[upscale]" in done.stdout
 
 
 def luma(rgb: NDArray[np.floating]) -> NDArray[np.floating]:
