@@ -45,7 +45,7 @@ def test_less_ram_takes_a_smaller_decode_and_too_little_is_refused(demo: ModelSp
     assert narrow.peak_bytes < wide.peak_bytes and narrow.decode != wide.decode
     with pytest.raises(BudgetError, match=r"of host memory, `ram` allows 0\.75 GiB: `ram` \d\.\dGB would do") as caught:
         plan(request, demo, host_device(None, parse_bytes("800MB")))
-    named = str(caught.value).split("--ram ")[-1].split(" ")[0]
+    named = str(caught.value).split("`ram` ")[-1].split(" ")[0]
     plan(request, demo, host_device(None, parse_bytes(named)))
 
 
