@@ -21,7 +21,6 @@ from hires.options.render import RenderRequest
 from hires.planning.costs.stages import CostModel
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.planning.planner import plan
-from hires.planning.resolution import make_bins
 from hires.planning.search import BATCHES, CPU_BATCHES, offloads
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
@@ -39,7 +38,6 @@ def full_size(demo: ModelSpec, name: str) -> ModelSpec:
         "name": name,
         "facts": facts,
         "native_px": 1024,
-        "bins": make_bins(1024, 64),
         "vae": VAE,
         "defaults": facts.defaults,
     }
@@ -170,5 +168,5 @@ def test_little_is_computed_twice_on_24_gb(model: str, side: int, demo: ModelSpe
 
 def test_a_canvas_in_one_piece_that_does_not_fit_says_what_would(demo: ModelSpec) -> None:
     request = RenderRequest(prompt="", size=Size(8192, 8192), attention_policy="npa")
-    with pytest.raises(BudgetError, match=r"vram \d+\.\dGB would do, or tiles: leave `attention_policy` out"):
+    with pytest.raises(BudgetError, match=r"`vram` \d+\.\dGB would do, or tiles: leave `attention_policy` out"):
         plan(request, full_size(demo, "cosxl"), described_card(parse_bytes("8GB")))
