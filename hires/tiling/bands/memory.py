@@ -6,7 +6,6 @@ cost knows what reading rows of its map holds, what stays, and what is freed. Im
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
@@ -97,25 +96,31 @@ class KeptCost(MapCost):
     """The bottom row of each band."""
     host: bool = False
     """Whether it is stored in host memory."""
-    computed: int = 0
-    """Rows stored so far."""
-    freed: int = 0
-    """Rows freed from the top."""
     ahead: int = 0
     """Bytes being fetched from host memory in advance."""
-    pinned: list[int] = field(default_factory=list)
-    """Running sums of the bands' blocks in pinned memory, filled on first use."""
+    stored_bytes: int = 0
+    """Bytes of the bands that are stored and not yet freed."""
+    _sizes: tuple[int, ...] = field(default=(), init=False)
+    """Bytes of each band where it is stored."""
+    _stored: int = field(default=0, init=False)
+    """Bands stored so far."""
+    _freed: int = field(default=0, init=False)
+    """Bands freed from the top."""
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the bands that are stored and not yet freed."""
-        if not self.host:
-            return self.bytes(self.computed - self.freed)
-        if not self.pinned:
-            sizes = (pinned_bytes(self.bytes(bottom - top)) for top, bottom in itertools.pairwise([0, *self.bounds]))
-            self.pinned = [0, *itertools.accumulate(sizes)]
-        first, last = bisect.bisect_right(self.bounds, self.freed), bisect.bisect_right(self.bounds, self.computed)
-        return self.pinned[last] - self.pinned[first]
+    def __post_init__(self) -> None:
+        heights = [bottom - top for top, bottom in itertools.pairwise([0, *self.bounds])]
+        size = {rows: pinned_bytes(self.bytes(rows)) if self.host else self.bytes(rows) for rows in set(heights)}
+        self._sizes = tuple(size[rows] for rows in heights)
+
+    def store(self) -> None:
+        """Store the next band."""
+        self.stored_bytes += self._sizes[self._stored]
+        self._stored += 1
+
+    def store_all(self) -> None:
+        """Store every band that is not stored yet."""
+        self.stored_bytes += sum(self._sizes[self._stored :])
+        self._stored = len(self._sizes)
 
     def read(self, rows: int, aligned: bool = False) -> ReadCost:
         """The cost of reading rows of this map."""
@@ -128,8 +133,9 @@ class KeptCost(MapCost):
 
     def release(self, row: int) -> None:
         """Promise that no row above `row` is read again."""
-        gone = bisect.bisect_right(self.bounds, row)
-        self.freed = max(self.freed, self.bounds[gone - 1] if gone else 0)
+        while self._freed < len(self.bounds) and self.bounds[self._freed] <= row:
+            self.stored_bytes -= self._sizes[self._freed]
+            self._freed += 1
 
 
 @dataclass
@@ -267,6 +273,8 @@ class BandPeakTracker:
         self.on_host = name == "host"
         self.keep_doubled, self.keep_first = name in ("bands", "host"), name != "recompute_conv"
         self.live: list[KeptCost] = []
+        self._bands: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._heights: dict[int, Counter[int]] = {}
         self.device, self.host, self.macs, self.moved = SMALL, 0, 0.0, 0.0
 
     def decode(self, cells: Size) -> None:
@@ -345,12 +353,13 @@ class BandPeakTracker:
             chunked = tokens * min(area, CHUNK) * 3 * inner + tokens * c * (3 * inner + self.element)
             working = 2 * whole + max(chunked, 4 * band)
         self.moment(max(read.peak + 2 * band, working, read.peak + (0 if self.on_host else 2 * whole)))
-        self.live, out.computed = [out], out.height
+        self.live = [out]
+        out.store_all()
         return out
 
     def stored(self, x: MapCost) -> KeptCost:
         """A kept map of the same size, still empty."""
-        bounds = [bottom for _, bottom in bands(x.height, self.band_rows)]
+        bounds = [bottom for _, bottom in self.bands(x.height)]
         return KeptCost(x.channels, x.height, x.width, self.element, bounds=bounds, host=self.on_host)
 
     def keep(self, x: MapCost, release: bool = True) -> KeptCost:
@@ -358,38 +367,61 @@ class BandPeakTracker:
         out = self.stored(x)
         self.live.append(out)
         self.moved += (1 + HOST_READS) * x.bytes(x.height) if self.on_host else 0
+        if not release:
+            self.keep_beside(out, x)
+            return out
         reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
-        for top, bottom in bands(x.height, self.band_rows):
+        for top, bottom in self.bands(x.height):
             read = reads[bottom - top]
             self.macs += read.macs
             self.moment(max(read.peak, read.held))  # the band itself is in it, so on the device storing it adds nothing
-            out.computed = bottom
+            out.store()
             if self.on_host:
                 self.moment(0)
-            if release:
-                x.release(bottom)
-        if release:
-            self.live = [out]
+            x.release(bottom)
+        self.live = [out]
         return out
+
+    def keep_beside(self, out: KeptCost, x: MapCost) -> None:
+        """Store a map whose sources stay: what is stored only grows, so the last band of each height is its peak."""
+        for rows, times in self.heights(x).items():  # from top to bottom; only the last may be lower
+            read = x.read(rows, aligned=True)
+            self.macs += times * read.macs
+            for _ in range(times - 1):
+                out.store()
+            self.moment(max(read.peak, read.held))
+            out.store()
+        if self.on_host:
+            self.moment(0)
 
     def last(self, x: MapCost) -> None:
         """Read the output rows band by band."""
         reads = {rows: x.read(rows, aligned=True) for rows in self.heights(x)}
-        for top, bottom in bands(x.height, self.band_rows):
+        for top, bottom in self.bands(x.height):
             read = reads[bottom - top]
             self.macs += read.macs
             self.moment(max(read.peak, read.held))
             x.release(bottom)
 
+    def bands(self, height: int) -> tuple[tuple[int, int], ...]:
+        """Top and bottom row of each band of a map; the same for every map of that height."""
+        if height not in self._bands:
+            self._bands[height] = tuple(bands(height, self.band_rows))
+        return self._bands[height]
+
     def heights(self, x: MapCost) -> Counter[int]:
         """How many bands have each height."""
-        return Counter(bottom - top for top, bottom in bands(x.height, self.band_rows))
+        if x.height not in self._heights:
+            self._heights[x.height] = Counter(bottom - top for top, bottom in self.bands(x.height))
+        return self._heights[x.height]
 
     def moment(self, working: int) -> None:
         """Record a moment at which `working` bytes are being computed beside the stored maps."""
-        stored, computed = sum(kept.stored_bytes for kept in self.live), int(working * self.scratch) + SMALL
+        stored, arriving, computed = 0, 0, int(working * self.scratch) + SMALL
+        for kept in self.live:
+            stored += kept.stored_bytes
+            arriving += kept.ahead
         if self.on_host:
-            arriving = sum(kept.ahead for kept in self.live)
             self.host, self.device = max(self.host, stored), max(self.device, computed + arriving)
         else:
             self.device = max(self.device, stored + computed)
