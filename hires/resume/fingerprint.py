@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SCHEMA = 2
+SCHEMA = 3
+"""Raised whenever the same request draws another image or is recorded otherwise; 3: masks blend exactly at 0 and 1."""
+
 READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its fingerprint
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws

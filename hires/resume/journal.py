@@ -258,12 +258,17 @@ def open_journal(
 def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: bool, restart: bool) -> None:
     before = None if restart else read_job(folder)
     if before is not None:
+        if before.get("schema") != job.get("schema"):
+            raise RequestError(
+                f"output {output}: its unfinished render was begun by another version of hires, which draws otherwise; "
+                "finish it with that version, give `restart` to throw it away, or give another output"
+            )
         changed = differences(before, job)
         if changed:
             given = [name for name in changed if not name.startswith("plan.")]  # a plan follows from what was given
             raise RequestError(
                 f"output {output}: an unfinished render is there that differs in {', '.join(given or changed)}; "
-                "give that again to go on, `restart` to throw it away, or another -o"
+                "give that again to go on, `restart` to throw it away, or another output"
             )
         for file in folder.glob(f".*{PART}"):
             file.unlink(missing_ok=True)

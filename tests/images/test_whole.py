@@ -87,7 +87,7 @@ def test_a_picture_is_turned_as_its_exif_says_and_laid_on_white(tmp_path: Path) 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
 def test_a_picture_that_pillow_does_not_know_is_read(tmp_path: Path, bands: int, kind: type) -> None:
-    """Deep TIFFs, as `bits 16` writes them: to 8 bits (Pillow cuts those of colour off), grey as colour, on white."""
+    """Deep TIFFs, as `--bits 16` writes them: to 8 bits (Pillow cuts those of colour off), grey as colour, on white."""
     values = np.random.default_rng(0).random((20, 30, bands))
     deep = (values * (65535 if kind is np.uint16 else 1)).astype(kind)
     with ImageSink.open(tmp_path / "a.tif", Size(20, 30), bands, kind) as sink:

@@ -130,6 +130,19 @@ def test_a_journal_torn_anywhere_is_never_trusted(
     assert np.array_equal(hires.render(PROMPT, output=output, **SMALL).pixels, undisturbed)
 
 
+def test_a_render_of_an_earlier_version_is_refused_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records could be gone on with, to a picture that neither version draws."""
+    output = tmp_path / "a.png"
+    with monkeypatch.context() as earlier, pytest.raises(Cancelled):
+        earlier.setattr("hires.resume.fingerprint.SCHEMA", 2)
+        hires.render(PROMPT, output=output, journal=AT_ONCE, on_event=stop_after(4, "base"), **SMALL)
+    job = (tmp_path / ".a.png.hires" / "job.json").read_bytes()
+    with pytest.raises(RequestError, match=r"begun by another version of hires.*`restart`"):
+        hires.render(PROMPT, output=output, **SMALL)
+    assert (tmp_path / ".a.png.hires" / "job.json").read_bytes() == job
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_another_request_is_noticed_and_refused(change: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "a.png"
