@@ -59,10 +59,15 @@ def test_a_card_whose_host_is_small_keeps_weights_and_maps_off_it(demo: ModelSpe
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what becomes of freed memory")
 def test_freed_memory_is_kept_within_and_leaves_the_process_after() -> None:
-    """In a process of its own, whose page faults and resident memory it is."""
+    """In a process of its own, whose page faults and resident memory it is.
+
+    The process imports what a render imports: in a barer one glibc 2.36 puts what `memalign` cuts off a block into its
+    still empty thread cache (seven entries of a size), and each piece there keeps the block beside it from being used again.
+    """
     script = """
 import json, pathlib, resource
 import torch
+import hires.engine.run
 from hires.devices.memory import freed_pages
 
 def faults(way):
