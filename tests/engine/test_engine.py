@@ -301,7 +301,7 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
 
 def test_a_policy_of_attention_reaches_the_network_and_the_plan() -> None:
     """Over the canvas in one piece: another picture than of tiles, the same again, and named in the plan."""
-    options = {"size": "320x352", "steps": 2, "seed": 3}
+    options = {"size": "264x352", "steps": 1, "seed": 3}
     tiles, policy, again = (
         hires.render(PROMPT, attention_policy=name, **options)  # type: ignore[arg-type]
         for name in (None, "npa:256", "npa:256")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forked
 from tests.support.checkpoints import Checkpoint
 
 Get = Callable[[str, str], Checkpoint]
@@ -62,9 +63,7 @@ def own_modules(path: Path, config: dict[str, Any]) -> None:
 
 def run(arguments: list[str], canary: Path) -> subprocess.CompletedProcess[str]:
     """hires with a stdin that says yes to everything."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hires", *arguments], input="y\n" * 100, capture_output=True, text=True, timeout=120
-    )
+    done = forked.run(*arguments, folder=canary.parent / "process", stdin="y\n" * 100)
     assert not canary.exists(), f"code of the folder was run: {arguments}"
     assert "y/N" not in done.stdout + done.stderr, "it asked whether to run the code"
     assert "Traceback" not in done.stderr, done.stderr
