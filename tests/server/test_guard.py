@@ -49,7 +49,7 @@ def test_other_hosts_and_other_sites_pages_are_refused(tmp_path: Path) -> None:
 
 
 def test_beyond_this_machine_only_with_a_key(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--api-key"):
+    with pytest.raises(RequestError, match="`api_key`"):
         Settings(folder=tmp_path, host="0.0.0.0")
     with pytest.raises(RequestError, match="8 or more"):
         Settings(folder=tmp_path, host="0.0.0.0", api_key="short")

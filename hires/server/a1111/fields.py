@@ -1,10 +1,10 @@
-"""The bodies that A1111's clients send. Fields that are not listed are let through and told in the answer's `info`."""
+"""The bodies that A1111's clients send; other fields are accepted and named in the answer's `info`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hires.server.settings import PROMPT_CHARACTERS
 
@@ -20,8 +20,8 @@ class Lenient(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
-        if value is not None:
+    def _null_is_default(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None or info.field_name is None:
             return value
         field = cls.model_fields.get(info.field_name)
         return value if field is None or field.is_required() else field.get_default(call_default_factory=True)
@@ -44,10 +44,10 @@ class Drawing(Lenient):
     width: Side = 512
     height: Side = 512
     denoising_strength: Share | None = None
-    override_settings: dict[str, Any] = Field(default_factory=dict)
+    override_settings: dict[str, object] = Field(default_factory=dict)
     script_name: Annotated[str, Field(max_length=200)] | None = None
-    script_args: list[Any] = Field(default_factory=list)
-    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    script_args: list[object] = Field(default_factory=list)
+    alwayson_scripts: dict[str, object] = Field(default_factory=dict)
     send_images: bool = True
     save_images: bool = False
 
@@ -103,7 +103,7 @@ class PngInfo(Lenient):
     image: str
 
 
-NEUTRAL: dict[str, Any] = {
+NEUTRAL: dict[str, object] = {
     "show_extras_results": True,
     "do_not_save_samples": False,
     "s_noise": 1,
@@ -116,9 +116,9 @@ NEUTRAL: dict[str, Any] = {
     "seed_resize_from_w": -1,
     "hr_checkpoint_name": "Use same checkpoint",
 }
-"""What an unlisted field says where it asks for nothing, if that is not false, 0, "" or an empty list."""
+"""Values of unlisted fields that ask for nothing, besides false, 0, "" and an empty list."""
 
 
 def ignored(body: Lenient) -> list[str]:
-    """The fields of a body that ask for something which is not done here."""
+    """The fields of a body that ask for something this server does not do."""
     return sorted(name[:100] for name, value in (body.model_extra or {}).items() if value and NEUTRAL.get(name) != value)
