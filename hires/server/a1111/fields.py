@@ -53,6 +53,8 @@ class Drawing(Lenient):
 
 
 class Txt2Img(Drawing):
+    """The body of `txt2img`; the `hr_` fields describe a second, larger stage."""
+
     enable_hr: bool = False
     hr_scale: Annotated[float, Field(gt=0, le=64)] = 2.0
     hr_upscaler: Annotated[str, Field(max_length=200)] | None = None
@@ -64,6 +66,8 @@ class Txt2Img(Drawing):
 
 
 class Img2Img(Drawing):
+    """The body of `img2img`; pictures and masks are base64."""
+
     init_images: Annotated[list[str], Field(max_length=64)] | None = None
     resize_mode: Annotated[int, Field(ge=0, le=3)] = 0
     image_cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -76,6 +80,8 @@ class Img2Img(Drawing):
 
 
 class Extras(Lenient):
+    """What both bodies of enlargements share."""
+
     resize_mode: Annotated[int, Field(ge=0, le=1)] = 0
     upscaling_resize: Annotated[float, Field(gt=0, le=64)] = 2.0
     upscaling_resize_w: Side = 512
@@ -87,19 +93,27 @@ class Extras(Lenient):
 
 
 class ExtrasSingle(Extras):
+    """The body of `extra-single-image`."""
+
     image: str
 
 
 class NamedPicture(Lenient):
+    """A picture in base64 and its file name."""
+
     data: str
     name: Annotated[str, Field(max_length=1000)] = ""
 
 
 class ExtrasBatch(Extras):
+    """The body of `extra-batch-images`."""
+
     imageList: Annotated[list[NamedPicture], Field(max_length=256)]  # noqa: N815  the field's name
 
 
 class PngInfo(Lenient):
+    """The body of `png-info`: a picture in base64."""
+
     image: str
 
 

@@ -33,22 +33,27 @@ class A1111Routes:
         self.checkpoint = queue.library.models()[0].title
 
     async def txt2img(self, body: Txt2Img, request: Request) -> JSONResponse:
+        """Render a prompt, with `enable_hr` in two stages."""
         return await self._render(body, request, self.translator.txt2img)
 
     async def img2img(self, body: Img2Img, request: Request) -> JSONResponse:
+        """Render from pictures, within a mask where one is sent."""
         if not body.init_images:
             raise HTTPException(404, "Init image not found")
         return await self._render(body, request, self.translator.img2img)
 
     async def extra_single_image(self, body: ExtrasSingle, request: Request) -> Mapping[str, object]:
+        """Enlarge a picture."""
         images, html = await self._upscale(body, [body.image], request)
         return {"html_info": html, "image": images[0] if images else ""}
 
     async def extra_batch_images(self, body: ExtrasBatch, request: Request) -> Mapping[str, object]:
+        """Enlarge several pictures."""
         images, html = await self._upscale(body, [picture.data for picture in body.imageList], request)
         return {"html_info": html, "images": images}
 
     def png_info(self, body: PngInfo) -> Mapping[str, object]:
+        """The texts that a picture holds, and its "parameters" parsed."""
         with incoming_folder(self.queue) as folder:
             try:
                 picture = from_base64(body.image, self.queue.settings.limits)  # refused with a reason where it cannot be read
@@ -63,6 +68,7 @@ class A1111Routes:
         return {"info": text, "items": items, "parameters": infotext.parsed(text) if text else {}}
 
     async def progress(self, skip_current_image: bool = False) -> Mapping[str, object]:
+        """How far the job in progress has come, with its latest preview."""
         return await run_in_threadpool(progress_answer, self.queue, skip_current_image)
 
     def interrupt(self) -> Mapping[str, object]:
@@ -80,9 +86,11 @@ class A1111Routes:
         return {}
 
     def options(self) -> Mapping[str, object]:
+        """The options that can be read; `sd_model_checkpoint` is the model of later calls."""
         return {"sd_model_checkpoint": self.checkpoint, "samples_format": "png"}
 
     def set_options(self, body: dict[str, object]) -> Mapping[str, object]:
+        """Set `sd_model_checkpoint`; other options are left as they are."""
         if "sd_model_checkpoint" in body:
             name = body["sd_model_checkpoint"]
             checkpoint = name if isinstance(name, str) else ""

@@ -57,17 +57,21 @@ class JobRoutes:
         return JSONResponse(self.queue.describe(job), 202, headers={"Location": f"/jobs/{job.id}"})
 
     def jobs(self) -> list[Mapping[str, object]]:
+        """All jobs, the latest first."""
         return [*self.queue.documents()]
 
     def job(self, name: str) -> Mapping[str, object]:
+        """A job: its status, position in the queue, progress and results."""
         return self.queue.describe(find_job(self.queue, name))
 
     def cancel(self, name: str) -> Mapping[str, object]:
+        """Stop a job, a running one after the tile in progress; its finished pictures stay."""
         job = find_job(self.queue, name)
         self.queue.cancel(job)
         return self.queue.describe(job)
 
     def remove(self, name: str) -> None:
+        """Delete an ended job and its files; 409 while it waits or runs."""
         job = find_job(self.queue, name)
         if job.status not in ENDED:
             raise HTTPException(409, f"job {name}: is {job.status}; cancel it first")
@@ -106,6 +110,7 @@ class JobRoutes:
             return self.queue.workers[0].plan(stored, Path(folder))
 
     def models(self) -> Mapping[str, object]:
+        """The names of models, LoRAs and upscalers that a request may give."""
         library = self.queue.library
         document: ModelsDocument = {
             "models": [offer.name for offer in library.models()],
@@ -115,6 +120,7 @@ class JobRoutes:
         return document
 
     def health(self) -> Mapping[str, object]:
+        """The server's version, devices and memory budget, and how many jobs wait or run."""
         return {
             "version": __version__,
             "jobs": self.queue.count(),

@@ -86,13 +86,16 @@ class OpenAIRoutes:
         self.limits = queue.settings.limits
 
     def models(self) -> Mapping[str, object]:
+        """The models that a request may name."""
         return {"object": "list", "data": [_model_document(offer.name) for offer in self.queue.library.models()]}
 
     def model(self, name: str) -> Mapping[str, object]:
+        """A model; 404 for one that is not offered."""
         _model_path(self.queue, name)
         return _model_document(name)
 
     async def generations(self, body: Generation, request: Request) -> Mapping[str, object]:
+        """Render a prompt, `n` times, and return the pictures in base64 or as addresses."""
         count = self._count(body)
         size = "1024x1024" if body.size in (None, "auto") else body.size
         task = RenderTask(**body.task_fields(self.queue), size=size)
@@ -100,6 +103,7 @@ class OpenAIRoutes:
         return await self._response(job, body, request)
 
     async def edits(self, request: Request) -> Mapping[str, object]:
+        """Edit the picture of a multipart form, or draw what its mask leaves transparent anew."""
         form = await _read_form(request)
         count = self._count(form.fields)
         with incoming_folder(self.queue) as folder:
