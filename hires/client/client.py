@@ -1,4 +1,4 @@
-"""The functions of `hires` carried out by a server: render, edit, upscale, plan; and its jobs."""
+"""Render, edit, upscale and plan on a server, and find its jobs."""
 
 from __future__ import annotations
 

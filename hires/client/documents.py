@@ -1,4 +1,4 @@
-"""The JSON documents of `hires serve`, which the server writes and the client reads."""
+"""The JSON documents that `hires serve` writes and its client reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ASGI application: every route over one queue, errors as JSON, the guard around it."""
+"""The ASGI application: all routes over one queue, errors as JSON, the guard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of requests: checked, decoded, stored in their job's folder, resized and masked."""
+"""Checks, decodes, stores, resizes and masks the pictures of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a job has come: a fraction that never falls, the time left, the latest preview."""
+"""How far a job has come: a fraction that never falls, time left, preview."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a server is set up: addresses, folders, key, limits, and the models it offers."""
+"""The settings of a server, and the models that it offers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Limits:
     input_pixels: int = 150_000_000
     """Of a picture that is sent."""
     output_pixels: int = 2**30
-    """Of a picture that is made."""
+    """Of a picture that is rendered or enlarged."""
     side_px: int = 65_536
     """The longest side of either."""
     pictures: int = 64

@@ -117,7 +117,10 @@ def _json_type(field: OptionField) -> object:
 
 @add_declared_options
 class RenderTask(Task):
-    """As `hires.render`. init, mask: pictures; mask: white where `init` is drawn anew, the rest of it stays as it is."""
+    """A render, with the options of `hires.render`.
+
+    `init`, `mask` and `control` are pictures in base64; `mask` is white where `init` is drawn anew, elsewhere it stays as it is.
+    """
 
     pictures: ClassVar[tuple[str, ...]] = ("init", "mask", "control")
     declaration: ClassVar[type] = RenderOptions
@@ -131,7 +134,7 @@ class RenderTask(Task):
 
 @add_declared_options
 class EditTask(Task):
-    """As `hires.edit`: `picture` changed as `prompt` says."""
+    """An edit, with the options of `hires.edit`: `picture`, in base64, changed as `prompt` says."""
 
     pictures: ClassVar[tuple[str, ...]] = ("picture",)
     declaration: ClassVar[type] = EditOptions
@@ -146,9 +149,9 @@ class EditTask(Task):
 
 @add_declared_options
 class UpscaleTask(Task):
-    """As `hires.upscale`: `picture` enlarged by `scale` or to `size`, then drawn over where `refine` is set.
+    """An enlargement, with the options of `hires.upscale`.
 
-    mixed: another upscaler and its share of the result.
+    `picture`, in base64, is enlarged by `scale` or to `size`, then drawn over where `refine` is set.
     """
 
     pictures: ClassVar[tuple[str, ...]] = ("picture",)
@@ -156,7 +159,9 @@ class UpscaleTask(Task):
 
     kind: Literal["upscale"] = "upscale"
     picture: str
-    mixed: tuple[Name, Annotated[float, Field(ge=0, le=1)]] | None = None
+    mixed: tuple[Name, Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        None, description="Another upscaler and its share of the result."
+    )
 
     if TYPE_CHECKING:  # a type checker sees this body's own fields only
 

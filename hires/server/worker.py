@@ -1,4 +1,4 @@
-"""Plans and runs one task of a job with the engine; the file goes into the job's folder."""
+"""Plans and runs one task of a job; the file goes into the job's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The bodies that A1111's clients send; other fields are accepted and named in the answer's `info`."""
+"""The bodies that A1111's clients send.
+
+Fields that are not listed are accepted; those that ask for something are named in the answer's `info`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Lenient(BaseModel):
-    """Further fields are kept in `model_extra`; null is as good as left out."""
+    """A body that accepts further fields, in `model_extra`; null means the default."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""A1111's `/sdapi/v1` over the queue; calls return when their pictures are finished."""
+"""A1111's `/sdapi/v1`; calls return when their pictures are finished."""
 
 from __future__ import annotations
 

@@ -108,14 +108,14 @@ def tiled_diffusion(arguments: Sequence[object]) -> ScriptSettings:
 
 
 def tiled_vae(arguments: Sequence[object]) -> ScriptSettings:
-    """Tiled VAE: ours always decodes in bands that fit, and exactly."""
+    """Tiled VAE: nothing to do, as every decode runs in bands that fit, and is exact."""
     if not _Arguments("Tiled VAE", arguments).get(0, "enabled", bool, False):
         return ScriptSettings()
     return ScriptSettings(notes=("Tiled VAE: the plan chooses the bands; the decode is exact whatever their size",))
 
 
 def controlnet(arguments: Sequence[object]) -> ScriptSettings:
-    """ControlNet: its tile model holds a picture's structure while detail is drawn; ours holds it without the network."""
+    """ControlNet: of its models only tile, which keeps a picture's structure; here a frequency guide does, without a network."""
     settings = ScriptSettings()
     for unit in arguments:
         if not isinstance(unit, dict) or not unit.get("enabled", True):

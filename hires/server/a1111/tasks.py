@@ -1,4 +1,4 @@
-"""Translates A1111's bodies to tasks: sizes, hires fix, inpainting, scripts, LoRA tags."""
+"""Translates A1111's bodies: sizes, hires fix, inpainting, scripts, LoRA tags."""
 
 from __future__ import annotations
 

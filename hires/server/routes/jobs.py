@@ -1,4 +1,4 @@
-"""The routes `/jobs`, which queue, watch, fetch and cancel; `/plan`, `/models` and `/health`."""
+"""The routes `/jobs`, `/plan`, `/models` and `/health`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/images`: generations and edits; calls return when the pictures are finished."""
+"""OpenAI's `/v1/images`; calls return when the pictures are finished."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMAT = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
 class Generation(BaseModel):
-    """Fields that ask for nothing here (user, moderation, style, ...) are let through."""
+    """The body of `generations`; fields that ask for nothing here (user, moderation, style, ...) are accepted."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
