@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
@@ -20,7 +19,7 @@ from hires.events import Event
 from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import Job, read
 from hires.server.settings import Library, Settings
-from hires.server.tasks import AnyTask, Task, add_seeds
+from hires.server.tasks import AnyTask, add_seeds, digest, without_seed
 from hires.server.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -111,11 +110,11 @@ class JobQueue:
         name = uuid.uuid4().hex if id is None else id
         if not ID.fullmatch(name):
             raise RequestError(f"id {name[:80]!r}: give 8 to 64 letters, digits, - or _")
-        digest = "" if id is None else _digest(tasks)
+        request_digest = "" if id is None else digest(tasks)
         with self._lock:
             same = self._jobs.get(name)
             if same is not None:
-                if same.request_digest != digest:
+                if same.request_digest != request_digest:
                     raise ConflictError(f"id {name}: is another job's; give a new one")
                 return same
             self._check_room()
@@ -123,7 +122,7 @@ class JobQueue:
         try:
             prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(tasks)]
             worker = self.workers[0]
-            distinct = {_without_seed(task): task for task in prepared}
+            distinct = {without_seed(task): task for task in prepared}
             weights = {key: worker.weights(task, worker.plan(task, folder)) for key, task in distinct.items()}
             job = Job(
                 id=name,
@@ -132,7 +131,7 @@ class JobQueue:
                 folder=folder,
                 durable=durable,
                 origin=origin,
-                request_digest=digest,
+                request_digest=request_digest,
                 weights=weights,
             )
             return self._enqueue(job)
@@ -262,7 +261,7 @@ class JobQueue:
 
     def _make_picture(self, job: Job, index: int, worker: Worker) -> None:
         task, job.skipping = job.tasks[index], False
-        key = _without_seed(task)
+        key = without_seed(task)
         if key not in job.weights:  # an earlier server planned it
             job.weights[key] = worker.weights(task, worker.plan(task, job.folder))
         job.meter.begin(index, job.weights[key])
@@ -300,14 +299,3 @@ class JobQueue:
             )
             for job in ended[: max(0, len(ended) - self.settings.limits.kept)]:
                 self.forget(job)
-
-
-def _digest(tasks: Sequence[Task]) -> str:
-    """A digest that two requests share only where they ask for the same."""
-    text = repr([task.model_dump(mode="json") for task in tasks])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_seed(task: Task) -> str:
-    """A text that tasks share which differ in their seed alone."""
-    return task.model_copy(update={"seed": 0}).model_dump_json()

@@ -7,6 +7,7 @@ the bounds of its declaration. Pictures come in base64 and are stored as files o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -119,7 +120,7 @@ def _json_type(field: OptionField) -> object:
 class RenderTask(Task):
     """A render, with the options of `hires.render`.
 
-    `init`, `mask` and `control` are pictures in base64; `mask` is white where `init` is drawn anew, elsewhere it stays as it is.
+    `init`, `mask` and `control` are pictures in base64; `mask` is white where `init` is drawn anew, and the rest of it stays.
     """
 
     pictures: ClassVar[tuple[str, ...]] = ("init", "mask", "control")
@@ -228,3 +229,14 @@ def add_seeds(tasks: Iterable[SomeTask], draw: Callable[[], int]) -> Iterator[So
 def following_seed(task: SomeTask, index: int) -> SomeTask:
     """The task for picture `index` of several: its seed, where it has one, plus the index."""
     return task if task.seed is None else task.model_copy(update={"seed": task.seed + index})
+
+
+def digest(tasks: Iterable[Task]) -> str:
+    """A digest that two requests share only where they ask for the same."""
+    text = repr([task.model_dump(mode="json") for task in tasks])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_seed(task: Task) -> str:
+    """A text that tasks share which differ in their seed alone."""
+    return task.model_copy(update={"seed": 0}).model_dump_json()

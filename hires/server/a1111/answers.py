@@ -18,7 +18,7 @@ from hires.images.formats import read_text
 from hires.sampling.registry import SAMPLERS
 from hires.server.a1111.documents import InfoDocument, ProgressDocument
 from hires.server.a1111.fields import Drawing, Img2Img
-from hires.server.a1111.tasks import TranslatedRequest
+from hires.server.a1111.translation import TranslatedRequest
 from hires.server.job import Job
 from hires.server.pictures import link, png_bytes
 from hires.server.queue import JobQueue

@@ -15,7 +15,8 @@ from hires.images.formats import read_text
 from hires.server.a1111.answers import encode, html_of, pictures_answer, progress_answer
 from hires.server.a1111.fields import Drawing, Extras, ExtrasBatch, ExtrasSingle, Img2Img, PngInfo, Txt2Img, ignored
 from hires.server.a1111.listings import listings
-from hires.server.a1111.tasks import TranslatedRequest, Translator
+from hires.server.a1111.tasks import Translator
+from hires.server.a1111.translation import TranslatedRequest
 from hires.server.pictures import from_base64
 from hires.server.queue import JobQueue
 from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for

@@ -115,7 +115,7 @@ def tiled_vae(arguments: Sequence[object]) -> ScriptSettings:
 
 
 def controlnet(arguments: Sequence[object]) -> ScriptSettings:
-    """ControlNet: of its models only tile, which keeps a picture's structure; here a frequency guide does, without a network."""
+    """ControlNet: only its tile model, which keeps a picture's structure; here a frequency guide does, without a network."""
     settings = ScriptSettings()
     for unit in arguments:
         if not isinstance(unit, dict) or not unit.get("enabled", True):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -22,6 +21,7 @@ from hires.server.a1111 import scripts
 from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
 from hires.server.a1111.inpainting import mask_picture
 from hires.server.a1111.scripts import ScriptSettings
+from hires.server.a1111.translation import PictureRequest, TranslatedRequest, redraw_strength
 from hires.server.job import Job
 from hires.server.pictures import from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
@@ -30,49 +30,10 @@ from hires.tiling.geometry import Size
 
 LORA = re.compile(r"<lora:([^:<>]+)(?::([-+]?[\d.]+))?(?::[^<>]*)?>")
 AUTOMATIC = ("", "automatic")
-INIT_STRENGTH = 0.75
-"""A1111's strength where a client sends none."""
 INSTRUCTION_GUIDANCE = 1.5
 """A1111's `image_cfg_scale` where a client sends none."""
 FINEST_CUTOFF = 0.25
 """Of the structure that ControlNet tile keeps, in cycles per latent cell."""
-
-
-@dataclass(slots=True, kw_only=True)
-class TranslatedRequest:
-    """A body as tasks."""
-
-    tasks: list[AnyTask] = field(default_factory=list)
-    model: str
-    """What the engine takes as the model."""
-    notes: list[str] = field(default_factory=list)
-    """What is done in another way than the client asked for."""
-    ignored: list[str] = field(default_factory=list)
-    """The fields that ask for something this server does not do."""
-    finish: Callable[[Job], None] = lambda job: None
-    """What is left to do with the files of the finished job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureRequest:
-    """An img2img body with what was read from it."""
-
-    body: Img2Img
-    translated: TranslatedRequest
-    options: dict[str, object]
-    """Those that tasks of all kinds share."""
-    scripted: ScriptSettings
-    folder: Path
-    """Where the pictures of the tasks are written."""
-
-    def save(self, picture: Image.Image, name: str) -> str:
-        """Write a picture of a task as a PNG of that name, and return the name."""
-        return store_png(picture, self.folder, name)
-
-    @property
-    def strength(self) -> float:
-        """How much of the pictures is drawn anew."""
-        return _strength(self.body, self.translated.model)
 
 
 class Translator:
@@ -83,23 +44,23 @@ class Translator:
 
     def txt2img(self, body: Txt2Img, model: str | None, folder: Path) -> TranslatedRequest:
         """A render; hires fix is its second stage."""
-        scripted = _read_scripts(body)
-        if scripted.enlarge:
+        script = _read_scripts(body)
+        if script.enlarge:
             raise HTTPException(422, f"Script '{body.script_name}' not found")
-        translated, options = self._common(body, model, scripted)
-        width, height = scripted.size or (body.width, body.height)
+        translated, options = self._common(body, model, script)
+        width, height = script.size or (body.width, body.height)
         stages: list[str] = []
         if body.enable_hr:
             width, height, stages = self._hires_fix(body, translated)
-        task = RenderTask(**options, size=f"{width}x{height}", stages=stages, **_tile_options(scripted))
+        task = RenderTask(**options, size=f"{width}x{height}", stages=stages, **_tile_options(script))
         return self._repeat(translated, body, [task])
 
     def img2img(self, body: Img2Img, model: str | None, folder: Path) -> TranslatedRequest:
         """A render from each picture, an edit where the model edits, an enlargement where a script asks for one."""
-        scripted = _read_scripts(body)
-        translated, options = self._common(body, model, scripted)
+        script = _read_scripts(body)
+        translated, options = self._common(body, model, script)
         pictures = [turn_upright(from_base64(text, self.settings.limits, "init image")) for text in body.init_images or ()]
-        request = PictureRequest(body=body, translated=translated, options=options, scripted=scripted, folder=folder)
+        request = PictureRequest(body=body, translated=translated, options=options, script=script, folder=folder)
         if body.mask is not None:
             return self._inpaint(request, body.mask, pictures)
         tasks = [self._from_picture(request, picture, f"init-{i}.png") for i, picture in enumerate(pictures)]
@@ -123,14 +84,12 @@ class Translator:
             tasks.append(task)
         return tasks
 
-    def _common(
-        self, body: Drawing, model: str | None, scripted: ScriptSettings
-    ) -> tuple[TranslatedRequest, dict[str, object]]:
+    def _common(self, body: Drawing, model: str | None, script: ScriptSettings) -> tuple[TranslatedRequest, dict[str, object]]:
         """A request without tasks yet, and the options that all its tasks share."""
         override = body.override_settings
         name = override.get("sd_model_checkpoint") or model
         path = self.library.model(name if isinstance(name, str) else None)
-        translated = TranslatedRequest(model=path, notes=list(scripted.notes), ignored=ignored(body))
+        translated = TranslatedRequest(model=path, notes=list(script.notes), ignored=ignored(body))
         translated.ignored += [f"override_settings.{key[:80]}" for key in override if key != "sd_model_checkpoint"]
         translated.ignored += ["styles"] if body.styles else []
         try:
@@ -178,20 +137,20 @@ class Translator:
             translated.ignored.append("hr_prompt")
         if body.hr_upscaler and body.hr_upscaler.lower() not in ("none", "latent", "lanczos"):
             translated.notes.append(f"hires fix: hr_upscaler {body.hr_upscaler[:80]}: the picture is enlarged by Lanczos")
-        strength = _strength(body, translated.model)
+        strength = redraw_strength(body, translated.model)
         steps = body.hr_second_pass_steps or body.steps or 20
         taken, sigma = _relay_start(translated.model, strength, steps)
         return width, height, [f"{body.width}x{body.height}", f"{width}x{height},sigma={sigma:.6g},steps={taken}"]
 
     def _from_picture(self, request: PictureRequest, picture: Image.Image, name: str) -> AnyTask:
         """The task for one picture without a mask; its file gets the name."""
-        body, scripted, model = request.body, request.scripted, request.translated.model
-        width, height = scripted.size or (body.width, body.height)
-        if scripted.scale and (scripted.enlarge or scripted.keep_input):
-            width, height = round(picture.width * scripted.scale), round(picture.height * scripted.scale)
+        body, script, model = request.body, request.script, request.translated.model
+        width, height = script.size or (body.width, body.height)
+        if script.scale and (script.enlarge or script.keep_input):
+            width, height = round(picture.width * script.scale), round(picture.height * script.scale)
         size = f"{width}x{height}"
         larger = width > picture.width and height > picture.height
-        if scripted.enlarge or (scripted.guided and larger):
+        if script.enlarge or (script.guided and larger):
             return self._enlarge(request, request.save(picture, name), size)
         if load_spec(model).facts.image_channels:
             init = request.save(resize(picture, width, height, body.resize_mode), name)
@@ -200,23 +159,23 @@ class Translator:
         if body.image_cfg_scale not in (None, INSTRUCTION_GUIDANCE):
             request.translated.ignored.append("image_cfg_scale")
         relay = None
-        if scripted.guided:
+        if script.guided:
             cutoff = structure_cutoff(Size(picture.height, picture.width), Size(height, width))
             relay = f"guide=structure:{min(cutoff, FINEST_CUTOFF):.6g}"
         init = request.save(resize(picture, width, height, body.resize_mode), name)
-        tiles = _tile_options(scripted)
+        tiles = _tile_options(script)
         return RenderTask(**request.options, size=size, init=init, strength=request.strength, relay=relay, **tiles)
 
     def _enlarge(self, request: PictureRequest, picture: str, size: str) -> UpscaleTask:
         """An enlargement of a stored picture, drawn over in tiles unless the body or its script forbids that."""
-        scripted = request.scripted
-        upscaler = scripted.upscaler
+        script = request.script
+        upscaler = script.upscaler
         if isinstance(upscaler, int):
             names = ["None", *(offer.name for offer in self.library.upscalers())]
             if not 0 <= upscaler < len(names):
                 raise RequestError(f"{scripts.ULTIMATE}: upscaler_index {upscaler}; give 0 to {len(names) - 1}")
             upscaler = names[upscaler]
-        redraw = scripted.redraw and request.body.denoising_strength != 0
+        redraw = script.redraw and request.body.denoising_strength != 0
         return UpscaleTask(
             **_fields_of(UpscaleTask, request.options),
             picture=picture,
@@ -224,7 +183,7 @@ class Translator:
             upscaler=upscaler,
             refine=redraw,
             strength=request.strength if redraw else None,
-            tile_px=scripted.tile_px if redraw else None,
+            tile_px=script.tile_px if redraw else None,
         )
 
     def _inpaint(self, request: PictureRequest, mask: str, pictures: Sequence[Image.Image]) -> TranslatedRequest:
@@ -242,7 +201,7 @@ class Translator:
                 **request.options,
                 size=f"{body.width}x{body.height}",
                 strength=request.strength,
-                **_tile_options(request.scripted),
+                **_tile_options(request.script),
                 init=request.save(resize(picture, body.width, body.height, mode), f"init-{index}.png"),
                 mask=request.save(resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
             )
@@ -283,12 +242,6 @@ def _extras_size(body: Extras, picture: Image.Image) -> tuple[int, int]:
     return round(width * factor), round(height * factor)
 
 
-def _strength(body: Drawing, model: str) -> float:
-    """How much is drawn anew; a strength that leaves none of the steps takes one, as A1111's does."""
-    strength = INIT_STRENGTH if body.denoising_strength is None else body.denoising_strength
-    return max(strength, 1 / (body.steps or load_spec(model).defaults.steps))
-
-
 def _chosen_name(name: str | None) -> str | None:
     """A sampler's or schedule's name; None where the server chooses."""
     return None if name is None or name.strip().lower() in AUTOMATIC else name
@@ -299,9 +252,9 @@ def _fields_of(kind: type[Task], options: dict[str, object]) -> dict[str, object
     return {name: value for name, value in options.items() if name in kind.model_fields}
 
 
-def _tile_options(scripted: ScriptSettings) -> dict[str, object]:
+def _tile_options(script: ScriptSettings) -> dict[str, object]:
     """The tiling that a script asks for."""
-    options = {"strategy": scripted.strategy, "tile_px": scripted.tile_px, "overlap_px": scripted.overlap_px}
+    options = {"strategy": script.strategy, "tile_px": script.tile_px, "overlap_px": script.overlap_px}
     return {name: value for name, value in options.items() if value is not None}
 
 
