@@ -73,7 +73,7 @@ class Guard:
         name = urlsplit(f"//{host}").hostname if host else None
         if not self.any_host and name is not None and name not in self.hosts:
             raise Refused(
-                400, f"host {host[:100]!r}: is not a name of this server; add {name} to its `hosts`, allow-host of hires serve"
+                400, f"host {host[:100]!r}: is not a name of this server; add {name} to its `hosts` (allow-host of hires serve)"
             )
         origin = headers.get("origin")
         if origin is not None and method not in SAFE and urlsplit(origin).netloc.lower() != host.lower():

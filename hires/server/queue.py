@@ -160,7 +160,7 @@ class JobQueue:
             return job
 
     def get(self, name: str) -> Job | None:
-        """The job of an id; None where there is none."""
+        """The job with this id, or None."""
         with self._lock:
             return self._jobs.get(name)
 

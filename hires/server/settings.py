@@ -25,17 +25,17 @@ class Limits:
     body_seconds: float = 30.0
     """The longest silence within a body."""
     input_pixels: int = 150_000_000
-    """Of a picture that is sent."""
+    """The most pixels of a picture that is sent."""
     output_pixels: int = 2**30
-    """Of a picture that is rendered or enlarged."""
+    """The most pixels of a picture that is rendered or enlarged."""
     side_px: int = 65_536
     """The longest side of either."""
     pictures: int = 64
-    """Pictures of one job."""
+    """The most pictures of one job."""
     waiting: int = 64
-    """Jobs that may wait for a device."""
+    """How many jobs may wait for a device."""
     kept: int = 200
-    """Finished jobs whose files stay."""
+    """How many finished jobs keep their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

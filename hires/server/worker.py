@@ -42,7 +42,7 @@ from hires.server.tasks import (
 from hires.tiling.geometry import Size
 
 ENLARGE_SHARE = 0.1
-"""The enlarging part of the time of an enlargement that is then drawn over."""
+"""The share of the whole time that enlarging takes where the result is then drawn over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ SCHEDULERS_LISTED: list[dict[str, object]] = [
 
 
 def listings(queue: JobQueue) -> dict[str, Callable[[], Listing]]:
-    """The endpoint of each listing by its path. Their names are operation ids of the API."""
+    """The endpoint of each listing by its path. The functions' names are part of the API's operation ids."""
     library = queue.library
 
     def upscalers() -> list[Mapping[str, object]]:

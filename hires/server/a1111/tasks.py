@@ -33,7 +33,7 @@ AUTOMATIC = ("", "automatic")
 INSTRUCTION_GUIDANCE = 1.5
 """A1111's `image_cfg_scale` where a client sends none."""
 FINEST_CUTOFF = 0.25
-"""Of the structure that ControlNet tile keeps, in cycles per latent cell."""
+"""The finest structure that ControlNet tile keeps, in cycles per latent cell."""
 
 
 class Translator:

@@ -1,4 +1,4 @@
-"""What is known of a request of A1111's while its body is translated to tasks."""
+"""What is known of an A1111 request while its body is translated to tasks."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def router(queue: JobQueue) -> APIRouter:
 
 
 def find_job(queue: JobQueue, name: str) -> Job:
-    """The job of an id. 404 where there is none."""
+    """The job with this id. 404 where there is none."""
     job = queue.get(name)
     if job is None:
         raise HTTPException(404, f"job {name[:80]!r}: is not here")

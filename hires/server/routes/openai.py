@@ -25,9 +25,9 @@ from hires.server.settings import PROMPT_CHARACTERS
 from hires.server.tasks import EditTask, RenderTask
 
 EDIT_STRENGTH = 0.6
-"""Of a picture that a text-to-image model edits."""
+"""The strength of an edit by a model that only draws from text."""
 REDRAW_STRENGTH = 1.0
-"""Of the transparent part of a mask, which is drawn anew."""
+"""The strength within the transparent part of a mask."""
 MODELS = ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-latest")
 PRESETS = {"low": "fast", "standard": "balanced", "medium": "balanced", "auto": "balanced", "high": "best", "hd": "best"}
 FORMAT = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -69,7 +69,7 @@ class Generation(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditForm:
-    """The form of an edit, read."""
+    """What the form of an edit holds."""
 
     fields: Generation
     picture: bytes
@@ -103,7 +103,7 @@ class OpenAIRoutes:
         return await self._response(job, body, request)
 
     async def edits(self, request: Request) -> Mapping[str, object]:
-        """Edit the picture of a multipart form, or draw what its mask leaves transparent anew."""
+        """Edit the picture of a multipart form; with a mask, redraw what is transparent in it."""
         form = await _read_form(request)
         count = self._count(form.fields)
         with incoming_folder(self.queue) as folder:
