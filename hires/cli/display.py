@@ -27,15 +27,21 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
 
 
 UNDECLARED = {
-    name: f"--{name}" for name in ("base", "csv", "device", "dtype", "family", "grid", "overwrite", "parts", "plot")
+    name: f"--{name}"
+    for name in (
+        *("base", "csv", "device", "dtype", "family", "grid", "overwrite", "parts", "plot"),
+        *("host", "loras", "models", "port", "upscalers"),
+    )
 } | {
+    "api_key": "--api-key",
     "attention_policy": "--attention-policy",
     "attention_window": "--attention-window",
     "policy": "--policy",
     "vae": "--vae",
     "vram": "--vram",
+    "waiting": "--queue",
 }
-"""Flags of the commands that measure, whose options no dataclass declares."""
+"""Flags of the commands that measure and serve, whose options no dataclass declares."""
 
 
 def in_flags(text: str, options: Sequence[type] = ()) -> str:

@@ -1,11 +1,10 @@
-"""The application: every route over one queue, errors as JSON with a reason, the guard around it all."""
+"""The ASGI application: all routes over one queue, errors as JSON, the guard."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -46,30 +45,33 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _said(request: Request, status: int, reason: str, code: str | None = None) -> JSONResponse:
-    """An error in the words of the API that was called: FastAPI's and A1111's `detail`, or OpenAI's `error`."""
+def _error_response(request: Request, status: int, reason: str, code: str | None = None) -> JSONResponse:
+    """An error as the API that was called gives it: FastAPI's and A1111's `detail`, or OpenAI's `error`."""
     if request.url.path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return JSONResponse({"error": {"message": reason, "type": kind, "param": None, "code": code}}, status)
     return JSONResponse({"detail": reason, "error": code or "HTTPException", "errors": reason}, status)
 
 
-async def _invalid(request: Request, error: Any) -> JSONResponse:
-    parts = []
-    for found in error.errors()[:8]:
-        where = ".".join(str(part) for part in found.get("loc", ()) if part != "body")
-        parts.append(f"{where[:120]}: {str(found.get('msg', 'is not understood'))[:200]}")
-    return _said(request, 422, "; ".join(parts) or "the request is not understood", "RequestValidationError")
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    reasons = []
+    for entry in error.errors()[:8]:
+        where = ".".join(str(part) for part in entry.get("loc", ()) if part != "body")
+        reasons.append(f"{where[:120]}: {str(entry.get('msg', 'is not understood'))[:200]}")
+    reason = "; ".join(reasons) or "the request is not understood"
+    return _error_response(request, 422, reason, "RequestValidationError")
 
 
-async def _refused(request: Request, error: Any) -> JSONResponse:
-    answer = _said(request, error.status_code, str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    response = _error_response(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
-async def _failed(request: Request, error: Any) -> JSONResponse:
+async def _failed(request: Request, error: Exception) -> JSONResponse:
     status = http_status(error)
     if status == 500:
         log.warning("%s: %s", request.url.path, error)
-    return _said(request, status, str(error), type(error).__name__)
+    return _error_response(request, status, str(error), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a server refuses besides what the engine does, and the status that every error is answered with."""
+"""Errors of the server alone, and the HTTP status of every error."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from hires.errors import HiresError, RequestError, WriteError
 
 
 class QueueFullError(HiresError):
-    """No room for another job."""
+    """The queue has no room for another job."""
 
 
 class ConflictError(HiresError):
-    """A job of this id is there and is another."""
+    """Another job has this id."""
 
 
 STATUS: tuple[tuple[type[HiresError], int], ...] = (
@@ -22,5 +22,5 @@ STATUS: tuple[tuple[type[HiresError], int], ...] = (
 
 
 def http_status(error: BaseException) -> int:
-    """The status that an error is answered with; 500 where it is the server's own."""
+    """The HTTP status of the answer to an error; 500 where the error is the server's own."""
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)

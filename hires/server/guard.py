@@ -1,4 +1,4 @@
-"""What stands before every request: whom it comes from, its key, and the length of its body. Pure ASGI."""
+"""The check before every request: its origin, its key and the length of its body."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import base64
 import binascii
 import hmac
 import json
-from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hires.server.settings import Settings
 
-Scope = dict[str, Any]
 LOCAL = ("127.0.0.1", "localhost", "::1")
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = [
@@ -35,17 +35,21 @@ class Refused(Exception):
 
 
 class Guard:
-    """Around the application. 400 for a host that the server does not go by and 403 for another page's request (so no page
-    that the user visits can use a server on this machine), 401 without the key, 408 for a body that stops, 413 for one that is
-    too long, 503 where the bodies that are being read would fill the memory."""
+    """An ASGI middleware that lets a request through with its whole body, or answers it.
 
-    def __init__(self, app: Any, settings: Settings) -> None:
+    400 for a host name that is not the server's and 403 for a request of another site's page, so that no page which the user
+    visits can use a server on this machine. 401 without the key, 408 for a body that stops, 413 for one that is too long, 503
+    where the bodies that are being read would fill the memory.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
         self.hosts = {*LOCAL, settings.host, *settings.hosts}
         self.any_host = settings.host in ("0.0.0.0", "::") and not settings.hosts  # guarded by its key
         self._held = 0
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on to the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -68,22 +72,24 @@ class Guard:
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname if host else None
         if not self.any_host and name is not None and name not in self.hosts:
-            raise Refused(400, f"host {host[:100]!r}: this server does not go by that name; start it with --allow-host {name}")
+            raise Refused(
+                400, f"host {host[:100]!r}: is not a name of this server; add {name} to its `hosts` (allow-host of hires serve)"
+            )
         origin = headers.get("origin")
         if origin is not None and method not in SAFE and urlsplit(origin).netloc.lower() != host.lower():
             raise Refused(403, f"origin {origin[:100]!r}: pages of other sites cannot use this server")
 
     def check_key(self, headers: dict[str, str]) -> None:
         """Refused where a key is set and the request has none or another. Compared in constant time."""
-        wanted = self.settings.api_key
-        if wanted is None:
+        expected = self.settings.api_key
+        if expected is None:
             return
-        given = _key(headers)
-        if given is None or not hmac.compare_digest(given.encode(), wanted.encode()):
+        key = _key(headers)
+        if key is None or not hmac.compare_digest(key.encode(), expected.encode()):
             raise Refused(401, "give the server's key: 'Authorization: Bearer KEY', or as the password of HTTP Basic")
 
-    async def _body(self, headers: dict[str, str], receive: Any) -> bytes:
-        """The whole body, no longer than allowed; what it takes is counted until the answer is there."""
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """The whole body, no longer than allowed; its bytes are counted until the answer is sent."""
         most = self.settings.limits.body_bytes
         length = headers.get("content-length", "0")
         if not length.isdigit():
@@ -129,30 +135,33 @@ def _key(headers: dict[str, str]) -> str | None:
     return None
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-    given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body in one message, then what follows it."""
+    replayed = False
 
-    async def again() -> Any:
-        nonlocal given
-        if given:
+    async def receive_again() -> Message:
+        nonlocal replayed
+        if replayed:
             return await receive()  # the disconnect
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return receive_again
 
 
-def _with_headers(send: Any) -> Any:
-    async def sent(message: Any) -> None:
+def _with_headers(send: Send) -> Send:
+    """A `send` that adds the security headers which an answer does not set itself."""
+
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            message = message | {"headers": [*message["headers"], *(pair for pair in HEADERS if pair[0] not in present)]}
+            message = {**message, "headers": [*message["headers"], *(pair for pair in HEADERS if pair[0] not in present)]}
         await send(message)
 
-    return sent
+    return send_with_headers
 
 
-async def _answer(send: Any, status: int, reason: str) -> None:
+async def _answer(send: Send, status: int, reason: str) -> None:
     body = json.dumps(
         {"error": {"message": reason, "type": "invalid_request_error", "code": status}, "detail": reason}
     ).encode()

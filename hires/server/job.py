@@ -1,4 +1,4 @@
-"""A job: pictures in the order they are to be made, where it stands, and its folder on disk."""
+"""A job: its tasks in order, how far it has come, and its folder on disk."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
+from hires.client.documents import ENDED, JobDocument, ResultDocument
 from hires.errors import HiresError, WriteError
 from hires.server.errors import http_status
 from hires.server.progress import Meter
@@ -24,46 +25,67 @@ from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
 FILE = "job.json"
-ENDED = ("done", "failed", "cancelled")
-TASK: TypeAdapter[Any] = TypeAdapter(AnyTask)
-Status = str  # 'queued', 'running', or one of ENDED
+TASK: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
+
+
+class StoredPicture(TypedDict):
+    """A finished picture in `job.json`."""
+
+    file: str
+    seed: int
+    seconds: float
+    sampler: str
+    schedule: str
+    steps: int
+    guidance: float
+    size: list[int]
+    """Height, width."""
+    notes: list[str]
 
 
 @dataclass(eq=False)
 class Job:
-    """Changed by the queue alone, under its lock. durable: lives on after a restart; a job of a waiting client does not.
-
-    wanted: a digest of what a client asked for under an id of its own. weights: by task but for its seed, the seconds that each
-    of its stages is expected to take. skipping: leave the picture in progress out; stop: 'cancel' for good, 'shutdown' until
-    the next start.
-    """
+    """One to many pictures in a queue, which alone changes them, under its lock."""
 
     id: str
     sequence: int
-    tasks: list[Any]
+    """Its place in the order in which jobs came."""
+    tasks: list[AnyTask]
+    """One for each picture."""
     folder: Path
     durable: bool = True
+    """Whether it survives a restart; a job whose client waits does not."""
     origin: str = "jobs"
-    status: Status = "queued"
+    status: str = "queued"
+    """'queued', 'running', or one of `ENDED`."""
     created: float = field(default_factory=time.time)
     started: float | None = None
     finished: float | None = None
+    """Seconds since 1970, as `created` and `started`."""
     attempts: int = 0
+    """How often it was started."""
     error: str | None = None
     error_status: int | None = None
-    made: list[FinishedPicture] = field(default_factory=list)
-    wanted: str = ""
+    """The HTTP status of the error."""
+    pictures: list[FinishedPicture] = field(default_factory=list)
+    """Those that are finished."""
+    request_digest: str = ""
+    """A digest of the request, where the client chose the id."""
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The seconds that each stage is expected to take, by the task without its seed."""
     skipping: bool = False
+    """Leave the picture in progress out."""
     stop: str = ""
+    """'cancel' stops it for good, 'shutdown' until the next start."""
     meter: Meter = field(init=False)
     ended: Future[None] = field(default_factory=Future)
+    """Done when the job has ended, or the server stops."""
 
     def __post_init__(self) -> None:
         self.meter = Meter(max(1, len(self.tasks)))
 
-    def to_json(self, position: int | None) -> dict[str, Any]:
-        """What `GET /jobs/{id}` answers. position: how many are before it in the queue."""
+    def to_json(self, position: int | None) -> JobDocument:
+        """What `GET /jobs/{id}` answers. position: how many jobs are before it in the queue."""
         progress = self.meter.now.to_json()
         if self.status == "done":
             progress["fraction"] = 1.0
@@ -78,22 +100,23 @@ class Job:
             "progress": progress,
             "prompt": self.tasks[0].prompt[:200] if self.tasks else "",
             "error": self.error,
-            "results": [self._result(index, made) for index, made in enumerate(self.made)],
+            "results": [self._result(index, picture) for index, picture in enumerate(self.pictures)],
         }
 
-    def _result(self, index: int, made: FinishedPicture) -> dict[str, Any]:
-        path = self.folder / made.file
+    def _result(self, index: int, picture: FinishedPicture) -> ResultDocument:
+        path = self.folder / picture.file
         return {
             "url": f"/jobs/{self.id}/result" + (f"?picture={index}" if index else ""),
-            "file": made.file,
-            "size": str(made.size),
+            "file": picture.file,
+            "size": str(picture.size),
             "bytes": path.stat().st_size if path.is_file() else 0,
-            "seed": made.seed,
-            "seconds": round(made.seconds, 3),
-            "notes": list(made.notes),
+            "seed": picture.seed,
+            "seconds": round(picture.seconds, 3),
+            "notes": list(picture.notes),
         }
 
     def fail(self, error: BaseException) -> None:
+        """Note an error and its HTTP status."""
         self.error, self.error_status = str(error), http_status(error)
 
     def save(self) -> None:
@@ -110,9 +133,9 @@ class Job:
             "attempts": self.attempts,
             "error": self.error,
             "error_status": self.error_status,
-            "wanted": self.wanted,
+            "wanted": self.request_digest,
             "tasks": [task.model_dump(mode="json") for task in self.tasks],
-            "made": [_made_to_json(made) for made in self.made],
+            "made": [_store(picture) for picture in self.pictures],
         }
         part = self.folder / f".{FILE}.part"
         try:
@@ -128,40 +151,40 @@ class Job:
             raise WriteError(f"{self.folder}: {error.strerror or error}; make room on that disk") from error
 
     def remove(self) -> None:
-        """Its folder and all in it."""
+        """Delete its folder and all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """What an unfinished picture left: its journal and its file in parts."""
-        held = {FILE} | {made.file for made in self.made}
+        """Delete what unfinished pictures left: journals and incomplete files."""
+        keep = {FILE} | {picture.file for picture in self.pictures}
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.name.startswith(".") or (path.name.startswith("result") and path.name not in held):
+                elif path.name.startswith(".") or (path.name.startswith("result") and path.name not in keep):
                     path.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Job | None:
-    """The job of a folder; None, with a warning, where its file is damaged or of another version."""
+    """The job in a folder; None, with a warning, where its file is damaged or was written by another version."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
         job = Job(
             id=folder.name,
-            sequence=int(found["sequence"]),
-            tasks=[TASK.validate_python(task) for task in found["tasks"]],
+            sequence=int(stored["sequence"]),
+            tasks=[TASK.validate_python(task) for task in stored["tasks"]],
             folder=folder,
-            durable=bool(found["durable"]),
-            origin=str(found["origin"]),
-            status=str(found["status"]),
-            created=float(found["created"]),
-            started=found["started"],
-            finished=found["finished"],
-            attempts=int(found["attempts"]),
-            error=found["error"],
-            error_status=found["error_status"],
-            made=[_made_from_json(made) for made in found["made"]],
-            wanted=str(found["wanted"]),
+            durable=bool(stored["durable"]),
+            origin=str(stored["origin"]),
+            status=str(stored["status"]),
+            created=float(stored["created"]),
+            started=stored["started"],
+            finished=stored["finished"],
+            attempts=int(stored["attempts"]),
+            error=stored["error"],
+            error_status=stored["error_status"],
+            pictures=[_load(picture) for picture in stored["made"]],
+            request_digest=str(stored["wanted"]),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError, HiresError) as error:
         log.warning("%s: left alone, its %s is not understood (%s)", folder, FILE, str(error)[:200])
@@ -171,14 +194,32 @@ def read(folder: Path) -> Job | None:
     return job
 
 
-def _made_to_json(made: FinishedPicture) -> dict[str, Any]:
-    fields = ("file", "seed", "seconds", "sampler", "schedule", "steps", "guidance")
-    plain = {name: getattr(made, name) for name in fields}
-    return plain | {"size": [made.size.height, made.size.width], "notes": list(made.notes)}
+def _store(picture: FinishedPicture) -> StoredPicture:
+    return {
+        "file": picture.file,
+        "seed": picture.seed,
+        "seconds": picture.seconds,
+        "sampler": picture.sampler,
+        "schedule": picture.schedule,
+        "steps": picture.steps,
+        "guidance": picture.guidance,
+        "size": [picture.size.height, picture.size.width],
+        "notes": list(picture.notes),
+    }
 
 
-def _made_from_json(found: dict[str, Any]) -> FinishedPicture:
-    return FinishedPicture(**(found | {"size": Size(*found["size"]), "notes": tuple(found["notes"])}))
+def _load(stored: StoredPicture) -> FinishedPicture:
+    return FinishedPicture(
+        file=stored["file"],
+        size=Size(*stored["size"]),
+        seed=stored["seed"],
+        seconds=stored["seconds"],
+        sampler=stored["sampler"],
+        schedule=stored["schedule"],
+        steps=stored["steps"],
+        guidance=stored["guidance"],
+        notes=tuple(stored["notes"]),
+    )
 
 
 def _sync(folder: Path) -> None:

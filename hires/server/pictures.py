@@ -1,4 +1,4 @@
-"""Pictures of requests: looked at before they are decoded, kept as files of their job, cut and masked as A1111 does."""
+"""Checks, decodes, stores, resizes and masks the pictures of requests."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFilter, ImageOps
 
 from hires.errors import RequestError
 from hires.server.settings import Limits
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 LONGEST_SHOWN = 60
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
 
 
 def from_base64(text: str, limits: Limits, what: str = "image") -> Image.Image:
-    """A picture of a request: base64, or 'data:image/...;base64,'. RequestError says what is wrong; nothing is fetched."""
+    """A picture from base64, or from 'data:image/...;base64,'. RequestError says what is wrong; nothing is fetched."""
     if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
         raise RequestError(f"{what} {_short(text)}: addresses are not loaded; send the picture itself in base64")
     if text.startswith("data:"):
@@ -35,23 +42,23 @@ def from_base64(text: str, limits: Limits, what: str = "image") -> Image.Image:
 
 
 def from_bytes(content: bytes, limits: Limits, what: str = "image") -> Image.Image:
-    """A picture file in memory, decoded. RequestError for what is none, is damaged, or has too many pixels."""
+    """A picture file in memory, decoded. RequestError for bytes that are no picture, are damaged, or have too many pixels."""
     if not content:
         raise RequestError(f"{what}: is empty; send a PNG, JPEG or WebP")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
-            opened = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check(opened.size, limits, what)
-            opened.load()
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_size(picture.size, limits, what)
+            picture.load()
     except Image.DecompressionBombError as error:
         raise RequestError(f"{what}: {error}; send a smaller one") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise RequestError(f"{what}: cannot be read ({_short(str(error))}); send a PNG, JPEG or WebP") from None
-    return opened
+    return picture
 
 
-def _check(size: tuple[int, int], limits: Limits, what: str) -> None:
+def _check_size(size: tuple[int, int], limits: Limits, what: str) -> None:
     width, height = size
     if not width * height:
         raise RequestError(f"{what} of {width}x{height}: has no pixels; send another")
@@ -60,22 +67,29 @@ def _check(size: tuple[int, int], limits: Limits, what: str) -> None:
         raise RequestError(f"{what} of {width}x{height}: is over the limit of {most}; send a smaller one")
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, in RGB or RGBA."""
+def turn_upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says, in RGB or RGBA."""
     turned = ImageOps.exif_transpose(picture)
     return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
 
 
-def kept(picture: Image.Image, folder: Path, name: str) -> str:
-    """Write a picture as a PNG file of a job; its name."""
+def store_png(picture: Image.Image, folder: Path, name: str) -> str:
+    """Write a picture as a PNG file of that name into a folder, and return the name."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = picture if picture.mode in ("L", "LA", "RGB", "RGBA", "I;16") else picture.convert("RGB")
     plain.save(folder / name, format="PNG", compress_level=1, icc_profile=picture.info.get("icc_profile"))
     return name
 
 
-def linked(source: Path, target: Path) -> None:
-    """The same file under another name, copied where the file system has no links. FileExistsError where that name is taken."""
+def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """(h, w, 3) pixels as a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG", compress_level=1)
+    return content.getvalue()
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links. FileExistsError where that name exists."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -86,8 +100,8 @@ def linked(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def resized(picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:
-    """A1111's resize_mode on exactly width x height: 0 stretch, 1 cut, 2 fill with the edge's colours, 3 as 0."""
+def resize(picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:
+    """The picture at exactly width x height. A1111's resize_mode: 0 stretch, 1 crop, 2 fill with the edges' colours, 3 as 0."""
     if picture.size == (width, height):
         return picture
     lanczos = Image.Resampling.LANCZOS
@@ -96,14 +110,14 @@ def resized(picture: Image.Image, width: int, height: int, mode: int) -> Image.I
     if mode == 2:
         inner = ImageOps.contain(picture, (width, height), lanczos)
         left, top = (width - inner.width) // 2, (height - inner.height) // 2
-        around = Image.new(picture.mode, (width, height))
-        around.paste(inner, (left, top))
-        return _edges_out(around, (left, top, left + inner.width, top + inner.height))
+        canvas = Image.new(picture.mode, (width, height))
+        canvas.paste(inner, (left, top))
+        return _extend_edges(canvas, (left, top, left + inner.width, top + inner.height))
     return picture.resize((width, height), lanczos)
 
 
-def _edges_out(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """What lies outside a box painted with the nearest row or column within it."""
+def _extend_edges(picture: Image.Image, box: Box) -> Image.Image:
+    """Paint what lies outside a box with the nearest row or column inside it."""
     left, top, right, bottom = box
     width, height = picture.size
     for source, target in (
@@ -119,14 +133,14 @@ def _edges_out(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Im
 
 
 def mask_of(picture: Image.Image, size: tuple[int, int], blur: float, invert: bool) -> Image.Image:
-    """Where to draw, white, as L of a size; blurred by `blur` px."""
+    """A mask in grey at that size, white where to draw; blurred by `blur` px."""
     grey = picture.convert("L").resize(size, Image.Resampling.BILINEAR)
     grey = ImageOps.invert(grey) if invert else grey
     return grey.filter(ImageFilter.GaussianBlur(blur)) if blur > 0 else grey
 
 
-def around(mask: Image.Image, padding: int, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The box that holds a mask's white with a padding, widened to the shape width : height; None where nothing is white."""
+def box_around(mask: Image.Image, padding: int, width: int, height: int) -> Box | None:
+    """The box around a mask's white and a padding, widened to the aspect width : height; None where nothing is white."""
     inner = mask.point([0] * 1 + [255] * 255).getbbox()
     if inner is None:
         return None

@@ -1,34 +1,47 @@
-"""How far a job has come: a fraction that never falls, the time that is left, the latest preview."""
+"""How far a job has come: a fraction that never falls, time left, preview."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from hires.client.documents import ProgressDocument
 from hires.events import Event
 
-STEP = 0.02  # of the work: below it the time that is left comes from the plan
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STEP = 0.02
+"""A fraction of the work; before it, the time left comes from the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """fraction: 0 to 1, of all pictures of the job. picture: the number of the one in progress, from 0. eta_seconds: None
-    before anything is known. previews: how many there have been."""
+    """How far a job has come."""
 
     fraction: float = 0.0
+    """0 to 1, over all pictures of the job."""
     picture: int = 0
+    """The number of the picture in progress, from 0."""
     pictures: int = 1
+    """Pictures of the whole job."""
     stage: str = ""
     done: int = 0
+    """Tiles (or bands) that the stage has finished."""
     total: int = 0
+    """Tiles (or bands) of the whole stage."""
     step: int = 0
     steps: int = 0
     eta_seconds: float | None = None
+    """Expected seconds until the job is done; None before anything is known."""
     previews: int = 0
+    """How many previews there have been."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ProgressDocument:
+        """The progress as plain JSON values."""
         return {
             "fraction": round(self.fraction, 4),
             "picture": self.picture,
@@ -44,24 +57,26 @@ class Progress:
 
 
 class Meter:
-    """Turns the events of a job's pictures into `now`; `preview` is the latest (h, w, 3) uint8, None before the first."""
+    """Turns the events of a job's pictures into its progress, `now`."""
 
     def __init__(self, pictures: int) -> None:
         self.now = Progress(pictures=pictures)
-        self.preview: Any = None
+        self.preview: NDArray[np.uint8] | None = None
+        """The latest, (h, w, 3); None before the first."""
         self._weights: Mapping[str, float] = {}
         self._finished = 0.0
         self._stage = ""
         self._begun = time.monotonic()
 
     def begin(self, picture: int, weights: Mapping[str, float]) -> None:
-        """The next picture, with the seconds that its stages are expected to take."""
+        """Begin a picture; weights: the seconds that each of its stages is expected to take."""
         if picture == 0:
             self._begun = time.monotonic()
         self._weights, self._finished, self._stage = weights, 0.0, ""
         self._show(picture, picture / self.now.pictures, Event(stage="plan", done=0, total=1))
 
     def hear(self, event: Event) -> None:
+        """Take in an event of the picture in progress."""
         if event.preview is not None:
             self.preview = event.preview
         if event.stage != self._stage:
@@ -73,7 +88,7 @@ class Meter:
         self._show(picture, (picture + min(1.0, within)) / self.now.pictures, event)
 
     def finish(self) -> None:
-        """All pictures are there."""
+        """Show all pictures as finished."""
         self._show(self.now.pictures - 1, 1.0, Event(stage="done", done=1, total=1))
 
     def _show(self, picture: int, fraction: float, event: Event) -> None:

@@ -1,30 +1,33 @@
-"""The jobs of a server: in the order they came, one at a time on each device, kept on disk until they are answered."""
+"""The jobs of a server: run in the order they came, one at a time per device."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
+import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from hires.client.documents import ENDED, JobDocument
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event
 from hires.server.errors import ConflictError, QueueFullError
-from hires.server.job import ENDED, Job, read
+from hires.server.job import Job, read
 from hires.server.settings import Library, Settings
-from hires.server.tasks import seeded
+from hires.server.tasks import AnyTask, add_seeds, digest, without_seed
 from hires.server.worker import Worker
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-MOST_ATTEMPTS = 3  # starts of the server that a job may take with it
+MOST_ATTEMPTS = 3
+"""A job that the server stopped at this often is given up."""
+Prepare = Callable[[AnyTask, Path, int], AnyTask]
+"""Called with a task, its job's folder and its index; puts its pictures there and returns the task that names them."""
 SEED_BITS = 32
 
 
@@ -38,7 +41,7 @@ class JobQueue:
     def __init__(self, settings: Settings, library: Library) -> None:
         self.settings, self.library = settings, library
         self.folder = settings.folder / "jobs"
-        self.runners = [Worker(settings, library, device) for device in settings.devices]
+        self.workers = [Worker(settings, library, device) for device in settings.devices]
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -49,18 +52,19 @@ class JobQueue:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Read the folder, queue what is unfinished in the order it came, and work."""
+        """Read the folder, queue the unfinished jobs in the order they came, and start to work."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = [read(path) for path in sorted(self.folder.iterdir()) if path.is_dir()]
+        jobs = [read(path) for path in sorted(self.folder.iterdir()) if path.is_dir()]
         with self._lock:
-            for job in sorted((job for job in found if job is not None), key=lambda job: job.sequence):
-                self._take_up(job)
-        for index, runner in enumerate(self.runners):
-            thread = threading.Thread(target=self._work, args=(runner,), name=f"hires-{index}", daemon=True)
+            for job in sorted((job for job in jobs if job is not None), key=lambda job: job.sequence):
+                self._restore(job)
+        for index, worker in enumerate(self.workers):
+            thread = threading.Thread(target=self._work, args=(worker,), name=f"hires-{index}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _take_up(self, job: Job) -> None:
+    def _restore(self, job: Job) -> None:
+        """Take in a job of an earlier server."""
         self._next = max(self._next, job.sequence + 1)
         if not job.durable:
             job.remove()
@@ -76,7 +80,7 @@ class JobQueue:
         self._waiting.append(job)
 
     def close(self, timeout: float = 30.0) -> None:
-        """Stop after the tile in progress; unfinished jobs that live on go on at the next start."""
+        """Stop after the tile in progress; unfinished durable jobs continue at the next start."""
         with self._changed:
             self._closing = True
             for job in self._running:
@@ -91,50 +95,58 @@ class JobQueue:
 
     def submit(
         self,
-        tasks: Sequence[Any],
+        tasks: Sequence[AnyTask],
         *,
         id: str | None = None,
         durable: bool = True,
         origin: str = "jobs",
-        prepare: Callable[[Any, Path, int], Any] | None = None,
+        prepare: Prepare | None = None,
     ) -> Job:
-        """Check a job's tasks, write it down and queue it.
+        """Check a job's tasks, store the job and queue it.
 
-        id: the client's own, so that a request sent again gets the job that is there. prepare(task, folder, index): writes a
-        task's pictures. QueueFullError; ConflictError where the id is another job's; RequestError for what cannot be run.
+        id: the client's own, so that a request sent again gets the same job. QueueFullError; ConflictError where another job
+        has the id; RequestError for what cannot be run.
         """
         name = uuid.uuid4().hex if id is None else id
         if not ID.fullmatch(name):
             raise RequestError(f"id {name[:80]!r}: give 8 to 64 letters, digits, - or _")
-        wanted = repr([task.model_dump(mode="json") for task in tasks]) if id is not None else ""
+        request_digest = "" if id is None else digest(tasks)
         with self._lock:
-            there = self._jobs.get(name)
-            if there is not None:
-                if there.wanted != _hashed(wanted):
+            same = self._jobs.get(name)
+            if same is not None:
+                if same.request_digest != request_digest:
                     raise ConflictError(f"id {name}: is another job's; give a new one")
-                return there
+                return same
             self._check_room()
         folder = self.folder / name
         try:
-            plain = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(tasks)]
-            first = self.runners[0]
-            distinct = {_but_for_seed(task): task for task in plain}
-            weights = {kind: first.weights(task, first.plan(task, folder)) for kind, task in distinct.items()}
-            drawn = list(seeded(plain, lambda: secrets.randbits(SEED_BITS)))
-            job = Job(id=name, sequence=0, tasks=drawn, folder=folder, durable=durable, origin=origin, wanted=_hashed(wanted))
-            job.weights = weights
-            return self._queued(job)
+            prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(tasks)]
+            worker = self.workers[0]
+            distinct = {without_seed(task): task for task in prepared}
+            weights = {key: worker.weights(task, worker.plan(task, folder)) for key, task in distinct.items()}
+            job = Job(
+                id=name,
+                sequence=0,
+                tasks=list(add_seeds(prepared, lambda: secrets.randbits(SEED_BITS))),
+                folder=folder,
+                durable=durable,
+                origin=origin,
+                request_digest=request_digest,
+                weights=weights,
+            )
+            return self._enqueue(job)
         except BaseException:
             with self._lock:
                 if name not in self._jobs:
-                    Job(id=name, sequence=0, tasks=[], folder=folder).remove()
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _check_room(self) -> None:
         if len(self._waiting) >= self.settings.limits.waiting:
             raise QueueFullError(f"{len(self._waiting)} jobs wait, the most that this server takes; try again later")
 
-    def _queued(self, job: Job) -> Job:
+    def _enqueue(self, job: Job) -> Job:
+        """Store a job and let it wait; return the job of its id where there is one by now."""
         with self._changed:
             if job.id in self._jobs:
                 return self._jobs[job.id]
@@ -148,21 +160,23 @@ class JobQueue:
             return job
 
     def get(self, name: str) -> Job | None:
+        """The job with this id, or None."""
         with self._lock:
             return self._jobs.get(name)
 
-    def listed(self) -> list[dict[str, Any]]:
-        """All jobs, the latest first."""
+    def documents(self) -> list[JobDocument]:
+        """All durable jobs as `describe` gives them, the latest first."""
         with self._lock:
             return [self.describe(job) for job in sorted(self._jobs.values(), key=lambda job: -job.sequence) if job.durable]
 
-    def describe(self, job: Job) -> dict[str, Any]:
+    def describe(self, job: Job) -> JobDocument:
+        """What `GET /jobs/{id}` answers."""
         with self._lock:
             position = self._waiting.index(job) if job in self._waiting else None
             return job.to_json(position)
 
     def running(self) -> Job | None:
-        """The job in progress that came first; None where every device is idle."""
+        """The running job that came first; None where every device is idle."""
         with self._lock:
             return min(self._running, key=lambda job: job.sequence, default=None)
 
@@ -186,7 +200,7 @@ class JobQueue:
             job.skipping = True
 
     def keep(self, job: Job) -> None:
-        """Let an ended job of a waiting client stay, as those of `POST /jobs` do."""
+        """Make the ended job of a waiting client durable, as those of `POST /jobs` are."""
         with self._lock:
             job.durable = True
             job.save()
@@ -198,9 +212,10 @@ class JobQueue:
                 self._jobs.pop(job.id, None)
                 job.remove()
 
-    def _work(self, runner: Worker) -> None:
-        while (job := self._taken()) is not None:
-            status = self._carried_out(job, runner)
+    def _work(self, worker: Worker) -> None:
+        """Run one job after another until the queue closes; a thread per worker."""
+        while (job := self._next_job()) is not None:
+            status = self._run_job(job, worker)
             with self._changed:
                 self._running.remove(job)
                 if status == "queued":
@@ -209,9 +224,10 @@ class JobQueue:
                         job.save()
                 else:
                     self._end(job, status)
-            self._tidy()
+            self._forget_oldest()
 
-    def _taken(self) -> Job | None:
+    def _next_job(self) -> Job | None:
+        """Wait for a job and mark it as running; None when the queue closes."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
@@ -224,11 +240,11 @@ class JobQueue:
                 job.save()
             return job
 
-    def _carried_out(self, job: Job, runner: Worker) -> str:
-        """Make the pictures that are not there yet; what the job's status is then."""
+    def _run_job(self, job: Job, worker: Worker) -> str:
+        """Make the pictures that are not finished and return the job's new status."""
         try:
-            for index in range(len(job.made), len(job.tasks)):
-                self._one(job, index, runner)
+            for index in range(len(job.pictures), len(job.tasks)):
+                self._make_picture(job, index, worker)
             job.meter.finish()
         except Cancelled:
             return "queued" if job.stop == "shutdown" and job.durable else "cancelled"
@@ -241,14 +257,14 @@ class JobQueue:
             job.fail(error)
             job.error = f"an error in hires, {type(error).__name__}: {str(error)[:300]}; the server's log has more"
             return "failed"
-        return "done" if job.made or not job.tasks else "cancelled"
+        return "done" if job.pictures or not job.tasks else "cancelled"
 
-    def _one(self, job: Job, index: int, runner: Worker) -> None:
+    def _make_picture(self, job: Job, index: int, worker: Worker) -> None:
         task, job.skipping = job.tasks[index], False
-        kind = _but_for_seed(task)
-        if kind not in job.weights:  # of a job that an earlier server took
-            job.weights[kind] = runner.weights(task, runner.plan(task, job.folder))
-        job.meter.begin(index, job.weights[kind])
+        key = without_seed(task)
+        if key not in job.weights:  # an earlier server planned it
+            job.weights[key] = worker.weights(task, worker.plan(task, job.folder))
+        job.meter.begin(index, job.weights[key])
 
         def hear(event: Event) -> None:
             job.meter.hear(event)
@@ -258,12 +274,12 @@ class JobQueue:
                 raise Skipped(f"picture {index} of job {job.id} was left out")
 
         try:
-            made = runner.run(task, job.folder, f"result-{index}", hear)
+            picture = worker.run(task, job.folder, f"result-{index}", hear)
         except Skipped:
             job.clear()
             return
         with self._lock:
-            job.made.append(made)
+            job.pictures.append(picture)
         with contextlib.suppress(HiresError):
             job.save()
 
@@ -275,21 +291,11 @@ class JobQueue:
         if not job.ended.done():
             job.ended.set_result(None)
 
-    def _tidy(self) -> None:
-        """Forget the oldest ended jobs beyond what is kept, and those whose waiting client has been answered."""
+    def _forget_oldest(self) -> None:
+        """Forget the oldest ended jobs beyond those whose files stay."""
         with self._lock:
             ended = sorted(
                 (job for job in self._jobs.values() if job.status in ENDED and job.durable), key=lambda job: job.sequence
             )
             for job in ended[: max(0, len(ended) - self.settings.limits.kept)]:
                 self.forget(job)
-
-
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest() if text else ""
-
-
-def _but_for_seed(task: Any) -> str:
-    """What tells a task from others that differ in more than their seed."""
-    text: str = task.model_copy(update={"seed": 0}).model_dump_json()
-    return text

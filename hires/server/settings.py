@@ -1,4 +1,4 @@
-"""How a server is set up: where it listens and keeps things, whom it lets in, what it lets through, which models it offers."""
+"""The settings of a server, and the models that it offers."""
 
 from __future__ import annotations
 
@@ -18,60 +18,74 @@ PROMPT_CHARACTERS = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may ask for. body_seconds: the longest silence within a body. waiting: jobs that may wait for a device;
-    kept: finished jobs whose files stay."""
+    """What requests may ask for."""
 
     body_bytes: int = 256 * 2**20
+    """The longest body of a request."""
     body_seconds: float = 30.0
+    """The longest silence within a body."""
     input_pixels: int = 150_000_000
+    """The most pixels of a picture that is sent."""
     output_pixels: int = 2**30
+    """The most pixels of a picture that is rendered or enlarged."""
     side_px: int = 65_536
+    """The longest side of either."""
     pictures: int = 64
+    """The most pictures of one job."""
     waiting: int = 64
+    """How many jobs may wait for a device."""
     kept: int = 200
+    """How many finished jobs keep their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A server's own options. folder: of jobs and outputs. models, loras, upscalers: folders whose files requests may name;
-    nothing else on the disk can be named. hosts: further names that the server answers to."""
+    """A server's own options. Requests can name files in `models`, `loras` and `upscalers`, and nothing else on the disk."""
 
     folder: Path
+    """Where jobs and outputs are stored."""
     host: str = "127.0.0.1"
     port: int = 7860
     api_key: str | None = None
+    """Clients must send it; required beyond this machine."""
     hosts: tuple[str, ...] = ()
+    """Further host names that the server answers to."""
     model: str = "demo"
+    """The model where a request names none."""
     models: Path | None = None
     loras: Path | None = None
     upscalers: Path | None = None
     tiny_vae: str | None = None
+    """The autoencoder that draws the previews."""
     vram: str | None = None
+    """The memory budget of every job."""
     ram: str | None = None
+    """What the whole process may hold in host memory."""
     devices: tuple[str, ...] = ("auto",)
+    """One job runs on each at a time."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
-            raise RequestError(f"--port {self.port}: give a port from 1 to 65535, or 0 for any that is free")
+            raise RequestError(f"port {self.port}: give a port from 1 to 65535, or 0 for any that is free")
         if not self.loopback and not self.api_key:
-            raise RequestError(f"--host {self.host}: is open to the network; add --api-key KEY, or serve on 127.0.0.1")
+            raise RequestError(f"host {self.host}: is open to the network; add an `api_key`, or serve on 127.0.0.1")
         if self.api_key is not None and len(self.api_key) < 8:
-            raise RequestError(f"--api-key of {len(self.api_key)} characters: give 8 or more")
+            raise RequestError(f"api_key of {len(self.api_key)} characters: give 8 or more")
         for option, folder in (("models", self.models), ("loras", self.loras), ("upscalers", self.upscalers)):
             if folder is not None and not folder.is_dir():
-                raise RequestError(f"--{option} {folder}: is not a folder; give the one that the files are in")
+                raise RequestError(f"{option} {folder}: is not a folder; give the one that the files are in")
         for amount in (self.vram, self.ram):
             if amount is not None:
                 parse_bytes(amount)
         if self.limits.waiting < 1:
-            raise RequestError(f"--queue {self.limits.waiting}: give how many jobs may wait, 1 or more")
+            raise RequestError(f"waiting {self.limits.waiting}: give how many jobs may wait, 1 or more")
         if len(set(self.devices)) < len(self.devices) or not self.devices:
             raise RequestError(f"device {', '.join(self.devices)}: give each device once")
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the server."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -80,11 +94,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A file that a request may name. title: as A1111 shows it."""
+    """A model, LoRA or upscaling network that a request may name."""
 
     name: str
     path: str
+    """What the engine takes: a file, a folder, or the name of a shipped model or filter."""
     title: str
+    """The name as A1111 shows it."""
 
 
 class Library:
@@ -96,14 +112,17 @@ class Library:
     def models(self) -> list[Offer]:
         """The server's own model first, then the shipped one, then those of the folder."""
         own = self.settings.model
-        found = {_stem(own): own} | {name: name for name in NAMED_MODELS}
+        paths = {_stem(own): own} | {name: name for name in NAMED_MODELS}
         for path in _listed(self.settings.models):
             if path.suffix in WEIGHTS or (path.is_dir() and is_model_folder(path)):
-                found.setdefault(path.stem if path.suffix in WEIGHTS else path.name, str(path))
-        return [Offer(name, path, name if name == path else Path(path).name) for name, path in found.items()]
+                paths.setdefault(path.stem if path.suffix in WEIGHTS else path.name, str(path))
+        return [Offer(name, path, name if name == path else Path(path).name) for name, path in paths.items()]
 
     def model(self, name: str | None) -> str:
-        """What `hires.render(model=)` takes for a name, a title or a file name. ModelError lists what is offered."""
+        """What `hires.render(model=)` takes for a name, title or file name; None is the server's own model.
+
+        ModelError lists what is offered.
+        """
         offers = self.models()
         if name is None:
             return offers[0].path
@@ -114,10 +133,11 @@ class Library:
         raise ModelError(unknown("model", name[:200], [offer.name for offer in offers]))
 
     def loras(self) -> list[Offer]:
+        """The LoRAs of the folder."""
         return _offers(self.settings.loras)
 
     def lora(self, text: str) -> LoraRef:
-        """'style' or 'style:0.8' of the folder. RequestError lists what is offered."""
+        """The LoRA of 'style' or 'style:0.8'. RequestError lists what is offered."""
         ref = parse_lora(text)
         for offer in self.loras():
             if ref.path in (offer.name, offer.title):
@@ -133,7 +153,7 @@ class Library:
         ]
 
     def upscaler(self, name: str | None) -> str:
-        """'lanczos', 'nearest' or a network's file. RequestError lists what is offered."""
+        """'lanczos', 'nearest' or the file of a network. RequestError lists what is offered."""
         if name is None or name.lower() in ("", "none"):
             return "lanczos"
         for offer in self.upscalers():

@@ -1,20 +1,20 @@
-"""One task of a job carried out: planned, run with the engine, its file in the job's folder."""
+"""Plans and runs one task of a job; the file goes into the job's folder."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hires._version import __version__
-from hires.devices.describe import describe_device
+from hires.devices.describe import budget_of, describe_device
 from hires.devices.probe import choose_device
-from hires.engine.requests import editing, spec_for, text_to_image, with_captions
+from hires.engine.engine import edit, render
+from hires.engine.requests import DEFAULT_SCALE, editing, scaled, spec_for, text_to_image, with_captions
 from hires.engine.results import UpscaleResult
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
@@ -23,27 +23,39 @@ from hires.images.formats import check_fits
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.options.render import RenderRequest
-from hires.options.sizes import check_size, parse_size
+from hires.options.sizes import parse_size
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.settings import Library, Settings
-from hires.server.tasks import EditTask, RenderTask, UpscaleTask, allowed, budget, offered, request_of, size_of
+from hires.server.tasks import (
+    AnyTask,
+    EditTask,
+    RenderTask,
+    UpscaleTask,
+    budget,
+    check_limit,
+    request_of,
+    resolve_names,
+    size_of,
+)
 from hires.tiling.geometry import Size
-from hires.units import parse_bytes
 
-ENLARGE_SHARE = 0.1  # of an enlargement's time, where it is then drawn over
+ENLARGE_SHARE = 0.1
+"""The share of the whole time that enlarging takes where the result is then drawn over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedPicture:
-    """A finished picture: its file in the job's folder, size, seed, seconds, sampler and schedule it took, notes."""
+    """A finished picture and how it was made."""
 
     file: str
+    """Its name in the job's folder."""
     size: Size
     seed: int
     seconds: float
     sampler: str = ""
+    """Empty, as `schedule`, where no diffusion model ran."""
     schedule: str = ""
     steps: int = 0
     guidance: float = 0.0
@@ -51,16 +63,16 @@ class FinishedPicture:
 
 
 class Worker:
-    """Plans and runs tasks on one device. Errors as of `hires.render`, `edit` and `upscale`."""
+    """Plans and runs tasks on one device. Errors are those of `hires.render`, `edit` and `upscale`."""
 
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
         self.settings, self.library = settings, library
-        self.device = str(choose_device(device))  # plans are of this machine, whatever its budget
+        self.device = str(choose_device(device))  # plans are for this machine, whatever its budget
         self.device_name = describe_device(self.device, None).name
 
-    def plan(self, task: Any, folder: Path) -> MemoryPlan | None:
+    def plan(self, task: AnyTask, folder: Path) -> MemoryPlan | None:
         """What a task would do; None for an enlargement without a diffusion model. RequestError for what cannot be done."""
-        own = budget(task, self.settings.vram)
+        vram = budget(task, self.settings.vram)
         if isinstance(task, UpscaleTask):
             request = self._refinement(task, folder)
             if request is None:
@@ -70,16 +82,13 @@ class Worker:
             size = size_of(task, self.settings.limits, self._picture_size(task, folder))
             check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
             request = request_of(task, size, self.library)
-            if isinstance(task, RenderTask) and task.mask is not None and task.init is None:
-                raise RequestError("mask: is of a picture; send the picture as init")
-            if isinstance(task, RenderTask) and task.strength is not None and task.init is None:
-                raise RequestError(f"strength {task.strength:g}: is of a picture; send the picture as init")
+            if isinstance(task, RenderTask):
+                _check_start(task)
             spec = editing(spec_for(request)) if isinstance(task, EditTask) else text_to_image(spec_for(request), task.prompt)
-        ram = None if self.settings.ram is None else parse_bytes(self.settings.ram)
-        budget_bytes = None if own is None else parse_bytes(own)
-        return planner.plan(with_captions(request), spec, describe_device(self.device, budget_bytes, ram))
+        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram))
+        return planner.plan(with_captions(request), spec, device)
 
-    def weights(self, task: Any, plan: MemoryPlan | None) -> dict[str, float]:
+    def weights(self, task: AnyTask, plan: MemoryPlan | None) -> dict[str, float]:
         """The share of its time that each stage of a task is expected to take."""
         costs = {} if plan is None else {cost.stage: max(cost.seconds, 1e-3) for cost in plan.costs}
         if isinstance(task, UpscaleTask):
@@ -87,17 +96,15 @@ class Worker:
             return {"enlarge": share, **costs}
         return costs
 
-    def run(self, task: Any, folder: Path, name: str, on_event: OnEvent) -> FinishedPicture:
-        """Carry a task out; its file is `name` and the format's ending. Cancelled is raised by on_event."""
+    def run(self, task: AnyTask, folder: Path, name: str, on_event: OnEvent) -> FinishedPicture:
+        """Run a task; the file is `name` and the format's suffix. `on_event` may raise Cancelled."""
         output = folder / f"{name}.{task.format}"
         if isinstance(task, UpscaleTask):
-            return self._upscaled(task, folder, output, on_event)
-        return self._rendered(task, folder, output, on_event)
+            return self._upscale(task, folder, output, on_event)
+        return self._render(task, folder, output, on_event)
 
-    def _rendered(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
-        import hires
-
-        own: dict[str, Any] = offered(task, self.library) | {
+    def _render(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
+        own: dict[str, object] = resolve_names(task, self.library) | {
             "tiny_vae": self.settings.tiny_vae,
             "device": self.device,
             "vram": budget(task, self.settings.vram),
@@ -107,12 +114,12 @@ class Worker:
             "on_event": on_event,
             "size": str(size_of(task, self.settings.limits, self._picture_size(task, folder))),
         }
-        options = task.given(*own) | own
+        options = task.options(*own) | own
         if isinstance(task, EditTask):
-            result = hires.edit(folder / task.picture, task.prompt, **options)
+            result = edit(folder / task.picture, task.prompt, **options)
         else:
-            pictures: dict[str, Any] = {field: _within(folder, getattr(task, field)) for field in ("init", "mask", "control")}
-            result = hires.render(task.prompt, **options | pictures)
+            pictures = {field: _within(folder, getattr(task, field)) for field in task.pictures}
+            result = render(task.prompt, **options | pictures)
         stage = result.plan.stages[0]
         return FinishedPicture(
             file=output.name,
@@ -126,46 +133,41 @@ class Worker:
             notes=result.plan.notes,
         )
 
-    def _upscaled(self, task: UpscaleTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
+    def _upscale(self, task: UpscaleTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
         size, source = self._target(task, folder), folder / task.picture
-        first = self.library.upscaler(task.upscaler)
-        share = 0.0 if task.mixed is None else task.mixed[1]
-        if not share:
-            found = self._enlarged(task, source, size, first, output, on_event)
-            return FinishedPicture(file=output.name, size=size, seed=task.seed or 0, seconds=found.seconds, notes=found.notes)
-        return self._mixed(task, source, size, output, on_event)
+        if task.mixed is not None and task.mixed[1]:
+            return self._mix(task, source, size, output, on_event)
+        result = self._enlarge(task, source, size, self.library.upscaler(task.upscaler), output, on_event)
+        return FinishedPicture(file=output.name, size=size, seed=task.seed or 0, seconds=result.seconds, notes=result.notes)
 
-    def _mixed(self, task: UpscaleTask, source: Path, size: Size, output: Path, on_event: OnEvent) -> FinishedPicture:
-        """Two upscalers' pictures, 8 bit, in memory, added in the shares asked for."""
+    def _mix(self, task: UpscaleTask, source: Path, size: Size, output: Path, on_event: OnEvent) -> FinishedPicture:
+        """Add the pictures of two upscalers, 8 bit, in memory, in the shares that the task gives."""
         assert task.mixed is not None
         begun = time.monotonic()
         names = (self.library.upscaler(task.upscaler), self.library.upscaler(task.mixed[0]))
-        first, second = (self._enlarged(task, source, size, name, None, on_event).pixels for name in names)
+        first, second = (self._enlarge(task, source, size, name, None, on_event).pixels for name in names)
         mixed = Image.blend(_pillow(first), _pillow(second), task.mixed[1])
         pixels = np.asarray(mixed).reshape(size.height, size.width, -1)
-        with ImageSink.open(
-            output, size, pixels.shape[2], metadata={"Software": f"hires {__version__}"}, overwrite=True
-        ) as sink:
+        metadata = {"Software": f"hires {__version__}"}
+        with ImageSink.open(output, size, pixels.shape[2], metadata=metadata, overwrite=True) as sink:
             sink.write(pixels)
         return FinishedPicture(file=output.name, size=size, seed=task.seed or 0, seconds=time.monotonic() - begun)
 
-    def _enlarged(
+    def _enlarge(
         self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
     ) -> UpscaleResult:
         from hires.engine.upscale import Upscaler
 
-        own: dict[str, Any] = offered(task, self.library) | {"strength": task.strength or REFINE_STRENGTH}
-        refinement = Refinement(
-            **{name: task.given()[name] for name in REFINEMENT if name in task.given()} | own, tile_px=task.tile_px
-        )
-        picture: Any = source
+        own = resolve_names(task, self.library) | {"strength": task.strength or REFINE_STRENGTH, "tile_px": task.tile_px}
+        shared = {name: value for name, value in task.options(*own).items() if name in REFINEMENT}
+        picture: Path | Image.Image = source
         if upscaler == "nearest":
             picture = picture if task.refine else _nearest(source, size)
             upscaler = "lanczos"
         options = UpscaleRequest(
             size=size,
             upscaler=upscaler,
-            refinement=refinement if task.refine else None,
+            refinement=Refinement(**shared | own) if task.refine else None,
             bits=task.bits,
             device=self.device,
             dtype=task.dtype,
@@ -175,6 +177,7 @@ class Worker:
         return Upscaler(options).run(picture, output, overwrite=True, on_event=on_event)
 
     def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
+        """The render that draws over the enlarged picture; None where the task does not refine."""
         size = self._target(task, folder)
         check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
         self.library.upscaler(task.upscaler)
@@ -182,9 +185,9 @@ class Worker:
             self.library.upscaler(task.mixed[0])
         if not task.refine:
             if task.strength is not None:
-                raise RequestError(f"strength {task.strength:g}: is of a refinement; set refine")
+                raise RequestError(f"strength {task.strength:g}: how much a refinement draws anew; set refine")
             return None
-        drawn = RenderTask(
+        refinement = RenderTask(
             prompt=task.prompt,
             negative=task.negative,
             model=task.model,
@@ -199,17 +202,17 @@ class Worker:
             tile_px=task.tile_px,
             colour_fix=task.colour_fix,
         )
-        return request_of(drawn, size, self.library)
+        return request_of(refinement, size, self.library)
 
     def _target(self, task: UpscaleTask, folder: Path) -> Size:
+        """The size to enlarge to. SizeError where it is over the limit or given twice."""
         if task.size is not None:
             if task.scale is not None:
                 raise SizeError(f"scale {task.scale:g} and size {task.size}: give one of the two")
-            return allowed(parse_size(task.size), self.settings.limits)
+            return check_limit(parse_size(task.size), self.settings.limits)
         with ImageSource.open(folder / task.picture) as source:
-            by = task.scale or 4
-            size = Size(max(1, round(source.size.height * by)), max(1, round(source.size.width * by)))
-        return allowed(check_size(size), self.settings.limits)
+            size = scaled(source.size, task.scale or DEFAULT_SCALE)
+        return check_limit(size, self.settings.limits)
 
     def _picture_size(self, task: RenderTask | EditTask, folder: Path) -> tuple[int, int] | None:
         name = task.picture if isinstance(task, EditTask) else task.init
@@ -217,6 +220,16 @@ class Worker:
             return None
         with Image.open(folder / name, formats=PILLOW_FORMATS) as opened:
             return opened.size
+
+
+def _check_start(task: RenderTask) -> None:
+    """RequestError where a mask or a strength has no picture to apply to."""
+    if task.init is not None:
+        return
+    if task.mask is not None:
+        raise RequestError("mask: says where a picture is drawn anew; send the picture as init")
+    if task.strength is not None:
+        raise RequestError(f"strength {task.strength:g}: how much of a picture to draw anew; send the picture as init")
 
 
 def _within(folder: Path, name: str | None) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from hires.cli.display import in_flags
 from hires.errors import ModelError, RequestError
 from hires.server.app import create_app
 from hires.server.settings import Library, Limits, Settings
@@ -49,12 +50,34 @@ def test_other_hosts_and_other_sites_pages_are_refused(tmp_path: Path) -> None:
 
 
 def test_beyond_this_machine_only_with_a_key(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--api-key"):
+    with pytest.raises(RequestError, match="`api_key`"):
         Settings(folder=tmp_path, host="0.0.0.0")
     with pytest.raises(RequestError, match="8 or more"):
         Settings(folder=tmp_path, host="0.0.0.0", api_key="short")
     open_to_all = client(tmp_path, host="0.0.0.0", api_key=KEY)
     assert open_to_all.get("/health", headers={"Host": "any.example", "X-API-Key": KEY}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "python", "flag"),
+    [
+        ({"port": 70_000}, "port 70000: ", "--port 70000: "),
+        ({"host": "0.0.0.0"}, "add an `api_key`", "add an --api-key"),
+        ({"api_key": "short"}, "api_key of 5 ", "--api-key of 5 "),
+        ({"models": Path("nowhere")}, "models nowhere: ", "--models nowhere: "),
+        ({"loras": Path("nowhere")}, "loras nowhere: ", "--loras nowhere: "),
+        ({"upscalers": Path("nowhere")}, "upscalers nowhere: ", "--upscalers nowhere: "),
+        ({"limits": Limits(waiting=0)}, "waiting 0: ", "--queue 0: "),
+        ({"devices": ("cpu", "cpu")}, "device cpu, cpu: ", "--device cpu, cpu: "),
+    ],
+)
+def test_a_setting_is_refused_by_its_python_name_and_shown_by_its_flag(
+    tmp_path: Path, options: dict[str, object], python: str, flag: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        Settings(folder=tmp_path, **options)
+    assert python in str(refused.value)
+    assert flag in in_flags(str(refused.value))
 
 
 def test_only_what_lies_in_the_folders_can_be_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hires.errors import RequestError
 from hires.events import Event
 from hires.images import infotext
 from hires.server.a1111 import scripts
-from hires.server.pictures import around, mask_of, resized
+from hires.server.pictures import box_around, mask_of, resize
 from hires.server.progress import Meter
 
 
@@ -36,7 +36,7 @@ def test_clarity_upscalers_arguments() -> None:
 def test_ultimate_upscales_sizes(kind: int, scale: float, size: tuple[int, int] | None) -> None:
     args = [None, 640, 0, 8, 32, 64, 0.35, 32, 2, True, 1, False, 8, 0, kind, 1500, 900, 3]
     found = scripts.read("Ultimate SD upscale", args, {})
-    assert (found.tile_px, found.upscaler, found.scale, found.by_size, found.redraw) == (640, 2, scale, size, True)
+    assert (found.tile_px, found.upscaler, found.scale, found.size, found.redraw) == (640, 2, scale, size, True)
     assert not scripts.read("ultimate sd upscale", [*args[:10], 2], {}).redraw
     assert scripts.read("ultimate sd upscale", [], {}).tile_px == 512
 
@@ -44,7 +44,7 @@ def test_ultimate_upscales_sizes(kind: int, scale: float, size: tuple[int, int] 
 def test_scripts_that_are_off_or_wrong() -> None:
     assert (
         scripts.read(None, [], {"Tiled Diffusion": {"args": [False]}, "ControlNet": {"args": []}, "Sampler": {"args": []}})
-        == scripts.Scripted()
+        == scripts.ScriptSettings()
     )
     with pytest.raises(scripts.ScriptNotFoundError, match="not found"):
         scripts.read("x/y", [], {})
@@ -59,12 +59,12 @@ def test_scripts_that_are_off_or_wrong() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(0, 3))
 def test_resizing_gives_the_exact_size(width: int, height: int, to_width: int, to_height: int, mode: int) -> None:
-    assert resized(Image.new("RGB", (width, height), "red"), to_width, to_height, mode).size == (to_width, to_height)
+    assert resize(Image.new("RGB", (width, height), "red"), to_width, to_height, mode).size == (to_width, to_height)
 
 
 def test_filling_repeats_the_edges_colours() -> None:
     picture = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)).resize((40, 40), Image.Resampling.NEAREST)
-    filled = np.asarray(resized(picture, 120, 40, 2))
+    filled = np.asarray(resize(picture, 120, 40, 2))
     assert (filled[:, :38] == [255, 0, 0]).all() and (filled[:, -38:] == [0, 0, 255]).all()
 
 
@@ -80,11 +80,11 @@ def test_filling_repeats_the_edges_colours() -> None:
 def test_the_box_around_a_mask_holds_it(x: int, y: int, w: int, h: int, padding: int, across: int, down: int) -> None:
     mask = Image.new("L", (40, 30))
     mask.paste(255, (x, y, min(40, x + w), min(30, y + h)))
-    box = around(mask, padding, across * 64, down * 64)
+    box = box_around(mask, padding, across * 64, down * 64)
     assert box is not None
     left, top, right, bottom = box
     assert 0 <= left <= x and 0 <= top <= y and min(40, x + w) <= right <= 40 and min(30, y + h) <= bottom <= 30
-    assert around(Image.new("L", (40, 30)), padding, 64, 64) is None
+    assert box_around(Image.new("L", (40, 30)), padding, 64, 64) is None
 
 
 def test_masks_invert_and_blur() -> None:

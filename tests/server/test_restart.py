@@ -20,8 +20,8 @@ from tests.support.server import Live
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hires.client.RETRIES", 200)
-    monkeypatch.setattr("hires.client.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("hires.client.connection.RETRIES", 200)
+    monkeypatch.setattr("hires.client.connection.PAUSE_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize(("clients", "kills"), [(6, 1), pytest.param(32, 4, marks=pytest.mark.slow)])

@@ -1,10 +1,13 @@
-"""The bodies that A1111's clients send. Fields that are not listed are let through and told in the answer's `info`."""
+"""The bodies that A1111's clients send.
+
+Fields that are not listed are accepted; those that ask for something are named in the answer's `info`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hires.server.settings import PROMPT_CHARACTERS
 
@@ -14,14 +17,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Lenient(BaseModel):
-    """Further fields are kept in `model_extra`; null is as good as left out."""
+    """A body that accepts further fields, in `model_extra`; null means the default."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
-        if value is not None:
+    def _null_is_default(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None or info.field_name is None:
             return value
         field = cls.model_fields.get(info.field_name)
         return value if field is None or field.is_required() else field.get_default(call_default_factory=True)
@@ -44,15 +47,17 @@ class Drawing(Lenient):
     width: Side = 512
     height: Side = 512
     denoising_strength: Share | None = None
-    override_settings: dict[str, Any] = Field(default_factory=dict)
+    override_settings: dict[str, object] = Field(default_factory=dict)
     script_name: Annotated[str, Field(max_length=200)] | None = None
-    script_args: list[Any] = Field(default_factory=list)
-    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    script_args: list[object] = Field(default_factory=list)
+    alwayson_scripts: dict[str, object] = Field(default_factory=dict)
     send_images: bool = True
     save_images: bool = False
 
 
 class Txt2Img(Drawing):
+    """The body of `txt2img`; the `hr_` fields describe a second, larger stage."""
+
     enable_hr: bool = False
     hr_scale: Annotated[float, Field(gt=0, le=64)] = 2.0
     hr_upscaler: Annotated[str, Field(max_length=200)] | None = None
@@ -64,6 +69,8 @@ class Txt2Img(Drawing):
 
 
 class Img2Img(Drawing):
+    """The body of `img2img`; pictures and masks are base64."""
+
     init_images: Annotated[list[str], Field(max_length=64)] | None = None
     resize_mode: Annotated[int, Field(ge=0, le=3)] = 0
     image_cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -76,6 +83,8 @@ class Img2Img(Drawing):
 
 
 class Extras(Lenient):
+    """What both bodies of enlargements share."""
+
     resize_mode: Annotated[int, Field(ge=0, le=1)] = 0
     upscaling_resize: Annotated[float, Field(gt=0, le=64)] = 2.0
     upscaling_resize_w: Side = 512
@@ -87,23 +96,31 @@ class Extras(Lenient):
 
 
 class ExtrasSingle(Extras):
+    """The body of `extra-single-image`."""
+
     image: str
 
 
 class NamedPicture(Lenient):
+    """A picture in base64 and its file name."""
+
     data: str
     name: Annotated[str, Field(max_length=1000)] = ""
 
 
 class ExtrasBatch(Extras):
+    """The body of `extra-batch-images`."""
+
     imageList: Annotated[list[NamedPicture], Field(max_length=256)]  # noqa: N815  the field's name
 
 
 class PngInfo(Lenient):
+    """The body of `png-info`: a picture in base64."""
+
     image: str
 
 
-NEUTRAL: dict[str, Any] = {
+NEUTRAL: dict[str, object] = {
     "show_extras_results": True,
     "do_not_save_samples": False,
     "s_noise": 1,
@@ -116,9 +133,9 @@ NEUTRAL: dict[str, Any] = {
     "seed_resize_from_w": -1,
     "hr_checkpoint_name": "Use same checkpoint",
 }
-"""What an unlisted field says where it asks for nothing, if that is not false, 0, "" or an empty list."""
+"""Values of unlisted fields that ask for nothing, besides false, 0, "" and an empty list."""
 
 
 def ignored(body: Lenient) -> list[str]:
-    """The fields of a body that ask for something which is not done here."""
+    """The fields of a body that ask for something this server does not do."""
     return sorted(name[:100] for name, value in (body.model_extra or {}).items() if value and NEUTRAL.get(name) != value)

@@ -1,7 +1,7 @@
-"""Tiles of a finished picture for a viewer, cut from a pyramid on disk; the whole picture is never in memory.
+"""Tiles of a finished picture for a viewer, cut from a pyramid of pages on disk.
 
-A TIFF of ours is such a pyramid itself. Other files get one beside them when they are first looked at, which reads them once
-from top to bottom.
+The whole picture is never in memory. A TIFF that hires writes is such a pyramid itself. Other files get one beside them when
+they are first looked at, which reads them once from top to bottom.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hires.errors import RunError
 from hires.images.decoders import open_vips
 from hires.tiling.geometry import Size
+
+if TYPE_CHECKING:
+    import pyvips
 
 TILE_PX = 512
 QUALITY = 95
@@ -24,16 +27,19 @@ _building = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pyramid:
-    """A picture at full size (level `deepest`) and halved again and again; sizes: of the file's pages, the full one first."""
+    """A picture at full size (level `deepest`) and halved again and again."""
 
     path: Path
     sizes: tuple[Size, ...]
+    """The sizes of the file's pages, the full one first."""
 
     @property
     def deepest(self) -> int:
+        """The level at full size."""
         return len(self.sizes) - 1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, int]:
+        """What the viewer needs to know."""
         full = self.sizes[0]
         return {"width": full.width, "height": full.height, "tile": TILE_PX, "max_level": self.deepest}
 
@@ -42,23 +48,23 @@ class Pyramid:
         if not 0 <= level <= self.deepest:
             return None
         page = self.deepest - level
-        held, full = self.sizes[page], self.sizes[0]
-        wanted = Size(-(-full.height // 2**page), -(-full.width // 2**page))  # as viewers count; the file rounds down
+        stored, full = self.sizes[page], self.sizes[0]
+        shown = Size(-(-full.height // 2**page), -(-full.width // 2**page))  # as viewers count; the file rounds down
         left, top = column * TILE_PX, row * TILE_PX
-        if min(column, row) < 0 or left >= wanted.width or top >= wanted.height:
+        if min(column, row) < 0 or left >= shown.width or top >= shown.height:
             return None
         image = open_vips(self.path, page=page)
-        width, height = min(TILE_PX, wanted.width - left), min(TILE_PX, wanted.height - top)
+        width, height = min(TILE_PX, shown.width - left), min(TILE_PX, shown.height - top)
         inner = image.crop(
-            min(left, held.width - 1),
-            min(top, held.height - 1),
-            min(width, max(1, held.width - left)),
-            min(height, max(1, held.height - top)),
+            min(left, stored.width - 1),
+            min(top, stored.height - 1),
+            min(width, max(1, stored.width - left)),
+            min(height, max(1, stored.height - top)),
         )
         if (inner.width, inner.height) != (width, height):
             inner = inner.embed(0, 0, width, height, extend="copy")
-        found: bytes = _eight(inner).jpegsave_buffer(Q=QUALITY, keep="none", subsample_mode="off")
-        return found
+        content: bytes = _eight_bits(inner).jpegsave_buffer(Q=QUALITY, keep="none", subsample_mode="off")
+        return content
 
 
 def pyramid_of(path: Path) -> Pyramid:
@@ -73,9 +79,9 @@ def _pyramid(path: Path, changed: int) -> Pyramid:
     view = path.with_name(path.name + VIEW)
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            found = _pages(path)
-            if found is not None:
-                return Pyramid(path=path, sizes=found)
+            sizes = _pages(path)
+            if sizes is not None:
+                return Pyramid(path=path, sizes=sizes)
         with _building:
             if not view.is_file():
                 _build(path, view)
@@ -87,7 +93,7 @@ def _pyramid(path: Path, changed: int) -> Pyramid:
 
 
 def _build(path: Path, view: Path) -> None:
-    image = _eight(open_vips(path, access="sequential"))
+    image = _eight_bits(open_vips(path, access="sequential"))
     part = view.with_name(f".{view.name}.part")
     try:
         image.tiffsave(
@@ -107,8 +113,8 @@ def _build(path: Path, view: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _eight(image: Any) -> Any:
-    """8 bits, in colour or grey, transparency laid on white."""
+def _eight_bits(image: pyvips.Image) -> pyvips.Image:
+    """The image with 8 bits, in colour or grey, transparency laid on white."""
     if image.format == "ushort":
         image = (image >> 8).cast("uchar").copy(interpretation="srgb" if image.bands > 2 else "b-w")
     if image.hasalpha():
@@ -117,7 +123,7 @@ def _eight(image: Any) -> Any:
 
 
 def _pages(path: Path) -> tuple[Size, ...] | None:
-    """The sizes of a pyramid's pages, each half of the one before; None where the file is none."""
+    """The sizes of a pyramid's pages, each half of the one before; None where the file is no pyramid."""
     first = open_vips(path)
     count = first.get("n-pages") if first.get_typeof("n-pages") else 1
     sizes = [Size(first.height, first.width)]

@@ -1,138 +1,163 @@
-"""`/jobs`: send a picture's description, watch it, fetch the file, stop it. And `/plan`, `/models`, `/health`."""
+"""The routes `/jobs`, `/plan`, `/models` and `/health`."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from hires._version import __version__
+from hires.client.documents import ENDED, ModelsDocument, PlanDocument
 from hires.planning.drawing import svg
-from hires.server.job import ENDED, Job
+from hires.planning.plan import MemoryPlan
+from hires.server.job import Job
+from hires.server.pictures import png_bytes
 from hires.server.queue import JobQueue
-from hires.server.tasks import AnyTask
+from hires.server.tasks import AnyTask, following_seed
 
 EVENT_SECONDS = 0.1
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a silent stream
 MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".tif": "image/tiff"}
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def router(queue: JobQueue) -> APIRouter:
-    """The routes over a queue."""
-    routes = APIRouter(tags=["jobs"])
-    limits = queue.settings.limits
+class JobRoutes:
+    """The endpoints over a queue."""
 
-    def found(name: str) -> Job:
-        job = queue.get(name)
-        if job is None:
-            raise HTTPException(404, f"job {name[:80]!r}: is not here")
-        return job
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+        self.limits = queue.settings.limits
 
-    @routes.post("/jobs", status_code=202)
     async def submit(
+        self,
         task: Annotated[AnyTask, Body()],
         count: Annotated[int, Query(ge=1)] = 1,
         idempotency_key: Annotated[str | None, Header(max_length=64)] = None,
     ) -> JSONResponse:
         """Queue a picture, or `count` of it with following seeds. The same Idempotency-Key gets the same job."""
-        if count > limits.pictures:
-            raise HTTPException(422, f"count {count}: this server makes {limits.pictures} at most in one job")
-        tasks = [task if task.seed is None else task.model_copy(update={"seed": task.seed + index}) for index in range(count)]
+        if count > self.limits.pictures:
+            raise HTTPException(422, f"count {count}: this server makes {self.limits.pictures} at most in one job")
+
+        def store_pictures(task: AnyTask, folder: Path, index: int) -> AnyTask:
+            return task.store_pictures(folder, self.limits, f"input-{index}-")
+
         job = await run_in_threadpool(
-            queue.submit,
-            tasks,
+            self.queue.submit,
+            [following_seed(task, index) for index in range(count)],
             id=idempotency_key,
-            prepare=lambda task, folder, index: task.stored(folder, limits, f"input-{index}-"),
+            prepare=store_pictures,
         )
-        return JSONResponse(queue.describe(job), 202, headers={"Location": f"/jobs/{job.id}"})
+        return JSONResponse(self.queue.describe(job), 202, headers={"Location": f"/jobs/{job.id}"})
 
-    @routes.get("/jobs")
-    def jobs() -> list[dict[str, Any]]:
-        return queue.listed()
+    def jobs(self) -> list[Mapping[str, object]]:
+        """All jobs, the latest first."""
+        return [*self.queue.documents()]
 
-    @routes.get("/jobs/{name}")
-    def job(name: str) -> dict[str, Any]:
-        return queue.describe(found(name))
+    def job(self, name: str) -> Mapping[str, object]:
+        """A job: its status, position in the queue, progress and results."""
+        return self.queue.describe(find_job(self.queue, name))
 
-    @routes.post("/jobs/{name}/cancel")
-    def cancel(name: str) -> dict[str, Any]:
-        queue.cancel(found(name))
-        return queue.describe(found(name))
+    def cancel(self, name: str) -> Mapping[str, object]:
+        """Stop a job, a running one after the tile in progress; its finished pictures stay."""
+        job = find_job(self.queue, name)
+        self.queue.cancel(job)
+        return self.queue.describe(job)
 
-    @routes.delete("/jobs/{name}", status_code=204)
-    def remove(name: str) -> None:
-        one = found(name)
-        if one.status not in ENDED:
-            raise HTTPException(409, f"job {name}: is {one.status}; cancel it first")
-        queue.forget(one)
+    def remove(self, name: str) -> None:
+        """Delete an ended job and its files; 409 while it waits or runs."""
+        job = find_job(self.queue, name)
+        if job.status not in ENDED:
+            raise HTTPException(409, f"job {name}: is {job.status}; cancel it first")
+        self.queue.forget(job)
 
-    @routes.get("/jobs/{name}/events")
-    def events(name: str, request: Request) -> StreamingResponse:
+    def events(self, name: str, request: Request) -> StreamingResponse:
         """Server-sent events: 'progress' at every change, then one 'end'. Their data is the job as JSON."""
-        return StreamingResponse(_events(queue, found(name), request), media_type="text/event-stream", headers=UNBUFFERED)
+        events = _events(self.queue, find_job(self.queue, name), request)
+        return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
 
-    @routes.get("/jobs/{name}/preview")
-    async def preview(name: str) -> Response:
+    async def preview(self, name: str) -> Response:
         """The latest estimate as a PNG; 204 before there is one."""
-        pixels = found(name).meter.preview
+        pixels = find_job(self.queue, name).meter.preview
         if pixels is None:
             return Response(status_code=204)
-        return Response(await run_in_threadpool(as_png, pixels), media_type="image/png", headers={"Cache-Control": "no-store"})
+        content = await run_in_threadpool(png_bytes, pixels)
+        return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
 
-    @routes.get("/jobs/{name}/result")
-    def result(name: str, picture: Annotated[int, Query(ge=0)] = 0) -> FileResponse:
+    def result(self, name: str, picture: Annotated[int, Query(ge=0)] = 0) -> FileResponse:
         """The finished file; byte ranges are answered."""
-        path = result_path(found(name), picture)
+        path = result_path(find_job(self.queue, name), picture)
         return FileResponse(
-            path, media_type=MEDIA[path.suffix], filename=f"{name}-{picture}{path.suffix}", content_disposition_type="inline"
+            path,
+            media_type=MEDIA[path.suffix],
+            filename=f"{name}-{picture}{path.suffix}",
+            content_disposition_type="inline",
         )
 
-    @routes.post("/plan")
-    async def plan(task: Annotated[AnyTask, Body()]) -> dict[str, Any]:
+    async def plan(self, task: Annotated[AnyTask, Body()]) -> Mapping[str, object]:
         """What a job would do, without doing it: as text, as JSON and drawn as SVG."""
-        import tempfile
+        return _describe_plan(await run_in_threadpool(self._plan, task))
 
-        def planned() -> Any:
-            with tempfile.TemporaryDirectory() as folder:
-                return queue.runners[0].plan(task.stored(Path(folder), limits), Path(folder))
+    def _plan(self, task: AnyTask) -> MemoryPlan | None:
+        with tempfile.TemporaryDirectory() as folder:
+            stored = task.store_pictures(Path(folder), self.limits)
+            return self.queue.workers[0].plan(stored, Path(folder))
 
-        made = await run_in_threadpool(planned)
-        if made is None:
-            return {"text": "enlarged by rows; no diffusion model runs", "plan": None, "svg": None}
-        return {"text": made.explain(), "plan": json.loads(json.dumps(made.to_json(), default=str)), "svg": svg(made)}
+    def models(self) -> Mapping[str, object]:
+        """The names of models, LoRAs and upscalers that a request may give."""
+        library = self.queue.library
+        document: ModelsDocument = {
+            "models": [offer.name for offer in library.models()],
+            "loras": [offer.name for offer in library.loras()],
+            "upscalers": [offer.name for offer in library.upscalers()],
+        }
+        return document
 
-    @routes.get("/models")
-    def models() -> dict[str, Any]:
-        library = queue.library
-        kinds = {"models": library.models(), "loras": library.loras(), "upscalers": library.upscalers()}
-        return {kind: [offer.name for offer in offers] for kind, offers in kinds.items()}
-
-    @routes.get("/health")
-    def health() -> dict[str, Any]:
+    def health(self) -> Mapping[str, object]:
+        """The server's version, devices and memory budget, and how many jobs wait or run."""
         return {
             "version": __version__,
-            "jobs": queue.count(),
-            "devices": [runner.device_name for runner in queue.runners],
-            "vram": queue.settings.vram,
+            "jobs": self.queue.count(),
+            "devices": [worker.device_name for worker in self.queue.workers],
+            "vram": self.queue.settings.vram,
         }
 
+
+def router(queue: JobQueue) -> APIRouter:
+    """The routes over a queue."""
+    routes, endpoints = APIRouter(tags=["jobs"]), JobRoutes(queue)
+    routes.post("/jobs", status_code=202)(endpoints.submit)
+    routes.get("/jobs")(endpoints.jobs)
+    routes.get("/jobs/{name}")(endpoints.job)
+    routes.post("/jobs/{name}/cancel")(endpoints.cancel)
+    routes.delete("/jobs/{name}", status_code=204)(endpoints.remove)
+    routes.get("/jobs/{name}/events")(endpoints.events)
+    routes.get("/jobs/{name}/preview")(endpoints.preview)
+    routes.get("/jobs/{name}/result")(endpoints.result)
+    routes.post("/plan")(endpoints.plan)
+    routes.get("/models")(endpoints.models)
+    routes.get("/health")(endpoints.health)
     return routes
 
 
-UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+def find_job(queue: JobQueue, name: str) -> Job:
+    """The job with this id. 404 where there is none."""
+    job = queue.get(name)
+    if job is None:
+        raise HTTPException(404, f"job {name[:80]!r}: is not here")
+    return job
 
 
 def result_path(job: Job, picture: int) -> Path:
-    """The file of a finished picture. 404 where there is none, 409 while it is being made."""
-    if picture < len(job.made):
-        path = job.folder / job.made[picture].file
+    """The file of a finished picture. 404 where there is none, 409 while it is being made, 410 where it was deleted."""
+    if picture < len(job.pictures):
+        path = job.folder / job.pictures[picture].file
         if path.is_file():
             return path
         raise HTTPException(410, f"picture {picture} of job {job.id}: its file is gone")
@@ -141,21 +166,18 @@ def result_path(job: Job, picture: int) -> Path:
     raise HTTPException(409, f"picture {picture} of job {job.id}: is not finished; watch /jobs/{job.id}/events")
 
 
-def as_png(pixels: Any) -> bytes:
-    """(h, w, 3) uint8 as a PNG file."""
-    from PIL import Image
-
-    into = io.BytesIO()
-    Image.fromarray(pixels).save(into, format="PNG", compress_level=1)
-    return into.getvalue()
+def _describe_plan(plan: MemoryPlan | None) -> PlanDocument:
+    if plan is None:
+        return {"text": "enlarged by rows; no diffusion model runs", "plan": None, "svg": None}
+    return {"text": plan.explain(), "plan": json.loads(json.dumps(plan.to_json(), default=str)), "svg": svg(plan)}
 
 
 async def _events(queue: JobQueue, job: Job, request: Request) -> AsyncIterator[bytes]:
     last, silent = "", 0.0
     while not await request.is_disconnected():
-        described = queue.describe(job)
+        document = queue.describe(job)
         ended = job.ended.done()
-        text = json.dumps(described)
+        text = json.dumps(document)
         if text != last:
             yield f"event: {'end' if ended else 'progress'}\ndata: {text}\n\n".encode()
             last, silent = text, 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
@@ -11,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from hires.checkpoints.locate import ASSETS
 from hires.server.queue import JobQueue
 from hires.server.routes.deepzoom import Pyramid, pyramid_of
-from hires.server.routes.jobs import result_path
+from hires.server.routes.jobs import find_job, result_path
 
 WEB = ASSETS / "web"
 FILES = {
@@ -22,39 +23,47 @@ FILES = {
 }
 
 
-def router(queue: JobQueue) -> APIRouter:
-    """The routes over a queue."""
-    routes = APIRouter(include_in_schema=False)
+class PageRoutes:
+    """The endpoints over a queue."""
 
-    def pyramid(name: str, picture: int) -> Pyramid:
-        job = queue.get(name)
-        if job is None:
-            raise HTTPException(404, f"job {name[:80]!r}: is not here")
-        return pyramid_of(result_path(job, picture))
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
 
-    @routes.get("/")
-    def index() -> FileResponse:
+    def index(self) -> FileResponse:
+        """The page."""
         return FileResponse(WEB / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
 
-    @routes.get("/web/{name}")
-    def file(name: str) -> FileResponse:
+    def file(self, name: str) -> FileResponse:
+        """A script, style or licence of the page. 404 for any other name."""
         if name not in FILES:
             raise HTTPException(404, f"{name[:80]!r}: is not here")
         return FileResponse(WEB / name, media_type=FILES[name], headers={"Cache-Control": "no-cache"})
 
-    @routes.get("/favicon.ico")
-    def favicon() -> Response:
+    def favicon(self) -> Response:
+        """No icon, and no error for asking."""
         return Response(status_code=204)
 
-    @routes.get("/jobs/{name}/zoom")
-    def zoom(name: str, picture: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
-        return pyramid(name, picture).to_json()
+    def zoom(self, name: str, picture: Annotated[int, Query(ge=0)] = 0) -> Mapping[str, object]:
+        """The size of a finished picture and of its tiles."""
+        return self._pyramid(name, picture).to_json()
 
-    @routes.get("/jobs/{name}/zoom/{picture}/{level}/{column}_{row}.jpg")
-    async def tile(name: str, picture: int, level: int, column: int, row: int) -> Response:
-        found = await run_in_threadpool(lambda: pyramid(name, picture).tile(level, column, row))
-        if found is None:
+    async def tile(self, name: str, picture: int, level: int, column: int, row: int) -> Response:
+        """A tile of a finished picture as a JPEG. 404 outside the picture."""
+        content = await run_in_threadpool(lambda: self._pyramid(name, picture).tile(level, column, row))
+        if content is None:
             raise HTTPException(404, f"tile {column}_{row} of level {level}: is outside the picture")
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
+    def _pyramid(self, name: str, picture: int) -> Pyramid:
+        return pyramid_of(result_path(find_job(self.queue, name), picture))
+
+
+def router(queue: JobQueue) -> APIRouter:
+    """The routes over a queue; they are not in the API's description."""
+    routes, endpoints = APIRouter(include_in_schema=False), PageRoutes(queue)
+    routes.get("/")(endpoints.index)
+    routes.get("/web/{name}")(endpoints.file)
+    routes.get("/favicon.ico")(endpoints.favicon)
+    routes.get("/jobs/{name}/zoom")(endpoints.zoom)
+    routes.get("/jobs/{name}/zoom/{picture}/{level}/{column}_{row}.jpg")(endpoints.tile)
     return routes

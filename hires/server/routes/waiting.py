@@ -1,27 +1,56 @@
-"""Waiting for a job in a request whose client may go away."""
+"""Requests that stay open until their job has ended."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from fastapi import HTTPException, Request
+from starlette.concurrency import run_in_threadpool
 
 from hires.server.job import Job
 from hires.server.queue import JobQueue
+from hires.server.tasks import AnyTask
 
 LOOK_SECONDS = 0.5
+"""How often to look whether the client is still there."""
 
 
-async def finished(queue: JobQueue, job: Job, request: Request, keep: bool = False) -> None:
-    """Return when the job has ended. A client that goes away takes its job with it, unless the result is to be kept."""
-    waited = asyncio.wrap_future(job.ended)
+@contextmanager
+def incoming_folder(queue: JobQueue) -> Iterator[Path]:
+    """A folder for the pictures of a request that is not a job yet, on the disk of the jobs; deleted at the end."""
+    beside = queue.folder.parent / "incoming"
+    beside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=beside))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def submit_waiting(queue: JobQueue, tasks: Sequence[AnyTask], origin: str, folder: Path | None = None) -> Job:
+    """Queue a job for a client that waits, with the pictures that its tasks name in `folder`. Errors of `JobQueue.submit`."""
+
+    def link_pictures(task: AnyTask, target: Path, index: int) -> AnyTask:
+        return task if folder is None else task.link_pictures(folder, target)
+
+    return await run_in_threadpool(queue.submit, tasks, durable=False, origin=origin, prepare=link_pictures)
+
+
+async def wait_for(queue: JobQueue, job: Job, request: Request, keep: bool = False) -> None:
+    """Return when the job has ended. A client that goes away cancels its job, unless `keep` is set."""
+    ended = asyncio.wrap_future(job.ended)
     while True:
-        done, _ = await asyncio.wait([waited], timeout=LOOK_SECONDS)
+        done, _ = await asyncio.wait([ended], timeout=LOOK_SECONDS)
         if done:
             break
         if not keep and await request.is_disconnected():
             queue.cancel(job)
-            await asyncio.wait([waited], timeout=60)
+            await asyncio.wait([ended], timeout=60)
             queue.forget(job)
             raise HTTPException(499, "the client went away")
     if job.status not in ("done", "failed", "cancelled"):

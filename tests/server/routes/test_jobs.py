@@ -81,7 +81,7 @@ def test_a_broken_transfer_goes_on_where_it_was(server: Live, tmp_path: Path, mo
             yield part
 
     monkeypatch.setattr(httpx.Response, "iter_bytes", breaking)
-    monkeypatch.setattr("hires.client.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("hires.client.connection.PAUSE_SECONDS", 0)
     path = job.save(tmp_path / "a.png")
     assert asked == [None, "bytes=700-", "bytes=1400-"]
     assert path.read_bytes() == b"".join(iterate(client.http.get(f"/jobs/{job.id}/result")))
@@ -199,7 +199,7 @@ def test_jobs_that_are_not_there_and_results_that_are_not_finished(server: Live)
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hires.client.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("hires.client.connection.PAUSE_SECONDS", 0)
     with pytest.raises(RunError, match="is `hires serve` running there"):
         hires.Client("http://127.0.0.1:9").models()
     with pytest.raises(RequestError, match="give one such as"):
