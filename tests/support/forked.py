@@ -30,7 +30,9 @@ class Command:
         """Start it. stderr: the file that it appends to. environment: variables to set beside this process's own."""
         ours, theirs = CONTEXT.Pipe(duplex=False)
         given = dict(os.environ) | dict(environment or {})
-        self._process = CONTEXT.Process(target=carried_out, args=(arguments, theirs, str(stderr), str(stdin or os.devnull), given))
+        self._process = CONTEXT.Process(
+            target=carried_out, args=(arguments, theirs, str(stderr), str(stdin or os.devnull), given)
+        )
         with one_thread():
             self._process.start()
         theirs.close()
