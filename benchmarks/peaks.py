@@ -8,6 +8,6 @@ import torch
 from hires.bench.timing import peak_flops
 
 
-def peaks(dtype: torch.dtype = torch.float32) -> list[float]:
-    """FLOP/s of the CPU, three times."""
-    return [peak_flops.__wrapped__(torch.device("cpu"), dtype) for _ in range(3)]
+def peaks(dtype: torch.dtype = torch.float32, times: int = 3) -> list[float]:
+    """FLOP/s of the CPU, `times` measurements of one and a half seconds."""
+    return [peak_flops.__wrapped__(torch.device("cpu"), dtype) for _ in range(times)]

@@ -1,7 +1,7 @@
 """One render from naive to ours, one change at a time: seconds, memory and quality of every step, and what the step was worth.
 
     python -m benchmarks waterfall                 # 2048 px; a row is stopped at ten minutes
-    python -m benchmarks waterfall --quick         # some steps at 320 px, into no file
+    python -m benchmarks waterfall --quick         # some rows at 320 px with few sampler steps, into no file
 
 A held-out caption by the shipped model. Every row is a process of its own; rows that results/waterfall.csv has for the same
 code are kept. Pictures lie in runs/waterfall. The last line of stdout is one JSON document; the exit code is 1 where ours is
@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,6 +42,7 @@ SHOWN = {"tflop": 1, "share_of_peak": 2, "peak_rss_gib": 2, "disks": 0, "seam_sc
 SAME_DB = 50.0
 AGAIN = 1.1  # what a second run of a row differs by, on a machine that is shared: 47.3 to 51.8 s in three
 QUICK = (0, 1, 2, 6, 9, 10)  # the steps that go by other code
+QUICK_STEPS = 4  # of the sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +100,20 @@ def measured(case: Mapping[str, str]) -> Row:
     path = Path(case["pictures"]) / f"{side}_{steps().index(step)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if step.dtype == "bf16" else torch.float32
-    around = peaks(dtype)
+    times = 1 if "steps" in case else 3
+    around = peaks(dtype, times)
     reset_resident_peak()
     with layout(step.channels_last):
-        found, made = drawn(step, scene.caption, scene.seed, side, path)
+        found, plan = drawn(step, picture_options(case), path)
     found["peak_rss_gib"] = round(peak_resident_bytes() / 2**30, 3)
-    rate, peak = made.flops / (found["denoise_s"] + found["decode_s"]), statistics.median([*around, *peaks(dtype)])
+    rate, peak = plan.flops / (found["denoise_s"] + found["decode_s"]), statistics.median([*around, *peaks(dtype, times)])
     picture = np.asarray(Image.open(path))
     ours = np.asarray(Image.open(reference(case)))
     return (
         found
-        | quality(scene, picture, made, side)
+        | quality(scene, picture, plan, base_picture(picture_options(case)))
         | {
-            "tflop": round(made.flops / 1e12, 3),
+            "tflop": round(plan.flops / 1e12, 3),
             "gflop_per_s": round(rate / 1e9, 1),
             "share_of_peak": round(rate / peak, 3),
             "psnr_to_ours_db": round(min(psnr(picture, ours, 255.0), EQUAL_DB), 1),
@@ -133,17 +134,26 @@ def layout(channels_last: bool) -> Iterator[None]:
         yield
 
 
-def drawn(step: Step, caption: str, seed: int, side: int, path: Path) -> tuple[Row, Any]:
+def picture_options(case: Mapping[str, str]) -> dict[str, Any]:
+    """What every step renders: caption, size, seed and, with --quick, how few sampler steps."""
+    from benchmarks.demo.held_out import held_out_scenes
+    from hires.tiling.geometry import Size
+
+    scene, side = held_out_scenes(1)[0], int(case["side"])
+    steps = int(case["steps"]) if "steps" in case else None
+    return {"prompt": scene.caption, "size": Size(side, side), "seed": scene.seed, "steps": steps}
+
+
+def drawn(step: Step, options: Mapping[str, Any], path: Path) -> tuple[Row, Any]:
     """The picture in its file, what it took by part, and the plan that ran."""
     import hires
 
     begun = time.perf_counter()
     if step in (OURS, BF16):
-        result = hires.render(
-            caption, size=(side, side), seed=seed, strategy=step.strategy, dtype=step.dtype, output=path, overwrite=True
-        )
+        size = (options["size"].height, options["size"].width)
+        result = hires.render(**options | {"size": size}, strategy=step.strategy, dtype=step.dtype, output=path, overwrite=True)
     else:
-        result = planned(step, caption, seed, side)
+        result = planned(step, options)
     rendered = time.perf_counter()
     if result.path is None:
         from PIL import Image
@@ -156,7 +166,7 @@ def drawn(step: Step, caption: str, seed: int, side: int, path: Path) -> tuple[R
     return {name: round(value, 2) for name, value in parts.items()}, result.plan
 
 
-def planned(step: Step, caption: str, seed: int, side: int) -> Any:
+def planned(step: Step, options: Mapping[str, Any]) -> Any:
     """A render by the plan of a step, its pixels in memory."""
     import torch
 
@@ -167,12 +177,11 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
     from hires.options.render import RenderRequest
     from hires.planning import planner
     from hires.planning.plan import DecodePlan
-    from hires.tiling.geometry import Size
 
+    policy = "global" if step.strategy == "direct" else None
     request = RenderRequest(
-        prompt=caption, size=Size(side, side), seed=seed, strategy=step.strategy, overlap_px=step.overlap_px,
-        attention=step.backend, attention_policy="global" if step.strategy == "direct" else None,
-    )  # fmt: skip
+        **options, strategy=step.strategy, overlap_px=step.overlap_px, attention=step.backend, attention_policy=policy
+    )
     made = planner.plan(request, load_spec("demo"), machines.host_device())
     stages = tuple(replace(stage, batch=step.batch or stage.batch, blend=step.blend or stage.blend) for stage in made.stages)
     decode = DecodePlan(policy="whole", band_rows=0, dtype=made.decode.dtype) if step.whole_decode else made.decode
@@ -182,19 +191,18 @@ def planned(step: Step, caption: str, seed: int, side: int) -> Any:
         return run_plan(request, made, load_spec("demo"), torch.device("cpu"), lambda event: None)
 
 
-@cache
-def base_picture(caption: str, seed: int) -> Any:
+def base_picture(options: Mapping[str, Any]) -> Any:
     """The shipped model's picture at the size that it was trained at, (256, 256, 3) uint8."""
     import hires
 
-    return hires.render(caption, size="256x256", seed=seed).pixels
+    return hires.render(**options | {"size": "256x256"}).pixels
 
 
-def quality(scene: Any, picture: Any, made: Any, side: int) -> Row:
+def quality(scene: Any, picture: Any, plan: Any, base: Any) -> Row:
     """Disks, seams and texture against the scene drawn at that size."""
     from benchmarks.suites.scenes import measure
 
-    found = measure(scene, picture, made, base_picture(scene.caption, scene.seed))
+    found = measure(scene, picture, plan, base)
     return {
         "disks": int(str(found["disks"])) + int(str(found["lopsided"])),
         "right_third": found["one_disk_right_third"],
@@ -208,12 +216,13 @@ def reference(case: Mapping[str, str]) -> Path:
     return Path(case["pictures"]) / f"{case['side']}_{steps().index(OURS)}.png"
 
 
-def cases(side: int, pictures: Path, only: Sequence[str]) -> list[dict[str, str]]:
-    """Ours first: the others are held against it."""
+def cases(side: int, pictures: Path, only: Sequence[str], steps_taken: int | None = None) -> list[dict[str, str]]:
+    """Ours first: the others are held against it. steps_taken: of the sampler, the model's own number by default."""
+    always = {"side": str(side), "pictures": str(pictures)}
+    if steps_taken:
+        always["steps"] = str(steps_taken)
     chosen = [step.name for step in steps() if step == OURS or not only or step.name in only]
-    return [
-        {"side": str(side), "step": name, "pictures": str(pictures)} for name in sorted(chosen, key=lambda n: n != OURS.name)
-    ]
+    return [always | {"step": name} for name in sorted(chosen, key=lambda name: name != OURS.name)]
 
 
 def kept(rows: Sequence[Mapping[str, Any]], timed: bool = True) -> dict[str, bool]:
@@ -277,7 +286,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"--only {args.only!r}: of {'; '.join(s.name for s in steps())}; --side {side}: from 256")
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) if args.quick else PICTURES / SUITE.settings()
-        wanted = cases(side, pictures.absolute(), only)
+        wanted = cases(side, pictures.absolute(), only, QUICK_STEPS if args.quick else None)
         if csv is not None and not reference(wanted[0]).exists():
             in_child(SUITE, wanted[0], threads)
         rows = in_order(carried_out(SUITE, wanted, csv, threads, measured))
