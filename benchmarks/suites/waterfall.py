@@ -151,7 +151,9 @@ def drawn(step: Step, options: Mapping[str, Any], path: Path) -> tuple[Row, Any]
     begun = time.perf_counter()
     if step in (OURS, BF16):
         size = (options["size"].height, options["size"].width)
-        result = hires.render(**options | {"size": size}, strategy=step.strategy, dtype=step.dtype, output=path, overwrite=True)
+        result = hires.render(
+            **{**options, "size": size}, strategy=step.strategy, dtype=step.dtype, output=path, overwrite=True
+        )
     else:
         result = planned(step, options)
     rendered = time.perf_counter()
@@ -195,7 +197,7 @@ def base_picture(options: Mapping[str, Any]) -> Any:
     """The shipped model's picture at the size that it was trained at, (256, 256, 3) uint8."""
     import hires
 
-    return hires.render(**options | {"size": "256x256"}).pixels
+    return hires.render(**{**options, "size": "256x256"}).pixels
 
 
 def quality(scene: Any, picture: Any, plan: Any, base: Any) -> Row:
