@@ -374,10 +374,12 @@ class BandPeakTracker:
         for top, bottom in self.bands(x.height):
             read = reads[bottom - top]
             self.macs += read.macs
-            self.moment(max(read.peak, read.held))  # the band itself is in it, so on the device storing it adds nothing
-            out.store()
-            if self.on_host:
-                self.moment(0)
+            if self.on_host:  # its bands count there once they are stored, and not on the device
+                out.store()
+                self.moment(max(read.peak, read.held))
+            else:
+                self.moment(max(read.peak, read.held))  # the band itself is in it: storing it adds nothing
+                out.store()
             x.release(bottom)
         self.live = [out]
         return out
