@@ -7,6 +7,7 @@ import sys
 
 SUITES = {
     "attention": "benchmarks.suites.attention",
+    "changed": "benchmarks.report.changed",
     "choices": "benchmarks.suites.choices",
     "demo": "benchmarks.suites.demo",
     "guides": "benchmarks.suites.guides",

@@ -10,13 +10,13 @@ OURS = ("hires", "benchmarks")
 ROOT = Path(__file__).parents[1]
 
 
-def definitions(source: str) -> list[str]:
+def definitions(source: str, root: Path = ROOT) -> list[str]:
     """`ast.dump` of each top-level statement, without imports, docstrings and the modules in dotted names of ours.
 
-    SyntaxError where `source` is not Python.
+    root: the checkout that `source` is from. SyntaxError where `source` is not Python.
     """
     tree = ast.parse(source)
-    plain = _Plain(tree)
+    plain = _Plain(tree, root)
     kept = (plain.visit(statement) for statement in tree.body if not _is_text(statement))
     return [ast.dump(statement) for statement in kept if statement is not None]
 
@@ -25,21 +25,23 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _is_module(package: str | None, name: str) -> bool:
-    place = ROOT.joinpath(*(package or "").split("."), name)
+def _is_module(root: Path, package: str | None, name: str) -> bool:
+    place = root.joinpath(*(package or "").split("."), name)
     return place.is_dir() or place.with_suffix(".py").exists()
 
 
 class _Plain(ast.NodeTransformer):
     """Takes imports and docstrings out, and writes `module.name`, an alias and "hires.module.name" as `name`."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, root: Path) -> None:
         self.names: dict[str, str] = {}
         self.modules = set(OURS)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
                 self.names |= {alias.asname or alias.name: alias.name for alias in node.names}
-                self.modules |= {alias.asname or alias.name for alias in node.names if _is_module(node.module, alias.name)}
+                self.modules |= {
+                    alias.asname or alias.name for alias in node.names if _is_module(root, node.module, alias.name)
+                }
 
     def generic_visit(self, node: ast.AST) -> ast.AST | None:  # type: ignore[override]
         super().generic_visit(node)

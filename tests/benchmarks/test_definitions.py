@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.common import digest
 from benchmarks.definitions import definitions
+from benchmarks.report.changed import defined, differing
 
 BEFORE = '''"""A module."""
 
@@ -60,3 +61,20 @@ def test_splitting_a_file_keeps_its_digits_and_data_counts_by_bytes(tmp_path: Pa
     before = digest([data])
     data.write_text("{ }")
     assert digest([data]) != before
+
+
+def test_what_moved_is_the_same_and_what_differs_is_listed(tmp_path: Path) -> None:
+    files = {
+        "before/hires/one.py": "LIMIT = 2\n\n\ndef area(side):\n    return side**2\n\n\ndef half(x):\n    return x / 2\n",
+        "now/hires/rooms/two.py": 'def area(side):\n    """In pixels."""\n    return side**2\n',
+        "now/hires/one.py": "LIMIT = 3\n\n\nclass Box:\n    pass\n",
+    }
+    for name, source in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    assert differing(defined(tmp_path / "before"), defined(tmp_path / "now")) == [
+        ("new", "Box", "", "hires/one.py"),
+        ("changed", "LIMIT", "hires/one.py", "hires/one.py"),
+        ("gone", "half", "hires/one.py", ""),
+    ]
