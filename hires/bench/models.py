@@ -18,14 +18,14 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family
+from hires.pipelines.base import Family, Runtime
 from hires.pipelines.progressive import attending
 from hires.planning.costs.evaluations import estimates_per_step
 from hires.planning.costs.flops import network_flops
 from hires.planning.plan import StagePlan
 from hires.planning.planner import plan
 from hires.tiling.denoise import tiled
-from hires.tiling.retry import Batcher, Ladder
+from hires.tiling.retry import Batcher
 from hires.units import gib, parse_bytes
 
 
@@ -131,7 +131,7 @@ def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
                 yield Row(suite="denoise", case=spec.name, way=way, size=str(size), taken=Timed(state=f"refused: {error}"))
                 continue
             stage = planned.stages[-1]
-            family = load_family(request, planned, spec, setting.device, Ladder([planned.decode], str), None)
+            family = load_family(request, planned, spec, Runtime.of(request, planned, setting.device))
             family.weights.ready("network")
             x = torch.randn(
                 1,

@@ -122,30 +122,37 @@ class Defaults:
             raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 
 
-def _run(
-    sampler: str,
-    schedule: str,
-    steps: int,
-    guidance: float,
-    tile_px: int,
-    relay_steps: tuple[int, ...] = (10, 8, 6),
-    relay_guidance: float = 4.0,
-    relay_sigma: float = 1.0,
-    relay_sigma_end: float = 0.0,
-) -> Defaults:
-    """Defaults with the relay values of the methods' reference; few-step models relay from a timestep they know."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """How a model draws the stages after the first; few-step models start from a timestep that they know."""
+
+    steps: tuple[int, ...] = (10, 8, 6)
+    """Steps of the second stage, the third and so on."""
+    guidance: float = 4.0
+    sigma: float = 1.0
+    """The noise level at which a stage starts."""
+    sigma_end: float = 0.0
+    """The last noise level before 0; 0 for the model's least."""
+
+
+METHODS_RELAY = Relay()
+"""The values of the methods' reference."""
+
+
+def _defaults(sampler: str, schedule: str, steps: int, guidance: float, tile_px: int, relay: Relay = METHODS_RELAY) -> Defaults:
+    """A model's defaults; tiles overlap by a quarter, and stages are enlarged in pixels."""
     return Defaults(
         sampler=sampler,
         schedule=schedule,
         steps=steps,
         guidance=guidance,
-        relay_sigma=relay_sigma,
-        relay_steps=relay_steps,
-        relay_guidance=relay_guidance,
+        relay_sigma=relay.sigma,
+        relay_steps=relay.steps,
+        relay_guidance=relay.guidance,
         tile_px=tile_px,
         overlap_px=tile_px // 4,
         enlarger=("pixel",),
-        relay_sigma_end=relay_sigma_end,
+        relay_sigma_end=relay.sigma_end,
     )
 
 
@@ -235,7 +242,7 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
 
 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
-COSXL_RUN = _run("euler", "exponential", 30, 7.0, 1024, relay_sigma_end=SDXL_LEAST)
+COSXL_RUN = _defaults("euler", "exponential", 30, 7.0, 1024, relay=Relay(sigma_end=SDXL_LEAST))
 PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
 _ROWS = (
     _sdxl("cosxl", "CosXL", "edm_v", COSXL_RUN, betas=None, sigma_range=(0.002, 120.0)),
@@ -248,13 +255,13 @@ _ROWS = (
         sigma_range=(0.002, 120.0),
         image_channels=4,
     ),
-    _sdxl("sdxl", "SDXL", "eps", _run("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
-    _sdxl("sdxl-v", "SDXL, v-prediction", "v", _run("euler", "linear", 28, 5.0, 1024)),
+    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
+    _sdxl("sdxl-v", "SDXL, v-prediction", "v", _defaults("euler", "linear", 28, 5.0, 1024)),
     _sdxl(
         "sdxl-ip2p",
         "SDXL InstructPix2Pix",
         "eps",
-        _run("euler", "linear", 30, 5.0, 768),
+        _defaults("euler", "linear", 30, 5.0, 768),
         native_px=768,
         bins=None,
         image_channels=4,
@@ -264,7 +271,7 @@ _ROWS = (
         "sdxl-turbo",
         "SDXL-Turbo",
         "eps",
-        _run("euler_ancestral", "trailing", 4, 1.0, 512, (2,), 1.0, TURBO_RELAY),
+        _defaults("euler_ancestral", "trailing", 4, 1.0, 512, Relay(steps=(2,), guidance=1.0, sigma=TURBO_RELAY)),
         native_px=512,
         bins=512,
         few_step="turbo",
@@ -274,7 +281,7 @@ _ROWS = (
         "sdxl-lcm",
         "SDXL with LCM-LoRA",
         "eps",
-        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        _defaults("lcm", "lcm", 4, 1.0, 1024, Relay(steps=(2,), guidance=1.0)),
         few_step="lcm",
         same_keys_as="sdxl",
     ),
@@ -282,7 +289,7 @@ _ROWS = (
         "sd15",
         "Stable Diffusion 1.5",
         "eps",
-        _run("dpmpp_2m", "karras", 25, 7.0, 512),
+        _defaults("dpmpp_2m", "karras", 25, 7.0, 512),
         latent_scale=0.18215,
         native_px=512,
         bins=512,
@@ -291,19 +298,21 @@ _ROWS = (
         size_conditions=None,
         parts_from=SD15_PARTS,
     ),
-    _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _run(*PIXART_RUN, 256)),
-    _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),
-    _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _run(*PIXART_RUN, 1024)),
-    _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _run(*PIXART_RUN, 2048)),
-    _pixart("pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _run(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"),
-    _pixart("pixart-alpha-256", "PixArt-α 256", 256, _run(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
-    _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
-    _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
+    _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _defaults(*PIXART_RUN, 256)),
+    _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _defaults(*PIXART_RUN, 512)),
+    _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _defaults(*PIXART_RUN, 1024)),
+    _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _defaults(*PIXART_RUN, 2048)),
+    _pixart(
+        "pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _defaults(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"
+    ),
+    _pixart("pixart-alpha-256", "PixArt-α 256", 256, _defaults(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
+    _pixart("pixart-alpha-512", "PixArt-α 512", 512, _defaults(*PIXART_RUN, 512), **ALPHA),
+    _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _defaults(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
     _pixart(
         "pixart-delta",
         "PixArt-δ (LCM) 1024",
         1024,
-        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        _defaults("lcm", "lcm", 4, 1.0, 1024, Relay(steps=(2,), guidance=1.0)),
         size_conditions="pixart",
         few_step="lcm",
         same_keys_as="pixart-alpha-1024",
@@ -313,7 +322,7 @@ _ROWS = (
         "pixart-dmd",
         "PixArt-α DMD 512",
         512,
-        _run("euler", "trailing", 1, 1.0, 512, (1,), 1.0, DMD_SIGMA),
+        _defaults("euler", "trailing", 1, 1.0, 512, Relay(steps=(1,), guidance=1.0, sigma=DMD_SIGMA)),
         few_step="dmd",
         start_timestep=400,
         same_keys_as="pixart-alpha-512",
@@ -323,7 +332,7 @@ _ROWS = (
         "yoso-pixart-512",
         "YOSO PixArt-α 512",
         512,
-        _run("lcm", "lcm", 2, 1.5, 512, (1,), 1.0),
+        _defaults("lcm", "lcm", 2, 1.5, 512, Relay(steps=(1,), guidance=1.0)),
         few_step="lcm",
         same_keys_as="pixart-alpha-512",
         **ALPHA,

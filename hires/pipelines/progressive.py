@@ -33,7 +33,7 @@ from hires.refine.enlargers import ENLARGERS, Target
 from hires.refine.low_pass import Fourier
 from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
 from hires.resume.journal import NO_JOURNAL, Journal
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.registry import SCHEDULES
 from hires.sampling.samplers import as_sigmas, find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
@@ -66,6 +66,22 @@ class Start:
     drawn: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInput:
+    """A stage of a plan, and what its latents depend on beside the model."""
+
+    stage: StagePlan
+    index: int
+    """The stage's place in the plan, from 0."""
+    seed: int
+    before: Tensor
+    """The latents of the stage before, (1, C, h, w); empty for the first stage."""
+    picture: NDArray[np.uint8] | None = None
+    """(H, W, 3), where the stage starts from a picture by its strength."""
+    mask: NDArray[np.uint8] | None = None
+    """(H, W), 255 where the picture is drawn anew, 0 where it stays."""
+
+
 def run(
     family: Family,
     plan: MemoryPlan,
@@ -87,7 +103,8 @@ def run(
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
-        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal, mask=mask)
+        inputs = StageInput(stage=stage, index=index, seed=seed, before=result.latents, picture=picture, mask=mask)
+        work = partial(run_stage, family, inputs, progress, journal)
         latents, message = journal.tensor(f"stage-{index}"), ""
         if latents is None:
             latents, message = attempt(work, batcher)
@@ -121,27 +138,15 @@ def again(family: Family) -> int:
     return family.vae.recomputed + family.guard.redone
 
 
-def run_stage(
-    family: Family,
-    stage: StagePlan,
-    key: tuple[int, int],
-    before: Tensor,
-    picture: NDArray[np.uint8] | None,
-    progress: TileProgress,
-    journal: Journal,
-    batcher: Batcher,
-    mask: NDArray[np.uint8] | None = None,
-) -> Tensor:
-    """The latents of one stage, (1, C, h, w) float32 on the CPU, from those of the stage before; key: seed and stage index.
-
-    Pure but for what it tells: run again, it gives the same.
-    """
-    cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
-    noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
-    name = f"stage-{key[1]}-origin"
+def run_stage(family: Family, inputs: StageInput, progress: TileProgress, journal: Journal, batcher: Batcher) -> Tensor:
+    """The latents of one stage, (1, C, h, w) float32 on the CPU. Run again, it gives the same."""
+    stage, mask, cells = inputs.stage, inputs.mask, inputs.stage.grid.canvas
+    sigmas, box = stage_sigmas(family.spec, stage), Box(0, 0, cells.height, cells.width)
+    noise = CanvasNoise(inputs.seed, inputs.index, box, family.spec.facts.latent_channels, family.device)
+    name = f"stage-{inputs.index}-origin"
     begin = journal.tensor(name)
     if begin is None:
-        begin = origin(family, stage, before, picture, progress.on_event)
+        begin = origin(family, stage, inputs.before, inputs.picture, progress.on_event)
         if begin is not None:
             journal.keep(name, begin)
     begin = None if begin is None else begin.to(family.device)
@@ -209,7 +214,7 @@ def denoise_stage(
         recall = partial(progress.recall, stage.grid.count)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
         try:
-            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
+            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, StepNoise(source=noise), progress.step)
         except NotFiniteError as error:
             step = f"step {progress.steps_done + 1} of {stage.taken_steps}"
             raise NotFiniteError(f"stage {stage.name}, {step}: {error}") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Global, KVPool, Policy, attended, axis
 from hires.planning.costs.flops import TEXT_TOKENS
-from hires.tiling.bands.storage import CPU_SCRATCH, halo_policy
+from hires.tiling.bands.storage import CPU_SCRATCH, HaloShape, halo_policy
 from hires.tiling.geometry import Size
 
 
@@ -68,11 +68,8 @@ TAESD_CHANNELS = 64
 
 def preview_bytes(element: int, cpu: bool) -> int:
     """What a small autoencoder holds while it draws a preview of `PREVIEW_CELLS` cells a side."""
-    side, channels = PREVIEW_CELLS, TAESD_CHANNELS
-    way = halo_policy(
-        rows=side, cells=Size(side, side), reach=0, cell_px=8, channels=channels, macs_per_cell=0, element=element, cpu=cpu
-    )
-    return way.peak_bytes
+    side, shape = PREVIEW_CELLS, HaloShape(reach=0, cell_px=8, channels=TAESD_CHANNELS, macs_per_cell=0)
+    return halo_policy(shape, Size(side, side), side, element=element, cpu=cpu).peak_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,9 +151,8 @@ class CostModel:
     def vae(self, canvas: Size, decode: DecodePlan, *, encode: bool) -> BandStorage:
         """Bytes and FLOPs of the autoencoder alone, its weights not included."""
         cells, element = canvas.divided(self.spec.cell_px), BYTES_PER_ELEMENT[decode.dtype]
-        return storage.vae_policy(
-            self.spec.vae, cells, element, decode.policy, decode.band_rows, cpu=self.on_cpu, encode=encode
-        )
+        task = storage.VaeTask(shape=self.spec.vae, cells=cells, element=element, cpu=self.on_cpu, encode=encode)
+        return storage.vae_policy(task, decode.policy, decode.band_rows)
 
     def vae_seconds(self, way: BandStorage, canvas: Size) -> float:
         """Bands are fetched from host memory while others are computed: the slower of the two decides."""
