@@ -31,7 +31,7 @@ class MemoryTimeline:
     def __post_init__(self) -> None:
         from hires.bench.plots import check_picture
 
-        check_picture("--memory-timeline", self.path)
+        check_picture("memory_timeline", self.path)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._begun = time.monotonic()
@@ -78,7 +78,7 @@ class MemoryTimeline:
         from matplotlib.figure import Figure
 
         if not self.samples:
-            raise RequestError("--memory-timeline: the render was over before anything was sampled")
+            raise RequestError("`memory_timeline`: the render was over before anything was sampled")
         base, spans = self.base_bytes(plan), self.spans(plan)
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -105,7 +105,7 @@ class MemoryTimeline:
         try:
             figure.savefig(self.path, dpi=120)
         except OSError as error:
-            raise OutputError(f"--memory-timeline {self.path}: cannot be written ({error.strerror or error})") from None
+            raise OutputError(f"memory_timeline {self.path}: cannot be written ({error.strerror or error})") from None
         return "\n".join([f"{self.path}:", *lines])
 
 

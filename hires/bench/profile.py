@@ -46,9 +46,9 @@ class Profile:
 
     def __init__(self, path: Path, on_event: OnEvent | None = None) -> None:
         if path.suffix.lower() != ".json":
-            raise OutputError(f"--profile {path}: the name must end in .json (chrome://tracing and Perfetto read it)")
+            raise OutputError(f"profile {path}: the name must end in .json (chrome://tracing and Perfetto read it)")
         if not path.parent.is_dir():
-            raise OutputError(f"--profile {path}: the folder {path.parent} does not exist; give another")
+            raise OutputError(f"profile {path}: the folder {path.parent} does not exist; give another")
         self.path, self._on_event = path, on_event
         self.costly: list[Costly] = []
         self.recorded_seconds = 0.0
@@ -94,7 +94,7 @@ class Profile:
         try:
             self._profiler.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as failure:
-            raise OutputError(f"--profile {self.path}: cannot be written ({failure}); give another name") from None
+            raise OutputError(f"profile {self.path}: cannot be written ({failure}); give another name") from None
 
     def report(self, plan: MemoryPlan) -> str:
         """The ten costliest operators on their shapes, their share of what was recorded and their distance to the floor."""

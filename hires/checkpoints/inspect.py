@@ -16,6 +16,11 @@ from hires.checkpoints.locate import Part, find_model, next_move
 from hires.checkpoints.loras import says_lcm
 from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
 from hires.errors import ModelError
+from hires.options.fields import flags_of
+from hires.options.groups import ModelOptions, SizeOptions
+
+FLAGS = flags_of(ModelOptions, SizeOptions)
+"""How the command lines that are shown spell their options."""
 
 
 def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> dict[str, Any]:
@@ -72,7 +77,8 @@ def _part_alone(found: Finding) -> dict[str, Any]:
     }
     if found.kind == "lora" and found.header is not None:
         document["lcm"] = says_lcm(found.path, found.header)
-        document["command"] = f"hires render PROMPT --size WxH --model MODEL --lora {shlex.quote(str(found.path))}:1 -o out.png"
+        lora = f"{FLAGS['loras']} {shlex.quote(str(found.path))}:1"
+        document["command"] = f"hires render PROMPT {FLAGS['size']} WxH {FLAGS['model']} MODEL {lora} -o out.png"
     return document
 
 
@@ -107,11 +113,11 @@ def summary(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 def command(name: str, spec: ModelSpec, family: str | None, parts: str | Path | None) -> str:
     """The command line that runs the model."""
-    words = ["--model", name, *(["--family", family] if family else []), *(["--parts", str(parts)] if parts else [])]
-    rest = " ".join(shlex.quote(word) for word in words)
+    given = {"model": name, "family": family, "parts": parts}
+    rest = " ".join(f"{FLAGS[option]} {shlex.quote(str(value))}" for option, value in given.items() if value)
     if spec.facts.image_channels:
         return f'hires edit IN.png "make it winter" {rest} -o out.png'
-    return f'hires render "a lighthouse at dusk" --size {spec.native_px}x{spec.native_px} {rest} -o out.png'
+    return f'hires render "a lighthouse at dusk" {FLAGS["size"]} {spec.native_px}x{spec.native_px} {rest} -o out.png'
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:

@@ -166,7 +166,7 @@ def _no_model(finding: Finding) -> ModelError:
     if finding.kind == "lora":
         made_for = f" for {finding.family}" if finding.family else ""
         return ModelError(f"{finding.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
-    return ModelError(f"{finding.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
+    return ModelError(f"{finding.path}: an autoencoder alone, no model; hires vae-roundtrip takes its folder as `vae`")
 
 
 def find_parts(finding: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:

@@ -26,16 +26,8 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-UNDECLARED = {
-    name: f"--{name}" for name in ("base", "csv", "device", "dtype", "family", "grid", "overwrite", "parts", "plot")
-} | {
-    "attention_policy": "--attention-policy",
-    "attention_window": "--attention-window",
-    "policy": "--policy",
-    "vae": "--vae",
-    "vram": "--vram",
-}
-"""Flags of the commands that measure, whose options no dataclass declares."""
+UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "parts", "vae")} | {"journal=None": "--no-journal"}
+"""Flags that no dataclass declares, of `hires measure` and `inspect`, and those of other commands that errors send on to."""
 
 
 def in_flags(text: str, options: Sequence[type] = ()) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -21,17 +20,12 @@ from hires.cli.options import (
     MeasuringFlags,
     PreviewFlags,
     ReportFlags,
+    argument,
     journal,
     keywords,
 )
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, JournalOptions, RenderOptions
-
-
-def argument(name: str, metavar: str, help: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    """A positional argument of a command."""
-    annotation = Annotated[str, typer.Argument(metavar=metavar, help=help, show_default=False)]
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
 def register(app: typer.Typer) -> None:

@@ -6,7 +6,7 @@ import glob
 import inspect
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +16,12 @@ from hires.cli.display import guarded, progress_display
 from hires.cli.options import BatchFlags, Command, Given, ReportFlags, keywords
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.options.fields import chosen
+from hires.options.fields import chosen, declared
 from hires.options.upscale import REFINEMENT, UpscaleOptions
 from hires.units import gib
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
+OUTPUT = declared(UpscaleOptions)["output"].option
 UPSCALE = Command(
     arguments=(
         inspect.Parameter(
@@ -33,7 +34,7 @@ UPSCALE = Command(
     ),
     options=(UpscaleOptions, BatchFlags, ReportFlags),
     required=("output",),
-    changes={"output": {"metavar": "OUT", "help": "The file to write, or a folder for several."}},
+    changes={"output": replace(OUTPUT, metavar="OUT", help="The file to write, or a folder for several.")},
     panels=dict.fromkeys(REFINEMENT, "With --refine"),
 )
 

@@ -215,7 +215,7 @@ def editing(spec: ModelSpec) -> ModelSpec:
     if not spec.facts.image_channels:
         raise RequestError(
             f"model {spec.name}: {spec.facts.title} draws from text and does not see the picture; give a model that edits, "
-            "such as cosxl_edit.safetensors, or start from the picture: hires render PROMPT --init IN.png `strength` 0.5"
+            "such as cosxl_edit.safetensors, or start from the picture: render with `init` IN.png and `strength` 0.5"
         )
     return spec
 

@@ -53,6 +53,8 @@ class Option:
     """Its section in `--help`."""
     local: bool = False
     """Never taken from a network: paths, devices."""
+    envvar: str | None = None
+    """The environment variable that gives it where the command line does not."""
     python_only: str = ""
     """Why the command line has no such option; empty where it has one."""
 
@@ -192,10 +194,11 @@ def flags_of(*classes: type) -> dict[str, str]:
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message with its options as the command line writes them; flags: by the option's name.
 
-    A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes.
+    A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes; in these it may
+    have the value None, which has a flag of its own.
     """
     message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
-    return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), message)
+    return re.sub(r"`([a-z_]+(?:=None)?)`", lambda match: flags.get(match[1], match[0]), message)
 
 
 Chosen = TypeVar("Chosen")

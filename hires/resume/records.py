@@ -59,7 +59,7 @@ def write_whole(file: Path, content: bytes) -> None:
 
 def refused(folder: Path, error: OSError) -> WriteError:
     reason = error.strerror or error
-    return WriteError(f"journal {folder}: {reason}; make room, or give --no-journal (nothing can be resumed)")
+    return WriteError(f"journal {folder}: {reason}; make room, or give `journal=None` (nothing can be resumed)")
 
 
 def sync_folder(folder: Path) -> None:
