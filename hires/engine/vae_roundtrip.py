@@ -96,7 +96,7 @@ class RoundTripOptions(Options):
     ] = None
     band_px: Annotated[
         int | None,
-        Option(help="Rows of a feature map at a time.", flag="--band", metavar="PX", group="machine", panel="Memory"),
+        Option(help="Rows of a feature map at a time.", metavar="PX", group="machine", panel="Memory"),
     ] = None
     attention_policy: Annotated[
         str | None,
