@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,10 @@ from PIL import Image
 from hires.bench.row import BenchSetup, Row
 from hires.bench.timing import Timed
 from hires.errors import HiresError
-from hires.images.sinks import ImageSink, Rows
+from hires.images.formats import Pixels
+from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
+from hires.options.keywords import UpscaleKeywords
 from hires.tiling.geometry import Box, Size
 
 FORMATS = ((".png", "uint8"), (".png", "uint16"), (".tif", "uint8"), (".tif", "uint16"), (".jpg", "uint8"), (".webp", "uint8"))
@@ -43,7 +44,7 @@ def noisy_gradient(size: Size) -> NDArray[np.uint8]:
     return np.stack([(x * 199 // size.width + noise), (y * 199 // size.height + noise), noise * 8], axis=2).astype(np.uint8)
 
 
-def _banded_rows(setting: BenchSetup, path: Path, coded: Rows) -> Iterator[Row]:
+def _banded_rows(setting: BenchSetup, path: Path, coded: Pixels) -> Iterator[Row]:
     """Writing a picture (H, W, 3) band by band, and reading it back."""
     size, case = Size(*coded.shape[:2]), f"{path.suffix} {coded.dtype}"
     write, read = partial(_write, path, coded), partial(_read, path, size)
@@ -76,14 +77,14 @@ def _pillow_row(setting: BenchSetup, path: Path, pixels: NDArray[np.uint8]) -> R
     return replace(row, measured_peak_bytes=peak, measure="bits a pixel", quality=_bits_a_pixel(path, size))
 
 
-def _write(path: Path, coded: Rows) -> None:
+def _write(path: Path, coded: Pixels) -> None:
     height, width = coded.shape[:2]
     with ImageSink.open(path, Size(height, width), dtype=coded.dtype, overwrite=True) as sink:
         for top in range(0, height, BAND_PX):
             sink.write(coded[top : top + BAND_PX])
 
 
-def _read(path: Path, size: Size) -> list[Rows]:
+def _read(path: Path, size: Size) -> list[Pixels]:
     with ImageSource.open(path) as source:
         tops = range(0, size.height, BAND_PX)
         return [source.read(Box(top, 0, min(BAND_PX, size.height - top), size.width)) for top in tops]
@@ -106,19 +107,17 @@ def _upscale_at(setting: BenchSetup, size: Size) -> Iterator[Row]:
     picture = ((np.sin(side * 37) + 1) * 127).astype(np.uint8)
     target = Size(4 * size.height, 4 * size.width)
     reference = np.asarray(Image.fromarray(picture).resize((target.width, target.height), Image.Resampling.LANCZOS))
-    ways: list[tuple[str, dict[str, Any]]] = [("lanczos", {})]
-    ways += [(Path(setting.upscaler).name, {"upscaler": setting.upscaler})] if setting.upscaler else []
-    ways += [
-        (
-            "lanczos, refined",
-            {"refine": True, "strength": 0.3, "model": setting.model, "steps": 4 if setting.quick else None},
-        )
-    ]
-    for way, options in ways:
+    shared: UpscaleKeywords = {"size": target, "device": str(setting.device), "vram": setting.vram, "parts": setting.parts}
+    ways: list[tuple[str, UpscaleKeywords]] = [("lanczos", shared)]
+    if setting.upscaler:
+        ways.append((Path(setting.upscaler).name, {**shared, "upscaler": setting.upscaler}))
+    steps = 4 if setting.quick else None
+    refined: UpscaleKeywords = {**shared, "refine": True, "strength": 0.3, "model": setting.model, "steps": steps}
+    for way, options in [*ways, ("lanczos, refined", refined)]:
 
-        def run(options: dict[str, Any] = options) -> Any:
-            common = {"device": str(setting.device), "vram": setting.vram, "parts": setting.parts} | options
-            return upscale(picture, size=target, **common).pixels
+        def run(options: UpscaleKeywords = options) -> Pixels:
+            enlarged: Pixels = upscale(picture, **options).pixels
+            return enlarged
 
         single = "refine" in options
         begun = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from hires.kernels import group_norm
 from hires.kernels.attention_policies import NPA, Global, Policy, attended
 from hires.kernels.dispatch import BACKENDS, attention
 from hires.kernels.reference import attention_chunked
+from hires.tiling.geometry import Size
 
 SAMPLED = 32  # queries of an attention whose result is checked in float64
 
@@ -53,7 +53,13 @@ def _exact_attention(
     return picked, attention_chunked(q[:, :, picked].double(), k.double(), v.double(), None, q.shape[-1] ** -0.5)
 
 
-def _attention_row(setting: BenchSetup, what: Any, parts: Any, picked: list[int], exact: Tensor | None) -> Row:
+def _attention_row(
+    setting: BenchSetup,
+    what: tuple[str, Size, tuple[int, int], Policy, str],
+    parts: tuple[Tensor, Tensor, Tensor],
+    picked: list[int],
+    exact: Tensor | None,
+) -> Row:
     case, size, canvas, policy, backend = what
     q, k, v = parts
 

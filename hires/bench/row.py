@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,7 +20,7 @@ from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.units import parse_bytes
+from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
     from hires.checkpoints.spec import ModelSpec
@@ -62,7 +62,7 @@ class Row:
         floors = [seconds for seconds in (compute, copy) if seconds is not None]
         return max(floors) if floors else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Flat JSON values; what is not known is None."""
         p50, floor = self.taken.p50, self.floor_seconds
         rate = self.flops / p50 if self.flops and p50 else None

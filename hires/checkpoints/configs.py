@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from hires.units import Json
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"
 LDM_NETWORK = "model.diffusion_model."
@@ -38,9 +39,9 @@ def count(names: Iterable[str], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def ldm_unet_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def ldm_unet_config(shapes: Shapes, base: Path) -> Json:
     """The diffusers config of a UNet in the naming of latent diffusion: SDXL, CosXL, SD1.5."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     inputs = count(shapes, r"input_blocks\.(\d+)\.")
     downs = [i for i in range(inputs) if f"input_blocks.{i}.0.op.weight" in shapes]
     firsts = [1, *(i + 1 for i in downs)]
@@ -67,9 +68,9 @@ def ldm_unet_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def ldm_vae_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def ldm_vae_config(shapes: Shapes, base: Path) -> Json:
     """The diffusers config of an AutoencoderKL in the naming of latent diffusion."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     levels = count(shapes, r"encoder\.down\.(\d+)\.")
     config |= {
         "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
@@ -81,9 +82,9 @@ def ldm_vae_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def clip_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def clip_config(shapes: Shapes, base: Path) -> Json:
     """The transformers config of a CLIP text tower, in the naming of transformers (of any version) or of OpenCLIP."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     openclip = "positional_embedding" in shapes
     shapes = shapes if openclip else {f"text_model.{name.removeprefix('text_model.')}": s for name, s in shapes.items()}
     position = "positional_embedding" if openclip else "text_model.embeddings.position_embedding.weight"
@@ -104,12 +105,12 @@ def clip_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def pixart_config(shapes: Shapes, base: Path, position_span: float) -> dict[str, Any]:
+def pixart_config(shapes: Shapes, base: Path, position_span: float) -> Json:
     """The diffusers config of a PixArt transformer in the naming of its original .pth.
 
     `position_span` is over how many units its position embedding runs per axis (32; 16 for α-256).
     """
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     width, latent_channels, patch, _ = shapes["x_embedder.proj.weight"]
     heads = max(1, width // config["attention_head_dim"])
     config |= {

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
@@ -18,12 +17,13 @@ from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
 from hires.errors import ModelError
 from hires.options.fields import flags_of
 from hires.options.groups import ModelOptions, SizeOptions
+from hires.units import Json
 
 FLAGS = flags_of(ModelOptions, SizeOptions)
 """How the command lines that are shown spell their options."""
 
 
-def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> dict[str, Any]:
+def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> Json:
     """Everything that is known of a checkpoint, LoRA or autoencoder without reading a tensor, as JSON values.
 
     ModelError for a file that is damaged, of no known kind, or not what `family` says.
@@ -38,7 +38,7 @@ def inspect(name: str, *, family: str | None = None, parts: str | Path | None = 
         raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
 
 
-def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> dict[str, Any]:
+def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> Json:
     return {
         "path": str(found.path),
         "kind": "model",
@@ -64,7 +64,7 @@ def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts
     }
 
 
-def _part_alone(found: Finding) -> dict[str, Any]:
+def _part_alone(found: Finding) -> Json:
     """A LoRA or an autoencoder."""
     tensors = found.header.tensors if found.header else folder_tensors(found.path)
     document = {
@@ -82,7 +82,7 @@ def _part_alone(found: Finding) -> dict[str, Any]:
     return document
 
 
-def contents(part: Part) -> dict[str, Any]:
+def contents(part: Part) -> Json:
     """Where a component is and what its tensors take; nulls for what is missing or no network."""
     where = {"layout": part.layout, "path": None if part.path is None else str(part.path)}
     if part.path is None or part.component.startswith("tokenizer"):
@@ -99,7 +99,7 @@ def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in tensors.items()}
 
 
-def summary(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+def summary(tensors: Mapping[str, TensorInfo]) -> Json:
     """Parameters, bytes, and dtypes with the one of most parameters first."""
     counts: Counter[str] = Counter()
     for info in tensors.values():
@@ -120,7 +120,7 @@ def command(name: str, spec: ModelSpec, family: str | None, parts: str | Path | 
     return f'hires render "a lighthouse at dusk" {FLAGS["size"]} {spec.native_px}x{spec.native_px} {rest} -o out.png'
 
 
-def lines(document: Mapping[str, Any]) -> list[str]:
+def lines(document: Json) -> list[str]:
     """The same for people."""
     if document["kind"] != "model":
         what = "LoRA" if document["kind"] == "lora" else "autoencoder"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hires.checkpoints.configs import (
     LDM_CLIP_G,
@@ -30,6 +29,7 @@ from hires.checkpoints.noise_levels import vp_range, vp_sigmas
 from hires.errors import ModelError, RequestError
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
+from hires.units import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def align_of(shape: NetworkShape, cell_px: int) -> int:
     return cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
 
 
-def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, finding: Finding) -> None:
+def check_vae(part: Part, config: Json, facts: FamilyFacts, finding: Finding) -> None:
     """ModelError for a VAE of another scale that was found outside the model, and for any such of a PixArt model."""
     scale = config.get("scaling_factor", facts.latent_scale)
     inside = part.path is not None and part.path.is_relative_to(finding.path) and part.layout != "missing"
@@ -214,7 +214,7 @@ def transformer_name(facts: FamilyFacts) -> str:
     return "transformer-" + (facts.same_keys_as or facts.name).removeprefix("pixart-")
 
 
-def network_config(finding: Finding, facts: FamilyFacts) -> dict[str, Any]:
+def network_config(finding: Finding, facts: FamilyFacts) -> Json:
     """The network's config: its own, or the one that its tensors' shapes say."""
     if finding.layout == "diffusers":
         inside = _parts_inside(finding, facts)["network"]
@@ -228,7 +228,7 @@ def network_config(finding: Finding, facts: FamilyFacts) -> dict[str, Any]:
     return pixart_config(shapes, shipped_config("pixart", transformer_name(facts)), facts.position_span or 32.0)
 
 
-def vae_config_of(part: Part, facts: FamilyFacts) -> dict[str, Any]:
+def vae_config_of(part: Part, facts: FamilyFacts) -> Json:
     """The autoencoder's config: its own, the one its shapes say, or the published one where it is missing."""
     if part.layout == "diffusers":
         assert part.config is not None
@@ -281,14 +281,14 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
-def _network_shape(config: Mapping[str, Any], finding: Finding, facts: FamilyFacts) -> NetworkShape:
+def _network_shape(config: Json, finding: Finding, facts: FamilyFacts) -> NetworkShape:
     if facts.network == "unet":
         return unet_shape(config, facts)
     shapes = {} if finding.header is None else below(finding.header.shapes, finding.prefix)
     return replace(pixart_shape(config), kv_compression=kv_compression(shapes), control_blocks=finding.control)
 
 
-def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
+def pixart_shape(config: Json) -> PixArtShape:
     """The shape of a diffusers PixArtTransformer2DModel from its config."""
     return PixArtShape(
         layers=int(config["num_layers"]),
@@ -300,7 +300,7 @@ def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
     )
 
 
-def unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
+def unet_shape(config: Json, facts: FamilyFacts) -> UNetShape:
     """The shape of a diffusers UNet2DConditionModel from its config."""
     channels = tuple(config["block_out_channels"])
     layers = config.get("transformer_layers_per_block", 1)
@@ -319,7 +319,7 @@ def unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
     )
 
 
-def _vae_shape(config: Mapping[str, Any]) -> VaeShape:
+def _vae_shape(config: Json) -> VaeShape:
     return VaeShape(
         channels=tuple(config["block_out_channels"]),
         resnets=int(config["layers_per_block"]),
@@ -338,8 +338,8 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     if not own.is_file():
         return facts.defaults
     try:
-        values: Mapping[str, Any] = read_json(own)["defaults"]
-        fields: Any = {name: _tuples(value) for name, value in values.items()}
+        values: Json = read_json(own)["defaults"]
+        fields: Json = {name: _tuples(value) for name, value in values.items()}
         fields |= {name: (fields[name],) for name in ("enlarger", "relay_sampler") if isinstance(fields.get(name), str)}
         defaults = Defaults(**fields)
         defaults.check()
@@ -348,6 +348,6 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
         raise ModelError(f"{own}: its 'defaults' are not those of this version ({error}); remove the file") from None
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """Lists of a JSON value, at any depth, as tuples."""
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

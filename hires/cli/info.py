@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,9 @@ from hires._version import __version__
 from hires.cli.display import guarded
 from hires.cli.options import AsJson
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from hires.checkpoints.spec import ModelSpec
 
 
 def info(as_json: AsJson = False) -> None:
@@ -73,6 +76,6 @@ def collect_info() -> dict[str, dict[str, str]]:
     }
 
 
-def _describe(spec: Any) -> str:
+def _describe(spec: ModelSpec) -> str:
     params = (spec.network_params + spec.text_params + spec.vae_params) / 1e6
     return f"{spec.family}, {spec.native_px} px native, {spec.parameterisation}, {params:.1f} M parameters, {spec.path}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hires._version import __version__
 from hires.cli.display import guarded
 from hires.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from hires.metrics.measure import Measures
 
 
 def measure(
@@ -30,7 +33,7 @@ def measure(
     """Measure a picture: contrast, detail beyond its base, seams against random grids, drift, duplicates."""
     from hires.metrics import measure_file
 
-    def work() -> Any:
+    def work() -> Measures:
         from hires.errors import OutputError
         from hires.images.whole import check_png, save_png
 

@@ -6,7 +6,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -26,6 +26,10 @@ from hires.cli.options import (
 )
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, JournalOptions, RenderOptions
+
+if TYPE_CHECKING:
+    from hires.engine.results import RenderResult
+    from hires.planning.plan import MemoryPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +62,7 @@ def render(given: Given) -> None:
     """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise."""
     from hires.engine import engine
 
-    def work() -> Any:
+    def work() -> RenderResult:
         files = (_path(given[name]) for name in ("preview", "profile", "memory_timeline"))
         with watched(given["quiet"], *files) as (on_event, after):
             options = keywords(RenderOptions, given) | {"journal": journal(given), "on_event": on_event}
@@ -75,7 +79,7 @@ def edit(given: Given) -> None:
     """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a file."""
     from hires.engine import engine
 
-    def work() -> Any:
+    def work() -> RenderResult:
         with progress_display(shown=not given["quiet"], preview=preview_file(_path(given["preview"]))) as on_event:
             options = keywords(EditOptions, given) | {"journal": journal(given), "on_event": on_event}
             return engine.edit(given["picture"], given["instruction"], **options)
@@ -92,7 +96,7 @@ def plan(given: Given) -> None:
     from hires.engine import engine
     from hires.planning import drawing
 
-    def planned(budget: str | int | None) -> Any:
+    def planned(budget: str | int | None) -> MemoryPlan:
         options = keywords(PlanOptions, given) | {"journal": journal(given), "vram": budget}
         return engine.plan(given["prompt"], **options)
 

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from hires.events import Event, OnEvent
 from hires.options.fields import chosen, declared
 from hires.options.upscale import REFINEMENT, UpscaleOptions
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from hires.engine.results import UpscaleResult
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
 OUTPUT = declared(UpscaleOptions)["output"].option
@@ -56,7 +59,7 @@ def upscale(given: Given) -> None:
         with progress_display(shown=not given["quiet"]) as on_event:
             return carried_out(given["pictures"], options, given["suffix"], on_event)
 
-    report: Report = guarded(work, "the picture in progress was not written", UPSCALE.options)
+    report = guarded(work, "the picture in progress was not written", UPSCALE.options)
     report.say(given["as_json"], given["quiet"])
     if report.failed:
         raise typer.Exit(1)
@@ -66,7 +69,7 @@ def upscale(given: Given) -> None:
 class Report:
     """What a run of the command gives: results, and files that were skipped with their errors; one: not a batch."""
 
-    done: list[Any]
+    done: list[UpscaleResult]
     failed: list[tuple[Path, HiresError]]
     one: bool
 

@@ -41,7 +41,7 @@ def run(given: Given) -> None:
         with progress_display(shown=not given["quiet"]) as on_event:
             return vae_roundtrip(given["source"], given["output"], options, on_event=on_event)
 
-    result: RoundTrip = guarded(work, options=ROUND_TRIP.options)
+    result = guarded(work, options=ROUND_TRIP.options)
     if given["as_json"]:
         print(json.dumps(result.to_json()))
     elif not given["quiet"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hires._version import __version__
 from hires.engine.results import RenderResult
@@ -20,6 +20,7 @@ from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
+    from hires.images.formats import Pixels
     from hires.images.sinks import ImageSink
 
 
@@ -111,7 +112,7 @@ class OpenDelivery:
             self._sink.abort()
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Pixels:
     from hires.images.sources import ImageSource
     from hires.tiling.geometry import Box
 

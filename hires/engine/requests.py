@@ -23,13 +23,14 @@ from hires.tiling.geometry import Size
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 STRENGTH = 0.5  # of a picture to start from, where none is given
 DEFAULT_SCALE = 4  # of an enlargement by Lanczos
 ORIENTATION = 0x0112  # EXIF
 
 
-def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, **changes: Any) -> RenderRequest:
+def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, **changes: object) -> RenderRequest:
     """The request of a call: options as values, its size in pixels. RequestError for invalid values."""
     fields: dict[str, Any] = {
         name: getattr(options, name) for name in declared(RenderRequest) if name in declared(type(options))
@@ -139,7 +140,7 @@ def picture_size(source: PictureLike) -> Size:
         raise RequestError(f"picture {str(source)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
 
 
-def _shown_size(picture: Any) -> Size:
+def _shown_size(picture: Image.Image) -> Size:
     """Its size after the turn that its EXIF orientation tells."""
     width, height = picture.size
     if picture.format == "PNG" and "exif" not in picture.info:  # Pillow would decode the pixels to look behind them

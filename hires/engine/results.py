@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hires.events import StageStats
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import Size
+from hires.units import Json
+
+if TYPE_CHECKING:
+    from hires.images.formats import Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +34,7 @@ class UpscaleResult:
     pixels: Any = field(default=None, repr=False)
     """(height, width, bands), if there is no file."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The result as plain JSON values."""
         return {
             "path": None if self.path is None else str(self.path),
@@ -56,7 +61,7 @@ class RenderResult:
     stats: tuple[StageStats, ...]
     seconds: float
     peak_rss_bytes: int
-    drawn: Any = field(default=None, repr=False)
+    drawn: Pixels | Callable[[], Pixels] | None = field(default=None, repr=False)
     """The pixels, or a function that reads them from the file."""
 
     @property
@@ -64,7 +69,7 @@ class RenderResult:
         """(height, width, 3) uint8 or uint16; if there is a file, read from it each time."""
         return self.drawn() if callable(self.drawn) else self.drawn
 
-    def predictions(self) -> list[dict[str, Any]]:
+    def predictions(self) -> list[Json]:
         """Predicted and measured peak bytes and seconds of each stage; on a CPU the measured bytes are the whole process's."""
         costs = {cost.stage: cost for cost in self.plan.costs}
         rows = []
@@ -82,7 +87,7 @@ class RenderResult:
                 )
         return rows
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The result as plain JSON values: path, size, seed, plan, predictions beside measurements, stats."""
         return {
             "path": None if self.path is None else str(self.path),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_rel
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.images.formats import check_fits, check_output, format_of, read_text
+from hires.images.formats import Pixels, check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork, load_upscaler
@@ -38,7 +38,7 @@ from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.units import parse_bytes
+from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
     from hires.images.sources import PictureLike
@@ -70,11 +70,11 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
     """What a call asks for every picture. SizeError for an invalid size."""
-    drawn: dict[str, Any] = {name: getattr(options, name) for name in REFINEMENT}
+    drawn: Json = {name: getattr(options, name) for name in REFINEMENT}
     drawn["strength"] = REFINE_STRENGTH if options.strength is None else options.strength
     drawn["colour_fix"] = None if options.colour_fix == "none" else options.colour_fix
     same = ("scale", "bits", "tile_px", "device", "dtype", "vram", "ram")
-    shared: dict[str, Any] = {name: getattr(options, name) for name in same}
+    shared: Json = {name: getattr(options, name) for name in same}
     return UpscaleRequest(
         size=None if options.size is None else as_size(options.size),
         upscaler="lanczos" if options.upscaler in (None, "demo") else str(options.upscaler),
@@ -262,13 +262,13 @@ def target_size(source: Size, options: UpscaleRequest, upscaler: UpscalerNetwork
     return scaled(source, by)
 
 
-def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[Any]:
+def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[np.generic]:
     """The type of values that is written: what was asked for, else the picture's own, else the most that the format holds."""
     if bits is not None:
         return np.dtype(f"uint{bits}")
     if path is None:
         return source.dtype
-    held: tuple[np.dtype[Any], ...] = format_of(path).dtypes
+    held: tuple[np.dtype[np.generic], ...] = format_of(path).dtypes
     return source.dtype if source.dtype in held else held[-1]
 
 
@@ -284,7 +284,7 @@ def text_of(image: PictureLike) -> dict[str, str]:
 
 
 def _sink(
-    path: Path | None, source: ImageSource, size: Size, dtype: np.dtype[Any], overwrite: bool, text: dict[str, str]
+    path: Path | None, source: ImageSource, size: Size, dtype: np.dtype[np.generic], overwrite: bool, text: dict[str, str]
 ) -> ImageSink:
     if path is None:
         return ArraySink(size, source.bands, dtype)
@@ -292,13 +292,13 @@ def _sink(
     return ImageSink.open(path, size, source.bands, dtype, source.icc, text, overwrite=overwrite)
 
 
-def _bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _bytes(pixels: Pixels) -> NDArray[np.uint8]:
     """Pixels (H, W, 1 or 3) as (H, W, 3) uint8, which a diffusion model starts from."""
     eight = _as(pixels, np.dtype(np.uint8))
     return np.ascontiguousarray(np.broadcast_to(eight, (*eight.shape[:2], 3)))
 
 
-def _as(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _as(pixels: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
     """Coded values as those of another type: white stays white."""
     if pixels.dtype == dtype:
         return pixels
@@ -306,7 +306,7 @@ def _as(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     scaled = pixels.astype(np.float32) * np.float32(most / least)
     if np.issubdtype(dtype, np.floating):
         return scaled.astype(dtype)
-    whole: NDArray[Any] = np.clip(np.rint(scaled), 0, most).astype(dtype)
+    whole: Pixels = np.clip(np.rint(scaled), 0, most).astype(dtype)
     return whole
 
 

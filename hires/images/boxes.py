@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ def bits_of(source: BoxSource) -> int | None:
     return 8 * kind.itemsize if np.issubdtype(kind, np.integer) else None
 
 
-def white_code(kind: np.dtype[Any]) -> int:
+def white_code(kind: np.dtype[np.generic]) -> int:
     """What white is coded as: 255, 65535, or 1 for floats."""
     return 2 ** (8 * kind.itemsize) - 1 if np.issubdtype(kind, np.integer) else 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from hires.errors import OutputError, RequestError
 from hires.images.atomic_file import check_place
@@ -18,6 +18,8 @@ from hires.tiling.geometry import Size
 
 DESCRIPTION = 0x010E  # EXIF and TIFF: ImageDescription
 UINT8, UINT16, FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
+Pixels = NDArray[Any]
+"""(h, w, bands) of uint8, uint16 or float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,7 @@ class Format:
 
     title: str
     largest: int
-    dtypes: tuple[np.dtype[Any], ...]
+    dtypes: tuple[np.dtype[np.generic], ...]
     bands: tuple[int, ...] = (1, 2, 3, 4)
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from hires.errors import RequestError, WriteError
 from hires.images.atomic_file import Unfinished, refusing
-from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
+from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, Pixels, check_fits, check_output
 from hires.images.png import PngWriter
 from hires.images.tiff import TiffWriter, pyramid
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
-Rows = NDArray[Any]
 QUALITY = 95  # of JPEG and WebP, in their own scales
 LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
 
@@ -30,7 +29,7 @@ LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
 class Encoder(Protocol):
     """What a format does with rows."""
 
-    def write(self, rows: Rows) -> None: ...
+    def write(self, rows: Pixels) -> None: ...
     def finish(self, text: Mapping[str, str]) -> None: ...
     def abort(self) -> None: ...
 
@@ -42,7 +41,9 @@ class ImageSink:
     block, and closes otherwise.
     """
 
-    def __init__(self, encoder: Encoder, size: Size, bands: int, dtype: np.dtype[Any], unfinished: Unfinished | None) -> None:
+    def __init__(
+        self, encoder: Encoder, size: Size, bands: int, dtype: np.dtype[np.generic], unfinished: Unfinished | None
+    ) -> None:
         self.size, self.bands, self.dtype, self.rows = size, bands, dtype, 0
         self._encoder, self._unfinished, self._open = encoder, unfinished, True
 
@@ -81,7 +82,7 @@ class ImageSink:
             raise
         return cls(encoder, size, bands, kind, unfinished)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         """Append rows (n, W, bands) of the sink's type. WriteError where the disk refuses; nothing is left behind then."""
         assert self._open, "a sink that is closed takes no rows"
         expected = (self.size.width, self.bands)
@@ -93,7 +94,7 @@ class ImageSink:
         self._doing(lambda: self._encoder.write(rows))
         self.rows += len(rows)
 
-    def put(self, rows: Rows) -> None:
+    def put(self, rows: Pixels) -> None:
         """Append rows of a canvas that the picture is cut from: what lies beyond its size is left out."""
         keep = min(len(rows), self.size.height - self.rows)
         if keep > 0:
@@ -129,7 +130,7 @@ class ImageSink:
         else:
             self.abort()
 
-    def _doing(self, work: Any) -> None:
+    def _doing(self, work: Callable[[], None]) -> None:
         try:
             if self._unfinished is None:
                 work()
@@ -144,9 +145,9 @@ class ImageSink:
 class ArraySink(ImageSink):
     """A sink into `pixels` (H, W, bands): an array of its own, or one that is given, such as a memory-mapped file."""
 
-    def __init__(self, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8, pixels: Rows | None = None) -> None:
+    def __init__(self, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8, pixels: Pixels | None = None) -> None:
         shape = (size.height, size.width, bands)
-        self.pixels: Rows = np.zeros(shape, dtype=dtype) if pixels is None else pixels
+        self.pixels: Pixels = np.zeros(shape, dtype=dtype) if pixels is None else pixels
         if self.pixels.shape != shape:
             raise RequestError(f"array of shape {self.pixels.shape} for a picture of {shape}: give one of that shape")
         self.text: dict[str, str] = {}
@@ -157,7 +158,7 @@ class ArraySink(ImageSink):
 class _IntoArray:
     sink: ArraySink
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.sink.pixels[self.sink.rows : self.sink.rows + len(rows)] = rows
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -171,7 +172,7 @@ class _IntoArray:
 class _Picture:
     size: Size
     bands: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     icc: bytes | None
     text: dict[str, str]
 
@@ -190,7 +191,7 @@ class _Png:
         self.writer = PngWriter(file, picture.size, picture.bands, picture.dtype, picture.icc)
         self.writer.text(picture.text)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.writer.write(rows)
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -209,7 +210,7 @@ class _Tiff:
         self.text = picture.text
         self.writer = TiffWriter(unfinished.temporary, picture.size, picture.bands, picture.dtype, icc, scratch)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.writer.write(rows)
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -233,7 +234,7 @@ class _Whole:
         self.raw = self.unfinished.scratch()
         self.file = self.raw.open("wb")
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.file.write(np.ascontiguousarray(rows).data)
 
     def finish(self, text: Mapping[str, str]) -> None:

@@ -11,14 +11,14 @@ import logging
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hires.errors import RequestError
 from hires.images.decoders import WHOLE_FORMATS, open_vips
+from hires.images.formats import Pixels
 from hires.images.tiff_check import TIFF_HEADS, check_whole_tiff
 from hires.tiling.geometry import Box, Size
 
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-Pixels = NDArray[Any]
-PictureLike = str | Path | Image.Image | NDArray[Any]
+PictureLike = str | Path | Image.Image | Pixels
 STRIP_BYTES = 2**22
 IN_MEMORY_BYTES = 2**25  # up to which a turned picture needs no scratch file
-VALUES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16), "float": np.dtype(np.float32)}
+VALUES: dict[str, np.dtype[np.generic]] = {
+    "uchar": np.dtype(np.uint8),
+    "ushort": np.dtype(np.uint16),
+    "float": np.dtype(np.float32),
+}
 PILLOWS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # BMP, PPM and its kin
 AS_THEY_ARE = ("b-w", "srgb", "rgb", "rgb16", "grey16", "scrgb", "multiband")  # others are converted to sRGB
 
@@ -42,7 +45,7 @@ class ImageSource:
     `read(box)` gives (h, w, bands), turned as EXIF says, values as they are coded, alpha not multiplied in.
     """
 
-    def __init__(self, size: Size, bands: int, dtype: np.dtype[Any], icc: bytes | None, name: str) -> None:
+    def __init__(self, size: Size, bands: int, dtype: np.dtype[np.generic], icc: bytes | None, name: str) -> None:
         self.size, self.bands, self.dtype, self.icc, self.name = size, bands, dtype, icc, name
 
     @staticmethod
@@ -94,7 +97,9 @@ class ArrayPicture(ImageSource):
 class TilePicture(ImageSource):
     """A libvips image that is read where it is asked for."""
 
-    def __init__(self, image: pyvips.Image, icc: bytes | None, name: str, scratch: Any = None) -> None:
+    def __init__(
+        self, image: pyvips.Image, icc: bytes | None, name: str, scratch: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
         super().__init__(Size(image.height, image.width), image.bands, VALUES[image.format], icc, name)
         self._image, self._scratch = image, scratch
 
@@ -218,7 +223,7 @@ def _turned(image: pyvips.Image, icc: bytes | None, name: str) -> TilePicture:
     """A picture turned upright: its decoded pixels lie in memory or in a scratch file, from where any box can be read."""
     import pyvips
 
-    scratch: Any = None
+    scratch: tempfile.TemporaryDirectory[str] | None = None
     try:
         if image.width * image.height * image.bands * VALUES[image.format].itemsize <= IN_MEMORY_BYTES:
             whole = image.copy_memory()

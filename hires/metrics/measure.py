@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from hires.metrics.duplicates import Copies, find_duplicates
 from hires.metrics.seams import Seams, lattice_power, profiles, seam_lines, seams
 from hires.metrics.spectrum import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
 from hires.tiling.geometry import Box, Size, TileGrid, bands, cover
+from hires.units import Json
 
 LEAST_PX = 16
 STRETCHED, CUT = 0.05, 0.25  # log of the aspects: a base is stretched to the picture's up to the first, cut up to the second
@@ -98,7 +98,7 @@ class Measures:
     tiles: Tiles | None
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As plain JSON values; infinite ones are null."""
         tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
         del tones["histogram"]
@@ -116,11 +116,10 @@ class Measures:
             "tiles": None if self.tiles is None else asdict(self.tiles),
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(document)
-        return finite
+        return {name: _finite(value) for name, value in document.items()}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource
@@ -16,6 +15,7 @@ from hires.images.whole import read_picture
 from hires.metrics.contrast import FULL, VIVID, Contrast
 from hires.metrics.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
+from hires.units import Json
 
 LEAST_PITCH = 8  # px from tile to tile, so that there is room for random grids between
 SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
@@ -92,7 +92,7 @@ def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ..
         return None, (f"its hires:plan cannot be read ({type(error).__name__}: {error}); give `grid`",)
 
 
-def _planned(plan: dict[str, Any], size: Size) -> tuple[Planned | None, tuple[str, ...]]:
+def _planned(plan: Json, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
     output, canvas = Size(**plan["output"]), Size(**plan["canvas"])
     if output != size:
         return None, (f"its hires:plan is of a picture of {output} and not used; give `grid`",)

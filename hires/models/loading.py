@@ -22,6 +22,7 @@ from hires.errors import ModelError
 from hires.models.lora import LoraLayer, merged, network_layers
 from hires.models.state_dicts import pixart_state, read_tensors, unet_state, vae_state
 from hires.options.lora import LoraRef
+from hires.units import Json
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:
@@ -92,7 +93,7 @@ def _found(spec: ModelSpec) -> Finding:
     return Finding(path=spec.path, kind="model", family=spec.family, layout="diffusers", why=(), size_conditions=conditions)
 
 
-def build(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+def build(kind: Any, config: Json) -> nn.Module:
     """A module of diffusers from its config, on no memory."""
     with torch.device("meta"), quiet_imports():
         module: nn.Module = kind.from_config(dict(config))

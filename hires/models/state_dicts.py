@@ -18,6 +18,7 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import PIXART_TABLES
 from hires.checkpoints.headers import DAMAGED, read_header
 from hires.errors import ModelError
+from hires.units import Json
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def _flat(value: object, name: str) -> dict[str, Tensor]:
     return found
 
 
-def unet_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def unet_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
     """A UNet in latent diffusion's naming under diffusers' names."""
     with quiet_imports():
         from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -61,7 +62,7 @@ def unet_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, 
     return _all_of(state, converted, path)
 
 
-def vae_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def vae_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
     """An AutoencoderKL in latent diffusion's naming under diffusers' names; its attention's 1x1 convolutions become linear."""
     with quiet_imports():
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint

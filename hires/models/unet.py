@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class UNetNetwork:
         )[0]
         return output
 
-    def _added(self, cond: Conditioning) -> dict[str, Any] | None:
+    def _added(self, cond: Conditioning) -> dict[str, Tensor | None] | None:
         if cond.size_ids is None:
             return None
         return {"text_embeds": cond.pooled, "time_ids": cond.size_ids}

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.errors import RequestError
 from hires.images.boxes import unit
+from hires.images.formats import Pixels
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork
 from hires.tiling.geometry import Box, Size, cover
@@ -115,7 +114,7 @@ def _sized(plain: RowSource, shape: Size, size: Size) -> RowSource:
     return whole if resized == size else Cut(whole, box)
 
 
-def bands_of(enlarged: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def bands_of(enlarged: Enlargement, dtype: np.dtype[np.generic]) -> Iterator[Pixels]:
     """Finished rows (n, W, bands) from top to bottom, coded as `dtype`; the first planes are colour, alpha comes last."""
     size = enlarged.size
     rows = max(1, ROWS_BYTES // (size.width * 16))
@@ -129,13 +128,13 @@ def bands_of(enlarged: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[An
         yield coded(planes, dtype)
 
 
-def coded(planes: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+def coded(planes: Tensor, dtype: np.dtype[np.generic]) -> Pixels:
     """Planes (C, n, W) in [0, 1] as (n, W, C): integers rounded half up and clipped, floats as they are."""
     values = planes.permute(1, 2, 0).contiguous()
     if np.issubdtype(dtype, np.floating):
         return values.numpy().astype(dtype, copy=False)
-    levels = np.iinfo(dtype).max
-    whole: NDArray[Any] = values.mul(levels).add_(0.5).clamp_(0, levels).numpy().astype(dtype)
+    levels = np.iinfo(dtype.name).max
+    whole: Pixels = values.mul(levels).add_(0.5).clamp_(0, levels).numpy().astype(dtype)
     return whole
 
 

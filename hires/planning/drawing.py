@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hires.errors import BudgetError, OutputError
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import TileGrid
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most
 BUDGETS_GB = (8, 12, 16, 24, 48)
@@ -167,7 +170,7 @@ def save_drawing(plan: MemoryPlan, path: Path) -> None:
         raise OutputError(f"drawing {path}: cannot be written ({error.strerror or error}); give another name") from None
 
 
-def picture(plan: MemoryPlan) -> Any:
+def picture(plan: MemoryPlan) -> Image.Image:
     """The page as a Pillow image."""
     from PIL import Image, ImageDraw, ImageFont
 

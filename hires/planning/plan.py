@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.options.stage import GuidePlan
 from hires.tiling.geometry import Size, TileGrid
-from hires.units import gib, pflop
+from hires.units import Json, gib, pflop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +137,7 @@ class MemoryPlan:
     def flops(self) -> float:
         return sum(cost.flops for cost in self.costs)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The plan as plain JSON values."""
         document = dataclasses.asdict(self)
         document["latent_grid"] = dataclasses.asdict(self.latent_grid)

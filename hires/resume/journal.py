@@ -13,14 +13,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.errors import HiresError, RequestError, WriteError
@@ -40,6 +39,10 @@ from hires.resume.records import (
     write_whole,
 )
 from hires.sampling.conditioning import Conditioning
+from hires.units import Json
+
+if TYPE_CHECKING:
+    from hires.images.formats import Pixels
 
 log = logging.getLogger(__name__)
 SECONDS = 20.0  # between writes: what a kill loses at most
@@ -55,8 +58,8 @@ class Journal(Protocol):
     def keep(self, name: str, value: Tensor) -> None: ...
     def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser: ...
     def finish_stage(self, stage: int, latents: Tensor) -> None: ...
-    def rows(self) -> Iterator[NDArray[Any]]: ...
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None: ...
+    def rows(self) -> Iterator[Pixels]: ...
+    def keep_rows(self, first: int, rows: Pixels) -> None: ...
 
 
 class NoJournal:
@@ -78,10 +81,10 @@ class NoJournal:
     def finish_stage(self, stage: int, latents: Tensor) -> None:
         pass
 
-    def rows(self) -> Iterator[NDArray[Any]]:
+    def rows(self) -> Iterator[Pixels]:
         return iter(())
 
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None:
+    def keep_rows(self, first: int, rows: Pixels) -> None:
         pass
 
 
@@ -119,7 +122,7 @@ class FileJournal:
         """
         calls = 0
 
-        def estimate(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        def estimate(x: Tensor, sigma: float, cond: object) -> Tensor:
             nonlocal calls
             name, calls = f"stage-{stage}-estimate-{calls:05d}", calls + 1
             before = self._estimate(name, sigma)
@@ -141,7 +144,7 @@ class FileJournal:
             for file in self.folder.glob(f"stage-{stage}-*"):
                 file.unlink(missing_ok=True)
 
-    def rows(self) -> Iterator[NDArray[Any]]:
+    def rows(self) -> Iterator[Pixels]:
         """Finished rows (n, W, 3) of the last stage's latents, from the top, without a gap."""
         first = 0
         while held := tensors(self._read(f"rows-{first:08d}")):
@@ -150,7 +153,7 @@ class FileJournal:
             yield held["value"].numpy()
             first += len(held["value"])
 
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None:
+    def keep_rows(self, first: int, rows: Pixels) -> None:
         self._write(f"rows-{first:08d}", record(value=torch.from_numpy(np.ascontiguousarray(rows)), of=self._latents))
 
     def flush(self) -> bool:
@@ -231,7 +234,7 @@ def folder_of(output: Path) -> Path:
 
 
 def open_journal(
-    output: Path, job: Mapping[str, Any], *, resume: bool = False, restart: bool = False, seconds: float = SECONDS
+    output: Path, job: Json, *, resume: bool = False, restart: bool = False, seconds: float = SECONDS
 ) -> FileJournal:
     """The journal of a render of `job` to `output`: the one that is there, if it is of this job, else a new one.
 
@@ -255,7 +258,7 @@ def open_journal(
     return journal
 
 
-def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: bool, restart: bool) -> None:
+def _go_on_or_begin(output: Path, folder: Path, job: Json, resume: bool, restart: bool) -> None:
     before = None if restart else read_job(folder)
     if before is not None:
         if before.get("schema") != job.get("schema"):
@@ -281,7 +284,7 @@ def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: 
     sync_folder(folder)
 
 
-def read_job(folder: Path) -> dict[str, Any] | None:
+def read_job(folder: Path) -> Json | None:
     """The job of a folder; None where there is none that can be trusted."""
     content = read_whole(folder / "job.json")
     if content is None:
@@ -293,12 +296,12 @@ def read_job(folder: Path) -> dict[str, Any] | None:
     return job if isinstance(job, dict) else None
 
 
-def differences(before: Any, now: Any) -> list[str]:
+def differences(before: object, now: object) -> list[str]:
     """The names of what is not the same in two jobs, those of nested values with a dot."""
     return _differences("", before, json.loads(json.dumps(now)))
 
 
-def _differences(name: str, before: Any, now: Any) -> list[str]:
+def _differences(name: str, before: object, now: object) -> list[str]:
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
@@ -308,6 +311,6 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
     return [] if before == now else [f"{name} ({_short(before)}, now {_short(now)})"]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from hires.errors import HiresError, RequestError
 from hires.resume.journal import SUFFIX, read_job, remove_folder
 from hires.resume.records import LOCK, hold
+from hires.units import Json
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class UnfinishedJob:
     held_bytes: int
     folder: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 

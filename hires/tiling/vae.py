@@ -97,8 +97,8 @@ class TiledVAE:
         band_px: rows of each map at a time (default 64).
         wrap: whether rows, columns wrap around (seamless textures); by default if the module's convolutions are circular. The
             encoder's downsampling wraps as well, which diffusers pads with zeros even then.
-        attention: which latent cells the mid block attends to. Any other than `Global()` is an approximation and is never
-            chosen automatically.
+        attention: which latent cells the mid block attends to; every policy but `Global()` is an approximation, never chosen
+            automatically.
         attention_window: short for `Rows(n)`: each row of latents attends to n rows around it.
         backend: the attention backend, by its name in `kernels.dispatch`; BackendRefused, with the reason, if it cannot run.
 
