@@ -16,7 +16,7 @@ from PIL import Image
 from hires.bench.row import BenchSetup, Row
 from hires.bench.timing import Timed
 from hires.errors import HiresError
-from hires.images.formats import Pixels
+from hires.images.boxes import Pixels
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.options.keywords import UpscaleKeywords

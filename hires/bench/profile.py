@@ -137,7 +137,8 @@ def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[C
 
 def convolution_flops(averages: Any) -> dict[tuple[tuple[int, ...], ...], float]:
     """FLOPs of one convolution by the shapes of its map and its weights: the profiler counts them at `aten::conv2d`, whose
-    time is its kernel's."""
+    time is its kernel's.
+    """
     counted = {}
     for entry in averages:
         if entry.key == "aten::conv2d" and entry.flops:

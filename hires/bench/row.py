@@ -103,10 +103,12 @@ class BenchSetup:
 
     @property
     def seconds(self) -> float:
+        """Seconds spent on each row after its warm-up."""
         return 0.1 if self.quick else 2.0
 
     @property
     def least(self) -> int:
+        """The fewest repeats of a row."""
         return 2 if self.quick else 5
 
     @property
@@ -118,6 +120,7 @@ class BenchSetup:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The type that networks run in; without one bf16 on a card, else float32. RequestError for an unknown name."""
         if self.dtype != "auto":
             if self.dtype not in DTYPES:
                 raise RequestError(f"dtype {self.dtype}: give auto, {', '.join(DTYPES)}")
@@ -126,6 +129,7 @@ class BenchSetup:
 
     @property
     def budget_bytes(self) -> int:
+        """Bytes that a measurement may hold on the device."""
         return probe(self.device, None if self.vram is None else parse_bytes(self.vram)).budget_bytes
 
     def check(self) -> None:
@@ -138,6 +142,7 @@ class BenchSetup:
         return self.sizes or (Size(side, side),)
 
     def time(self, run: Callable[[], object]) -> Timed:
+        """Quantiles of a call's seconds; an out-of-memory is a state of the result, not an error."""
         with torch.inference_mode():
             return timed(run, self.device, least=self.least, seconds=self.seconds)
 
@@ -166,6 +171,7 @@ def resident_from_now() -> int | None:
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """The short name of a type, such as 'bf16'."""
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 

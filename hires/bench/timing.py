@@ -18,7 +18,8 @@ from hires.tiling.retry import free_memory, is_out_of_memory
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
     """Quantiles in seconds over `repeats` calls after a warm-up, peak bytes beyond what was held before (0 where unknown);
-    or no numbers and the `state` that says why: 'out of memory', 'refused: …', 'skipped: …'."""
+    or no numbers and the `state` that says why: 'out of memory', 'refused: …', 'skipped: …'.
+    """
 
     p20: float | None = None
     p50: float | None = None

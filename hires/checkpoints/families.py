@@ -58,6 +58,7 @@ class PixArtShape:
 
     @property
     def width(self) -> int:
+        """Channels of the transformer's tokens."""
         return self.heads * self.head_dim
 
 

@@ -76,10 +76,12 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
+        """Values in the tensor."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.count * SAFETENSORS_BYTES.get(self.dtype, 4)
 
 
@@ -94,6 +96,7 @@ class Header:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by name."""
         return {name: info.shape for name, info in self.tensors.items()}
 
 

@@ -59,6 +59,7 @@ class ModelSpec:
 
     @property
     def family(self) -> str:
+        """The name of the model's family."""
         return self.facts.name
 
     @property

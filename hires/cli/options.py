@@ -30,6 +30,8 @@ class JournalFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewFlags:
+    """A picture of each step."""
+
     preview: Annotated[
         str | None,
         Option(
@@ -43,6 +45,8 @@ class PreviewFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringFlags:
+    """What is measured beside a render."""
+
     profile: Annotated[
         str | None,
         Option(
@@ -60,6 +64,8 @@ class MeasuringFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonFlags:
+    """Output for programs."""
+
     as_json: Annotated[
         bool,
         Option(help="Print one JSON document on stdout and nothing else there.", flag="--json", group="run", panel="Output"),
@@ -68,17 +74,23 @@ class JsonFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(JsonFlags):
+    """What is printed."""
+
     quiet: Annotated[bool, Option(help="No progress, no summary.", group="run", panel="Output")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingFlags:
+    """Where a plan is drawn."""
+
     svg: Annotated[str | None, Option(help="Draw the plan to an SVG.", metavar="FILE", group="run", panel="Output")] = None
     png: Annotated[str | None, Option(help="Draw the plan to a PNG.", metavar="FILE", group="run", panel="Output")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFlags:
+    """How the files of a folder are written."""
+
     suffix: Annotated[
         str | None,
         Option(help="Format of the files in a folder; default: their own.", metavar=".EXT", group="run", panel="Output"),
@@ -160,6 +172,7 @@ class SectionedCommand(TyperCommand):
     """A command whose `--help` lists its options in sections, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options section by section; sections without one are left out."""
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *PANELS)}
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)

@@ -74,6 +74,7 @@ class Report:
     one: bool
 
     def say(self, as_json: bool, quiet: bool) -> None:
+        """Print the results on stdout, and the skipped files on stderr."""
         for path, error in self.failed:
             print(f"skipped {path}: {error}", file=sys.stderr)
         if as_json:

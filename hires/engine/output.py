@@ -20,7 +20,7 @@ from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
-    from hires.images.formats import Pixels
+    from hires.images.boxes import Pixels
     from hires.images.sinks import ImageSink
 
 

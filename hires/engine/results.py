@@ -14,7 +14,7 @@ from hires.tiling.geometry import Size
 from hires.units import Json
 
 if TYPE_CHECKING:
-    from hires.images.formats import Pixels
+    from hires.images.boxes import Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_rel
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.images.formats import Pixels, check_fits, check_output, format_of, read_text
+from hires.images.boxes import Pixels
+from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork, load_upscaler

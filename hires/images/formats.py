@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from hires.errors import OutputError, RequestError
 from hires.images.atomic_file import check_place
@@ -18,8 +17,6 @@ from hires.tiling.geometry import Size
 
 DESCRIPTION = 0x010E  # EXIF and TIFF: ImageDescription
 UINT8, UINT16, FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
-Pixels = NDArray[Any]
-"""(h, w, bands) of uint8, uint16 or float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from numpy.typing import DTypeLike
 
 from hires.errors import RequestError, WriteError
 from hires.images.atomic_file import Unfinished, refusing
-from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, Pixels, check_fits, check_output
+from hires.images.boxes import Pixels
+from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
 from hires.images.png import PngWriter
 from hires.images.tiff import TiffWriter, pyramid
 from hires.tiling.geometry import Size
@@ -29,9 +30,17 @@ LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
 class Encoder(Protocol):
     """What a format does with rows."""
 
-    def write(self, rows: Pixels) -> None: ...
-    def finish(self, text: Mapping[str, str]) -> None: ...
-    def abort(self) -> None: ...
+    def write(self, rows: Pixels) -> None:
+        """Append rows (n, W, bands)."""
+        ...
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        """Write what is left, with further text by key."""
+        ...
+
+    def abort(self) -> None:
+        """Stop; what is written is of no use."""
+        ...
 
 
 class ImageSink:
@@ -63,9 +72,13 @@ class ImageSink:
         """A sink to a file by its name: .png (8, 16 bits), .tif (BigTIFF, tiled, with a pyramid; also float32), .jpg, .webp.
 
         Args:
+            path: where the file appears.
+            size: height and width in pixels.
             bands: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (not multiplied in).
+            dtype: the type of the values.
             icc: the colour profile; None says sRGB (nothing for grey outside PNG).
             metadata: text by key; what `close` is given comes on top.
+            overwrite: whether a file that is there is replaced.
             within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
 
         Raises:

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hires.errors import RequestError
+from hires.images.boxes import Pixels
 from hires.images.decoders import WHOLE_FORMATS, open_vips
-from hires.images.formats import Pixels
 from hires.images.tiff_check import TIFF_HEADS, check_whole_tiff
 from hires.tiling.geometry import Box, Size
 
@@ -59,6 +59,7 @@ class ImageSource:
 
     @property
     def has_alpha(self) -> bool:
+        """Whether the last band is alpha."""
         return self.bands in (2, 4)
 
     def read(self, box: Box) -> Pixels:
@@ -91,6 +92,7 @@ class ArrayPicture(ImageSource):
         self.pixels = shaped
 
     def read(self, box: Box) -> Pixels:
+        """A view (h, w, bands) of the pixels in a box."""
         return self.pixels[box.rows, box.cols]
 
 
@@ -104,9 +106,11 @@ class TilePicture(ImageSource):
         self._image, self._scratch = image, scratch
 
     def read(self, box: Box) -> Pixels:
+        """The pixels (h, w, bands) in a box, decoded now."""
         return _fetched(self._image, box, self.name)
 
     def close(self) -> None:
+        """Let go of the image, and of its scratch file."""
         del self._image
         if self._scratch is not None:
             self._scratch.cleanup()
@@ -124,6 +128,7 @@ class RowPicture(ImageSource):
         self._strip = max(1, STRIP_BYTES // (self.size.width * self.bands * self.dtype.itemsize))
 
     def read(self, box: Box) -> Pixels:
+        """The pixels (h, w, bands) in a box; above the last box the file is decoded from its top again."""
         if box.top < self._top:
             log.debug("%s: read again from the top for row %d", self.name, box.top)
             self._start_over()
@@ -137,6 +142,7 @@ class RowPicture(ImageSource):
         return self._cut(box)
 
     def close(self) -> None:
+        """Let go of the file."""
         self._image, self._strips = None, []
 
     def _vips(self) -> pyvips.Image:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from hires.images.formats import Pixels
+from hires.images.boxes import Pixels
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class TiffWriter:
                 file.pages[0].tags["ImageDescription"].overwrite(json.dumps(dict(text)))
 
     def abort(self) -> None:
+        """Stop the writer; the file is left unfinished."""
         self._aborted = True
         while self._thread.is_alive():
             try:

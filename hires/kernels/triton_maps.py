@@ -223,7 +223,7 @@ def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype) -> Tensor:
-    """x scale + shift, then SiLU if `silu`; the result keeps the memory format of x."""
+    """X scale + shift, then SiLU if `silu`; the result keeps the memory format of x."""
     (batch, channels, rows, width), chosen = _checked(x).shape, launch("group_norm_apply", x)
     out = torch.empty_like(x, dtype=dtype)
     block_c = min(triton.next_power_of_2(channels), chosen.channels_last if x.stride(1) == 1 else 1)

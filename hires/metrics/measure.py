@@ -38,7 +38,8 @@ BASE_ROWS = 64
 class Detail:
     """Energy beyond the base's Nyquist frequency: `cutoff` in cycles per pixel, mean square of luma, its share of the
     variance, how much of it a 3 x 3 median leaves (noise loses most), and how many times that of the base enlarged by Lanczos
-    it is (None where that has none)."""
+    it is (None where that has none).
+    """
 
     base: Size
     cutoff: float
@@ -51,7 +52,8 @@ class Detail:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consistency:
     """The picture averaged down (means over equal parts, coded values) against its base: PSNR in dB, mean CIEDE2000, RMS of
-    luma over the base's standard deviation (None for a flat base)."""
+    luma over the base's standard deviation (None for a flat base).
+    """
 
     psnr_db: float
     delta_e: float
@@ -61,7 +63,8 @@ class Consistency:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileDrift:
     """Mean colours of tiles against the same parts of the base: CIEDE2000, mean and largest (whose row and column follow), and
-    the standard deviation over tiles of the difference in luma."""
+    the standard deviation over tiles of the difference in luma.
+    """
 
     mean_delta_e: float
     max_delta_e: float
@@ -72,7 +75,8 @@ class TileDrift:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
     """What is seen of the tiles. lattice_db: see `seams.lattice_power`, at the tiles' pitch, and cells_db at the cells of the
-    decoder, `cell_px`, where they are known; drift: None without a base picture."""
+    decoder, `cell_px`, where they are known; drift: None without a base picture.
+    """
 
     grid: TileGrid
     seams: Seams
@@ -139,9 +143,13 @@ def measure(
     """Everything at once, in about ten passes over boxes; memory beyond the picture's and the base's does not grow with height.
 
     Args:
-        base: the picture (h, w, 3) that this one was drawn from. base_size: without it, the size of the part of it that is
-            seen, if known: detail and duplicates are then measured against the picture itself, averaged down to that.
-        grid: its tiles, in pixels; may reach beyond the picture. cell_px: side of a latent cell.
+        source: the picture.
+        base: the picture (h, w, 3) that this one was drawn from.
+        base_size: without `base`, the size of the part of it that is seen, if known: detail and duplicates are then measured
+            against the picture itself, averaged down to that size.
+        grid: the picture's tiles, in pixels; they may reach beyond it.
+        cell_px: the side of a latent cell.
+        notes: remarks that the result takes over.
 
     Raises:
         RequestError: a picture below 16 px, a base larger than it or of another shape.
@@ -180,7 +188,8 @@ def _seen(base: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 
 def view_of(base: Size, size: Size) -> Box:
     """The part of a base picture that a picture of `size` shows: all of it, or its middle where the aspects differ by over 5 %,
-    as `resolution.relay_view` has it. RequestError for a base that is larger, or differs by over 25 %."""
+    as `resolution.relay_view` has it. RequestError for a base that is larger, or differs by over 25 %.
+    """
     if base.height > size.height or base.width > size.width:
         raise RequestError(f"base of {base}: is larger than the picture of {size}; give the small picture as `base`")
     apart = abs(math.log(base.width * size.height / (base.height * size.width)))

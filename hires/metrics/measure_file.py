@@ -24,7 +24,8 @@ SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """What a plan in a PNG says of its picture: tiles in pixels, which may reach beyond it, the side of a latent cell, and the
-    size of the base picture where there was one."""
+    size of the base picture where there was one.
+    """
 
     grid: TileGrid
     cell_px: int
@@ -45,8 +46,9 @@ def measure_file(file: str | Path, base: str | Path | None = None, grid: str | N
     """Measure a picture file, and give it back for drawing.
 
     Args:
-        file: a picture; a PNG that hires wrote brings its grid and the size of its base along. base: the small picture it was
-            drawn from. grid: 'TILE:OVERLAP' in pixels instead of the plan's.
+        file: a picture; a PNG that hires wrote brings its grid and the size of its base along.
+        base: the small picture it was drawn from.
+        grid: 'TILE:OVERLAP' in pixels instead of the plan's.
 
     Raises:
         RequestError: what is no picture, no grid, or does not fit.

@@ -33,6 +33,7 @@ class Axes:
     y: tuple[float, float]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place (x, y) in px of a value, held to the frame."""
         left, top, right, bottom = self.frame
         across = left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (right - left)
         down = bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)
@@ -40,6 +41,7 @@ class Axes:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that is drawn with, at a size in px."""
     return ImageFont.load_default(size)
 
 

@@ -98,7 +98,7 @@ def dispatch_attention(unet: Any, backend: str | None = None) -> Any:
     lowest = len(unet.config.block_out_channels) - 1
 
     def cells(name: str) -> int:
-        """down_blocks.1.… is one level down, up_blocks.0.… at the lowest, as is mid_block.…"""
+        """Latent cells per side of a token: down_blocks.1 is one level down, up_blocks.0 at the lowest, as is mid_block."""
         part, index, _ = name.split(".", 2)
         return int(2 ** (int(index) if part == "down_blocks" else lowest - int(index) if part == "up_blocks" else lowest))
 

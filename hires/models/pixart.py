@@ -70,6 +70,7 @@ class PixArtNetwork:
         return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
+        """The output (B, C, h, w) at a timestep, without the channels of the learned variance."""
         assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
         tokens, bias = padded_text(cond.tokens, cond.mask)
         if self._carrier is not None:

@@ -42,7 +42,7 @@ class UNetNetwork:
         return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
-        """x (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
+        """X (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
         if cond.image_latents is not None:
             x = torch.cat([x, cond.image_latents.to(x)], dim=1)
         x = x.to(self.dtype)

@@ -70,6 +70,7 @@ class Field:
 
     @property
     def required(self) -> bool:
+        """Whether the option has no default."""
         return self.default is dataclasses.MISSING
 
     @property
@@ -85,6 +86,7 @@ class Field:
 
     @property
     def optional(self) -> bool:
+        """Whether None is a value."""
         return type(None) in get_args(self.type)
 
 

@@ -18,6 +18,7 @@ BLENDS = ("hann", "gauss", "box", "linear")
 
 
 def known(what: str, value: str, names: tuple[str, ...]) -> None:
+    """RequestError, with the known names, for another one; `what` is what they name."""
     if value not in names:
         raise RequestError(unknown(what, value, names))
 
@@ -75,7 +76,8 @@ class GuidePlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
     """Tiles of a stage: side and overlap in pixels, None for the model's own; their weights, one of `BLENDS`; `shift`: their
-    grid moves at every step (Spot's)."""
+    grid moves at every step (Spot's).
+    """
 
     tile_px: int | None = None
     overlap_px: int | None = None

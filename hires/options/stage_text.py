@@ -22,6 +22,7 @@ def relay_of(relay: StageLike | None) -> StageSpec:
 
 
 def stages_of(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
+    """Stages given as text or as specifications. RequestError names what is not understood."""
     return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
 
 

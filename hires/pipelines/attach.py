@@ -45,7 +45,8 @@ FAMILY_OF = {
 @dataclass
 class Attached:
     """What `attach` did to a pipeline. `vae`: the tiled autoencoder, whose `last` tells what happened; `retries`: of tile
-    batches that ran out of memory; `kept`: attention processors that are another library's and were left."""
+    batches that ran out of memory; `kept`: attention processors that are another library's and were left.
+    """
 
     pipe: Any
     vae: TiledVAE
@@ -56,13 +57,14 @@ class Attached:
     kept: tuple[str, ...]
     batcher: Batcher = field(init=False)
     _undo: list[Callable[[], None]] = field(default_factory=list)
-    _set: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    _set: list[tuple[nn.Module, str, Callable[..., object]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.batch)
 
     @property
     def retries(self) -> int:
+        """Batches of tiles that were repeated after an out-of-memory."""
         return self.batcher.retries
 
     def explain(self) -> str:
@@ -76,7 +78,7 @@ class Attached:
         lines += [f"  - {name} keeps its own attention processor" for name in self.kept]
         return "\n".join(lines)
 
-    def replace(self, module: nn.Module, name: str, method: Any) -> None:
+    def replace(self, module: nn.Module, name: str, method: Callable[..., object]) -> None:
         """Set a method on one module only; undone by `restore`."""
         before = module.__dict__.get(name)
         there = name in module.__dict__
@@ -114,7 +116,8 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
     Args:
         pipe: a StableDiffusionXL..., StableDiffusion..., PixArtSigma... or PixArtAlpha... pipeline, also from images.
         vram: what the process may hold on its device, such as "24GB", weights included; default: what is free.
-        tile_px, overlap_px: default: the size the model was trained at, and a quarter of it.
+        tile_px: the side of a tile; default: the size the model was trained at.
+        overlap_px: how far tiles overlap; default: a quarter of a tile.
 
     Raises:
         RequestError: another kind of pipeline, one that is attached already, or values out of range. BudgetError: not even one
@@ -151,7 +154,7 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
     return made
 
 
-def detach(pipe: Any) -> None:
+def detach(pipe: object) -> None:
     """Undo `attach`: the pipeline has the methods and processors that it had. RequestError where it is not attached."""
     made = getattr(pipe, MARK, None)
     if made is None:
@@ -160,7 +163,7 @@ def detach(pipe: Any) -> None:
     delattr(pipe, MARK)
 
 
-def family_of(pipe: Any) -> FamilyFacts:
+def family_of(pipe: object) -> FamilyFacts:
     """The family of a pipeline by its class. RequestError lists those that can be attached."""
     name, vae = type(pipe).__name__, getattr(pipe, "vae", None)
     for start, family in FAMILY_OF.items():
@@ -249,13 +252,13 @@ def _autoencoder(made: Attached, vae: Any) -> None:
         finally:
             inside[0] = False
 
-    def tiled_decode(z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+    def tiled_decode(z: Tensor, return_dict: bool = True, generator: object = None) -> object:
         if inside[0]:
             return decode(z, return_dict=return_dict)
         pixels = within(lambda: made.vae.decode(z))
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
-    def tiled_encode(x: Tensor, return_dict: bool = True) -> Any:
+    def tiled_encode(x: Tensor, return_dict: bool = True) -> object:
         if inside[0]:
             return encode(x, return_dict=return_dict)
         posterior = DiagonalGaussianDistribution(within(lambda: made.vae.moments(x)))
@@ -277,7 +280,8 @@ class TiledNetwork:
         self.signature = inspect.signature(kind.forward)
         self.__signature__ = inspect.Signature(list(self.signature.parameters.values())[1:])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The network's output, as its own forward gives it. RequestError for what cannot be cut into tiles."""
         given = self.signature.bind(None, *args, **kwargs).arguments
         del given["self"]
         first = next(iter(given))
@@ -297,12 +301,12 @@ class TiledNetwork:
 
         return UNet2DConditionOutput(sample=fused) if first == "sample" else Transformer2DModelOutput(sample=fused)
 
-    def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, Any]) -> Tensor:
+    def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, object]) -> Tensor:
         grid = make_grid(whole, self.made.tile, self.made.overlap)
         weights = blend_weights(grid, "hann", canvas.device)
         return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.made.batcher).to(canvas.dtype)
 
-    def _estimates(self, canvas: Tensor, given: Mapping[str, Any], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
+    def _estimates(self, canvas: Tensor, given: Mapping[str, object], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
         """The network's outputs (1, C, h, w) for tiles of pictures."""
         tiles = torch.cat([canvas[picture : picture + 1, :, box.rows, box.cols] for box, picture in units])
         chosen = [picture for _, picture in units]
@@ -317,7 +321,7 @@ class TiledNetwork:
         return [found[i : i + 1] for i in range(len(units))]
 
 
-def _of(value: Any, chosen: Sequence[int], pictures: int) -> Any:
+def _of(value: object, chosen: Sequence[int], pictures: int) -> Any:
     """What goes with the chosen pictures: rows of tensors that have one per picture, everything else as it is."""
     if isinstance(value, Mapping):
         return {name: _of(entry, chosen, pictures) for name, entry in value.items()}

@@ -23,7 +23,9 @@ class CosXL(Family):
         self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With SDXL's size numbers, where the family has them."""
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned UNet, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))

@@ -33,9 +33,11 @@ class CosXLEdit(Family):
         self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With SDXL's size numbers."""
         return replace(text, size_ids=sdxl_size_ids(canvas_px))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned UNet, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:

@@ -46,6 +46,7 @@ class PixArtSigma(Family):
         )
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With the canvas in cells, and PixArt-α's resolution and aspect ratio."""
         resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
 
@@ -58,6 +59,7 @@ class PixArtSigma(Family):
         return replace(both[0], image_latents=edges), replace(both[1], image_latents=edges)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned transformer, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
 

@@ -57,7 +57,8 @@ class Denoised:
 @dataclass(frozen=True, slots=True)
 class Start:
     """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
-    or a mask hold it to them, the noise levels, the canvas's noise, and the mask's share of every cell (1, 1, h, w)."""
+    or a mask hold it to them, the noise levels, the canvas's noise, and the mask's share of every cell (1, 1, h, w).
+    """
 
     x: Tensor
     origin: Tensor | None
@@ -198,6 +199,7 @@ def noisy(begin: Tensor | None, sigma: float, noise: Tensor) -> Tensor:
 
 
 def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
+    """A function that reports bands done and in all as events of a stage."""
     return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
 
 
@@ -222,7 +224,8 @@ def denoise_stage(
 
 def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
     """The canvas's estimate under the guides of a stage, each around the one before, and under its mask; unchanged where no
-    picture is held to."""
+    picture is held to.
+    """
     if start.origin is None:
         return denoise
     first = float(start.sigmas[0])

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from hires.errors import RequestError
-from hires.images.boxes import unit
-from hires.images.formats import Pixels
+from hires.images.boxes import Pixels, unit
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork
 from hires.tiling.geometry import Box, Size, cover
@@ -40,9 +39,11 @@ class PictureRows:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return self.source.size
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, n, W) float32 in [0, 1]."""
         pixels = self.source.read(Box(top, 0, bottom - top, self.size.width))[..., self._bands]
         planes = torch.from_numpy(np.ascontiguousarray(unit(pixels).transpose(2, 0, 1)))
         return planes if len(planes) == self.channels else planes.expand(self.channels, -1, -1)
@@ -57,9 +58,11 @@ class Cut:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return Size(self.box.height, self.box.width)
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, n, W) of the part."""
         return self.source.rows(self.box.top + top, self.box.top + bottom)[..., self.box.cols]
 
 
@@ -74,6 +77,7 @@ class Enlargement:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return self.colour.size
 
 
@@ -163,7 +167,8 @@ def plan_tiles(upscaler: UpscalerNetwork, size: Size, budget_bytes: int | None, 
 
 def working_bytes(upscaler: UpscalerNetwork) -> float:
     """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on
-    a card, else by counting live tensors."""
+    a card, else by counting live tensors.
+    """
     from hires.tiling.footprint import counted
 
     side = math.ceil(PROBE_PX / upscaler.multiple) * upscaler.multiple

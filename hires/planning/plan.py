@@ -57,6 +57,7 @@ class StagePlan:
 
     @property
     def taken_steps(self) -> int:
+        """The steps that run: all, or the share that a strength leaves."""
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
 
@@ -127,14 +128,17 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
+        """The predicted peak over all stages."""
         return max(cost.peak_bytes for cost in self.costs)
 
     @property
     def seconds(self) -> float:
+        """The predicted seconds of all stages."""
         return sum(cost.seconds for cost in self.costs)
 
     @property
     def flops(self) -> float:
+        """The FLOPs of all stages."""
         return sum(cost.flops for cost in self.costs)
 
     def to_json(self) -> Json:

@@ -24,12 +24,14 @@ WIDEST_WINDOW_PX = 1024  # of attention outside `best`: wider ones cost more tha
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """Stages by their place: the base picture first, the last for all that come after; `growth`: by how much a side grows at
-    most from one to the next."""
+    most from one to the next.
+    """
 
     stages: tuple[StageSpec, ...]
     growth: float = 2.0
 
     def stage(self, index: int) -> StageSpec:
+        """The preset's stage at a place, from 0; the last one applies to all later places."""
         return self.stages[min(index, len(self.stages) - 1)]
 
 

@@ -42,7 +42,7 @@ from hires.sampling.conditioning import Conditioning
 from hires.units import Json
 
 if TYPE_CHECKING:
-    from hires.images.formats import Pixels
+    from hires.images.boxes import Pixels
 
 log = logging.getLogger(__name__)
 SECONDS = 20.0  # between writes: what a kill loses at most
@@ -52,39 +52,72 @@ SUFFIX = ".hires"
 class Journal(Protocol):
     """What a run asks of a journal; `NoJournal` remembers nothing."""
 
-    def texts(self) -> list[Conditioning] | None: ...
-    def keep_texts(self, texts: Sequence[Conditioning]) -> None: ...
-    def tensor(self, name: str) -> Tensor | None: ...
-    def keep(self, name: str, value: Tensor) -> None: ...
-    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser: ...
-    def finish_stage(self, stage: int, latents: Tensor) -> None: ...
-    def rows(self) -> Iterator[Pixels]: ...
-    def keep_rows(self, first: int, rows: Pixels) -> None: ...
+    def texts(self) -> list[Conditioning] | None:
+        """The conditions of the prompts, if they are recorded."""
+        ...
+
+    def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Record the conditions of the prompts."""
+        ...
+
+    def tensor(self, name: str) -> Tensor | None:
+        """A recorded tensor by name, on the CPU; None where there is none."""
+        ...
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Record a tensor under a name."""
+        ...
+
+    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
+        """The denoiser, its estimates recorded; known ones are not evaluated but reported to `on_known`."""
+        ...
+
+    def finish_stage(self, stage: int, latents: Tensor) -> None:
+        """Record a stage's final latents in place of its estimates."""
+        ...
+
+    def rows(self) -> Iterator[Pixels]:
+        """Recorded rows (n, W, 3) of the picture, from the top, without a gap."""
+        ...
+
+    def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Record rows (n, W, 3) of the picture that begin at row `first`."""
+        ...
 
 
 class NoJournal:
+    """A journal that records nothing."""
+
     def texts(self) -> list[Conditioning] | None:
+        """None."""
         return None
 
     def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Nothing is recorded."""
         pass
 
     def tensor(self, name: str) -> Tensor | None:
+        """None."""
         return None
 
     def keep(self, name: str, value: Tensor) -> None:
+        """Nothing is recorded."""
         pass
 
     def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
+        """The same denoiser."""
         return denoise
 
     def finish_stage(self, stage: int, latents: Tensor) -> None:
+        """Nothing is recorded."""
         pass
 
     def rows(self) -> Iterator[Pixels]:
+        """No rows."""
         return iter(())
 
     def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Nothing is recorded."""
         pass
 
 
@@ -104,15 +137,19 @@ class FileJournal:
     _latents: Tensor = field(default_factory=lambda: torch.empty(0))  # the digest of those that rows are decoded from
 
     def texts(self) -> list[Conditioning] | None:
+        """The conditions of the prompts, if they are recorded."""
         return unpacked(self._read("conditioning"))
 
     def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Record the conditions of the prompts, on the disk at once."""
         self._write("conditioning", packed(texts), now=True)
 
     def tensor(self, name: str) -> Tensor | None:
+        """A recorded tensor by name, on the CPU; None where there is none."""
         return tensors(self._read(name)).get("value")
 
     def keep(self, name: str, value: Tensor) -> None:
+        """Record a tensor under a name."""
         self._write(name, record(value=value))
 
     def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
@@ -154,6 +191,7 @@ class FileJournal:
             first += len(held["value"])
 
     def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Record rows (n, W, 3) of the picture that begin at row `first`."""
         self._write(f"rows-{first:08d}", record(value=torch.from_numpy(np.ascontiguousarray(rows)), of=self._latents))
 
     def flush(self) -> bool:
@@ -186,6 +224,7 @@ class FileJournal:
         self.release()
 
     def release(self) -> None:
+        """Let other processes work on the job."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -230,6 +269,7 @@ def _empty(folder: Path) -> None:
 
 
 def folder_of(output: Path) -> Path:
+    """The folder of an output's journal, beside it."""
     return output.with_name(f".{output.name}{SUFFIX}")
 
 

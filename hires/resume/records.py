@@ -25,6 +25,7 @@ PART = ".part"  # the end of names of files that are not whole yet
 
 
 def digest(content: bytes) -> bytes:
+    """The digest that a file's content is checked by, `DIGEST` bytes."""
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
@@ -58,11 +59,13 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def refused(folder: Path, error: OSError) -> WriteError:
+    """The error for a journal that the disk does not take, with the next move."""
     reason = error.strerror or error
     return WriteError(f"journal {folder}: {reason}; make room, or give `journal=None` (nothing can be resumed)")
 
 
 def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -131,6 +134,7 @@ def tensors(content: bytes | None) -> dict[str, Tensor]:
 
 
 def record(**values: Tensor) -> bytes:
+    """Tensors by name as the content of a record."""
     content: bytes = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
     return content
 
@@ -148,6 +152,7 @@ def packed(texts: Sequence[Conditioning]) -> bytes:
 
 
 def unpacked(content: bytes | None) -> list[Conditioning] | None:
+    """The conditions of a record that `packed` made; None where it holds none."""
     held = tensors(content)
     count = sum(name.endswith(".cell_px") for name in held)
     if not count:

@@ -31,6 +31,7 @@ class UnfinishedJob:
     folder: str
 
     def to_json(self) -> Json:
+        """The values as plain JSON."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 

@@ -53,7 +53,7 @@ def report(on_step: OnStep | None, step: int, denoised: Tensor) -> None:
 
 
 def toward(x: Tensor, x0: Tensor, sigma: float, target: float) -> Tensor:
-    """x + (x - x0) / sigma (target - sigma): an Euler step in sigma, which equals DDIM and DPM-Solver++(1)."""
+    """X + (x - x0) / sigma (target - sigma): an Euler step in sigma, which equals DDIM and DPM-Solver++(1)."""
     return x + (x - x0) * ((target - sigma) / sigma)
 
 
@@ -67,7 +67,7 @@ def ancestral(sigma: float, following: float, eta: float) -> tuple[float, float]
 
 
 def churned(x: Tensor, sigma: float, step: int, steps: int, noise: StepNoise) -> tuple[Tensor, float]:
-    """x with noise added up to level sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
+    """X with noise added up to level sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
     gamma = min(noise.s_churn / steps, 2**0.5 - 1) if noise.s_tmin <= sigma <= noise.s_tmax else 0.0
     if gamma == 0:
         return x, sigma

@@ -41,7 +41,7 @@ class _Slopes:
 
 
 def _first(x: Tensor, eps: Tensor, t: float, target: float) -> Tensor:
-    """x - sigma' expm1(h) eps, h = t' - t."""
+    """X - sigma' expm1(h) eps, h = t' - t."""
     return x - eps * (math.exp(-target) * math.expm1(target - t))
 
 
@@ -65,7 +65,7 @@ def _third(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, eps
 
 
 def _ends(sigmas: Tensor) -> tuple[float, float]:
-    """t of the first and of the last positive noise level."""
+    """T of the first and of the last positive noise level."""
     levels = [sigma for sigma in sigmas.double().tolist() if sigma > 0]
     return -math.log(levels[0]), -math.log(levels[-1])
 
@@ -94,7 +94,7 @@ def dpm_fast(
     noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """n evaluations in steps of equal length in t: of order 3, the last ones of the order that is left over.
+    """N evaluations in steps of equal length in t: of order 3, the last ones of the order that is left over.
 
     `on_step` is called for each of the n evaluations.
     """

@@ -27,7 +27,7 @@ def lms(
     *,
     order: int = 4,
 ) -> Tensor:
-    """x' = x + sum_j c_j d_{i-j}, c_j the integral of the j-th Lagrange polynomial through the last `order` slopes."""
+    """X' = x + sum_j c_j d_{i-j}, c_j the integral of the j-th Lagrange polynomial through the last `order` slopes."""
     levels = sigmas.double().tolist()
     slopes: list[Tensor] = []  # newest first
     for i, (sigma, _) in enumerate(pairs(sigmas)):
@@ -53,7 +53,7 @@ def adams_weights(levels: Sequence[float], order: int) -> list[float]:
 def dpmpp_2m(
     denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: StepNoise, on_step: OnStep | None = None
 ) -> Tensor:
-    """x' = (sigma'/sigma) x - expm1(-h) D with D = (1 + 1/2r) x0 - (1/2r) x0_old, r = h_old / h (Lu et al. 2022)."""
+    """X' = (sigma'/sigma) x - expm1(-h) D with D = (1 + 1/2r) x0 - (1/2r) x0_old, r = h_old / h (Lu et al. 2022)."""
     previous: Tensor | None = None
     step_before = 0.0
     for i, (sigma, following) in enumerate(pairs(sigmas)):
@@ -82,7 +82,7 @@ def dpmpp_2m_sde(
     *,
     solver: str = "midpoint",
 ) -> Tensor:
-    """x' = (sigma'/sigma) e^(-eta h) x - expm1(-k) x0 + w (x0 - x0_old) / r + sigma' sqrt(-expm1(-2 eta h)) n.
+    """X' = (sigma'/sigma) e^(-eta h) x - expm1(-k) x0 + w (x0 - x0_old) / r + sigma' sqrt(-expm1(-2 eta h)) n.
 
     k = (1 + eta) h, r = h_old / h, w = -expm1(-k)/2 (midpoint) or 1 + expm1(-k)/k (heun); Lu et al. 2022, arXiv
     2211.01095, SDE-DPM-Solver++(2M).
@@ -129,7 +129,7 @@ def dpmpp_3m_sde(
     *,
     curvature: float = 1.0,
 ) -> Tensor:
-    """x' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
+    """X' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
 
     d1 and d2 are the divided differences of the last three estimates over h, phi_2 = expm1(-k)/k + 1, phi_3 = phi_2/k -
     1/2. The last term has the sign of the Taylor expansion (the opposite of diffusers' scheduler) and, as published, half its
@@ -154,7 +154,7 @@ def dpmpp_3m_sde(
 
 
 def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float], k: float, curvature: float) -> Tensor:
-    """x plus the terms of second and third order, as far as there are estimates.
+    """X plus the terms of second and third order, as far as there are estimates.
 
     ratios: r_j = h_j / h of the earlier steps, newest first, as are the estimates.
     """
@@ -202,7 +202,7 @@ def unipc(
 
 
 def _uni_step(x: Tensor, estimates: Sequence[Tensor], times: Sequence[float], target: float) -> Tensor:
-    """x' = e^(-h) x - expm1(-h) (m_0 + sum_k w_k (m_k - m_0) / r_k), r_k = (t_k - t_0) / h.
+    """X' = e^(-h) x - expm1(-h) (m_0 + sum_k w_k (m_k - m_0) / r_k), r_k = (t_k - t_0) / h.
 
     One step from t_0 to `target` with the estimates m_k at t_k, m_0 that of x. An estimate at the target itself, given last,
     makes it the corrector. A single other estimate gets weight 1/2, several get those that match the expansion.
@@ -217,7 +217,7 @@ def _uni_step(x: Tensor, estimates: Sequence[Tensor], times: Sequence[float], ta
 
 
 def _uni_weights(ratios: Sequence[float], h: float) -> list[float]:
-    """w with sum_k w_k r_k^(j-1) = j! phi_(j+1)(-h) / phi_1(-h) for j = 1, ..., K."""
+    """W with sum_k w_k r_k^(j-1) = j! phi_(j+1)(-h) / phi_1(-h) for j = 1, ..., K."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     first = phi = math.expm1(-h) / -h

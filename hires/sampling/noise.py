@@ -88,7 +88,7 @@ class StepNoise:
         return drawn(self.source, x, step, part)
 
     def added(self, x: Tensor, step: int, std: float) -> Tensor:
-        """x + std s_noise n with the step's unit noise n; x itself where std is 0."""
+        """X + std s_noise n with the step's unit noise n; x itself where std is 0."""
         return x + self.unit(x, step) * (std * self.s_noise) if std > 0 else x
 
 
@@ -99,7 +99,7 @@ def drawn(noise: Noise, x: Tensor, step: int, part: int = 0) -> Tensor:
 
 
 def joined(first: Tensor, second: Tensor, lengths: tuple[float, float]) -> Tensor:
-    """n = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from that of its two parts.
+    """N = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from that of its two parts.
 
     lengths: (a, b) of the parts, in sigma. The Brownian convention: a sampler that needs noise of a step and of a
     sub-interval draws one independent part per sub-interval, in the order of falling sigma, part 0 first. Increments add up,

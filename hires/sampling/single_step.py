@@ -26,7 +26,7 @@ def euler(
     noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
+    """X' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
         x, raised = churned(x, sigma, i, len(walk), noise)
@@ -63,7 +63,7 @@ def ddim(
     noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x' = x0 + sqrt(sigma'^2 - u^2) (x - x0) / sigma + u n, u^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2.
+    """X' = x0 + sqrt(sigma'^2 - u^2) (x - x0) / sigma + u n, u^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2.
 
     Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16, divided by sqrt(abar'): the ancestral Euler step, Euler for eta 0.
     """
@@ -133,7 +133,7 @@ def dpmpp_2s_ancestral(
     noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """u = (s / sigma) x - expm1(-h/2) x0 at s = sqrt(sigma sigma_down); x' = (sigma_down / sigma) x - expm1(-h) D(u, s).
+    """U = (s / sigma) x - expm1(-h/2) x0 at s = sqrt(sigma sigma_down); x' = (sigma_down / sigma) x - expm1(-h) D(u, s).
 
     h = ln(sigma / sigma_down), then noise up by sigma_up (Lu et al. 2022, arXiv 2211.01095, the 2S solver with r = 1/2).
     """
@@ -191,7 +191,7 @@ def lcm(
     noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x' = x0 + sigma' n: the estimate with new noise; the last estimate unchanged (Luo et al. 2023, arXiv 2310.04378)."""
+    """X' = x0 + sigma' n: the estimate with new noise; the last estimate unchanged (Luo et al. 2023, arXiv 2310.04378)."""
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         x = noise.added(x0.to(x.dtype), i, following)

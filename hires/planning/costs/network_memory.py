@@ -145,6 +145,7 @@ class PeakTracker:
     cells: list[int] = field(default_factory=list)
 
     def moment(self, working: int) -> None:
+        """Note a moment at which `working` elements are alive beside the held ones."""
         self.peak = max(self.peak, self.held + working)
 
     def resnet(self, c_in: int, c_out: int, n: int, source: int) -> None:
@@ -154,11 +155,13 @@ class PeakTracker:
         self.moment(source + n * max(norms, end * c_out))
 
     def transformer(self, c: int, level: int, layers: int) -> None:
+        """A stack of `layers` transformer blocks on c channels at a level of the UNet."""
         if layers:
             extra = gathered(self.policy.per(2**level), self.grids[level])
             self.moment(c * max(FEED_FORWARD * self.cells[level], ATTENTION * self.cells[level] + extra))
 
     def run(self, h: int, w: int) -> int:
+        """The peak in elements of one forward over h x w cells."""
         shape, channels = self.shape, self.shape.channels
         self.grids = [(-(-h // 2**i), -(-w // 2**i)) for i in range(len(channels))]
         self.cells = cells = [rows * cols for rows, cols in self.grids]
@@ -180,10 +183,12 @@ class PeakTracker:
         return self.peak
 
     def push(self, c: int, n: int) -> None:
+        """Hold a skip connection of c channels and n positions."""
         self.skips.append((c, n))
         self.held += c * n
 
     def middle(self, c: int, level: int) -> None:
+        """The mid block on c channels at the lowest level."""
         layers = self.shape.transformer_layers[-1] if self.shape.mid_layers is None else self.shape.mid_layers
         n = self.cells[level]
         self.resnet(c, c, n, 0)
