@@ -17,16 +17,21 @@ from hires.units import gib
 
 @dataclass
 class MemoryTimeline:
-    """Samples what a process holds while it renders; `draw` sets it beside what the plan said of each stage.
+    """Samples what a process holds while it renders, and draws it beside the plan.
 
     On a card: what torch's allocator has reserved. On a CPU: resident bytes beyond those before the first stage.
     """
 
     path: Path
+    """The drawing, .png or .svg."""
     on_event: OnEvent | None = None
+    """Who hears the render's events as well."""
     every_seconds: float = 0.02
+    """The time between samples."""
     samples: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds, bytes) since the beginning."""
     stages: list[tuple[str, float]] = field(default_factory=list)
+    """Each stage and when it was last heard of."""
 
     def __post_init__(self) -> None:
         from hires.bench.plots import check_picture

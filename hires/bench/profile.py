@@ -29,13 +29,16 @@ WRAPPERS = ("aten::conv2d", "aten::convolution", "aten::linear", "aten::scaled_d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costly:
-    """An operator on one shape: calls, its own seconds, and what the machine needs at least for its FLOPs and bytes."""
+    """An operator on one shape."""
 
     name: str
     shapes: str
     calls: int
+    """How often it ran."""
     seconds: float
+    """Its own time, without that of operators that it called."""
     floor_seconds: float | None
+    """What the machine needs at least for its FLOPs and bytes; None where they are not counted."""
 
 
 class Profile:

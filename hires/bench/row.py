@@ -34,24 +34,30 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measurement. way: backend, policy or format. flops, moved: of one call, None where they are not counted.
-
-    quality: what `measure` says: 'rms error', 'max difference to …', 'PSNR dB to …', 'seam score', 'exact'.
-    """
+    """One measurement."""
 
     suite: str
+    """One of `SUITES`."""
     case: str
+    """What is measured."""
     way: str
+    """By which backend, policy or format."""
     size: str
     dtype: str = ""
     taken: Timed = field(default_factory=Timed)
+    """Quantiles of its seconds, or why there are none."""
     flops: float | None = None
+    """FLOPs of one call; None where they are not counted."""
     moved: float | None = None
+    """Bytes that one call reads and writes; None where they are not counted."""
     peak_flops: float | None = None
+    """The machine's measured peak rate."""
     peak_bandwidth: float | None = None
+    """The machine's measured bytes per second."""
     predicted_peak_bytes: int | None = None
     measured_peak_bytes: int | None = None
     measure: str = ""
+    """What `quality` is: rms error, max difference to …, PSNR dB to …, seam score, exact."""
     quality: float | None = None
 
     @property
@@ -90,16 +96,23 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSetup:
-    """What all suites share. sizes: of pictures; empty for each suite's own. seconds: spent on each row after its warm-up."""
+    """What all suites share."""
 
     device: torch.device
     dtype: str = "auto"
+    """auto, or a name of `DTYPES`."""
     sizes: tuple[Size, ...] = ()
+    """Sizes of pictures; empty for each suite's own."""
     vram: str | None = None
+    """A memory budget such as 24GB; None for what is free."""
     model: str = "demo"
+    """As of `render`."""
     parts: str | None = None
+    """As of `render`."""
     upscaler: str | None = None
+    """A network that the suite upscale measures beside Lanczos."""
     quick: bool = False
+    """Whether sizes and repeats are few."""
 
     @property
     def seconds(self) -> float:

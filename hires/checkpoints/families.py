@@ -22,39 +22,46 @@ PIXART_BETAS = ("linear", 0.0001, 0.02)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetShape:
-    """What decides the cost of a UNet: channels, resnets and transformer layers per level.
-
-    mid_layers: of the block below the last level, None for as many as the last level has (SD1.5's has none, its mid block
-    one). head_dims: width of an attention head per level.
-    """
+    """What decides the cost of a UNet; levels are counted from the finest."""
 
     channels: tuple[int, ...]
+    """Channels per level."""
     resnets: int
+    """Resnet blocks per level of the down path."""
     transformer_layers: tuple[int, ...]
+    """Transformer blocks per resnet, per level; 0 for a level without attention."""
     context_width: int
+    """Width of the text states."""
     latent_channels: int
+    """Channels of the input."""
     mid_layers: int | None = None
+    """Transformer blocks of the mid block; None for as many as the last level has (SD1.5's last level has none, its mid block
+    one).
+    """
     head_dims: tuple[int, ...] = ()
+    """Width of an attention head per level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixArtShape:
-    """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells.
-
-    `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not;
-    `kv_pooled`: by their mean, in a checkpoint that was not trained to (an experiment).
-    `control_blocks`: copied blocks of a ControlNet that run beside blocks 1, 2, ....
-    """
+    """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells."""
 
     layers: int
+    """Transformer blocks."""
     heads: int
     head_dim: int
     patch: int
+    """Cells per side of a token."""
     caption_width: int
+    """Width of the text states."""
     latent_channels: int
+    """Channels of the latents."""
     kv_compression: tuple[int, ...] = ()
+    """The factor per axis by which keys and values are thinned in each block, 1 for none."""
     kv_pooled: bool = False
+    """Whether they are thinned by their mean, in a checkpoint that was not trained to (an experiment)."""
     control_blocks: int = 0
+    """Copied blocks of a ControlNet that run beside blocks 1, 2, and so on."""
 
     @property
     def width(self) -> int:
@@ -74,32 +81,44 @@ def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:
 class Defaults:
     """How a model is run unless the request says otherwise.
 
-    The first stage starts from noise; each later one enlarges the picture, re-noises it to `relay_sigma` and takes steps down
-    to `relay_sigma_end`, 0 for the model's least, with guidance `relay_guidance` (1 = off, half the cost), held to the picture
-    before by `guides`; `refine`: with attention in neighbourhoods over the whole canvas ("npa") or in "tiles". `enlarger`,
-    `relay_steps` and `relay_sampler` are of the first later stage, the second, ...; the last for all after it. Without a
-    `relay_sampler`, and where tiles move and it would reuse estimates, `sampler` stands. `tile_px` is the training size.
-    `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd). `latent_rgb`: as a
-    row of `previews.RGB_OF_LATENTS`, for an autoencoder of its own.
+    The first stage starts from noise; each later one enlarges the picture, adds noise and takes steps down again (the relay).
+    A tuple of the relay holds one value per later stage; its last value applies to all further ones.
     """
 
     sampler: str
+    """A name of `sampling.registry.SAMPLERS`."""
     schedule: str
+    """A name of `sampling.registry.SCHEDULES`."""
     steps: int
+    """Steps of the first stage."""
     guidance: float
+    """The CFG scale of the first stage."""
     relay_sigma: float
+    """The noise level that an enlarged picture is given."""
     relay_steps: tuple[int, ...]
+    """Steps of each later stage."""
     relay_guidance: float
+    """The CFG scale of later stages; 1 turns guidance off and halves the cost."""
     tile_px: int
+    """The side of a tile: the size that the model was trained at."""
     overlap_px: int
+    """How far tiles overlap."""
     enlarger: tuple[str, ...]
+    """How each later stage enlarges, one of `ENLARGERS`."""
     image_guidance: float = 1.5
+    """How closely an edit keeps to the picture."""
     few_step: str | None = None
+    """What a folder's hires.json says that its checkpoint was distilled for: lcm, turbo or dmd."""
     relay_sigma_end: float = 0.0
+    """The last noise level of later stages before 0; 0 for the model's least."""
     relay_sampler: tuple[str, ...] = ()
+    """The sampler of each later stage; without one, and where tiles move and it would reuse estimates, `sampler`."""
     refine: str = "npa"
+    """How later stages see the canvas: whole, with attention in neighbourhoods (npa), or in tiles."""
     guides: tuple[str, ...] = ("structure",)
+    """What holds a later stage to the picture before it, of `GUIDES`."""
     latent_rgb: tuple[tuple[float, ...], ...] | None = None
+    """A linear map from latents to colours as in `previews.RGB_OF_LATENTS`, for an autoencoder of its own."""
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
@@ -159,44 +178,53 @@ def _defaults(sampler: str, schedule: str, steps: int, guidance: float, tile_px:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyFacts:
-    """One family.
-
-    network: 'unet' or 'pixart'. parameterisation: 'edm_v', 'eps' or 'v'. betas: (kind, first, last) of the 1000 steps of a
-    variance-preserving model, None for EDM; sigma_range: least and largest sigma of an EDM model, overridden by the file.
-    latent_scale multiplies the VAE's latents. image_channels: further input channels that hold an image to edit,
-    image_scaled whether they are multiplied by latent_scale. bins: the aspect-ratio table's size class in px, None for the
-    engine's own. text: the text towers; tokens: their length. position_span: over how many units PixArt's position
-    embedding runs per axis, whatever the size. size_conditions: 'sdxl' (six numbers), 'pixart' (resolution, aspect ratio)
-    or None. few_step: 'lcm', 'turbo' or 'dmd'. start_timestep: where a model
-    starts that knows no more noise than that. same_keys_as: the family whose files look alike, so that the user must say
-    which; accelerators: LoRA kinds that were distilled for it. configs: folder under assets/configs with the JSON that a
-    single file lacks. parts_from: repositories on the Hugging Face hub whose folders hold the parts that a file lacks.
-    """
+    """The facts of one family."""
 
     name: str
     title: str
+    """Its name for people."""
     network: str
+    """The kind of network: unet or pixart."""
     parameterisation: str
+    """What the network predicts: edm_v, eps or v."""
     latent_scale: float
+    """The factor on the VAE's latents."""
     native_px: int
+    """The side of the pictures that it was trained on."""
     text: tuple[str, ...]
+    """Its text encoders."""
     tokens: int
+    """The length of their input."""
     configs: str
+    """The folder under assets/configs with the JSON that a single file lacks."""
     defaults: Defaults
     betas: tuple[str, float, float] | None = None
+    """(kind, first, last) of the 1000 timesteps of a variance-preserving model; None for EDM."""
     sigma_range: tuple[float, float] | None = None
+    """The least and the largest sigma of an EDM model, where its file has none."""
     zero_terminal_snr: bool = False
+    """Whether the last timestep is pure noise."""
     latent_channels: int = 4
     image_channels: int = 0
+    """Further input channels that hold a picture to edit."""
     image_scaled: bool = True
+    """Whether these are multiplied by `latent_scale`."""
     bins: int | None = None
+    """The size class in px of its aspect-ratio table; None for the engine's own."""
     position_span: float | None = None
+    """How many units PixArt's position embedding spans per axis, whatever the size."""
     size_conditions: str | None = None
+    """The conditions on the size: sdxl (six numbers), pixart (resolution, aspect ratio) or None."""
     few_step: str | None = None
+    """How it was distilled: lcm, turbo, dmd or None."""
     start_timestep: int | None = None
+    """The timestep that a model starts from which knows no more noise."""
     same_keys_as: str | None = None
+    """The family whose files look alike, so that the user must name this one."""
     accelerators: tuple[str, ...] = field(default=())
+    """Kinds of LoRA that were distilled for it."""
     parts_from: tuple[str, ...] = field(default=())
+    """Repositories on the Hugging Face hub with the parts that a single file lacks."""
 
 
 CLIP_TOWERS = ("clip_l", "clip_g")

@@ -25,20 +25,20 @@ TOWER_KINDS = {"clip_l": "clip", "clip_g": "clip", "t5": "t5"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Where one component of a model is.
-
-    component: 'network', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer' or 'tokenizer_2'. layout: how its keys are
-    named ('diffusers', 'ldm' for the single file of SDXL and SD1.5, 'pixart' for the original .pth) or 'missing'. path: its
-    folder or file. prefix: of its keys in a single file. config: the JSON file that says its shape, its own or a shipped
-    one. looked_in: where a missing part was looked for, for messages.
-    """
+    """Where one component of a model is."""
 
     component: str
+    """network, vae, text_encoder, text_encoder_2, tokenizer or tokenizer_2."""
     layout: str
+    """How its keys are named: diffusers, ldm (the single file of SDXL and SD1.5), pixart (the original .pth), or missing."""
     path: Path | None
+    """Its folder or file; None where it is missing."""
     prefix: str = ""
+    """What its keys in a single file start with."""
     config: Path | None = None
+    """The JSON file with its shape, its own or a shipped one."""
     looked_in: tuple[str, ...] = ()
+    """Where a missing part was looked for, for messages."""
 
 
 def find_model(name: str) -> Path:

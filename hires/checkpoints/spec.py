@@ -34,28 +34,39 @@ from hires.units import Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation. notes: what a plan says about it."""
+    """Facts of one checkpoint. Sigmas are in units of the latents' standard deviation."""
 
     name: str
+    """As the user gave it."""
     path: Path
+    """Its file or folder."""
     facts: FamilyFacts
+    """Those of its family."""
     parameterisation: str
     sigma_min: float
     sigma_max: float
     vp_betas: tuple[str, float, float] | None
+    """(kind, first, last) of a variance-preserving model; None for EDM."""
     zero_terminal_snr: bool
     latent_scale: float
     cell_px: int
+    """Pixels per side of a latent cell."""
     native_px: int
     align_px: int
+    """What the sides of a canvas must divide by."""
     network: NetworkShape
     vae: VaeShape
     network_params: int
+    """Values of the network's weights; the two fields below likewise."""
     text_params: int
+    """Values of the text encoders' weights."""
     vae_params: int
+    """Values of the VAE's weights."""
     defaults: Defaults
     parts: Mapping[str, Part]
+    """Where each component is."""
     notes: tuple[str, ...] = ()
+    """What a plan says about the checkpoint."""
 
     @property
     def family(self) -> str:

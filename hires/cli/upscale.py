@@ -67,11 +67,14 @@ def upscale(given: Given) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run of the command gives: results, and files that were skipped with their errors; one: not a batch."""
+    """What a run of the command gives."""
 
     done: list[UpscaleResult]
+    """The results."""
     failed: list[tuple[Path, HiresError]]
+    """Files that were skipped, with their errors."""
     one: bool
+    """Whether a single file was named, not a batch."""
 
     def say(self, as_json: bool, quiet: bool) -> None:
         """Print the results on stdout, and the skipped files on stderr."""

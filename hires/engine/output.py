@@ -50,11 +50,14 @@ DEPTHS = (8, 16)
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where one render goes: a file, or an array if `path` is None; `bits` of each value."""
+    """Where one render goes."""
 
     path: Path | None
+    """The file; None for an array."""
     overwrite: bool = False
+    """Whether a file that is there is replaced."""
     bits: int = 8
+    """Of each value, 8 or 16."""
 
     @contextmanager
     def open(self, head: Mapping[str, str] | None = None, within: Path | None = None) -> Iterator[OpenDelivery]:

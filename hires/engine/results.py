@@ -19,18 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleResult:
-    """An enlarged picture: where it is, how it was enlarged, and what that took."""
+    """An enlarged picture."""
 
     path: Path | None
+    """Where it is; None for an array."""
     source: Size
+    """The size of the picture that was given."""
     size: Size
+    """Its own size."""
     upscaler: str
+    """The network that enlarged it, or lanczos."""
     notes: tuple[str, ...]
+    """How it was enlarged, and what could not be kept."""
     tiles: int
+    """Tiles that a network ran in."""
     retries: int
+    """Tiles that were repeated after an out-of-memory."""
     seconds: float
     peak_rss_bytes: int
     refined: RenderResult | None = None
+    """The render that drew over it, with `refine`."""
     pixels: Any = field(default=None, repr=False)
     """(height, width, bands), if there is no file."""
 
@@ -52,15 +60,20 @@ class UpscaleResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderResult:
-    """A finished render: where the file is, what was planned and what it took."""
+    """A finished render."""
 
     path: Path | None
+    """Where the picture is; None for an array."""
     size: Size
     seed: int
     plan: MemoryPlan
+    """What was planned."""
     stats: tuple[StageStats, ...]
+    """What each stage took, decoding included."""
     seconds: float
+    """Of the whole call."""
     peak_rss_bytes: int
+    """The process's peak resident memory."""
     drawn: Pixels | Callable[[], Pixels] | None = field(default=None, repr=False)
     """The pixels, or a function that reads them from the file."""
 

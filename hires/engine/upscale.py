@@ -313,11 +313,13 @@ def _as(pixels: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One picture of a batch: its result, or the error that it was skipped with."""
+    """One picture of a batch."""
 
     file: Path
     result: UpscaleResult | None = None
+    """None where it was skipped."""
     error: HiresError | None = None
+    """What it was skipped with."""
 
 
 def upscale_files(

@@ -18,20 +18,25 @@ WEIGHTS = np.asarray((0.2126, 0.7152, 0.0722), dtype=np.float64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """ratio: P99.9 over P0.1 of relative luminance, at most `ceiling`; `at_least` where the ceiling hides what is beyond.
+    """How far apart a picture's darkest and brightest tones are, in relative luminance.
 
-    ceiling: white over code 1, what a picture of so many bits can tell from black; infinite for floats. rms: the standard
-    deviation of relative luminance in [0, 1] (Peli 1990). dark, bright: the two percentiles. histogram: pixels per bin of
-    `octave_edges`. The marks 120:1 and 300:1 are of displays: the picture needs as much to use such a one in full.
+    The marks 120:1 and 300:1 are of displays: the picture needs as much to use such a one in full.
     """
 
     ratio: float
+    """P99.9 over P0.1 of the luminance, at most `ceiling`."""
     at_least: bool
+    """Whether the ceiling hides what is beyond."""
     ceiling: float
+    """White over code 1, what a picture of so many bits can tell from black; infinite for floats."""
     rms: float
+    """The standard deviation of the luminance in [0, 1] (Peli 1990)."""
     dark: float
+    """P0.1."""
     bright: float
+    """P99.9."""
     histogram: NDArray[np.int64]
+    """Pixels per bin of `octave_edges`."""
 
     @property
     def mark(self) -> str:

@@ -36,71 +36,82 @@ BASE_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """Energy beyond the base's Nyquist frequency: `cutoff` in cycles per pixel, mean square of luma, its share of the
-    variance, how much of it a 3 x 3 median leaves (noise loses most), and how many times that of the base enlarged by Lanczos
-    it is (None where that has none).
-    """
+    """Energy beyond the Nyquist frequency of the base picture."""
 
     base: Size
+    """The base picture's size."""
     cutoff: float
+    """That frequency, in cycles per pixel."""
     energy: float
+    """The mean square of luma beyond it."""
     share: float
+    """Its share of the variance of luma."""
     kept_by_median: float
+    """How much of it a 3 x 3 median leaves; noise loses most."""
     over_lanczos: float | None
+    """How many times that of the base enlarged by Lanczos it is; None where that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consistency:
-    """The picture averaged down (means over equal parts, coded values) against its base: PSNR in dB, mean CIEDE2000, RMS of
-    luma over the base's standard deviation (None for a flat base).
-    """
+    """The picture averaged down (means over equal parts, coded values) against its base."""
 
     psnr_db: float
+    """Peak signal-to-noise ratio."""
     delta_e: float
+    """The mean CIEDE2000."""
     drift: float | None
+    """RMS of the difference in luma over the base's standard deviation; None for a flat base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileDrift:
-    """Mean colours of tiles against the same parts of the base: CIEDE2000, mean and largest (whose row and column follow), and
-    the standard deviation over tiles of the difference in luma.
-    """
+    """Mean colours of tiles against the same parts of the base."""
 
     mean_delta_e: float
+    """The mean CIEDE2000."""
     max_delta_e: float
+    """The largest CIEDE2000."""
     worst: tuple[int, int]
+    """Row and column of the tile with the largest."""
     std_luma: float
+    """The standard deviation over tiles of the difference in luma."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """What is seen of the tiles. lattice_db: see `seams.lattice_power`, at the tiles' pitch, and cells_db at the cells of the
-    decoder, `cell_px`, where they are known; drift: None without a base picture.
-    """
+    """What is seen of the tiles."""
 
     grid: TileGrid
     seams: Seams
     lattice_db: float | None
+    """`seams.lattice_power` at the tiles' pitch."""
     cell_px: int | None
+    """The side of the decoder's cells in pixels; None where it is not known."""
     cells_db: float | None
+    """`seams.lattice_power` at the decoder's cells."""
     drift: TileDrift | None
+    """None without a base picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """Of one picture; what needs a base or tiles is None without. enlarged: the spectrum of the base enlarged by Lanczos."""
+    """The measures of one picture; what needs a base or tiles is None without."""
 
     size: Size
     bits: int | None
+    """Of each value, 8 or 16; None for floats."""
     contrast: Contrast
     sharpness: Sharpness
     spectrum: Spectrum
     enlarged: Spectrum | None
+    """The spectrum of the base enlarged by Lanczos."""
     detail: Detail | None
     consistency: Consistency | None
     duplicates: Copies | None
     tiles: Tiles | None
     notes: tuple[str, ...] = ()
+    """Remarks on how the measures were taken."""
 
     def to_json(self) -> Json:
         """As plain JSON values; infinite ones are null."""

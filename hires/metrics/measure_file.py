@@ -23,23 +23,28 @@ SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a plan in a PNG says of its picture: tiles in pixels, which may reach beyond it, the side of a latent cell, and the
-    size of the base picture where there was one.
-    """
+    """What a plan in a PNG says of its picture."""
 
     grid: TileGrid
+    """Its tiles in pixels, which may reach beyond it."""
     cell_px: int
+    """The side of a latent cell."""
     base: Size | None
+    """The size of the base picture, where there was one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: what, how much with its unit, what that means, and whether it is past its mark."""
+    """One line of the table."""
 
     name: str
+    """What was measured."""
     value: str
+    """How much, with its unit."""
     remark: str = ""
+    """What that means."""
     alarm: bool = False
+    """Whether it is past its mark."""
 
 
 def measure_file(file: str | Path, base: str | Path | None = None, grid: str | None = None) -> tuple[Measures, ArraySource]:

@@ -35,29 +35,32 @@ def seam_lines(grid: TileGrid, cell_px: int) -> tuple[tuple[int, ...], tuple[int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seams:
-    """score: visibility of the grid over its median on random grids; 1 means no seam is seen. visibility, median: those two.
-
-    p_value: the chance that a picture without seams scores as high, (1 + fakes at or above) / (1 + fakes).
-    """
+    """How visible the edges of a grid are, against random grids."""
 
     score: float
+    """`visibility` over `median`; 1 means that no seam is seen."""
     visibility: float
+    """That of the grid."""
     median: float
+    """The median visibility of random grids."""
     p_value: float
+    """The chance that a picture without seams scores as high, (1 + fakes at or above) / (1 + fakes)."""
     fakes: int
+    """How many random grids there were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiles:
-    """Means of a picture's luma along the stretches of the edges of a grid.
-
-    across_cols: (stretches between `rows`, W); across_rows: (stretches between `cols`, H). Float64.
-    """
+    """Means of a picture's luma along the stretches of a grid's edges, float64."""
 
     rows: tuple[int, ...]
+    """The rows of horizontal edges."""
     cols: tuple[int, ...]
+    """The columns of vertical edges."""
     across_cols: Doubles
+    """(stretches between `rows`, W)."""
     across_rows: Doubles
+    """(stretches between `cols`, H)."""
 
 
 def profiles(source: BoxSource, rows: Sequence[int], cols: Sequence[int]) -> Profiles:

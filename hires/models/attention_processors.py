@@ -52,8 +52,13 @@ class DispatchedAttention:
     """
 
     backend: str | None = None
+    """A backend's name; None lets the dispatch choose."""
     thin: int = 1
+    """The factor per axis by which self-attention's keys and values are thinned, 1 for dense attention; a thinned layer
+    attends to all it has.
+    """
     cells: int = 1
+    """Latent cells per side of a token: 2 at a UNet's second level, PixArt's patch."""
 
     def __call__(
         self,

@@ -44,12 +44,15 @@ COMPONENTS = dict(zip(("text_encoder", "text_encoder_2"), TOWERS, strict=True))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraLayer:
-    """One layer's factors: up (out, r) or (out, r, 1, 1), down (r, in) or (r, in, kh, kw), factor = scale alpha/r."""
+    """The factors of one layer's change."""
 
     where: str
     up: Tensor
+    """(out, r) or (out, r, 1, 1)."""
     down: Tensor
+    """(r, in) or (r, in, kh, kw)."""
     factor: float
+    """scale alpha / r."""
 
 
 def merged(weight: Tensor, layers: Sequence[LoraLayer]) -> Tensor:

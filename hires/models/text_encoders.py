@@ -33,11 +33,14 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, Import
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What one CLIP tower says: penultimate states (B, T, D), last states after the final norm, pooled (B, P) or None."""
+    """What one CLIP text encoder gives."""
 
     penultimate: Tensor
+    """The states before the last layer, (B, T, D)."""
     last: Tensor
+    """The last states after the final norm, (B, T, D)."""
     pooled: Tensor | None
+    """(B, P), or None."""
 
 
 def encode_prompts(

@@ -20,18 +20,23 @@ SUFFIXES = (".safetensors", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscalerNetwork:
-    """A network that enlarges, on its device. network: (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w), any size that
-    `multiple` divides, others padded.
-    """
+    """A network that enlarges, on its device."""
 
     name: str
+    """Its file's name."""
     architecture: str
+    """By spandrel's name."""
     network: Callable[[Tensor], Tensor]
+    """From (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w); `multiple` divides h and w."""
     scale: int
     channels: int
+    """1 grey, 3 colour."""
     multiple: int
+    """What the sides of its input must divide by; others are padded."""
     halo: Halo
+    """Pixels of the input that a pixel depends on in each direction."""
     whole: bool
+    """Whether it must see the picture in one piece."""
     device: torch.device
     dtype: torch.dtype
 

@@ -61,12 +61,16 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One declared option: its name, its type without the declaration, and its default."""
+    """One declared option."""
 
     name: str
+    """The Python name."""
     type: object
+    """The type without the declaration."""
     option: Option
+    """The declaration."""
     default: object
+    """`dataclasses.MISSING` where there is none."""
 
     @property
     def required(self) -> bool:

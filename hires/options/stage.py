@@ -25,11 +25,14 @@ def known(what: str, value: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PolicyName:
-    """What `--attention-policy` says: a name of `POLICIES`, its number, and whether the grid of its blocks moves per step."""
+    """An attention policy as it was given."""
 
     name: str = "global"
+    """One of `POLICIES`."""
     value: int | None = None
+    """Its number; None for the policy's own."""
     shift: bool = False
+    """Whether the grid of its blocks moves from step to step."""
 
 
 def parse_policy(text: str | None) -> PolicyName:
@@ -75,14 +78,16 @@ class GuidePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """Tiles of a stage: side and overlap in pixels, None for the model's own; their weights, one of `BLENDS`; `shift`: their
-    grid moves at every step (Spot's).
-    """
+    """The tiles of a stage."""
 
     tile_px: int | None = None
+    """The side in pixels; None for the model's own."""
     overlap_px: int | None = None
+    """How far they overlap, in pixels; None for the model's own."""
     blend: str = "hann"
+    """Their weights, one of `BLENDS`; None for hann."""
     shift: bool = False
+    """Whether their grid moves at every step (Spot's)."""
 
     def __post_init__(self) -> None:
         known("blend", self.blend, BLENDS)
@@ -94,26 +99,32 @@ class WindowSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """One stage of a render; None takes what stands behind it: the relay's, the preset's, the model's own.
-
-    size: its canvas in pixels. sigma_start: the noise that the enlarged picture is given, or under the rule `renoise` "area"
-    (FreCaS's) what that rule starts from; sigma_end: the last level before 0. enlarger: one of `ENLARGERS`. guides: what
-    holds it to the picture it starts from. attention: as `--attention-policy`, whole canvas; windows: tiles instead. guidance
-    and the three after it as in `StagePlan`.
-    """
+    """One stage of a render; None takes the value of the relay, then of the preset, then of the model."""
 
     size: Size | None = None
+    """The canvas in pixels."""
     sigma_start: float | None = None
+    """The noise that the enlarged picture is given; under the rule `renoise` area (FreCaS's) what the rule starts from."""
     sigma_end: float | None = None
+    """The last noise level before 0."""
     renoise: str | None = None
+    """The rule for the noise: fixed or area."""
     steps: int | None = None
+    """Steps of the schedule."""
     sampler: str | None = None
+    """A name of `sampling.registry.SAMPLERS`."""
     schedule: str | None = None
+    """A name of `sampling.registry.SCHEDULES`."""
     enlarger: str | None = None
+    """How the stage before is enlarged, one of `ENLARGERS`."""
     guides: tuple[GuidePlan, ...] | None = None
+    """What holds the stage to the picture that it starts from."""
     attention: str | None = None
+    """An attention policy over the whole canvas."""
     windows: WindowSpec | None = None
+    """Tiles in place of an attention policy."""
     guidance: float | None = None
+    """As in `StagePlan`, and so are the next three."""
     guidance_high: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None

@@ -44,18 +44,24 @@ FAMILY_OF = {
 
 @dataclass
 class Attached:
-    """What `attach` did to a pipeline. `vae`: the tiled autoencoder, whose `last` tells what happened; `retries`: of tile
-    batches that ran out of memory; `kept`: attention processors that are another library's and were left.
-    """
+    """What `attach` changed in a pipeline."""
 
     pipe: Any
+    """The pipeline."""
     vae: TiledVAE
+    """The tiled autoencoder, whose `last` describes the last call."""
     budget_bytes: int
+    """What may be held beyond the weights."""
     tile: Size
+    """In latent cells."""
     overlap: int
+    """In latent cells."""
     batch: int
+    """Tiles at once."""
     kept: tuple[str, ...]
+    """Attention processors of other libraries, which were left in place."""
     batcher: Batcher = field(init=False)
+    """How many tiles are evaluated at once after out-of-memories."""
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _set: list[tuple[nn.Module, str, Callable[..., object]]] = field(default_factory=list)
 

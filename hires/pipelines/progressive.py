@@ -56,15 +56,18 @@ class Denoised:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
-    or a mask hold it to them, the noise levels, the canvas's noise, and the mask's share of every cell (1, 1, h, w).
-    """
+    """A stage before its first step."""
 
     x: Tensor
+    """(1, C, h, w) at sigmas[0]."""
     origin: Tensor | None
+    """The latents that x was made from, without noise, where guides or a mask hold the stage to them."""
     sigmas: Tensor
+    """The noise levels, falling, ending with 0."""
     noise: CanvasNoise
+    """The noise of the canvas."""
     drawn: Tensor | None = None
+    """The mask's share of every cell, (1, 1, h, w): 1 where the picture is drawn anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

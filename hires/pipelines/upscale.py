@@ -68,12 +68,16 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enlargement:
-    """How one picture is enlarged: rows of its colour, of its alpha where it has one, and the tiles that a network runs in."""
+    """How one picture is enlarged."""
 
     colour: RowSource
+    """Rows of its colour."""
     alpha: RowSource | None
+    """Rows of its alpha, where it has one."""
     grey: bool
+    """Whether the result is grey."""
     network: NetworkRows | None
+    """The tiles that a network runs in; None for Lanczos."""
 
     @property
     def size(self) -> Size:

@@ -25,11 +25,14 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:
-    """What is set for one stage: by the user, and by the preset for everything the user left open."""
+    """What is set for one stage."""
 
     index: int
+    """Its place in the plan, from 0."""
     user: StageSpec
+    """By the user."""
     preset: StageSpec
+    """By the preset, for everything that the user left open."""
 
     @property
     def merged(self) -> StageSpec:

@@ -20,15 +20,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedJob:
-    """What `hires jobs` shows of a folder: the output, its size, how far it came, when it last wrote, and its bytes."""
+    """What `hires jobs` shows of a folder."""
 
     output: str
+    """The file that is not finished."""
     size: str
+    """WIDTHxHEIGHT."""
     prompt: str
     progress: str
+    """How far it came."""
     age_seconds: float
+    """Since it last wrote."""
     held_bytes: int
+    """Bytes on the disk."""
     folder: str
+    """The journal's folder."""
 
     def to_json(self) -> Json:
         """The values as plain JSON."""

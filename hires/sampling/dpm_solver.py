@@ -129,17 +129,23 @@ def fast_orders(count: int) -> list[int]:
 class StepControl:
     """A PID controller of the step h: h <- h limit(E0^b1 E1^b2 E2^b3), E the inverse errors of this step and the last two.
 
-    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1). A step is accepted if that
-    factor is at least `safety`.
+    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1).
     """
 
     h: float
+    """The next step in t."""
     order: float
+    """The solver's."""
     p: float = 0.0
+    """The proportional coefficient."""
     i: float = 1.0
+    """The integral coefficient."""
     d: float = 0.0
+    """The differential coefficient."""
     safety: float = 0.81
+    """The least factor on h at which a step is accepted."""
     inverse: list[float] = field(default_factory=list)
+    """The inverse errors so far, newest first; empty before the first step."""
 
     def accepts(self, error: float) -> bool:
         """Whether a step with that error is accepted; sets the next h either way."""

@@ -74,13 +74,18 @@ def preview_bytes(element: int, cpu: bool) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerShape:
-    """A text tower: layers, width, width of its feed-forward, heads, and how many maps of that width its activation holds."""
+    """What decides the cost of a text encoder."""
 
     layers: int
+    """Transformer blocks."""
     width: int
+    """Channels of a token."""
     forward: int
+    """Channels of the feed-forward layer."""
     heads: int
+    """Attention heads."""
     forward_maps: int
+    """How many maps of the feed-forward's width its activation holds."""
 
 
 CLIP = {
