@@ -42,8 +42,8 @@ def vae_rows(setting: BenchSetup) -> Iterator[Row]:
         for case, given in (("decode", latents), ("encode", picture)):
             first: tuple[str, Tensor] | None = None
             for policy in VAE_POLICIES:
-                row, found = _vae_row(setting, vae, (case, policy, cells), given, first)
-                first = (policy, found) if first is None and found is not None else first
+                row, result = _vae_row(setting, vae, (case, policy, cells), given, first)
+                first = (policy, result) if first is None and result is not None else first
                 yield row
 
 
@@ -79,13 +79,13 @@ def _vae_row(
     taken = setting.time(run)
     if taken.p50 is None:
         return replace(row, taken=taken), None
-    found = run()
+    result = run()
     row = replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run))
     if first is None:
-        return replace(row, measure="what others are held against"), found
+        return replace(row, measure="what others are held against"), result
     name, reference = first[0], first[1].float().cpu().numpy()
-    same = min(psnr(found.float().cpu().numpy(), reference, float(np.ptp(reference))), 999.0)
-    return replace(row, measure=f"PSNR dB to {name}", quality=same), found
+    same = min(psnr(result.float().cpu().numpy(), reference, float(np.ptp(reference))), 999.0)
+    return replace(row, measure=f"PSNR dB to {name}", quality=same), result
 
 
 def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
@@ -94,8 +94,8 @@ def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], T
     def run(batch: int) -> Tensor:
         network = family.denoiser(attending(stage.attention, None))
         denoise, cond = family.guided(tiled(network, stage.grid, batch=Batcher(batch)), stage)
-        found: Tensor = denoise(x, stage.sigma_start, cond)
-        return found
+        result: Tensor = denoise(x, stage.sigma_start, cond)
+        return result
 
     return run
 

@@ -30,27 +30,27 @@ def inspect(name: str, *, family: str | None = None, parts: str | Path | None = 
     """
     path = find_model(name)
     try:
-        found = identify(path, family)
-        if found.kind != "model":
-            return _part_alone(found)
-        return _model(name, found, spec_of(name, found, parts_folder(parts)), family, parts)
+        finding = identify(path, family)
+        if finding.kind != "model":
+            return _part_alone(finding)
+        return _model(name, finding, spec_of(name, finding, parts_folder(parts)), family, parts)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
 
 
-def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> Json:
+def _model(name: str, finding: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> Json:
     return {
-        "path": str(found.path),
+        "path": str(finding.path),
         "kind": "model",
-        "layout": found.layout,
+        "layout": finding.layout,
         "family": spec.family,
         "title": spec.facts.title,
-        "why": list(found.why),
+        "why": list(finding.why),
         "notes": list(spec.notes),
         "parameterisation": spec.parameterisation,
         "sigma_min": spec.sigma_min,
         "sigma_max": spec.sigma_max,
-        "sigma_from_file": found.sigma_range is not None,
+        "sigma_from_file": finding.sigma_range is not None,
         "zero_terminal_snr": spec.zero_terminal_snr,
         "native_px": spec.native_px,
         "components": {part.component: contents(part) for part in spec.parts.values()},
@@ -64,20 +64,20 @@ def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts
     }
 
 
-def _part_alone(found: Finding) -> Json:
+def _part_alone(finding: Finding) -> Json:
     """A LoRA or an autoencoder."""
-    tensors = found.header.tensors if found.header else folder_tensors(found.path)
+    tensors = finding.header.tensors if finding.header else folder_tensors(finding.path)
     document = {
-        "path": str(found.path),
-        "kind": found.kind,
-        "layout": found.layout,
-        "family": found.family,
-        "why": list(found.why),
+        "path": str(finding.path),
+        "kind": finding.kind,
+        "layout": finding.layout,
+        "family": finding.family,
+        "why": list(finding.why),
         **summary(tensors),
     }
-    if found.kind == "lora" and found.header is not None:
-        document["lcm"] = says_lcm(found.path, found.header)
-        lora = f"{FLAGS['loras']} {shlex.quote(str(found.path))}:1"
+    if finding.kind == "lora" and finding.header is not None:
+        document["lcm"] = says_lcm(finding.path, finding.header)
+        lora = f"{FLAGS['loras']} {shlex.quote(str(finding.path))}:1"
         document["command"] = f"hires render PROMPT {FLAGS['size']} WxH {FLAGS['model']} MODEL {lora} -o out.png"
     return document
 

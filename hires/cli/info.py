@@ -55,7 +55,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     maps = group_norm.MapSpec(device=device.type, dtype=dtype)
     libraries = {"hires": __version__, "python": sys.version.split()[0]}
     for name in ("torch", "diffusers", "transformers", "triton", "xformers", "tifffile", "pyvips", "spandrel"):
-        with quiet_imports() as said:
+        with quiet_imports() as messages:
             try:
                 importlib.import_module(name)
                 state = importlib.metadata.version(name)
@@ -63,7 +63,7 @@ def collect_info() -> dict[str, dict[str, str]]:
                 state = "not installed" if error.name == name else f"not usable: {error}"
             except Exception as error:  # any failure of an optional library is what this table is for
                 state = f"not usable: {type(error).__name__}: {error}"
-        libraries[name] = "; ".join([state, *(" ".join(line.split()) for line in said)])
+        libraries[name] = "; ".join([state, *(" ".join(line.split()) for line in messages)])
     lacking = [name for name in ("triton", "xformers") if libraries[name].startswith("not installed")]
     advice = {"card": f"{' and '.join(lacking)} missing: pip install -e '.[gpu]' in the folder of hires"} if lacking else {}
     return {

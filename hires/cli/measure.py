@@ -40,15 +40,15 @@ def measure(
         target = None if report_file is None else check_png(report_file, overwrite=True)
         if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
             raise OutputError(f"--report {target}: is a picture to be measured; give another name")
-        found, source = measure_file.measure_file(file, base, grid)
+        measures, source = measure_file.measure_file(file, base, grid)
         if target is not None:
             from hires.metrics.report_picture import report as drawn
 
-            save_png(target, drawn(file.name, source, found), {"Software": f"hires {__version__}"}, overwrite=True)
-        return found
+            save_png(target, drawn(file.name, source, measures), {"Software": f"hires {__version__}"}, overwrite=True)
+        return measures
 
-    found = guarded(work)
-    print(json.dumps(found.to_json()) if as_json else "\n".join(measure_file.lines(str(file), found)))
+    measures = guarded(work)
+    print(json.dumps(measures.to_json()) if as_json else "\n".join(measure_file.lines(str(file), measures)))
 
 
 def register(app: typer.Typer) -> None:

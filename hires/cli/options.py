@@ -221,14 +221,14 @@ class Command:
 
     def fields(self) -> dict[str, Field]:
         """The declared options, those first that stand first in the help."""
-        found: dict[str, Field] = {}
+        options: dict[str, Field] = {}
         for cls in self.options:
             for name, field in declared(cls).items():
                 if not field.option.python_only:
-                    found[name] = self._changed(field)
+                    options[name] = self._changed(field)
         if not self.sections:
-            return found
-        return dict(sorted(found.items(), key=lambda entry: PANELS.index(entry[1].option.panel)))
+            return options
+        return dict(sorted(options.items(), key=lambda entry: PANELS.index(entry[1].option.panel)))
 
     def _changed(self, field: Field) -> Field:
         option = (self.changes or {}).get(field.name, field.option)

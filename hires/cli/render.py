@@ -100,15 +100,15 @@ def plan(given: Given) -> None:
         options = keywords(PlanOptions, given) | {"journal": journal(given), "vram": budget}
         return engine.plan(given["prompt"], **options)
 
-    made = guarded(lambda: planned(given["vram"]), options=PLAN.options)
+    result = guarded(lambda: planned(given["vram"]), options=PLAN.options)
     for name in ("svg", "png"):
         if given[name] is not None:
-            guarded(partial(drawing.save_drawing, made, Path(given[name])))
+            guarded(partial(drawing.save_drawing, result, Path(given[name])))
     if given["as_json"]:
-        print(json.dumps(made.to_json(), default=str))
+        print(json.dumps(result.to_json(), default=str))
         return
-    print(in_flags(made.explain(), PLAN.options))
-    print(drawing.terminal(made))
+    print(in_flags(result.explain(), PLAN.options))
+    print(drawing.terminal(result))
     if given["device"] == "auto" and given["vram"] is not None:
         print("with other budgets:")
         print(drawing.table(drawing.other_budgets(planned)))

@@ -57,7 +57,7 @@ def upscale(given: Given) -> None:
     def work() -> Report:
         options = chosen(UpscaleOptions, "upscale", keywords(UpscaleOptions, given))
         with progress_display(shown=not given["quiet"]) as on_event:
-            return carried_out(given["pictures"], options, given["suffix"], on_event)
+            return enlarge_pictures(given["pictures"], options, given["suffix"], on_event)
 
     report = guarded(work, "the picture in progress was not written", UPSCALE.options)
     report.say(given["as_json"], given["quiet"])
@@ -93,13 +93,13 @@ class Report:
             print(f"{len(self.done)} enlarged, {len(self.failed)} skipped, peak memory {gib(peak)}")
 
 
-def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
+def enlarge_pictures(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
     """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
     from hires.engine.upscale import Upscaler, upscale_files, upscale_request
     from hires.images.formats import check_output
 
     output, overwrite, request = Path(str(options.output)), options.overwrite, upscale_request(options)
-    files, several = found_files(names)
+    files, several = picture_files(names)
     if not several and not output.is_dir():
         if suffix is not None:
             raise RequestError(f"--suffix {suffix}: is of files in a folder; give the name's own ending with -o")
@@ -109,28 +109,28 @@ def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, o
         if output.suffix or output.exists():
             raise RequestError(f"-o {output}: {len(files)} pictures go into a folder; give the name of one")
         output.mkdir()
-    said = _counted(on_event)
-    outcomes = list(upscale_files(files, output, request, suffix=suffix, overwrite=overwrite, on_event=said))
+    numbered = _counted(on_event)
+    outcomes = list(upscale_files(files, output, request, suffix=suffix, overwrite=overwrite, on_event=numbered))
     done = [outcome.result for outcome in outcomes if outcome.result is not None]
     return Report(done, [(outcome.file, outcome.error) for outcome in outcomes if outcome.error is not None], one=False)
 
 
-def found_files(names: list[str]) -> tuple[list[Path], bool]:
+def picture_files(names: list[str]) -> tuple[list[Path], bool]:
     """The pictures that are meant, in order, and whether several may be: a folder's, a pattern's, or more than one name.
 
     RequestError where there is none.
     """
-    found: list[Path] = []
+    matches: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READ)
+            matches += sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READ)
         elif not path.exists() and glob.has_magic(name):
             matched = glob.iglob(name, recursive=True)  # noqa: PTH207  a pattern may begin anywhere
-            found += sorted(file for file in map(Path, matched) if file.is_file())
+            matches += sorted(file for file in map(Path, matched) if file.is_file())
         else:
-            found.append(path)
-    files = list(dict.fromkeys(found))
+            matches.append(path)
+    files = list(dict.fromkeys(matches))
     if not files:
         raise RequestError(
             f"IN {' '.join(names)[:200]}: no picture there; give a file, a folder of pictures or a quoted pattern"

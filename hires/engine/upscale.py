@@ -113,25 +113,27 @@ class Upscaler:
             sink = _sink(path, source, size, dtype, overwrite, text_of(image))
             with sink, _beside(image, source) as beside:
                 if self.options.refinement is None:
-                    made = self._enlarged(source, beside, size, sink, tell)
+                    outcome = self._enlarged(source, beside, size, sink, tell)
                 else:
-                    made = self._refined(source, beside, size, sink, tell)
-                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": made.notes})} | made.text)
+                    outcome = self._refined(source, beside, size, sink, tell)
+                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": outcome.notes})} | outcome.text)
             return UpscaleResult(
                 path=path,
                 source=source.size,
                 size=size,
                 upscaler=self.options.upscaler,
-                notes=made.notes,
-                tiles=made.tiles,
-                retries=made.retries,
+                notes=outcome.notes,
+                tiles=outcome.tiles,
+                retries=outcome.retries,
                 seconds=time.monotonic() - begun,
                 peak_rss_bytes=peak_resident_bytes(),
-                refined=made.refined,
+                refined=outcome.refined,
                 pixels=sink.pixels if isinstance(sink, ArraySink) else None,
             )
 
-    def _enlarged(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+    def _enlarged(
+        self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
+    ) -> _Enlarged:
         """The picture by rows into a sink."""
         upscaler = self.upscaler
         tiling = None if upscaler is None else plan_tiles(upscaler, source.size, self._working_bytes(), self.options.tile_px)
@@ -139,23 +141,25 @@ class Upscaler:
         def on_tile(done: int, total: int) -> None:
             tell(Event(stage="enlarge", done=done, total=total))
 
-        made = enlarge(source, beside, size, upscaler, tiling, on_tile)
+        enlarged = enlarge(source, beside, size, upscaler, tiling, on_tile)
         with freed_pages(self._freed()):
-            for rows in bands_of(made, sink.dtype):
+            for rows in bands_of(enlarged, sink.dtype):
                 sink.write(rows)
                 if upscaler is None:
                     tell(Event(stage="enlarge", done=sink.rows, total=size.height))
-        if upscaler is None or made.network is None:
-            return _Made()
-        return _Made(tiles=made.network.tiles, retries=made.network.retries, notes=upscaler.notes())
+        if upscaler is None or enlarged.network is None:
+            return _Enlarged()
+        return _Enlarged(tiles=enlarged.network.tiles, retries=enlarged.network.retries, notes=upscaler.notes())
 
-    def _refined(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+    def _refined(
+        self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
+    ) -> _Enlarged:
         """The picture enlarged in memory, drawn over, and written with its alpha beside."""
         options, wanted = self.options, self.options.refinement
         assert wanted is not None
         self._check_refinement(wanted, size)
         whole = ArraySink(size, source.bands, sink.dtype)
-        made = self._enlarged(source, beside, size, whole, tell)
+        enlarged = self._enlarged(source, beside, size, whole, tell)
         self._upscaler = None  # the diffusion model gets its memory; loading it again costs less than a refinement
         free_memory()
         planes = source.bands - source.has_alpha
@@ -191,7 +195,7 @@ class Upscaler:
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
-        return replace(made, refined=replace(drawn, drawn=None), text=text)
+        return replace(enlarged, refined=replace(drawn, drawn=None), text=text)
 
     def _freed(self) -> FreedPages:
         """What becomes of freed memory: it goes back where host memory is counted, and a network keeps it where nothing is."""
@@ -237,7 +241,7 @@ class Upscaler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
+class _Enlarged:
     notes: tuple[str, ...] = ()
     tiles: int = 0
     retries: int = 0
@@ -278,10 +282,10 @@ def text_of(image: PictureLike) -> dict[str, str]:
     if not isinstance(image, str | Path):
         return {}
     try:
-        found = read_text(Path(image))
+        text = read_text(Path(image))
     except RequestError:  # a format that brings none
         return {}
-    return {key: value for key, value in found.items() if key not in OWN_TEXT}
+    return {key: value for key, value in text.items() if key not in OWN_TEXT}
 
 
 def _sink(

@@ -38,7 +38,7 @@ class Copy:
 class Copies:
     """All copies, strongest first. threshold: the NCC that they had to reach."""
 
-    found: tuple[Copy, ...]
+    copies: tuple[Copy, ...]
     threshold: float
 
 
@@ -65,7 +65,7 @@ def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -
     box = subject_box(luma(base))
     subject = unit(base[box.rows, box.cols])
     copies, enlarged = find_copies(source, subject, seed), LanczosSource(base, source.size)
-    return replace(copies, found=tuple(copy for copy in copies.found if not _is_own(enlarged, copy, subject)))
+    return replace(copies, copies=tuple(copy for copy in copies.copies if not _is_own(enlarged, copy, subject)))
 
 
 def _is_own(enlarged: BoxSource, copy: Copy, subject: Floats) -> bool:
@@ -90,17 +90,17 @@ def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
         or subject.shape[0] > source.size.height
         or subject.shape[1] > source.size.width
     ):
-        return Copies(found=(), threshold=threshold)
+        return Copies(copies=(), threshold=threshold)
     by_chance = _by_chance(source, _boxes(source.size, subject.shape[:2]), subject, np.random.default_rng(seed))
     threshold = max(LIKENESS, by_chance)
-    return Copies(found=_found(source, subject, threshold), threshold=threshold)
+    return Copies(copies=_all_copies(source, subject, threshold), threshold=threshold)
 
 
-def _found(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
-    found: list[Copy] = []
+def _all_copies(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
+    copies: list[Copy] = []
     for box in _boxes(source.size, subject.shape[:2]):
-        found += _peaks(_likeness(unit(source.read(box)), subject), box, subject.shape[:2], threshold)
-    return _strongest(found)
+        copies += _peaks(_likeness(unit(source.read(box)), subject), box, subject.shape[:2], threshold)
+    return _strongest(copies)
 
 
 def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
@@ -173,15 +173,15 @@ def _phases_drawn(part: Floats, rng: np.random.Generator) -> Floats:
 
 def _peaks(likeness: Doubles, box: Box, subject: tuple[int, ...], threshold: float) -> list[Copy]:
     """The greatest first, its neighbourhood taken out, until none reaches the threshold."""
-    found: list[Copy] = []
+    copies: list[Copy] = []
     down, across = (max(1, int(APART * extent)) for extent in subject)
     while True:
         row, col = np.unravel_index(int(np.argmax(likeness)), likeness.shape)
         height = float(likeness[row, col])
         if height < threshold:
-            return found
+            return copies
         where = Box(box.top + int(row), box.left + int(col), subject[0], subject[1])
-        found.append(Copy(box=where, likeness=height))
+        copies.append(Copy(box=where, likeness=height))
         likeness[max(0, row - down) : row + down + 1, max(0, col - across) : col + across + 1] = 0
 
 

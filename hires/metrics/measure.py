@@ -115,8 +115,9 @@ class Measures:
 
     def to_json(self) -> Json:
         """As plain JSON values; infinite ones are null."""
-        tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
+        tones, duplicates = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
         del tones["histogram"]
+        boxes = None if duplicates is None else [[*asdict(copy.box).values(), copy.likeness] for copy in duplicates.copies]
         document = {
             "size": str(self.size),
             "bits": self.bits,
@@ -125,9 +126,9 @@ class Measures:
             "spectral_slope": self.spectrum.slope(),
             "detail": None if self.detail is None else asdict(self.detail) | {"base": str(self.detail.base)},
             "consistency": None if self.consistency is None else asdict(self.consistency),
-            "duplicates": None if found is None else len(found.found),
-            "duplicate_boxes": None if found is None else [[*asdict(copy.box).values(), copy.likeness] for copy in found.found],
-            "duplicate_threshold": None if found is None else found.threshold,
+            "duplicates": None if boxes is None else len(boxes),
+            "duplicate_boxes": boxes,
+            "duplicate_threshold": None if duplicates is None else duplicates.threshold,
             "tiles": None if self.tiles is None else asdict(self.tiles),
             "notes": list(self.notes),
         }
@@ -247,14 +248,14 @@ def consistency(source: BoxSource, base: NDArray[np.uint8]) -> Consistency:
 def _tiles(source: BoxSource, base: NDArray[np.uint8] | None, grid: TileGrid, cell_px: int | None) -> Tiles:
     size = source.size
     rows, cols = seam_lines(grid, 1)
-    found = profiles(source, [row for row in rows if row < size.height], [col for col in cols if col < size.width])
+    means = profiles(source, [row for row in rows if row < size.height], [col for col in cols if col < size.width])
     pitches = (_pitch(grid.tops, size.height), _pitch(grid.lefts, size.width))
     return Tiles(
         grid=grid,
-        seams=seams(found),
-        lattice_db=lattice_power(found, *pitches),
+        seams=seams(means),
+        lattice_db=lattice_power(means, *pitches),
         cell_px=cell_px,
-        cells_db=None if cell_px is None or cell_px < 3 else lattice_power(found, cell_px, cell_px),
+        cells_db=None if cell_px is None or cell_px < 3 else lattice_power(means, cell_px, cell_px),
         drift=None if base is None else tile_drift(source, base, grid),
     )
 

@@ -72,10 +72,10 @@ def parse_grid(text: str, size: Size) -> TileGrid:
 
     RequestError for anything else, and where one tile holds the whole picture.
     """
-    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
-    if found is None:
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
+    if match is None:
         raise RequestError(f"grid {text[:60]}: give TILE:OVERLAP in pixels, such as 1024:256")
-    tile, overlap = int(found[1]), int(found[2])
+    tile, overlap = int(match[1]), int(match[2])
     if not overlap < tile:
         raise RequestError(f"grid {text}: the overlap must be below the tile; try {tile or 1024}:{(tile or 1024) // 4}")
     if tile - overlap < LEAST_PITCH:
@@ -171,7 +171,7 @@ def _base(measures: Measures) -> Iterator[Row]:
     if measures.duplicates is None:
         yield Row("duplicates", "-", "not measured: give `base` FILE")
         return
-    copies = measures.duplicates.found
+    copies = measures.duplicates.copies
     remark = f"of the base's subject at its own size, NCC {measures.duplicates.threshold:.2f} or more"
     yield Row("duplicates", str(len(copies)), remark, bool(copies))
 

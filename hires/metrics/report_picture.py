@@ -87,7 +87,7 @@ def thumbnail(source: BoxSource, measures: Measures) -> Image.Image:
     if measures.tiles is not None:
         lines = seam_lines(measures.tiles.grid, 1)
         _grid(pen, picture, [[line * by for line in axis] for axis, by in zip(lines, scale, strict=True)])
-    for copy in () if measures.duplicates is None else measures.duplicates.found:
+    for copy in () if measures.duplicates is None else measures.duplicates.copies:
         box = copy.box
         corners = (box.left * scale[1], box.top * scale[0], box.right * scale[1], box.bottom * scale[0])
         pen.rectangle(corners, outline=ALARM, width=2)

@@ -40,18 +40,18 @@ def parse_policy(text: str | None) -> PolicyName:
 
     RequestError for anything else.
     """
-    found = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
+    match = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
     if (
-        found is None
-        or found[1] not in POLICIES
-        or (found[1] == "global" and found[2])
-        or (found[1] not in MOVING and found[3])
+        match is None
+        or match[1] not in POLICIES
+        or (match[1] == "global" and match[2])
+        or (match[1] not in MOVING and match[3])
     ):
         raise RequestError(
             f"attention_policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
             "or a factor, such as kvpool:2; and +shift where there are windows"
         )
-    return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))
+    return PolicyName(match[1], int(match[2]) if match[2] else None, bool(match[3]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class WindowSpec:
     overlap_px: int | None = None
     """How far they overlap, in pixels; None for the model's own."""
     blend: str = "hann"
-    """Their weights, one of `BLENDS`; None for hann."""
+    """Their weights, one of `BLENDS`."""
     shift: bool = False
     """Whether their grid moves at every step (Spot's)."""
 
@@ -108,7 +108,7 @@ class StageSpec:
     sigma_end: float | None = None
     """The last noise level before 0."""
     renoise: str | None = None
-    """The rule for the noise: fixed or area."""
+    """The rule for the noise, one of `refine.renoise.RULES`."""
     steps: int | None = None
     """Steps of the schedule."""
     sampler: str | None = None
@@ -162,11 +162,11 @@ class StageSpec:
         def first(name: str) -> object:
             return next((value for spec in order if (value := getattr(spec, name)) is not None), None)
 
-        found = {field.name: first(field.name) for field in fields(self)}
+        values = {field.name: first(field.name) for field in fields(self)}
         if any(spec.windows for spec in order):  # tiles and whole-canvas attention shut each other out: the first to speak
             speaker = next(spec for spec in order if spec.windows or spec.attention)
-            found |= {"windows": speaker.windows, "attention": speaker.attention}
-        return StageSpec(**found)  # type: ignore[arg-type]
+            values |= {"windows": speaker.windows, "attention": speaker.attention}
+        return StageSpec(**values)  # type: ignore[arg-type]
 
 
 NOTHING_SAID = StageSpec()

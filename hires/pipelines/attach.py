@@ -141,7 +141,7 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
         raise RequestError(f"overlap_px={overlap_px}: must be below the tile's {tile.width * cell_px} px")
     budget = room(pipe, vram)
     shape = shape_of(network, facts)
-    made = Attached(
+    attached = Attached(
         pipe=pipe,
         vae=TiledVAE(pipe.vae, budget_bytes=budget),
         budget_bytes=budget,
@@ -150,22 +150,22 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
         batch=most_at_once(network, shape, tile, budget),
         kept=(),
     )
-    made.kept = _attention(made, network)
-    _autoencoder(made, pipe.vae)
+    attached.kept = _attention(attached, network)
+    _autoencoder(attached, pipe.vae)
     trained = int(network.config.sample_size) ** 2 if tile_px is None else tile.area
-    tiles = TiledNetwork(network.forward, type(network), made, trained, cell_px)
-    made.replace(network, "forward", tiles)
-    setattr(pipe, MARK, made)
-    log.info("%s", made.explain())
-    return made
+    tiles = TiledNetwork(network.forward, type(network), attached, trained, cell_px)
+    attached.replace(network, "forward", tiles)
+    setattr(pipe, MARK, attached)
+    log.info("%s", attached.explain())
+    return attached
 
 
 def detach(pipe: object) -> None:
     """Undo `attach`: the pipeline has the methods and processors that it had. RequestError where it is not attached."""
-    made = getattr(pipe, MARK, None)
-    if made is None:
+    attached = getattr(pipe, MARK, None)
+    if attached is None:
         raise RequestError(f"detach: this {type(pipe).__name__} is not attached")
-    made.restore()
+    attached.restore()
     delattr(pipe, MARK)
 
 
@@ -229,7 +229,7 @@ def most_at_once(network: nn.Module, shape: NetworkShape, tile: Size, budget: in
     return max(1, min(MOST_AT_ONCE, budget // one))
 
 
-def _attention(made: Attached, network: Any) -> tuple[str, ...]:
+def _attention(attached: Attached, network: Any) -> tuple[str, ...]:
     """Send attention through the dispatch, but for processors of other libraries, whose names are returned."""
     before = dict(network.attn_processors)
     kept = tuple(name for name, processor in before.items() if type(processor).__name__ not in PLAIN)
@@ -240,11 +240,11 @@ def _attention(made: Attached, network: Any) -> tuple[str, ...]:
     if kept:
         now = dict(network.attn_processors)
         network.set_attn_processor(now | {name: before[name] for name in kept})
-    made._undo.append(lambda: network.set_attn_processor(dict(before)))
+    attached._undo.append(lambda: network.set_attn_processor(dict(before)))
     return kept
 
 
-def _autoencoder(made: Attached, vae: Any) -> None:
+def _autoencoder(attached: Attached, vae: Any) -> None:
     """`encode` and `decode` in bands; where a band is the whole, the module's own are called."""
     from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
     from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -261,17 +261,17 @@ def _autoencoder(made: Attached, vae: Any) -> None:
     def tiled_decode(z: Tensor, return_dict: bool = True, generator: object = None) -> object:
         if inside[0]:
             return decode(z, return_dict=return_dict)
-        pixels = within(lambda: made.vae.decode(z))
+        pixels = within(lambda: attached.vae.decode(z))
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     def tiled_encode(x: Tensor, return_dict: bool = True) -> object:
         if inside[0]:
             return encode(x, return_dict=return_dict)
-        posterior = DiagonalGaussianDistribution(within(lambda: made.vae.moments(x)))
+        posterior = DiagonalGaussianDistribution(within(lambda: attached.vae.moments(x)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    made.replace(vae, "decode", tiled_decode)
-    made.replace(vae, "encode", tiled_encode)
+    attached.replace(vae, "decode", tiled_decode)
+    attached.replace(vae, "encode", tiled_encode)
 
 
 class TiledNetwork:
@@ -281,8 +281,10 @@ class TiledNetwork:
     outputs is blending estimates.
     """
 
-    def __init__(self, forward: Callable[..., Any], kind: type[nn.Module], made: Attached, trained: int, cell_px: int) -> None:
-        self.forward, self.made, self.trained, self.cell_px = forward, made, trained, cell_px
+    def __init__(
+        self, forward: Callable[..., Any], kind: type[nn.Module], attached: Attached, trained: int, cell_px: int
+    ) -> None:
+        self.forward, self.attached, self.trained, self.cell_px = forward, attached, trained, cell_px
         self.signature = inspect.signature(kind.forward)
         self.__signature__ = inspect.Signature(list(self.signature.parameters.values())[1:])
 
@@ -308,9 +310,9 @@ class TiledNetwork:
         return UNet2DConditionOutput(sample=fused) if first == "sample" else Transformer2DModelOutput(sample=fused)
 
     def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, object]) -> Tensor:
-        grid = make_grid(whole, self.made.tile, self.made.overlap)
+        grid = make_grid(whole, self.attached.tile, self.attached.overlap)
         weights = blend_weights(grid, "hann", canvas.device)
-        return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.made.batcher).to(canvas.dtype)
+        return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.attached.batcher).to(canvas.dtype)
 
     def _estimates(self, canvas: Tensor, given: Mapping[str, object], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
         """The network's outputs (1, C, h, w) for tiles of pictures."""
@@ -323,8 +325,8 @@ class TiledNetwork:
             ids = added["time_ids"].clone()
             ids[:, 2:4] += torch.tensor(offsets, dtype=ids.dtype, device=ids.device)
             cut["added_cond_kwargs"] = {**added, "time_ids": ids}
-        found: Tensor = self.forward(tiles, **cut, return_dict=False)[0]
-        return [found[i : i + 1] for i in range(len(units))]
+        outputs: Tensor = self.forward(tiles, **cut, return_dict=False)[0]
+        return [outputs[i : i + 1] for i in range(len(units))]
 
 
 def _of(value: object, chosen: Sequence[int], pictures: int) -> Any:
