@@ -1,4 +1,7 @@
-"""`hires bench io | upscale`: pictures written, read and enlarged, beside what holds them whole."""
+"""Measures writing, reading and enlarging pictures, beside whole-picture ways.
+
+The suites io and upscale of `hires bench`.
+"""
 
 from __future__ import annotations
 

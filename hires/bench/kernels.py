@@ -1,4 +1,7 @@
-"""`hires bench attention | norm`: every backend on the shapes of real models, checked in float64."""
+"""Measures every kernel backend on the shapes of real models.
+
+The suites attention and norm of `hires bench`; attention is checked in float64.
+"""
 
 from __future__ import annotations
 
@@ -107,8 +110,8 @@ def norm_rows(setting: BenchSetup) -> Iterator[Row]:
             for backend in group_norm.STATS:
 
                 def stats(backend: str = backend.name, x: Tensor = x) -> Tensor:
-                    found = group_norm.group_norm_stats(x, 32, backend=backend)
-                    return torch.stack([found.mean, found.var])
+                    statistics = group_norm.group_norm_stats(x, 32, backend=backend)
+                    return torch.stack([statistics.mean, statistics.var])
 
                 def apply(backend: str = backend.name, x: Tensor = x, scale: Tensor = scale, shift: Tensor = shift) -> Tensor:
                     return group_norm.group_norm_apply(x, scale, shift, silu=True, backend=backend)

@@ -1,4 +1,7 @@
-"""`hires bench vae | denoise | render`: the parts of a render, and renders, on the user's device within the user's budget."""
+"""Measures the parts of a render, and renders, within the user's budget.
+
+The suites vae, denoise and render of `hires bench`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where a render's time and memory go: a trace with its costliest operators beside their floor, and a timeline of bytes.
+"""Traces a render and shows its costliest operators beside their floor.
 
-Both listen to a render's events; the engine knows nothing of them.
+It listens to a render's events; the engine knows nothing of it.
 """
 
 from __future__ import annotations

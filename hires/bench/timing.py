@@ -1,4 +1,4 @@
-"""Seconds of a call in quantiles, its peak bytes, and what the machine can do at best: the measure of every kernel row."""
+"""Measures a call's seconds in quantiles, its peak bytes, and the machine's peaks."""
 
 from __future__ import annotations
 

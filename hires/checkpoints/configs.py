@@ -1,4 +1,6 @@
-"""From the names and shapes of a single file's tensors to the configs that its components are built from. No torch.
+"""Builds the configs of a single file's components from its tensors' shapes.
+
+Imports no torch.
 
 A shipped config says what shapes cannot (activations, embeddings of time); everything that they can is read from them.
 """

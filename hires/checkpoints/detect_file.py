@@ -1,4 +1,6 @@
-"""What a checkpoint is, from the names and shapes of its tensors or the JSON of its folder. No torch, no tensor is read.
+"""Tells what a checkpoint file is from the names and shapes of its tensors.
+
+Imports no torch and reads no tensor.
 
 Where keys cannot tell (Turbo, a merged LCM, DMD, YOSO) the user says so with a family's name; a word in the file's name is a
 hint, and the finding says that it was used.

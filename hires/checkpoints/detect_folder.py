@@ -1,4 +1,7 @@
-"""What a diffusers folder is, from its JSON: SDXL, CosXL, SD1.5 by UNet and scheduler, PixArt by its transformer. No torch."""
+"""Tells what a diffusers folder is from its JSON.
+
+SDXL, CosXL and SD1.5 by their UNet and scheduler, PixArt by its transformer. Imports no torch.
+"""
 
 from __future__ import annotations
 

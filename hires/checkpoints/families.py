@@ -1,4 +1,6 @@
-"""The families of models, one row each: what their files do not say, and how they are run. No torch.
+"""The families of models: what their files do not tell, and how they are run.
+
+Imports no torch.
 
 `identify` finds the row from a checkpoint's keys; where keys cannot tell (Turbo, a merged LCM, DMD) the user names it.
 Facts from the model cards, the papers and the upstream configurations.

@@ -1,4 +1,7 @@
-"""`hires inspect`: what a checkpoint is and why, what it holds, what it still needs, and how to run it. Headers only."""
+"""Describes a checkpoint: what it is and why, what it lacks, how to run it.
+
+Reads headers only.
+"""
 
 from __future__ import annotations
 

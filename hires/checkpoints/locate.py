@@ -1,4 +1,7 @@
-"""Where a model and its parts are: a folder, a file, the hub's local cache, or the hub itself. No torch, no weights opened."""
+"""Finds a model and its parts: a folder, a file, the hub's cache, the hub.
+
+Imports no torch and opens no weights.
+"""
 
 from __future__ import annotations
 

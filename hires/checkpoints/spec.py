@@ -1,4 +1,7 @@
-"""Facts of the models, read from a folder's JSON, a file's header or the table of names. No torch, no tensor is read."""
+"""Reads the facts of a model from its folder, file or name.
+
+Imports no torch and reads no tensor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the rows of a render go: a file written while they are decoded, or an array; and the text of the file."""
+"""Takes a render's rows into a file or an array, and writes the file's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a caller gives, as the parts of a request: sizes, pictures, stages, LoRAs; the model. No torch, no numpy."""
+"""Turns what a caller gives into a request, a model and pictures.
+
+Imports neither torch nor numpy.
+"""
 
 from __future__ import annotations
 

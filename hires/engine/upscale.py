@@ -1,4 +1,4 @@
-"""`hires upscale`: a picture of any size enlarged to exactly what was asked for, by rows, one or many."""
+"""Enlarges one picture or many to an exact size, by rows."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class Upscaler:
             self._refinement_of(self.options.refinement, Size(1024, 1024))
 
     def _check_refinement(self, wanted: Refinement, size: Size) -> None:
-        """Plan the refinement, so that what cannot run is said before anything is enlarged."""
+        """Plan the refinement, so that what cannot run is an error before anything is enlarged."""
         request, spec = self._refinement_of(wanted, size)
         ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
         planner.plan(request, spec, describe_device(str(self.device), self._budget, ram))
@@ -268,7 +268,7 @@ def target_size(source: Size, options: UpscaleRequest, upscaler: UpscalerNetwork
 
 
 def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[np.generic]:
-    """The type of values that is written: what was asked for, else the picture's own, else the most that the format holds."""
+    """The type of values that is written: the requested one, else the picture's own, else the most that the format holds."""
     if bits is not None:
         return np.dtype(f"uint{bits}")
     if path is None:
@@ -335,7 +335,7 @@ def upscale_files(
     overwrite: bool = False,
     on_event: OnEvent | None = None,
 ) -> Iterator[Outcome]:
-    """Enlarge files into a folder under their own names, with another `suffix` if one is given; bad ones are told and skipped.
+    """Enlarge files into a folder under their own names, with another `suffix` if given; bad ones are reported and skipped.
 
     Events tell of the files, stage "files", and of each one's own stages. RequestError where the network cannot be used or two
     files would get one name.

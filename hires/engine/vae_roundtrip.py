@@ -1,4 +1,7 @@
-"""`hires vae-roundtrip`: a picture through an autoencoder and back, to see what it keeps and what a policy costs."""
+"""Encodes a picture with an autoencoder and decodes it again.
+
+It shows what the autoencoder keeps, and what a storage policy costs.
+"""
 
 from __future__ import annotations
 

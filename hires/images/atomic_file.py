@@ -1,4 +1,7 @@
-"""Where pictures are written: what is in the way is said before any work, and a file takes its name when it is whole."""
+"""Writes files that appear whole under their name, or not at all.
+
+What is in the way is an error before any work.
+"""
 
 from __future__ import annotations
 

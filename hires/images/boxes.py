@@ -1,4 +1,6 @@
-"""Pictures read box by box, so that measuring an 8K picture needs no second copy of it. numpy and Pillow only.
+"""Reads pictures box by box, so that measuring needs no second copy.
+
+Imports numpy and Pillow only.
 
 A source gives integers that fill their type (uint8, uint16) or floats in [0, 1], sRGB coded. Whoever measures walks it in bands
 of at most `BAND_VALUES` pixels from top to bottom, once per measure.

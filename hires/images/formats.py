@@ -1,4 +1,4 @@
-"""The formats that pictures are written in: what each can hold, whether an output can be written, and the text in a file."""
+"""The formats that pictures are written in, and what each can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""PNG by scan lines: pictures of any height written with the memory of a few blocks of rows, and text read without pixels.
+"""Writes PNG of any height in the memory of a few blocks of rows.
+
+Text is read without decoding pixels.
 
 After the PNG specification (third edition, W3C 2025). Rows are filtered and deflated in blocks of fixed height, each on its
 own with the 32 KiB before it as dictionary, so that blocks are compressed side by side and the bytes do not depend on how rows

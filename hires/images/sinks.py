@@ -1,4 +1,7 @@
-"""Pictures written from rows as they come: PNG, BigTIFF, JPEG, WebP, or an array. Host memory does not grow with the height."""
+"""Writes pictures row by row: PNG, BigTIFF, JPEG, WebP, or an array.
+
+Host memory does not grow with the height.
+"""
 
 from __future__ import annotations
 
@@ -287,8 +290,8 @@ def srgb_profile() -> bytes:
     """An ICC profile of sRGB (IEC 61966-2-1), the same bytes at any time: LittleCMS writes the time of day into its header."""
     from PIL import ImageCms
 
-    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
 
 
 def _exif(text: Mapping[str, str], fmt: Format) -> bytes | None:

@@ -1,4 +1,6 @@
-"""Pictures read box by box from PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM, of any height, or from an array.
+"""Reads pictures of any height box by box, from files or arrays.
+
+PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM.
 
 A file whose format goes from top to bottom is decoded once as boxes go down it; rows above the last box's top are let go, and a
 box above them starts over. A tiled TIFF is read where it is asked for. A picture that its EXIF orientation turns is decoded

@@ -1,4 +1,6 @@
-"""Tiled BigTIFF with a pyramid, from rows as they come: tifffile writes it in a thread that is fed bands of one row of tiles.
+"""Writes a tiled BigTIFF with a pyramid from rows as they come.
+
+tifffile writes it in a thread that is fed bands of one row of tiles.
 
 The reduced levels wait as raw rows in a scratch file, a third of the picture's bytes on the disk and none in memory.
 """

@@ -1,4 +1,7 @@
-"""Pictures in and out, whole; `ImageSource` and `ImageSink` are those that are read and written part by part."""
+"""Reads and writes whole pictures.
+
+`ImageSource` and `ImageSink` read and write them part by part.
+"""
 
 from __future__ import annotations
 

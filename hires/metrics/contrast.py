@@ -1,4 +1,7 @@
-"""Contrast of a picture as a display would show it: ratio of relative luminances, RMS, histogram, in one pass over boxes."""
+"""Measures a picture's contrast as a display would show it.
+
+The ratio of relative luminances, RMS and a histogram, in one pass over boxes.
+"""
 
 from __future__ import annotations
 

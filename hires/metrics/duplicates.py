@@ -1,4 +1,6 @@
-"""Copies of a picture's subject at the size that the model draws by itself: what windows that know nothing of each other leave.
+"""Finds copies of a picture's subject at the size that the model draws by itself.
+
+Windows that know nothing of each other leave such copies.
 
 Normalised cross-correlation (NCC) of the base picture's subject with the large picture, pixel for pixel. On a large picture
 that is one picture the subject is as much larger as the canvas is, so what is found at native size is a duplicate, unless the

@@ -1,4 +1,4 @@
-"""All measures of one picture, with its base picture and its tiles where they are known. What `hires measure` computes."""
+"""Takes all measures of one picture, with its base and tiles where known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `hires measure` reads and says: a file, its base, its grid from the option or from the plan in the PNG, and a table."""
+"""Measures a picture file and lays the measures out as a table.
+
+The grid comes from the option or from the plan in the PNG.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report of `hires measure` as one picture: the picture with its tiles, its spectrum, tones and numbers. Pillow only."""
+"""Draws the report of `hires measure` as one picture.
+
+The picture with its tiles, its spectrum, tones and numbers. Imports Pillow only.
+"""
 
 from __future__ import annotations
 

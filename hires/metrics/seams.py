@@ -1,4 +1,4 @@
-"""Seams: what is seen of a grid of tiles in a picture, against the same picture on grids that nobody used.
+"""Measures what is seen of a grid of tiles, against grids that nobody used.
 
 Arrays are luma (H, W) float32 in [0, 1]; what takes a `BoxSource` reads it in bands, once, and holds only profiles: means of
 the picture along each stretch of an edge, from which every step across every line follows.
@@ -201,8 +201,8 @@ def seam_ratio(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> flo
 
     Lines within one cell of a seam count as neither; the mean of both directions.
     """
-    found = [_axis_ratio(part, lines) for part, lines in ((picture, rows), (picture.T, cols)) if len(lines)]
-    return float(np.mean(found)) if found else 1.0
+    ratios = [_axis_ratio(part, lines) for part, lines in ((picture, rows), (picture.T, cols)) if len(lines)]
+    return float(np.mean(ratios)) if ratios else 1.0
 
 
 def _axis_ratio(picture: Floats, lines: Sequence[int]) -> float:

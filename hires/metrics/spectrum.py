@@ -1,4 +1,4 @@
-"""Fine detail of a picture: its spectrum, energy beyond what a base picture can hold, and the variance of its Laplacian.
+"""Measures fine detail: a picture's spectrum, and its Laplacian's variance.
 
 Spectra are Welch's: the picture is cut into square blocks that overlap by half and cover it evenly, each has its weighted mean
 taken off and is weighted by Hann's window, and the squared magnitudes of their Fourier transforms are averaged. So every part

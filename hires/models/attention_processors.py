@@ -1,5 +1,6 @@
-"""The attention of diffusers modules through `kernels.dispatch`: by policies over the canvas, and with keys and values thinned
-where a model asks for it.
+"""Sends the attention of diffusers modules through `kernels.dispatch`.
+
+By policies over the canvas, and with keys and values thinned where a model was trained so.
 
 Where the tokens lie and by which policy they attend comes with every call, as diffusers' `cross_attention_kwargs`; a
 processor knows how many latent cells one of its tokens stands for, and nothing is kept between calls.

@@ -1,4 +1,4 @@
-"""PixArt-δ's ControlNet (arXiv 2401.05252): copies of the first blocks follow a picture of edges and steer the blocks.
+"""PixArt-δ's ControlNet (arXiv 2401.05252): edges steer the first blocks.
 
 Block 0 of the base runs alone. Beside block i = 1..n runs copy i - 1: the first begins with x + before_proj(c), the others
 go on with c; each hands after_proj(c) to its block, which gets x + that. A projection of zeros leaves the base as it is.

@@ -1,4 +1,4 @@
-"""Loading: networks and autoencoders of any layout, built on no memory, to a device and dtype. ModelError says why not.
+"""Loads networks and autoencoders of any layout onto a device.
 
 Files are mapped, not read: each tensor goes from the file to its place, through its LoRAs where it has any.
 """

@@ -1,4 +1,6 @@
-"""Where the weights of network and autoencoder are: on the device, one of the two at a time, or fetched layer by layer.
+"""Moves weights between the device and host memory.
+
+All on the device, one of network and autoencoder at a time, or fetched layer by layer.
 
 The picture does not depend on it. On a CPU there is one memory, and nothing to do.
 """

@@ -1,4 +1,6 @@
-"""PixArt's transformer (α, Σ, δ, DMD) as a network of the denoisers: from diffusers, with two of its parts replaced.
+"""PixArt's transformer (α, Σ, δ, DMD) as a network of the denoisers.
+
+It is diffusers' module with two of its parts replaced.
 
 Position embedding: computed on the whole canvas per axis and sliced for the tile, so that a tile knows where it lies.
 Attention: through the dispatch, keys and values thinned where asked for. Nothing else of the module is touched.

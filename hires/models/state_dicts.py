@@ -1,4 +1,6 @@
-"""The tensors of single files under the names that diffusers and transformers have for them. Mapped, not read.
+"""Maps a single file's tensors to the names of diffusers and transformers.
+
+They are mapped, not read.
 
 The renaming of latent diffusion's UNet, VAE and OpenCLIP is that of diffusers; PixArt's is its authors' conversion table.
 """
@@ -47,10 +49,10 @@ def _flat(value: object, name: str) -> dict[str, Tensor]:
         return {name: value}
     if not isinstance(value, Mapping):
         return {}
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return found
+        state |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return state
 
 
 def unet_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Prompts to conditions through a model's text towers: two CLIPs (SDXL), one (SD1.5) or T5 (PixArt). Loaded, used, freed."""
+"""Encodes prompts with a model's text encoders, which are loaded and freed.
+
+Two CLIPs (SDXL), one (SD1.5) or T5 (PixArt).
+"""
 
 from __future__ import annotations
 

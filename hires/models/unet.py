@@ -1,4 +1,7 @@
-"""A diffusers UNet2DConditionModel as a network of `denoisers`: SDXL's size conditions, SD1.5 without them, images to edit."""
+"""A diffusers UNet as a network of the denoisers.
+
+SDXL's with size conditions, SD1.5's without them, and those that see an image to edit.
+"""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def declared(cls: type) -> Mapping[str, Field]:
 
 def _read_declarations(cls: type) -> dict[str, Field]:
     hints = get_type_hints(cls, include_extras=True)
-    found: dict[str, Field] = {}
+    options: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Option):
@@ -114,8 +114,8 @@ def _read_declarations(cls: type) -> dict[str, Field]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            found[field.name] = Field(field.name, plain, option, default)
-    return found
+            options[field.name] = Field(field.name, plain, option, default)
+    return options
 
 
 class Options:

@@ -1,4 +1,4 @@
-"""What a stage of a render can be told: sizes, noise levels, guides, attention, windows. Parsed and checked here; no torch."""
+"""The settings of one stage of a render, parsed and checked without torch."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class StageSpec:
             raise RequestError(f"stage: {name}={value:g}: give a number from {low:g} to {high:g}")
 
     def over(self, *behind: StageSpec) -> StageSpec:
-        """Every field the first that says something, of this one and those behind it."""
+        """Each field from the first of these stages that sets it: this one, then those behind it."""
         order = (self, *behind)
 
         def first(name: str) -> object:

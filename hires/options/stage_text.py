@@ -12,7 +12,7 @@ StageLike = str | StageSpec
 
 
 def relay_of(relay: StageLike | None) -> StageSpec:
-    """What is said of every stage after the first. RequestError for a size, which one stage has."""
+    """The stage that applies to every one after the first. RequestError for a size, which only one stage can have."""
     if relay is None:
         return NOTHING_SAID
     stage = parse_stage(relay, "relay") if isinstance(relay, str) else relay

@@ -1,4 +1,4 @@
-"""Texts made from the declarations: the options' table of the docs, docstrings and signatures."""
+"""Makes the docs' option table, docstrings and signatures of the declarations."""
 
 from __future__ import annotations
 

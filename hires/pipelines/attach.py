@@ -1,4 +1,4 @@
-"""Our autoencoder, attention dispatch and tiled denoiser inside a diffusers pipeline, and out of it again.
+"""Runs a diffusers pipeline with our VAE, attention dispatch and tiled denoiser.
 
 The pipeline's objects stay the same ones: `attach` sets methods on its modules, `detach` takes exactly those away.
 """
@@ -116,7 +116,7 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
 
     The pipeline is called as before: its autoencoder works in bands that fit (the same pixels, to rounding), attention goes
     through the dispatch, and a canvas above the trained area is denoised in overlapping tiles fused at every step, SDXL's crop
-    offsets told to each. After an out-of-memory less is done at once, and what is finished is kept. From noise each tile may
+    offsets given to each. After an out-of-memory fewer are evaluated at once, and finished ones stay. From noise each tile may
     draw a subject of its own; from a picture (img2img) tiles refine what is there.
 
     Args:

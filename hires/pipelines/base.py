@@ -1,4 +1,4 @@
-"""What every family gives to the strategies: conditions, a denoiser, and a way between latents and pixels."""
+"""What each family gives: conditions, a denoiser, and latents to pixels and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""CosXL, SDXL and SD1.5 in text-to-image: CLIP towers, a UNet, SDXL's size conditions where there are any."""
+"""CosXL, SDXL and SD1.5 in text-to-image.
+
+CLIP text encoders, a UNet, and SDXL's size conditions where there are any.
+"""
 
 from __future__ import annotations
 

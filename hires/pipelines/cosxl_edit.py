@@ -1,4 +1,7 @@
-"""CosXL-Edit and SDXL InstructPix2Pix: an instruction changes an image that the UNet sees beside the noisy latents."""
+"""CosXL-Edit and SDXL InstructPix2Pix: an instruction changes a picture.
+
+The UNet sees the picture beside the noisy latents.
+"""
 
 from __future__ import annotations
 

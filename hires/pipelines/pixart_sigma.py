@@ -1,4 +1,7 @@
-"""PixArt-Σ and PixArt-α in text-to-image: T5, a transformer on patches of latents, an AutoencoderKL."""
+"""PixArt-Σ and PixArt-α in text-to-image.
+
+T5, a transformer on patches of latents, an AutoencoderKL.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Stages: a base picture from noise, then enlarge, re-noise to sigma_s, refine in tiles, until the canvas is reached.
+"""Runs the stages of a plan: draw a base picture, then enlarge and refine it.
+
+Each later stage adds noise up to sigma_s and refines in tiles, until the canvas is reached.
 
 `direct` and `tiled` are plans with one stage; the code is the same. The relay keeps one subject where tiles from noise
 would each draw their own (SDEdit, Meng et al. 2022; MegaFusion, ScaleDiff).

@@ -1,4 +1,6 @@
-"""Enlarging a picture by rows: a network of spandrel's in tiles, then Lanczos to the exact size; alpha by Lanczos beside it.
+"""Enlarges a picture by rows: a network in tiles, then Lanczos.
+
+Alpha is enlarged by Lanczos.
 
 Values are those of the file in [0, 1]: an ESRGAN-class network was trained on coded ones, and what colours they stand for is
 the profile's affair. Rows leave from top to bottom and are held no longer than what comes after them reads.
@@ -24,7 +26,7 @@ from hires.tiling.resample import Resampled, RowSource
 
 BAND_BYTES = 2**28  # float32 rows of a network's result on the host; lower bands read more of their halo than of themselves
 ROWS_BYTES = 2**23  # float32 rows that leave at once
-CPU_BUDGET = 2**29  # where nobody said: larger tiles are no faster on a CPU
+CPU_BUDGET = 2**29  # where no budget is given: larger tiles are no faster on a CPU
 PROBE_PX = 64
 SPARE = 0.75  # of the budget: convolutions' workspaces grow otherwise than maps do
 

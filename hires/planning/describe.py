@@ -1,4 +1,7 @@
-"""First pass of the planner: every decision that changes pixels, once per stage, with its reason. No torch."""
+"""First pass: makes every decision that changes pixels, once per stage.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

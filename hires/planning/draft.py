@@ -1,4 +1,7 @@
-"""What a render draws, before it is known how it is run: choices with their reasons, stage by stage. No torch."""
+"""What a render draws, decided before how it runs; choices with reasons.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

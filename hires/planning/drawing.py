@@ -1,4 +1,7 @@
-"""A plan as a drawing: its tiles, its stages' peaks as bars against the budget, what other budgets would change. No torch."""
+"""Draws a plan: its tiles, and its stages' peaks against the budget.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The values that flow from a request to a result. Frozen, no torch: `hires plan` needs nothing else."""
+"""The values of a plan.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presets: how much work a render is, as stages; and stages as text, such as `2048x2048,sigma=1,steps=8,guide=structure`.
+"""Presets: how much work a render is, as stages.
 
 The numbers are those of the methods' reference: a base picture at the trained size, then each stage enlarged, re-noised to
 about sigma 1 and refined in few steps whose self-attention stays at the trained length. Guidance below sigma 0.28 changes

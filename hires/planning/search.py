@@ -1,4 +1,6 @@
-"""Third pass of the planner: batches, the VAE's policy and where weights are kept, the fastest that fits the budget.
+"""Third pass: finds the fastest way to run a draft within the budget.
+
+It chooses batches, the VAE's policy and where weights are kept.
 
 The budget decides how a render runs, never what it draws, with one exception that a note names: a stage that only the preset
 wants in one piece is tiled if it has no room. All places for the weights are tried; for each of them the stages do not depend

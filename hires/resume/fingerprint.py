@@ -1,4 +1,4 @@
-"""What makes a render the render it is, as plain JSON: for a journal that must notice when anything of it changed."""
+"""Describes a render as JSON, so that a journal notices any change of it."""
 
 from __future__ import annotations
 

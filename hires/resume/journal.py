@@ -1,4 +1,4 @@
-"""What an unfinished render has finished, next to its output: enough to go on after anything that stopped it.
+"""Keeps what an unfinished render has finished beside its output.
 
 A folder `.NAME.hires` holds job.json (what is drawn, by which files and versions) and records: the prompts' conditions, and
 per stage what it starts from, the estimate of every evaluation, and its latents; then rows of the picture. Samplers are
@@ -347,7 +347,7 @@ def _differences(name: str, before: object, now: object) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         within = f"{name}." if name else ""
         names = [*before, *(key for key in now if key not in before)]
-        return [found for key in names for found in _differences(f"{within}{key}", before.get(key), now.get(key))]
+        return [difference for key in names for difference in _differences(f"{within}{key}", before.get(key), now.get(key))]
     return [] if before == now else [f"{name} ({_short(before)}, now {_short(now)})"]
 
 

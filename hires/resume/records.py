@@ -1,4 +1,7 @@
-"""Files that are whole or not there: each carries the digest of what it holds. And the lock of a folder of them."""
+"""Writes files that are whole or not there, and locks their folder.
+
+Each file carries the digest of its content.
+"""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def unfinished(where: Path) -> list[UnfinishedJob]:
     """The unfinished jobs of a folder, the latest last. RequestError where it is none."""
     if not where.is_dir():
         raise RequestError(f"{where}: is not a folder; give the one that outputs are in")
-    found = [_unfinished(folder) for folder in where.glob(f".*{SUFFIX}") if (folder / LOCK).is_file()]
-    return sorted((job for job in found if job is not None), key=lambda job: -job.age_seconds)
+    jobs = [_unfinished(folder) for folder in where.glob(f".*{SUFFIX}") if (folder / LOCK).is_file()]
+    return sorted((job for job in jobs if job is not None), key=lambda job: -job.age_seconds)
 
 
 def _unfinished(folder: Path) -> UnfinishedJob | None:
