@@ -106,9 +106,9 @@ class BenchSetup:
     vram: str | None = None
     """A memory budget such as 24GB; None for what is free."""
     model: str = "demo"
-    """As of `render`."""
+    """As in `render`."""
     parts: str | None = None
-    """As of `render`."""
+    """As in `render`."""
     upscaler: str | None = None
     """A network that the suite upscale measures beside Lanczos."""
     quick: bool = False

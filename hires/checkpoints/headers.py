@@ -103,7 +103,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a weights file. ModelError for a file that is none, is cut short, or holds code."""
+    """The header of a weights file. ModelError for another file, one that is cut short, or one that holds code."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)

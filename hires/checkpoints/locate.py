@@ -158,14 +158,14 @@ def _holds(place: Path, component: str, kind: str) -> bool:
 
 
 def missing(parts: Sequence[Part], facts: FamilyFacts) -> ModelError:
-    """The error for parts that are nowhere: where they were looked for, and the next move."""
+    """The error for parts that were not found: where they were looked for, and the next move."""
     names, looked = [part.component for part in parts], sorted({place for part in parts for place in part.looked_in})
     where = f" (looked in {', '.join(looked)})" if looked else ""
     return ModelError(f"{' and '.join(names)} missing{where}: {next_move(names, facts)}")
 
 
 def next_move(components: Sequence[str], facts: FamilyFacts) -> str:
-    """What to do about parts that are nowhere."""
+    """What to do about parts that were not found."""
     wanted = " ".join(f"--include '{component}/*'" for component in components)
     inside = " and ".join(f"{component}/" for component in components)
     return (

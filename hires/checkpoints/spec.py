@@ -78,7 +78,7 @@ class ModelSpec:
 
     @property
     def missing(self) -> tuple[Part, ...]:
-        """The parts that are nowhere, so that it cannot be run."""
+        """The parts that were not found; with any the model cannot run."""
         return tuple(part for part in self.parts.values() if part.layout == "missing")
 
 
@@ -102,7 +102,7 @@ def identify(path: Path, family: str | None = None) -> Finding:
 
 
 def parts_folder(parts: str | Path | None) -> Path | None:
-    """The folder of `--parts`. ModelError where it is none."""
+    """The folder given as `parts`. ModelError for a path that is no folder."""
     if parts is None:
         return None
     folder = Path(parts).expanduser()

@@ -94,7 +94,7 @@ class Report:
 
 
 def enlarge_pictures(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
-    """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
+    """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as in `upscale`."""
     from hires.engine.upscale import Upscaler, upscale_files, upscale_request
     from hires.images.formats import check_output
 

@@ -111,7 +111,7 @@ def page_policy(job: RenderJob, plan: MemoryPlan, device: torch.device) -> Freed
 def run_plan(
     request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, device: torch.device, on_event: OnEvent
 ) -> RenderResult:
-    """Render a plan that is already made, from text alone, into an array; errors as of `execute`."""
+    """Render a plan that is already made, from text alone, into an array; errors as in `execute`."""
     job = RenderJob(request=request, spec=spec, output=Delivery(None), on_event=on_event)
     with job.output.open() as output:
         return output.finish(execute(job, plan, device, NO_JOURNAL, output), request, on_event)

@@ -102,7 +102,7 @@ class Upscaler:
     def run(
         self, image: PictureLike, path: Path | None = None, overwrite: bool = False, on_event: OnEvent | None = None
     ) -> UpscaleResult:
-        """One picture; errors as of `upscale`."""
+        """One picture; errors as in `upscale`."""
         begun = time.monotonic()
         tell: OnEvent = on_event or (lambda event: None)
         with ImageSource.open(image) as source:
@@ -204,7 +204,7 @@ class Upscaler:
         return "kept" if self._upscaler is not None and self.device.type == "cpu" and self._budget is None else "usual"
 
     def prepare(self) -> None:
-        """Load the network, look at the model: what is wrong with them is wrong for every picture. Errors as of `upscale`."""
+        """Load the network and read the model's facts, so that their errors come before any picture. Errors as in `upscale`."""
         _ = self.upscaler
         if self.options.refinement is not None:
             self._refinement_of(self.options.refinement, Size(1024, 1024))
@@ -260,7 +260,7 @@ def _beside(image: PictureLike, source: ImageSource) -> Iterator[ImageSource | N
 
 
 def target_size(source: Size, options: UpscaleRequest, upscaler: UpscalerNetwork | None) -> Size:
-    """The exact size of the result. SizeError for one that is none."""
+    """The exact size of the result. SizeError for an invalid one."""
     if options.size is not None:
         return options.size
     by = options.scale or (DEFAULT_SCALE if upscaler is None else upscaler.scale)

@@ -131,7 +131,7 @@ def vae_roundtrip(
 
     Args:
         source: a picture that Pillow reads.
-        output: a path as of `render`.
+        output: a path as in `render`.
         options: the autoencoder, and how it runs.
         on_event: called with an Event after every band; may raise to cancel.
 

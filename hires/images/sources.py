@@ -52,7 +52,7 @@ class ImageSource:
 
     @staticmethod
     def open(source: PictureLike) -> ImageSource:
-        """A file, a PIL picture or an array (H, W) or (H, W, bands). RequestError for what is none."""
+        """A file, a PIL picture or an array (H, W) or (H, W, bands). RequestError for anything else."""
         if isinstance(source, np.ndarray):
             return ArrayPicture(source)
         if isinstance(source, Image.Image):

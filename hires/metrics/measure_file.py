@@ -89,7 +89,7 @@ def parse_grid(text: str, size: Size) -> TileGrid:
 
 
 def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
-    """The plan that hires saved in a PNG, and notes: why one that is there is not used. None where there is none."""
+    """The plan that hires saved in a PNG, or None; and notes that say why a saved one is not used."""
     try:
         text = read_text(Path(file)).get("hires:plan")
     except RequestError:

@@ -88,7 +88,7 @@ def _encode_clips(
 
 
 def check_parts(spec: ModelSpec) -> None:
-    """ModelError for text towers and vocabularies that are nowhere, before anything is loaded."""
+    """ModelError for missing text encoders and vocabularies, before anything is loaded."""
     parts = [spec.parts[name] for names in COMPONENTS[: len(spec.facts.text)] for name in names]
     absent = [part for part in parts if part.layout == "missing"]
     if absent:

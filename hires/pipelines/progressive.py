@@ -97,7 +97,7 @@ def run(
     journal: Journal = NO_JOURNAL,
     mask: NDArray[np.uint8] | None = None,
 ) -> Denoised:
-    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
+    """Run a plan's stages. `on_event` is called after each batch of tiles and may raise to cancel.
 
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
     journal: what is in it is not done again. mask: (H, W) of the canvas, 255 where the picture is drawn anew, 0 where it stays.

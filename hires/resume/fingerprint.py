@@ -50,7 +50,7 @@ def describe_job(
 
 
 def fingerprints(spec: ModelSpec, loras: Sequence[Path] = ()) -> dict[str, str]:
-    """The fingerprint of every file that a model is loaded from, by the first of the parts that it is of."""
+    """The fingerprint of each file that a model is loaded from, by the first part that is read from it."""
     places: dict[Path, str] = {}
     for component, part in sorted(spec.parts.items()):
         if part.path is not None:

@@ -128,7 +128,7 @@ def _is_there(opened: IO[str], file: Path) -> bool:
 
 
 def tensors(content: bytes | None) -> dict[str, Tensor]:
-    """What a record of tensors holds; nothing where it is none."""
+    """The tensors of a record by name; empty for content that is no record."""
     try:
         held: dict[str, Tensor] = {} if content is None else load(content)
         return held

@@ -42,7 +42,7 @@ class UnfinishedJob:
 
 
 def unfinished(where: Path) -> list[UnfinishedJob]:
-    """The unfinished jobs of a folder, the latest last. RequestError where it is none."""
+    """The unfinished jobs of a folder, the latest last. RequestError for a path that is no folder."""
     if not where.is_dir():
         raise RequestError(f"{where}: is not a folder; give the one that outputs are in")
     jobs = [_unfinished(folder) for folder in where.glob(f".*{SUFFIX}") if (folder / LOCK).is_file()]

@@ -202,7 +202,7 @@ class CostModel:
 
     @functools.cached_property
     def text(self) -> TextPlan:
-        """Where the text encoders run. BudgetError if nowhere."""
+        """Where the text encoders run. BudgetError if they fit nowhere."""
         return choose_text(self.spec, self.device, self.dtype)
 
     @functools.cached_property
