@@ -139,8 +139,9 @@ def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[C
 
 
 def convolution_flops(averages: Any) -> dict[tuple[tuple[int, ...], ...], float]:
-    """FLOPs of one convolution by the shapes of its map and its weights: the profiler counts them at `aten::conv2d`, whose
-    time is its kernel's.
+    """FLOPs of one convolution by the shapes of its map and its weights.
+
+    The profiler counts them at `aten::conv2d`, whose time is its kernel's.
     """
     counted = {}
     for entry in averages:

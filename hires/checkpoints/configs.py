@@ -158,8 +158,9 @@ _OUTSIDE = {
 
 
 def ldm_unet_names(modules: Collection[str], resnets: int) -> dict[str, str]:
-    """The name in latent diffusion of each module of a diffusers UNet with `resnets` per level, such as
-    'down_blocks.1.attentions.0.proj_in' to 'input_blocks.4.1.proj_in'.
+    """The latent-diffusion name of each module of a diffusers UNet with `resnets` per level.
+
+    Such as 'down_blocks.1.attentions.0.proj_in' to 'input_blocks.4.1.proj_in'.
     """
     attends = {int(match[1]) for name in modules if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", name))}
     return {name: _ldm_unet_name(name, resnets, attends) for name in modules}

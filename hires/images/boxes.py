@@ -105,8 +105,9 @@ def luma(picture: Pixels) -> Floats:
 
 
 def band_boxes(size: Size, before: int = 0, after: int = 0) -> Iterator[tuple[Box, int]]:
-    """Bands that cover the picture from top to bottom, each with up to `before` and `after` more rows where there are any, and
-    how many of the rows come before the band.
+    """Bands that cover the picture from top to bottom, and how many of their rows come before the band itself.
+
+    Each has up to `before` and `after` more rows, where there are any.
     """
     for top, bottom in bands(size.height, max(1, BAND_VALUES // size.width)):
         start, stop = max(0, top - before), min(size.height, bottom + after)
@@ -158,8 +159,9 @@ def averaged(source: BoxSource, size: Size) -> Doubles:
 
 
 def box_means(source: BoxSource, tops: Sequence[int], lefts: Sequence[int], tile: Size, scale: tuple[float, float]) -> Doubles:
-    """Mean colours (rows, columns, 3) of a grid of tiles, cut where they leave the picture, all lengths times
-    `scale` (down, across).
+    """Mean colours (rows, columns, 3) of a grid of tiles, cut where they leave the picture.
+
+    All lengths are multiplied by `scale` (down, across).
     """
     starts = np.asarray(tops, dtype=np.float64), np.asarray(lefts, dtype=np.float64)
     extents, ends = (tile.height, tile.width), (source.size.height, source.size.width)

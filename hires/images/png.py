@@ -130,8 +130,10 @@ def deflated(block: bytes, before: bytes, last: bool) -> bytes:
 
 
 def filtered(rows: Bytes, above: Bytes, step: int) -> Bytes:
-    """Rows (n, stride) as filter byte and differences (n, 1 + stride): to the left, to above or to the mean of both,
-    per row the one whose differences are smallest in sum (the specification's heuristic). above: the row before the first.
+    """Rows (n, stride) as filter byte and differences (n, 1 + stride): to the left, to above or to the mean of both.
+
+    Each row takes the filter whose differences are smallest in sum (the specification's heuristic). above: the row before
+    the first.
     """
     if not len(rows):
         return np.empty((0, 1 + rows.shape[1]), dtype=np.uint8)

@@ -75,8 +75,9 @@ def ceiling_of(bits: int | None) -> float:
 
 
 def contrast(source: BoxSource) -> Contrast:
-    """Contrast of a picture. A percentile is the mean of the luminances in its bin, so it is exact where they are equal and
-    within 0.14 % elsewhere.
+    """The contrast of a picture.
+
+    A percentile is the mean of the luminances in its bin, so it is exact where they are equal and within 0.14 % elsewhere.
     """
     counts, sums, squares = np.zeros(BINS, dtype=np.int64), np.zeros(BINS), 0.0
     for box, _ in band_boxes(source.size):

@@ -115,8 +115,9 @@ def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
 
 
 def _likeness(part: Floats, subject: Floats) -> Doubles:
-    """NCC of every place (H - h + 1, W - w + 1), over all colours at once, each without its mean; 0 where the contrast is
-    below AMPLITUDE of the subject's.
+    """NCC at each place (H - h + 1, W - w + 1), over all colours at once, each without its mean.
+
+    0 where the contrast is below AMPLITUDE of the subject's.
     """
     (height, width), window = part.shape[:2], subject.shape[:2]
     places = height - window[0] + 1, width - window[1] + 1
@@ -160,8 +161,9 @@ def _by_chance(source: BoxSource, boxes: list[Box], subject: Floats, rng: np.ran
 
 
 def _phases_drawn(part: Floats, rng: np.random.Generator) -> Floats:
-    """A field with the spectra and cross-spectra of a part of the picture (Hann-windowed, its energy kept): every frequency of
-    all colours turned by one random phase.
+    """A field with the spectra and cross-spectra of a part of the picture, Hann-windowed with its energy kept.
+
+    All colours of a frequency are turned by one random phase.
     """
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in part.shape[:2]))
     noise = np.fft.rfft2(rng.standard_normal(part.shape[:2]))

@@ -199,8 +199,10 @@ def _seen(base: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 
 
 def view_of(base: Size, size: Size) -> Box:
-    """The part of a base picture that a picture of `size` shows: all of it, or its middle where the aspects differ by over 5 %,
-    as `resolution.relay_view` has it. RequestError for a base that is larger, or differs by over 25 %.
+    """The part of a base picture that a picture of `size` shows, as in `resolution.relay_view`.
+
+    All of it, or its middle where the aspects differ by over 5 %. RequestError for a base that is larger, or differs by
+    over 25 %.
     """
     if base.height > size.height or base.width > size.width:
         raise RequestError(f"base of {base}: is larger than the picture of {size}; give the small picture as `base`")

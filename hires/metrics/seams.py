@@ -119,8 +119,9 @@ def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -
 
 
 def lattice_score(picture: Floats, pitch: int) -> float:
-    """RMS of the steps across every line at a multiple of `pitch`, whole lines, over that of the others: how much a decoder's
-    cells are seen; 1 means not at all.
+    """How much a decoder's cells are seen; 1 means not at all.
+
+    RMS of the steps across the lines at multiples of `pitch`, whole lines, over that of the others.
     """
     rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
     return _ratio(_steps(picture, cols, ()), _steps(picture.T, rows, ()))

@@ -49,8 +49,9 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
 
 
 def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
-    """PixArt's KV-compression tensors per block that has them: 'sr.weight' (C, 1, r, r), 'sr.bias', 'norm.weight',
-    'norm.bias' (C), mapped from the file as they are. Empty for other models.
+    """PixArt's KV-compression tensors per block that has them, mapped from the file as they are.
+
+    'sr.weight' (C, 1, r, r), 'sr.bias', 'norm.weight', 'norm.bias' (C). Empty for other models.
     """
     part = spec.parts["network"]
     if part.layout != "pixart" or part.path is None:

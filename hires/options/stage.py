@@ -56,14 +56,16 @@ def parse_policy(text: str | None) -> PolicyName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidePlan:
-    """What holds a stage to the picture it starts from, falling with sigma: 'structure' below `cutoff` cycles per cell, by
-    ScaleDiff's ramp; 'pull' as a whole, by the fourth power of sigma over the first (SUPIR).
-
-    cutoff None, in a `StageSpec`: all that the base picture can hold, its Nyquist frequency on the stage's canvas.
-    """
+    """What holds a stage to the picture it starts from; its weight falls with sigma."""
 
     kind: str = "structure"
+    """structure: the part below `cutoff`, by ScaleDiff's ramp; pull: the whole, by the fourth power of sigma over the first
+    (SUPIR).
+    """
     cutoff: float | None = None
+    """In cycles per cell; None, in a `StageSpec`, for all that the base picture can hold, its Nyquist frequency on the
+    stage's canvas.
+    """
 
     def __post_init__(self) -> None:
         known("guide", self.kind, GUIDES)

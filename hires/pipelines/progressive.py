@@ -228,8 +228,9 @@ def denoise_stage(
 
 
 def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
-    """The canvas's estimate under the guides of a stage, each around the one before, and under its mask; unchanged where no
-    picture is held to.
+    """The canvas's estimate under the guides of a stage, each around the one before, and under its mask.
+
+    The same denoiser where the stage is held to no picture.
     """
     if start.origin is None:
         return denoise

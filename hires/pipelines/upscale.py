@@ -172,8 +172,9 @@ def plan_tiles(upscaler: UpscalerNetwork, size: Size, budget_bytes: int | None, 
 
 
 def working_bytes(upscaler: UpscalerNetwork) -> float:
-    """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on
-    a card, else by counting live tensors.
+    """Bytes that the network holds at its peak per pixel of its input, weights apart, measured on a small tile.
+
+    By torch's allocator on a card, else by counting live tensors.
     """
     from hires.tiling.footprint import counted
 

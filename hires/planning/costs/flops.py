@@ -1,8 +1,6 @@
 """FLOPs of networks as functions of shapes. Imports no torch.
 
-One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do; the live-activation constants
-say in maps of the widest level what an eager run holds at its peak (an SDXL VAE at 1024 px in bf16 holds 1.5 GiB for decoding
-and 1.25 GiB for encoding).
+One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do.
 """
 
 from __future__ import annotations
