@@ -60,7 +60,7 @@ class ModelSpec:
     network: NetworkShape
     vae: VaeShape
     network_params: int
-    """Values of the network's weights; the two fields below likewise."""
+    """Values of the network's weights."""
     text_params: int
     """Values of the text encoders' weights."""
     vae_params: int

@@ -274,7 +274,7 @@ class _Whole:
         except pyvips.Error as error:
             reason = " ".join(str(error).split())[:200]
             raise WriteError(
-                f"output {self.unfinished.path}: {reason}; nothing was written; make room or give another -o"
+                f"output {self.unfinished.path}: {reason}; nothing was written; make room or give another `output`"
             ) from None
 
     def abort(self) -> None:

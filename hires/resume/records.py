@@ -100,7 +100,7 @@ def _opened(folder: Path) -> IO[str] | None:
     """The lock's file, made in an empty folder only; None where the folder has gone."""
     try:
         if not (folder / LOCK).exists() and any(folder.iterdir()):
-            raise OutputError(f"{folder}: holds other things than an unfinished render; move it, or give another -o")
+            raise OutputError(f"{folder}: holds other things than an unfinished render; move it, or give another `output`")
         return (folder / LOCK).open("a")
     except FileNotFoundError:
         return None
@@ -115,7 +115,7 @@ def _lock(opened: IO[str], folder: Path) -> None:
         pass
     except BlockingIOError:
         opened.close()
-        raise OutputError(f"{folder}: another process renders this; wait for it or give another -o") from None
+        raise OutputError(f"{folder}: another process renders this; wait for it or give another `output`") from None
     except OSError as error:
         log.warning("%s: this file system has no locks (%s); let no other process render to it", folder, error)
 
