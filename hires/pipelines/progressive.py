@@ -105,7 +105,7 @@ def run(
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, recomputed = time.monotonic(), family.vae.retries, again(family)
+        begun, retries, recomputed = time.monotonic(), family.vae.retries, recomputed_parts(family)
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
@@ -128,7 +128,7 @@ def run(
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
                 retries=batcher.retries + family.vae.retries - retries,
-                recomputed=again(family) - recomputed,
+                recomputed=recomputed_parts(family) - recomputed,
             )
         )
         planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
@@ -139,7 +139,7 @@ def run(
     return result
 
 
-def again(family: Family) -> int:
+def recomputed_parts(family: Family) -> int:
     """Bands and tiles that overflowed in half precision and were computed again, so far."""
     return family.vae.recomputed + family.guard.redone
 
