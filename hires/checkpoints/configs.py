@@ -36,7 +36,7 @@ def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many there are of what a pattern's one group numbers: 1 + the largest number, 0 for none."""
+    """How many parts the pattern's one group numbers: 1 + the largest number, 0 without a match."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 

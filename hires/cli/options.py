@@ -141,7 +141,7 @@ def parameter(field: Field, panel: str | None = None) -> Any:
 
 
 def _reading(field: Field) -> tuple[Any, Callable[[str], Any] | None]:
-    """The type that Typer is told, and what reads a value where that is not Typer."""
+    """The type that Typer reads an option as, and the function that parses it where Typer does not."""
     kinds = field.types
     plain: Any
     if bool in kinds:

@@ -278,7 +278,7 @@ def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dt
 
 
 def text_of(image: PictureLike) -> dict[str, str]:
-    """The text that a file brings, without what is of its own size only."""
+    """The text in a file, without the entries that describe its own size only."""
     if not isinstance(image, str | Path):
         return {}
     try:

@@ -42,7 +42,7 @@ class Encoder(Protocol):
         ...
 
     def abort(self) -> None:
-        """Stop; what is written is of no use."""
+        """Stop and abandon what is written."""
         ...
 
 

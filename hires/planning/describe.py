@@ -78,7 +78,7 @@ def choose_canvas(size: Size, spec: ModelSpec) -> Choice[Size]:
 
 
 def choose_dtype(dtype: str, device: DeviceSpec) -> Choice[str]:
-    """The network's number type; "auto" goes by what the device has."""
+    """The network's number type; "auto" depends on the device."""
     if dtype != "auto":
         return Choice(dtype, "as asked for")
     if device.kind == "cpu":

@@ -276,7 +276,7 @@ def folder_of(output: Path) -> Path:
 def open_journal(
     output: Path, job: Json, *, resume: bool = False, restart: bool = False, seconds: float = SECONDS
 ) -> FileJournal:
-    """The journal of a render of `job` to `output`: the one that is there, if it is of this job, else a new one.
+    """The journal of a render of `job` to `output`: an unfinished one of the same job, else a new one.
 
     RequestError where `resume` finds nothing to go on from, or a job of another render is there (naming what differs) and
     `restart` was not given; OutputError where another process works on it or the folder is not one of ours.

@@ -23,7 +23,7 @@ from hires.sampling.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 DIGEST = 32  # bytes before what a file holds
-LOCK = "lock"  # the file by which a folder is known as one of ours, and held by one process
+LOCK = "lock"  # marks a folder as a journal, and is locked by the process that works on it
 PART = ".part"  # the end of names of files that are not whole yet
 
 
