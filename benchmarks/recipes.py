@@ -20,7 +20,7 @@ from hires.kernels.attention_policies import EVERYWHERE, NPA, Policy
 from hires.protocols import Denoiser, LowPass
 from hires.refine.low_pass import Fourier
 from hires.refine.structure import Strength, structure_guided, variance_ramp
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.samplers import find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size, TileGrid, make_grid
@@ -106,7 +106,7 @@ class Start:
         return cls(x=x, noise=noise, sigmas=sigmas)
 
     def sampled(self, subject: Subject, denoise: Denoiser, cond: Any) -> Tensor:
-        return find_sampler(subject.sampler)(denoise, self.x, self.sigmas, cond, self.noise)
+        return find_sampler(subject.sampler)(denoise, self.x, self.sigmas, cond, StepNoise(source=self.noise))
 
 
 Made = tuple[Tensor, TileGrid]

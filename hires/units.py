@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from hires.errors import RequestError
 
+Json = dict[str, Any]
+"""A JSON object, as it was parsed or is about to be written."""
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 

@@ -32,7 +32,7 @@ from hires.planning.plan import DecodePlan
 from hires.sampling.conditioning import Conditioning
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.bands.storage import vae_policy
+from hires.tiling.bands.storage import VaeTask, vae_policy
 from hires.tiling.geometry import Box, Size
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -106,7 +106,8 @@ def measure(case: Case) -> dict[str, Any]:
     elif case.model.startswith("vae"):
         encode = case.model == "vae encode"
         rows = 0 if case.policy == "whole" else 64
-        predicted = vae_policy(VAE, case.cells, element, case.policy, rows, encode=encode).peak_bytes
+        task = VaeTask(shape=VAE, cells=case.cells, element=element, encode=encode)
+        predicted = vae_policy(task, case.policy, rows).peak_bytes
         tracked = vae_bytes(case.cells, case.policy, rows, case.dtype, encode)
     else:
         shape, words = network_shape(case.model), 300 if case.model == "pixart" else 77

@@ -1,4 +1,7 @@
-"""`hires bench`: what this machine sustains. `calibrate` measures it once, in less than two minutes, for the planner."""
+"""Measures once what this machine sustains, so that plans know its speed.
+
+It takes less than two minutes.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""`hires bench attention | norm`: every backend on the shapes of real models, checked in float64."""
+"""Measures every kernel backend on the shapes of real models.
+
+The suites attention and norm of `hires bench`; attention is checked in float64.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from hires.kernels import group_norm
 from hires.kernels.attention_policies import NPA, Global, Policy, attended
 from hires.kernels.dispatch import BACKENDS, attention
 from hires.kernels.reference import attention_chunked
+from hires.tiling.geometry import Size
 
 SAMPLED = 32  # queries of an attention whose result is checked in float64
 
@@ -53,7 +56,13 @@ def _exact_attention(
     return picked, attention_chunked(q[:, :, picked].double(), k.double(), v.double(), None, q.shape[-1] ** -0.5)
 
 
-def _attention_row(setting: BenchSetup, what: Any, parts: Any, picked: list[int], exact: Tensor | None) -> Row:
+def _attention_row(
+    setting: BenchSetup,
+    what: tuple[str, Size, tuple[int, int], Policy, str],
+    parts: tuple[Tensor, Tensor, Tensor],
+    picked: list[int],
+    exact: Tensor | None,
+) -> Row:
     case, size, canvas, policy, backend = what
     q, k, v = parts
 
@@ -101,8 +110,8 @@ def norm_rows(setting: BenchSetup) -> Iterator[Row]:
             for backend in group_norm.STATS:
 
                 def stats(backend: str = backend.name, x: Tensor = x) -> Tensor:
-                    found = group_norm.group_norm_stats(x, 32, backend=backend)
-                    return torch.stack([found.mean, found.var])
+                    statistics = group_norm.group_norm_stats(x, 32, backend=backend)
+                    return torch.stack([statistics.mean, statistics.var])
 
                 def apply(backend: str = backend.name, x: Tensor = x, scale: Tensor = scale, shift: Tensor = shift) -> Tensor:
                     return group_norm.group_norm_apply(x, scale, shift, silu=True, backend=backend)

@@ -17,21 +17,26 @@ from hires.units import gib
 
 @dataclass
 class MemoryTimeline:
-    """Samples what a process holds while it renders; `draw` sets it beside what the plan said of each stage.
+    """Samples what a process holds while it renders, and draws it beside the plan.
 
     On a card: what torch's allocator has reserved. On a CPU: resident bytes beyond those before the first stage.
     """
 
     path: Path
+    """The drawing, .png or .svg."""
     on_event: OnEvent | None = None
+    """Who hears the render's events as well."""
     every_seconds: float = 0.02
+    """The time between samples."""
     samples: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds, bytes) since the beginning."""
     stages: list[tuple[str, float]] = field(default_factory=list)
+    """Each stage and when it was last heard of."""
 
     def __post_init__(self) -> None:
         from hires.bench.plots import check_picture
 
-        check_picture("--memory-timeline", self.path)
+        check_picture("memory_timeline", self.path)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._begun = time.monotonic()
@@ -78,7 +83,7 @@ class MemoryTimeline:
         from matplotlib.figure import Figure
 
         if not self.samples:
-            raise RequestError("--memory-timeline: the render was over before anything was sampled")
+            raise RequestError("`memory_timeline`: the render was over before anything was sampled")
         base, spans = self.base_bytes(plan), self.spans(plan)
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -105,7 +110,7 @@ class MemoryTimeline:
         try:
             figure.savefig(self.path, dpi=120)
         except OSError as error:
-            raise OutputError(f"--memory-timeline {self.path}: cannot be written ({error.strerror or error})") from None
+            raise OutputError(f"memory_timeline {self.path}: cannot be written ({error.strerror or error})") from None
         return "\n".join([f"{self.path}:", *lines])
 
 

@@ -1,4 +1,7 @@
-"""`hires bench vae | denoise | render`: the parts of a render, and renders, on the user's device within the user's budget."""
+"""Measures the parts of a render, and renders, within the user's budget.
+
+The suites vae, denoise and render of `hires bench`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family
+from hires.pipelines.base import Family, Runtime
 from hires.pipelines.progressive import attending
 from hires.planning.costs.evaluations import estimates_per_step
 from hires.planning.costs.flops import network_flops
-from hires.planning.plan import StagePlan
+from hires.planning.plan import MemoryPlan, StagePlan
 from hires.planning.planner import plan
 from hires.tiling.denoise import tiled
-from hires.tiling.retry import Batcher, Ladder
+from hires.tiling.retry import Batcher
 from hires.units import gib, parse_bytes
 
 
@@ -42,8 +45,8 @@ def vae_rows(setting: BenchSetup) -> Iterator[Row]:
         for case, given in (("decode", latents), ("encode", picture)):
             first: tuple[str, Tensor] | None = None
             for policy in VAE_POLICIES:
-                row, found = _vae_row(setting, vae, (case, policy, cells), given, first)
-                first = (policy, found) if first is None and found is not None else first
+                row, result = _vae_row(setting, vae, (case, policy, cells), given, first)
+                first = (policy, result) if first is None and result is not None else first
                 yield row
 
 
@@ -79,13 +82,13 @@ def _vae_row(
     taken = setting.time(run)
     if taken.p50 is None:
         return replace(row, taken=taken), None
-    found = run()
+    result = run()
     row = replace(row, taken=taken, measured_peak_bytes=setting.peak_of(run))
     if first is None:
-        return replace(row, measure="what others are held against"), found
+        return replace(row, measure="what others are held against"), result
     name, reference = first[0], first[1].float().cpu().numpy()
-    same = min(psnr(found.float().cpu().numpy(), reference, float(np.ptp(reference))), 999.0)
-    return replace(row, measure=f"PSNR dB to {name}", quality=same), found
+    same = min(psnr(result.float().cpu().numpy(), reference, float(np.ptp(reference))), 999.0)
+    return replace(row, measure=f"PSNR dB to {name}", quality=same), result
 
 
 def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
@@ -94,8 +97,8 @@ def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], T
     def run(batch: int) -> Tensor:
         network = family.denoiser(attending(stage.attention, None))
         denoise, cond = family.guided(tiled(network, stage.grid, batch=Batcher(batch)), stage)
-        found: Tensor = denoise(x, stage.sigma_start, cond)
-        return found
+        result: Tensor = denoise(x, stage.sigma_start, cond)
+        return result
 
     return run
 
@@ -109,9 +112,7 @@ def evaluation_flops(spec: ModelSpec, stage: StagePlan) -> float:
 
 def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
     """One evaluation of the guided denoiser on the canvas, in tiles and by neighbourhood attention."""
-    from hires.pipelines.load import load_family
-
-    spec = setting.spec
+    budget = None if setting.vram is None else parse_bytes(setting.vram)
     for size in setting.of("denoise"):
         for way, policy in (("tiles", None), ("npa", "npa")):
             request = RenderRequest(
@@ -124,52 +125,52 @@ def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
                 dtype=setting.dtype,
                 attention_policy=policy,
             )
-            facts = probe(setting.device, None if setting.vram is None else parse_bytes(setting.vram))
             try:
-                planned = plan(request, spec, facts)
+                planned = plan(request, setting.spec, probe(setting.device, budget))
             except RequestError as error:
-                yield Row(suite="denoise", case=spec.name, way=way, size=str(size), taken=Timed(state=f"refused: {error}"))
+                state = f"refused: {error}"
+                yield Row(suite="denoise", case=setting.spec.name, way=way, size=str(size), taken=Timed(state=state))
                 continue
-            stage = planned.stages[-1]
-            family = load_family(request, planned, spec, setting.device, Ladder([planned.decode], str), None)
-            family.weights.ready("network")
-            x = torch.randn(
-                1,
-                spec.facts.latent_channels,
-                stage.grid.canvas.height,
-                stage.grid.canvas.width,
-                generator=torch.Generator().manual_seed(0),
-            )
-            x = (x * stage.sigma_start).to(setting.device)
-            held = torch.cuda.memory_allocated(setting.device) if setting.device.type == "cuda" else 0  # plans count weights
+            yield _denoise_row(setting, way, request, planned)
 
-            run = evaluation(family, stage, x)
-            tile = stage.grid.tile
-            cost = next(cost for cost in planned.costs if cost.stage == stage.name)
-            dtype = DTYPES[planned.dtype]
-            row = Row(
-                suite="denoise",
-                case=spec.name,
-                way=f"{way}, {stage.grid.count} of {tile}, batch {stage.batch}",
-                size=str(size),
-                dtype=planned.dtype,
-                flops=evaluation_flops(spec, stage),
-                peak_flops=peak_flops(setting.device, dtype),
-                predicted_peak_bytes=cost.peak_bytes,
-                taken=setting.time(partial(run, stage.batch)),
-            )
-            if row.taken.p50 is None:
-                yield row
-                continue
-            peak = setting.peak_of(partial(run, stage.batch))
-            row = replace(row, measured_peak_bytes=None if peak is None else peak + held)
-            if stage.grid.count * estimates_per_step(stage, spec) == 1:
-                yield row
-                continue
-            other = 1 if stage.batch > 1 else 2
-            with torch.inference_mode():
-                difference = float((run(stage.batch) - run(other)).abs().max() / x.abs().max())
-            yield replace(row, measure=f"max difference to batch {other}", quality=difference)
+
+def _denoise_row(setting: BenchSetup, way: str, request: RenderRequest, planned: MemoryPlan) -> Row:
+    """The last stage of a plan, evaluated once, and how far another batch differs from it."""
+    from hires.pipelines.load import load_family
+
+    spec, stage = setting.spec, planned.stages[-1]
+    family = load_family(request, planned, spec, Runtime.of(request, planned, setting.device))
+    family.weights.ready("network")
+    x = _start(spec, stage).to(setting.device)
+    held = torch.cuda.memory_allocated(setting.device) if setting.device.type == "cuda" else 0  # plans count weights
+    run = evaluation(family, stage, x)
+    row = Row(
+        suite="denoise",
+        case=spec.name,
+        way=f"{way}, {stage.grid.count} of {stage.grid.tile}, batch {stage.batch}",
+        size=str(request.size),
+        dtype=planned.dtype,
+        flops=evaluation_flops(spec, stage),
+        peak_flops=peak_flops(setting.device, DTYPES[planned.dtype]),
+        predicted_peak_bytes=next(cost for cost in planned.costs if cost.stage == stage.name).peak_bytes,
+        taken=setting.time(partial(run, stage.batch)),
+    )
+    if row.taken.p50 is None:
+        return row
+    peak = setting.peak_of(partial(run, stage.batch))
+    row = replace(row, measured_peak_bytes=None if peak is None else peak + held)
+    if stage.grid.count * estimates_per_step(stage, spec) == 1:
+        return row
+    other = 1 if stage.batch > 1 else 2
+    with torch.inference_mode():
+        difference = float((run(stage.batch) - run(other)).abs().max() / x.abs().max())
+    return replace(row, measure=f"max difference to batch {other}", quality=difference)
+
+
+def _start(spec: ModelSpec, stage: StagePlan) -> Tensor:
+    """Noise (1, C, h, w) at the stage's first noise level."""
+    canvas, generator = stage.grid.canvas, torch.Generator().manual_seed(0)
+    return torch.randn(1, spec.facts.latent_channels, canvas.height, canvas.width, generator=generator) * stage.sigma_start
 
 
 def render_rows(setting: BenchSetup) -> Iterator[Row]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hires.bench.row import COLUMNS, Row
 from hires.errors import OutputError, RequestError
+from hires.units import Json
 
 
 def line(row: Row) -> str:
@@ -35,7 +35,7 @@ def line(row: Row) -> str:
     return head + ", ".join(parts)
 
 
-def append_csv(path: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
+def append_csv(path: Path, rows: Sequence[Row], machine: Json) -> None:
     """Add rows, each with its machine and version, to a file. OutputError where it is another table or cannot be written."""
     columns = [*machine, *COLUMNS]
     try:

@@ -1,6 +1,6 @@
-"""Where a render's time and memory go: a trace with its costliest operators beside their floor, and a timeline of bytes.
+"""Traces a render and shows its costliest operators beside their floor.
 
-Both listen to a render's events; the engine knows nothing of them.
+It listens to a render's events; the engine knows nothing of it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ WRAPPERS = ("aten::conv2d", "aten::convolution", "aten::linear", "aten::scaled_d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costly:
-    """An operator on one shape: calls, its own seconds, and what the machine needs at least for its FLOPs and bytes."""
+    """An operator on one shape."""
 
     name: str
     shapes: str
     calls: int
+    """How often it ran."""
     seconds: float
+    """Its own time, without that of operators that it called."""
     floor_seconds: float | None
+    """What the machine needs at least for its FLOPs and bytes; None where they are not counted."""
 
 
 class Profile:
@@ -46,9 +49,9 @@ class Profile:
 
     def __init__(self, path: Path, on_event: OnEvent | None = None) -> None:
         if path.suffix.lower() != ".json":
-            raise OutputError(f"--profile {path}: the name must end in .json (chrome://tracing and Perfetto read it)")
+            raise OutputError(f"profile {path}: the name must end in .json (chrome://tracing and Perfetto read it)")
         if not path.parent.is_dir():
-            raise OutputError(f"--profile {path}: the folder {path.parent} does not exist; give another")
+            raise OutputError(f"profile {path}: the folder {path.parent} does not exist; give another")
         self.path, self._on_event = path, on_event
         self.costly: list[Costly] = []
         self.recorded_seconds = 0.0
@@ -94,7 +97,7 @@ class Profile:
         try:
             self._profiler.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as failure:
-            raise OutputError(f"--profile {self.path}: cannot be written ({failure}); give another name") from None
+            raise OutputError(f"profile {self.path}: cannot be written ({failure}); give another name") from None
 
     def report(self, plan: MemoryPlan) -> str:
         """The ten costliest operators on their shapes, their share of what was recorded and their distance to the floor."""
@@ -136,8 +139,10 @@ def costliest(averages: Any, device: torch.device, dtype: torch.dtype) -> list[C
 
 
 def convolution_flops(averages: Any) -> dict[tuple[tuple[int, ...], ...], float]:
-    """FLOPs of one convolution by the shapes of its map and its weights: the profiler counts them at `aten::conv2d`, whose
-    time is its kernel's."""
+    """FLOPs of one convolution by the shapes of its map and its weights.
+
+    The profiler counts them at `aten::conv2d`, whose time is its kernel's.
+    """
     counted = {}
     for entry in averages:
         if entry.key == "aten::conv2d" and entry.flops:

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,7 +20,7 @@ from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.units import parse_bytes
+from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
     from hires.checkpoints.spec import ModelSpec
@@ -34,24 +34,30 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measurement. way: backend, policy or format. flops, moved: of one call, None where they are not counted.
-
-    quality: what `measure` says: 'rms error', 'max difference to …', 'PSNR dB to …', 'seam score', 'exact'.
-    """
+    """One measurement."""
 
     suite: str
+    """One of `SUITES`."""
     case: str
+    """What is measured."""
     way: str
+    """By which backend, policy or format."""
     size: str
     dtype: str = ""
     taken: Timed = field(default_factory=Timed)
+    """Quantiles of its seconds, or why there are none."""
     flops: float | None = None
+    """FLOPs of one call; None where they are not counted."""
     moved: float | None = None
+    """Bytes that one call reads and writes; None where they are not counted."""
     peak_flops: float | None = None
+    """The machine's measured peak rate."""
     peak_bandwidth: float | None = None
+    """The machine's measured bytes per second."""
     predicted_peak_bytes: int | None = None
     measured_peak_bytes: int | None = None
     measure: str = ""
+    """What `quality` is: rms error, max difference to …, PSNR dB to …, seam score, exact."""
     quality: float | None = None
 
     @property
@@ -62,7 +68,7 @@ class Row:
         floors = [seconds for seconds in (compute, copy) if seconds is not None]
         return max(floors) if floors else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Flat JSON values; what is not known is None."""
         p50, floor = self.taken.p50, self.floor_seconds
         rate = self.flops / p50 if self.flops and p50 else None
@@ -90,23 +96,32 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSetup:
-    """What all suites share. sizes: of pictures; empty for each suite's own. seconds: spent on each row after its warm-up."""
+    """What all suites share."""
 
     device: torch.device
     dtype: str = "auto"
+    """auto, or a name of `DTYPES`."""
     sizes: tuple[Size, ...] = ()
+    """Sizes of pictures; empty for each suite's own."""
     vram: str | None = None
+    """A memory budget such as 24GB; None for what is free."""
     model: str = "demo"
+    """As in `render`."""
     parts: str | None = None
+    """As in `render`."""
     upscaler: str | None = None
+    """A network that the suite upscale measures beside Lanczos."""
     quick: bool = False
+    """Whether sizes and repeats are few."""
 
     @property
     def seconds(self) -> float:
+        """Seconds spent on each row after its warm-up."""
         return 0.1 if self.quick else 2.0
 
     @property
     def least(self) -> int:
+        """The fewest repeats of a row."""
         return 2 if self.quick else 5
 
     @property
@@ -118,6 +133,7 @@ class BenchSetup:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The type that networks run in; without one bf16 on a card, else float32. RequestError for an unknown name."""
         if self.dtype != "auto":
             if self.dtype not in DTYPES:
                 raise RequestError(f"dtype {self.dtype}: give auto, {', '.join(DTYPES)}")
@@ -126,6 +142,7 @@ class BenchSetup:
 
     @property
     def budget_bytes(self) -> int:
+        """Bytes that a measurement may hold on the device."""
         return probe(self.device, None if self.vram is None else parse_bytes(self.vram)).budget_bytes
 
     def check(self) -> None:
@@ -138,6 +155,7 @@ class BenchSetup:
         return self.sizes or (Size(side, side),)
 
     def time(self, run: Callable[[], object]) -> Timed:
+        """Quantiles of a call's seconds; an out-of-memory is a state of the result, not an error."""
         with torch.inference_mode():
             return timed(run, self.device, least=self.least, seconds=self.seconds)
 
@@ -166,6 +184,7 @@ def resident_from_now() -> int | None:
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """The short name of a type, such as 'bf16'."""
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 

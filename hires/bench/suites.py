@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from hires.bench.timing import Timed
 from hires.devices.probe import probe
 from hires.errors import BudgetError, MemoryLadderError
 from hires.tiling.retry import free_memory, is_out_of_memory
+from hires.units import Json
 
 
 def suite_of(name: str) -> Callable[[BenchSetup], Iterator[Row]]:
@@ -48,7 +48,7 @@ def rows_of(name: str, setting: BenchSetup) -> Iterator[Row]:
         yield Row(suite=name, case=setting.model, way="", size=str(size), taken=Timed(state=state))
 
 
-def described(setting: BenchSetup) -> dict[str, Any]:
+def described(setting: BenchSetup) -> Json:
     """The machine that rows are of."""
     from hires._version import __version__
 

@@ -1,4 +1,4 @@
-"""Seconds of a call in quantiles, its peak bytes, and what the machine can do at best: the measure of every kernel row."""
+"""Measures a call's seconds in quantiles, its peak bytes, and the machine's peaks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from hires.tiling.retry import free_memory, is_out_of_memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """Quantiles in seconds over `repeats` calls after a warm-up, peak bytes beyond what was held before (0 where unknown);
-    or no numbers and the `state` that says why: 'out of memory', 'refused: …', 'skipped: …'."""
+    """Quantiles of a call's seconds after a warm-up, or no numbers and the reason."""
 
     p20: float | None = None
     p50: float | None = None
     p80: float | None = None
     repeats: int = 0
+    """How many calls the quantiles are of."""
     peak_bytes: int = 0
+    """Bytes allocated beyond those held before; 0 where unknown."""
     state: str = "ran"
+    """Why there are no numbers: out of memory, refused: …, skipped: …; empty otherwise."""
 
 
 def timed(run: Callable[[], object], device: torch.device, *, least: int = 3, most: int = 50, seconds: float = 2.0) -> Timed:

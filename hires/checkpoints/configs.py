@@ -1,4 +1,6 @@
-"""From the names and shapes of a single file's tensors to the configs that its components are built from. No torch.
+"""Builds the configs of a single file's components from its tensors' shapes.
+
+Imports no torch.
 
 A shipped config says what shapes cannot (activations, embeddings of time); everything that they can is read from them.
 """
@@ -10,7 +12,8 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from hires.units import Json
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"
 LDM_NETWORK = "model.diffusion_model."
@@ -33,14 +36,14 @@ def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many there are of what a pattern's one group numbers: 1 + the largest number, 0 for none."""
+    """How many parts the pattern's one group numbers: 1 + the largest number, 0 without a match."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
-def ldm_unet_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def ldm_unet_config(shapes: Shapes, base: Path) -> Json:
     """The diffusers config of a UNet in the naming of latent diffusion: SDXL, CosXL, SD1.5."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     inputs = count(shapes, r"input_blocks\.(\d+)\.")
     downs = [i for i in range(inputs) if f"input_blocks.{i}.0.op.weight" in shapes]
     firsts = [1, *(i + 1 for i in downs)]
@@ -67,9 +70,9 @@ def ldm_unet_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def ldm_vae_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def ldm_vae_config(shapes: Shapes, base: Path) -> Json:
     """The diffusers config of an AutoencoderKL in the naming of latent diffusion."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     levels = count(shapes, r"encoder\.down\.(\d+)\.")
     config |= {
         "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
@@ -81,9 +84,9 @@ def ldm_vae_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def clip_config(shapes: Shapes, base: Path) -> dict[str, Any]:
+def clip_config(shapes: Shapes, base: Path) -> Json:
     """The transformers config of a CLIP text tower, in the naming of transformers (of any version) or of OpenCLIP."""
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     openclip = "positional_embedding" in shapes
     shapes = shapes if openclip else {f"text_model.{name.removeprefix('text_model.')}": s for name, s in shapes.items()}
     position = "positional_embedding" if openclip else "text_model.embeddings.position_embedding.weight"
@@ -104,12 +107,12 @@ def clip_config(shapes: Shapes, base: Path) -> dict[str, Any]:
     return config
 
 
-def pixart_config(shapes: Shapes, base: Path, position_span: float) -> dict[str, Any]:
+def pixart_config(shapes: Shapes, base: Path, position_span: float) -> Json:
     """The diffusers config of a PixArt transformer in the naming of its original .pth.
 
     `position_span` is over how many units its position embedding runs per axis (32; 16 for α-256).
     """
-    config: dict[str, Any] = json.loads(base.read_text())
+    config: Json = json.loads(base.read_text())
     width, latent_channels, patch, _ = shapes["x_embedder.proj.weight"]
     heads = max(1, width // config["attention_head_dim"])
     config |= {
@@ -155,8 +158,10 @@ _OUTSIDE = {
 
 
 def ldm_unet_names(modules: Collection[str], resnets: int) -> dict[str, str]:
-    """The name in latent diffusion of each module of a diffusers UNet with `resnets` per level, such as
-    'down_blocks.1.attentions.0.proj_in' to 'input_blocks.4.1.proj_in'."""
+    """The latent-diffusion name of each module of a diffusers UNet with `resnets` per level.
+
+    Such as 'down_blocks.1.attentions.0.proj_in' to 'input_blocks.4.1.proj_in'.
+    """
     attends = {int(match[1]) for name in modules if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", name))}
     return {name: _ldm_unet_name(name, resnets, attends) for name in modules}
 

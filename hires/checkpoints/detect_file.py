@@ -1,4 +1,6 @@
-"""What a checkpoint is, from the names and shapes of its tensors or the JSON of its folder. No torch, no tensor is read.
+"""Tells what a checkpoint file is from the names and shapes of its tensors.
+
+Imports no torch and reads no tensor.
 
 Where keys cannot tell (Turbo, a merged LCM, DMD, YOSO) the user says so with a family's name; a word in the file's name is a
 hint, and the finding says that it was used.
@@ -37,30 +39,34 @@ LORA_UNETS = {2048: "sdxl", 768: "sd15", 1024: "Stable Diffusion 2"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a file or folder is.
-
-    kind: 'model', 'lora' or 'vae'. family: a name of FAMILIES; of a LoRA what it was made for, in words where no family
-    fits, or '' where its keys do not say. layout: 'ldm', 'pixart' or 'diffusers'. why: the keys and values that decided.
-    prefix: what the names of a wrapped .pth start with. sigma_range and betas: read from the file, None where it has none.
-    context: width of the text that a LoRA's cross-attention reads, None where it has none. control: copied blocks of a
-    PixArt ControlNet.
-    """
+    """What a file or folder is."""
 
     path: Path
     kind: str
+    """model, lora or vae."""
     family: str
+    """A name of `FAMILIES`; for a LoRA what it was trained for, in words where no family fits, or '' where its keys do not
+    tell.
+    """
     layout: str
+    """How its keys are named: ldm, pixart or diffusers."""
     why: tuple[str, ...]
+    """The keys and values that decided."""
     header: Header | None = None
     prefix: str = ""
+    """What the names in a wrapped .pth start with."""
     parameterisation: str | None = None
     sigma_range: tuple[float, float] | None = None
+    """The least and the largest sigma that the file gives; None without."""
     betas: tuple[str, float, float] | None = None
+    """The betas that the file gives; None without."""
     zero_terminal_snr: bool = False
     size_conditions: bool | None = None
     native_px: int | None = None
     context: int | None = None
+    """The width of the text that a LoRA's cross-attention reads; None without."""
     control: int = 0
+    """Copied blocks of a PixArt ControlNet."""
     notes: tuple[str, ...] = ()
 
 

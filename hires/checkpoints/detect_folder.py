@@ -1,22 +1,24 @@
-"""What a diffusers folder is, from its JSON: SDXL, CosXL, SD1.5 by UNet and scheduler, PixArt by its transformer. No torch."""
+"""Tells what a diffusers folder is from its JSON.
+
+SDXL, CosXL and SD1.5 by their UNet and scheduler, PixArt by its transformer. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hires.checkpoints.detect_file import Finding, named, supported
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import folder_tensors
 from hires.errors import ModelError
+from hires.units import Json
 
 TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
 JSON_NAMES = ("model_index.json", "transformer/config.json", "config.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The object in a model's JSON file. ModelError where it is missing or damaged."""
     try:
         document = json.loads(path.read_text())
@@ -58,7 +60,7 @@ def identify_folder(path: Path, family: str | None = None) -> Finding:
     return named(_unet_folder(path, config), family)
 
 
-def _unet_folder(path: Path, config: Mapping[str, Any]) -> Finding:
+def _unet_folder(path: Path, config: Json) -> Finding:
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     channels, latents = int(config["in_channels"]), int(read_json(path / "vae" / "config.json")["latent_channels"])
     context, sized = config.get("cross_attention_dim"), config.get("addition_embed_type") == "text_time"
@@ -100,7 +102,7 @@ def _unet_family(path: Path, sized: bool, image: bool, parameterisation: str) ->
     return names[sized, image, parameterisation]
 
 
-def _few_step(family: str, scheduler: Mapping[str, Any]) -> str | None:
+def _few_step(family: str, scheduler: Json) -> str | None:
     """The few-step family that the folder's own scheduler says, where the base family has the same keys."""
     name, spacing = scheduler.get("_class_name"), scheduler.get("timestep_spacing")
     if family == "sdxl" and name == "LCMScheduler":
@@ -113,7 +115,7 @@ def _few_step(family: str, scheduler: Mapping[str, Any]) -> str | None:
 
 
 def _parameterisation(
-    scheduler: Mapping[str, Any], path: Path
+    scheduler: Json, path: Path
 ) -> tuple[str, tuple[str, float, float] | None, tuple[float, float] | None, str]:
     """Parameterisation, betas of a variance-preserving schedule or the sigma range of an EDM one, and why."""
     name, prediction = str(scheduler.get("_class_name", "")), str(scheduler.get("prediction_type", "epsilon"))
@@ -137,7 +139,7 @@ def _parameterisation(
     )
 
 
-def _pixart_folder(path: Path, folder: Path, config: Mapping[str, Any], family: str | None) -> Finding:
+def _pixart_folder(path: Path, folder: Path, config: Json, family: str | None) -> Finding:
     """α or Σ by the pipeline's name, else by the VAE's scale, else by size conditions; the size by sample_size."""
     conditions = any(".resolution_embedder." in name for name in folder_tensors(folder))
     index = path / "model_index.json"

@@ -1,4 +1,6 @@
-"""The families of models, one row each: what their files do not say, and how they are run. No torch.
+"""The families of models: what their files do not tell, and how they are run.
+
+Imports no torch.
 
 `identify` finds the row from a checkpoint's keys; where keys cannot tell (Turbo, a merged LCM, DMD) the user names it.
 Facts from the model cards, the papers and the upstream configurations.
@@ -22,42 +24,50 @@ PIXART_BETAS = ("linear", 0.0001, 0.02)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetShape:
-    """What decides the cost of a UNet: channels, resnets and transformer layers per level.
-
-    mid_layers: of the block below the last level, None for as many as the last level has (SD1.5's has none, its mid block
-    one). head_dims: width of an attention head per level.
-    """
+    """What decides the cost of a UNet; levels are counted from the finest."""
 
     channels: tuple[int, ...]
+    """Channels per level."""
     resnets: int
+    """Resnet blocks per level of the down path."""
     transformer_layers: tuple[int, ...]
+    """Transformer blocks per resnet, per level; 0 for a level without attention."""
     context_width: int
+    """Width of the text states."""
     latent_channels: int
+    """Channels of the input."""
     mid_layers: int | None = None
+    """Transformer blocks of the mid block; None for as many as the last level has (SD1.5's last level has none, its mid block
+    one).
+    """
     head_dims: tuple[int, ...] = ()
+    """Width of an attention head per level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixArtShape:
-    """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells.
-
-    `kv_compression` is the factor per axis by which keys and values are thinned in each block, 1 where they are not;
-    `kv_pooled`: by their mean, in a checkpoint that was not trained to (an experiment).
-    `control_blocks`: copied blocks of a ControlNet that run beside blocks 1, 2, ....
-    """
+    """What decides the cost of a PixArt transformer: blocks of `heads` x `head_dim` channels on patches of cells."""
 
     layers: int
+    """Transformer blocks."""
     heads: int
     head_dim: int
     patch: int
+    """Cells per side of a token."""
     caption_width: int
+    """Width of the text states."""
     latent_channels: int
+    """Channels of the latents."""
     kv_compression: tuple[int, ...] = ()
+    """The factor per axis by which keys and values are thinned in each block, 1 for none."""
     kv_pooled: bool = False
+    """Whether they are thinned by their mean, in a checkpoint that was not trained to (an experiment)."""
     control_blocks: int = 0
+    """Copied blocks of a ControlNet that run beside blocks 1, 2, and so on."""
 
     @property
     def width(self) -> int:
+        """Channels of the transformer's tokens."""
         return self.heads * self.head_dim
 
 
@@ -73,32 +83,44 @@ def second_half_factors(layers: int, factor: int = 2) -> tuple[int, ...]:
 class Defaults:
     """How a model is run unless the request says otherwise.
 
-    The first stage starts from noise; each later one enlarges the picture, re-noises it to `relay_sigma` and takes steps down
-    to `relay_sigma_end`, 0 for the model's least, with guidance `relay_guidance` (1 = off, half the cost), held to the picture
-    before by `guides`; `refine`: with attention in neighbourhoods over the whole canvas ("npa") or in "tiles". `enlarger`,
-    `relay_steps` and `relay_sampler` are of the first later stage, the second, ...; the last for all after it. Without a
-    `relay_sampler`, and where tiles move and it would reuse estimates, `sampler` stands. `tile_px` is the training size.
-    `few_step`: what a folder's own hires.json says that its checkpoint was distilled for (lcm, turbo, dmd). `latent_rgb`: as a
-    row of `previews.RGB_OF_LATENTS`, for an autoencoder of its own.
+    The first stage starts from noise; each later one enlarges the picture, adds noise and takes steps down again (the relay).
+    A tuple of the relay holds one value per later stage; its last value applies to all further ones.
     """
 
     sampler: str
+    """A name of `sampling.registry.SAMPLERS`."""
     schedule: str
+    """A name of `sampling.registry.SCHEDULES`."""
     steps: int
+    """Steps of the first stage."""
     guidance: float
+    """The CFG scale of the first stage."""
     relay_sigma: float
+    """The noise level that an enlarged picture is given."""
     relay_steps: tuple[int, ...]
+    """Steps of each later stage."""
     relay_guidance: float
+    """The CFG scale of later stages; 1 turns guidance off and halves the cost."""
     tile_px: int
+    """The side of a tile: the size that the model was trained at."""
     overlap_px: int
+    """How far tiles overlap."""
     enlarger: tuple[str, ...]
+    """How each later stage enlarges, one of `ENLARGERS`."""
     image_guidance: float = 1.5
+    """How closely an edit keeps to the picture."""
     few_step: str | None = None
+    """What a folder's hires.json says that its checkpoint was distilled for: lcm, turbo or dmd."""
     relay_sigma_end: float = 0.0
+    """The last noise level of later stages before 0; 0 for the model's least."""
     relay_sampler: tuple[str, ...] = ()
+    """The sampler of each later stage; without one, and where tiles move and it would reuse estimates, `sampler`."""
     refine: str = "npa"
+    """How later stages see the canvas: whole, with attention in neighbourhoods (npa), or in tiles."""
     guides: tuple[str, ...] = ("structure",)
+    """What holds a later stage to the picture before it, of `GUIDES`."""
     latent_rgb: tuple[tuple[float, ...], ...] | None = None
+    """A linear map from latents to colours as in `previews.RGB_OF_LATENTS`, for an autoencoder of its own."""
 
     def check(self) -> None:
         """ValueError or TypeError for values that no run could use."""
@@ -122,73 +144,89 @@ class Defaults:
             raise ValueError(f"few_step {self.few_step!r} is none of {', '.join(FEW_STEP)}")
 
 
-def _run(
-    sampler: str,
-    schedule: str,
-    steps: int,
-    guidance: float,
-    tile_px: int,
-    relay_steps: tuple[int, ...] = (10, 8, 6),
-    relay_guidance: float = 4.0,
-    relay_sigma: float = 1.0,
-    relay_sigma_end: float = 0.0,
-) -> Defaults:
-    """Defaults with the relay values of the methods' reference; few-step models relay from a timestep they know."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """How a model draws the stages after the first; few-step models start from a timestep that they know."""
+
+    steps: tuple[int, ...] = (10, 8, 6)
+    """Steps of the second stage, the third and so on."""
+    guidance: float = 4.0
+    sigma: float = 1.0
+    """The noise level at which a stage starts."""
+    sigma_end: float = 0.0
+    """The last noise level before 0; 0 for the model's least."""
+
+
+METHODS_RELAY = Relay()
+"""The values of the methods' reference."""
+
+
+def _defaults(sampler: str, schedule: str, steps: int, guidance: float, tile_px: int, relay: Relay = METHODS_RELAY) -> Defaults:
+    """A model's defaults; tiles overlap by a quarter, and stages are enlarged in pixels."""
     return Defaults(
         sampler=sampler,
         schedule=schedule,
         steps=steps,
         guidance=guidance,
-        relay_sigma=relay_sigma,
-        relay_steps=relay_steps,
-        relay_guidance=relay_guidance,
+        relay_sigma=relay.sigma,
+        relay_steps=relay.steps,
+        relay_guidance=relay.guidance,
         tile_px=tile_px,
         overlap_px=tile_px // 4,
         enlarger=("pixel",),
-        relay_sigma_end=relay_sigma_end,
+        relay_sigma_end=relay.sigma_end,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyFacts:
-    """One family.
-
-    network: 'unet' or 'pixart'. parameterisation: 'edm_v', 'eps' or 'v'. betas: (kind, first, last) of the 1000 steps of a
-    variance-preserving model, None for EDM; sigma_range: least and largest sigma of an EDM model, overridden by the file.
-    latent_scale multiplies the VAE's latents. image_channels: further input channels that hold an image to edit,
-    image_scaled whether they are multiplied by latent_scale. bins: the aspect-ratio table's size class in px, None for the
-    engine's own. text: the text towers; tokens: their length. position_span: over how many units PixArt's position
-    embedding runs per axis, whatever the size. size_conditions: 'sdxl' (six numbers), 'pixart' (resolution, aspect ratio)
-    or None. few_step: 'lcm', 'turbo' or 'dmd'. start_timestep: where a model
-    starts that knows no more noise than that. same_keys_as: the family whose files look alike, so that the user must say
-    which; accelerators: LoRA kinds that were distilled for it. configs: folder under assets/configs with the JSON that a
-    single file lacks. parts_from: repositories on the Hugging Face hub whose folders hold the parts that a file lacks.
-    """
+    """The facts of one family."""
 
     name: str
     title: str
+    """Its name for people."""
     network: str
+    """The kind of network: unet or pixart."""
     parameterisation: str
+    """What the network predicts: edm_v, eps or v."""
     latent_scale: float
+    """The factor on the VAE's latents."""
     native_px: int
+    """The side of the pictures that it was trained on."""
     text: tuple[str, ...]
+    """Its text encoders."""
     tokens: int
+    """The length of their input."""
     configs: str
+    """The folder under assets/configs with the JSON that a single file lacks."""
     defaults: Defaults
     betas: tuple[str, float, float] | None = None
+    """(kind, first, last) of the 1000 timesteps of a variance-preserving model; None for EDM."""
     sigma_range: tuple[float, float] | None = None
+    """The least and the largest sigma of an EDM model, where its file has none."""
     zero_terminal_snr: bool = False
+    """Whether the last timestep is pure noise."""
     latent_channels: int = 4
     image_channels: int = 0
+    """Further input channels that hold a picture to edit."""
     image_scaled: bool = True
+    """Whether these are multiplied by `latent_scale`."""
     bins: int | None = None
+    """The size class in px of its aspect-ratio table; None for the engine's own."""
     position_span: float | None = None
+    """How many units PixArt's position embedding spans per axis, whatever the size."""
     size_conditions: str | None = None
+    """The conditions on the size: sdxl (six numbers), pixart (resolution, aspect ratio) or None."""
     few_step: str | None = None
+    """How it was distilled: lcm, turbo, dmd or None."""
     start_timestep: int | None = None
+    """The timestep that a model starts from which knows no more noise."""
     same_keys_as: str | None = None
+    """The family whose files look alike, so that the user must name this one."""
     accelerators: tuple[str, ...] = field(default=())
+    """Kinds of LoRA that were distilled for it."""
     parts_from: tuple[str, ...] = field(default=())
+    """Repositories on the Hugging Face hub with the parts that a single file lacks."""
 
 
 CLIP_TOWERS = ("clip_l", "clip_g")
@@ -235,7 +273,7 @@ def _pixart(name: str, title: str, native_px: int, defaults: Defaults, **facts: 
 
 
 ALPHA = {"latent_scale": 0.18215, "tokens": 120, "parts_from": ALPHA_PARTS}
-COSXL_RUN = _run("euler", "exponential", 30, 7.0, 1024, relay_sigma_end=SDXL_LEAST)
+COSXL_RUN = _defaults("euler", "exponential", 30, 7.0, 1024, relay=Relay(sigma_end=SDXL_LEAST))
 PIXART_RUN = ("dpmpp_2m", "linspace", 20, 4.5)
 _ROWS = (
     _sdxl("cosxl", "CosXL", "edm_v", COSXL_RUN, betas=None, sigma_range=(0.002, 120.0)),
@@ -248,13 +286,13 @@ _ROWS = (
         sigma_range=(0.002, 120.0),
         image_channels=4,
     ),
-    _sdxl("sdxl", "SDXL", "eps", _run("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
-    _sdxl("sdxl-v", "SDXL, v-prediction", "v", _run("euler", "linear", 28, 5.0, 1024)),
+    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
+    _sdxl("sdxl-v", "SDXL, v-prediction", "v", _defaults("euler", "linear", 28, 5.0, 1024)),
     _sdxl(
         "sdxl-ip2p",
         "SDXL InstructPix2Pix",
         "eps",
-        _run("euler", "linear", 30, 5.0, 768),
+        _defaults("euler", "linear", 30, 5.0, 768),
         native_px=768,
         bins=None,
         image_channels=4,
@@ -264,7 +302,7 @@ _ROWS = (
         "sdxl-turbo",
         "SDXL-Turbo",
         "eps",
-        _run("euler_ancestral", "trailing", 4, 1.0, 512, (2,), 1.0, TURBO_RELAY),
+        _defaults("euler_ancestral", "trailing", 4, 1.0, 512, Relay(steps=(2,), guidance=1.0, sigma=TURBO_RELAY)),
         native_px=512,
         bins=512,
         few_step="turbo",
@@ -274,7 +312,7 @@ _ROWS = (
         "sdxl-lcm",
         "SDXL with LCM-LoRA",
         "eps",
-        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        _defaults("lcm", "lcm", 4, 1.0, 1024, Relay(steps=(2,), guidance=1.0)),
         few_step="lcm",
         same_keys_as="sdxl",
     ),
@@ -282,7 +320,7 @@ _ROWS = (
         "sd15",
         "Stable Diffusion 1.5",
         "eps",
-        _run("dpmpp_2m", "karras", 25, 7.0, 512),
+        _defaults("dpmpp_2m", "karras", 25, 7.0, 512),
         latent_scale=0.18215,
         native_px=512,
         bins=512,
@@ -291,19 +329,21 @@ _ROWS = (
         size_conditions=None,
         parts_from=SD15_PARTS,
     ),
-    _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _run(*PIXART_RUN, 256)),
-    _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _run(*PIXART_RUN, 512)),
-    _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _run(*PIXART_RUN, 1024)),
-    _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _run(*PIXART_RUN, 2048)),
-    _pixart("pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _run(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"),
-    _pixart("pixart-alpha-256", "PixArt-α 256", 256, _run(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
-    _pixart("pixart-alpha-512", "PixArt-α 512", 512, _run(*PIXART_RUN, 512), **ALPHA),
-    _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _run(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
+    _pixart("pixart-sigma-256", "PixArt-Σ 256", 256, _defaults(*PIXART_RUN, 256)),
+    _pixart("pixart-sigma-512", "PixArt-Σ 512", 512, _defaults(*PIXART_RUN, 512)),
+    _pixart("pixart-sigma-1024", "PixArt-Σ 1024", 1024, _defaults(*PIXART_RUN, 1024)),
+    _pixart("pixart-sigma-2k", "PixArt-Σ 2K", 2048, _defaults(*PIXART_RUN, 2048)),
+    _pixart(
+        "pixart-sigma-4k", "PixArt-Σ 2K at 4K settings", 2880, _defaults(*PIXART_RUN, 2048), same_keys_as="pixart-sigma-2k"
+    ),
+    _pixart("pixart-alpha-256", "PixArt-α 256", 256, _defaults(*PIXART_RUN, 256), position_span=16.0, **ALPHA),
+    _pixart("pixart-alpha-512", "PixArt-α 512", 512, _defaults(*PIXART_RUN, 512), **ALPHA),
+    _pixart("pixart-alpha-1024", "PixArt-α 1024", 1024, _defaults(*PIXART_RUN, 1024), size_conditions="pixart", **ALPHA),
     _pixart(
         "pixart-delta",
         "PixArt-δ (LCM) 1024",
         1024,
-        _run("lcm", "lcm", 4, 1.0, 1024, (2,), 1.0),
+        _defaults("lcm", "lcm", 4, 1.0, 1024, Relay(steps=(2,), guidance=1.0)),
         size_conditions="pixart",
         few_step="lcm",
         same_keys_as="pixart-alpha-1024",
@@ -313,7 +353,7 @@ _ROWS = (
         "pixart-dmd",
         "PixArt-α DMD 512",
         512,
-        _run("euler", "trailing", 1, 1.0, 512, (1,), 1.0, DMD_SIGMA),
+        _defaults("euler", "trailing", 1, 1.0, 512, Relay(steps=(1,), guidance=1.0, sigma=DMD_SIGMA)),
         few_step="dmd",
         start_timestep=400,
         same_keys_as="pixart-alpha-512",
@@ -323,7 +363,7 @@ _ROWS = (
         "yoso-pixart-512",
         "YOSO PixArt-α 512",
         512,
-        _run("lcm", "lcm", 2, 1.5, 512, (1,), 1.0),
+        _defaults("lcm", "lcm", 2, 1.5, 512, Relay(steps=(1,), guidance=1.0)),
         few_step="lcm",
         same_keys_as="pixart-alpha-512",
         **ALPHA,

@@ -1,4 +1,6 @@
-"""What a weights file holds, from its header alone: names, shapes, dtypes, tiny scalars. No torch, no tensor is read.
+"""Reads the header of a weights file: names, shapes, dtypes, tiny scalars.
+
+Imports no torch and reads no tensor.
 
 safetensors: eight bytes of length, JSON, tensors. A .pth, .pt, .ckpt or .bin of torch is a zip whose data.pkl is read by an
 unpickler that knows what a state dict needs and nothing else.
@@ -76,10 +78,12 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
+        """Values in the tensor."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.count * SAFETENSORS_BYTES.get(self.dtype, 4)
 
 
@@ -94,11 +98,12 @@ class Header:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by name."""
         return {name: info.shape for name, info in self.tensors.items()}
 
 
 def read_header(path: Path) -> Header:
-    """The header of a weights file. ModelError for a file that is none, is cut short, or holds code."""
+    """The header of a weights file. ModelError for another file, one that is cut short, or one that holds code."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
@@ -227,9 +232,9 @@ def _torch_zip(path: Path) -> Header:
                 raise ValueError("its data.pkl is far larger than that of a state dict")
             with archive.open(f"{root}data.pkl") as stream:
                 document = _StateDictUnpickler(stream, path).load()
-        found = dict(_walk(document, ""))
-        tensors = {name: TensorInfo(shape=t.shape, dtype=t.storage.dtype) for name, t in found.items()}
-        for name, tensor in found.items():
+        leaves = dict(_walk(document, ""))
+        tensors = {name: TensorInfo(shape=t.shape, dtype=t.storage.dtype) for name, t in leaves.items()}
+        for name, tensor in leaves.items():
             have = entries[f"{root}data/{tensor.storage.key}"].file_size
             need = (tensor.offset + tensors[name].count) * SAFETENSORS_BYTES[tensor.storage.dtype]
             if have < need:

@@ -1,4 +1,7 @@
-"""`hires inspect`: what a checkpoint is and why, what it holds, what it still needs, and how to run it. Headers only."""
+"""Describes a checkpoint: what it is and why, what it lacks, how to run it.
+
+Reads headers only.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
@@ -16,36 +18,42 @@ from hires.checkpoints.locate import Part, find_model, next_move
 from hires.checkpoints.loras import says_lcm
 from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
 from hires.errors import ModelError
+from hires.options.fields import flags_of
+from hires.options.groups import ModelOptions, SizeOptions
+from hires.units import Json
+
+FLAGS = flags_of(ModelOptions, SizeOptions)
+"""How the command lines that are shown spell their options."""
 
 
-def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> dict[str, Any]:
+def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> Json:
     """Everything that is known of a checkpoint, LoRA or autoencoder without reading a tensor, as JSON values.
 
     ModelError for a file that is damaged, of no known kind, or not what `family` says.
     """
     path = find_model(name)
     try:
-        found = identify(path, family)
-        if found.kind != "model":
-            return _part_alone(found)
-        return _model(name, found, spec_of(name, found, parts_folder(parts)), family, parts)
+        finding = identify(path, family)
+        if finding.kind != "model":
+            return _part_alone(finding)
+        return _model(name, finding, spec_of(name, finding, parts_folder(parts)), family, parts)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
 
 
-def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> dict[str, Any]:
+def _model(name: str, finding: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> Json:
     return {
-        "path": str(found.path),
+        "path": str(finding.path),
         "kind": "model",
-        "layout": found.layout,
+        "layout": finding.layout,
         "family": spec.family,
         "title": spec.facts.title,
-        "why": list(found.why),
+        "why": list(finding.why),
         "notes": list(spec.notes),
         "parameterisation": spec.parameterisation,
         "sigma_min": spec.sigma_min,
         "sigma_max": spec.sigma_max,
-        "sigma_from_file": found.sigma_range is not None,
+        "sigma_from_file": finding.sigma_range is not None,
         "zero_terminal_snr": spec.zero_terminal_snr,
         "native_px": spec.native_px,
         "components": {part.component: contents(part) for part in spec.parts.values()},
@@ -59,24 +67,25 @@ def _model(name: str, found: Finding, spec: ModelSpec, family: str | None, parts
     }
 
 
-def _part_alone(found: Finding) -> dict[str, Any]:
+def _part_alone(finding: Finding) -> Json:
     """A LoRA or an autoencoder."""
-    tensors = found.header.tensors if found.header else folder_tensors(found.path)
+    tensors = finding.header.tensors if finding.header else folder_tensors(finding.path)
     document = {
-        "path": str(found.path),
-        "kind": found.kind,
-        "layout": found.layout,
-        "family": found.family,
-        "why": list(found.why),
+        "path": str(finding.path),
+        "kind": finding.kind,
+        "layout": finding.layout,
+        "family": finding.family,
+        "why": list(finding.why),
         **summary(tensors),
     }
-    if found.kind == "lora" and found.header is not None:
-        document["lcm"] = says_lcm(found.path, found.header)
-        document["command"] = f"hires render PROMPT --size WxH --model MODEL --lora {shlex.quote(str(found.path))}:1 -o out.png"
+    if finding.kind == "lora" and finding.header is not None:
+        document["lcm"] = says_lcm(finding.path, finding.header)
+        lora = f"{FLAGS['loras']} {shlex.quote(str(finding.path))}:1"
+        document["command"] = f"hires render PROMPT {FLAGS['size']} WxH {FLAGS['model']} MODEL {lora} -o out.png"
     return document
 
 
-def contents(part: Part) -> dict[str, Any]:
+def contents(part: Part) -> Json:
     """Where a component is and what its tensors take; nulls for what is missing or no network."""
     where = {"layout": part.layout, "path": None if part.path is None else str(part.path)}
     if part.path is None or part.component.startswith("tokenizer"):
@@ -93,7 +102,7 @@ def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in tensors.items()}
 
 
-def summary(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+def summary(tensors: Mapping[str, TensorInfo]) -> Json:
     """Parameters, bytes, and dtypes with the one of most parameters first."""
     counts: Counter[str] = Counter()
     for info in tensors.values():
@@ -107,14 +116,14 @@ def summary(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 def command(name: str, spec: ModelSpec, family: str | None, parts: str | Path | None) -> str:
     """The command line that runs the model."""
-    words = ["--model", name, *(["--family", family] if family else []), *(["--parts", str(parts)] if parts else [])]
-    rest = " ".join(shlex.quote(word) for word in words)
+    given = {"model": name, "family": family, "parts": parts}
+    rest = " ".join(f"{FLAGS[option]} {shlex.quote(str(value))}" for option, value in given.items() if value)
     if spec.facts.image_channels:
         return f'hires edit IN.png "make it winter" {rest} -o out.png'
-    return f'hires render "a lighthouse at dusk" --size {spec.native_px}x{spec.native_px} {rest} -o out.png'
+    return f'hires render "a lighthouse at dusk" {FLAGS["size"]} {spec.native_px}x{spec.native_px} {rest} -o out.png'
 
 
-def lines(document: Mapping[str, Any]) -> list[str]:
+def lines(document: Json) -> list[str]:
     """The same for people."""
     if document["kind"] != "model":
         what = "LoRA" if document["kind"] == "lora" else "autoencoder"

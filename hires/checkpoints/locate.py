@@ -1,4 +1,7 @@
-"""Where a model and its parts are: a folder, a file, the hub's local cache, or the hub itself. No torch, no weights opened."""
+"""Finds a model and its parts: a folder, a file, the hub's cache, the hub.
+
+Imports no torch and opens no weights.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,20 @@ TOWER_KINDS = {"clip_l": "clip", "clip_g": "clip", "t5": "t5"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Where one component of a model is.
-
-    component: 'network', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer' or 'tokenizer_2'. layout: how its keys are
-    named ('diffusers', 'ldm' for the single file of SDXL and SD1.5, 'pixart' for the original .pth) or 'missing'. path: its
-    folder or file. prefix: of its keys in a single file. config: the JSON file that says its shape, its own or a shipped
-    one. looked_in: where a missing part was looked for, for messages.
-    """
+    """Where one component of a model is."""
 
     component: str
+    """network, vae, text_encoder, text_encoder_2, tokenizer or tokenizer_2."""
     layout: str
+    """How its keys are named: diffusers, ldm (the single file of SDXL and SD1.5), pixart (the original .pth), or missing."""
     path: Path | None
+    """Its folder or file; None where it is missing."""
     prefix: str = ""
+    """What its keys in a single file start with."""
     config: Path | None = None
+    """The JSON file with its shape, its own or a shipped one."""
     looked_in: tuple[str, ...] = ()
+    """Where a missing part was looked for, for messages."""
 
 
 def find_model(name: str) -> Path:
@@ -155,14 +158,14 @@ def _holds(place: Path, component: str, kind: str) -> bool:
 
 
 def missing(parts: Sequence[Part], facts: FamilyFacts) -> ModelError:
-    """The error for parts that are nowhere: where they were looked for, and the next move."""
+    """The error for parts that were not found: where they were looked for, and the next move."""
     names, looked = [part.component for part in parts], sorted({place for part in parts for place in part.looked_in})
     where = f" (looked in {', '.join(looked)})" if looked else ""
     return ModelError(f"{' and '.join(names)} missing{where}: {next_move(names, facts)}")
 
 
 def next_move(components: Sequence[str], facts: FamilyFacts) -> str:
-    """What to do about parts that are nowhere."""
+    """What to do about parts that were not found."""
     wanted = " ".join(f"--include '{component}/*'" for component in components)
     inside = " and ".join(f"{component}/" for component in components)
     return (

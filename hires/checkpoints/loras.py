@@ -1,4 +1,7 @@
-"""What LoRAs do to a run before any is loaded: files found, families compared, LCM's defaults. No torch, headers only."""
+"""Checks LoRAs before any is loaded, and applies an LCM-LoRA's defaults.
+
+Reads headers only; imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Facts of the models, read from a folder's JSON, a file's header or the table of names. No torch, no tensor is read."""
+"""Reads the facts of a model from its folder, file or name.
+
+Imports no torch and reads no tensor.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hires.checkpoints.configs import (
     LDM_CLIP_G,
@@ -30,40 +32,53 @@ from hires.checkpoints.noise_levels import vp_range, vp_sigmas
 from hires.errors import ModelError, RequestError
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
+from hires.units import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Facts of one checkpoint. Sigmas in units of the latents' standard deviation. notes: what a plan says about it."""
+    """Facts of one checkpoint. Sigmas are in units of the latents' standard deviation."""
 
     name: str
+    """As the user gave it."""
     path: Path
+    """Its file or folder."""
     facts: FamilyFacts
+    """Those of its family."""
     parameterisation: str
     sigma_min: float
     sigma_max: float
     vp_betas: tuple[str, float, float] | None
+    """(kind, first, last) of a variance-preserving model; None for EDM."""
     zero_terminal_snr: bool
     latent_scale: float
     cell_px: int
+    """Pixels per side of a latent cell."""
     native_px: int
     align_px: int
+    """What the sides of a canvas must divide by."""
     network: NetworkShape
     vae: VaeShape
     network_params: int
+    """Values of the network's weights."""
     text_params: int
+    """Values of the text encoders' weights."""
     vae_params: int
+    """Values of the VAE's weights."""
     defaults: Defaults
     parts: Mapping[str, Part]
+    """Where each component is."""
     notes: tuple[str, ...] = ()
+    """What a plan says about the checkpoint."""
 
     @property
     def family(self) -> str:
+        """The name of the model's family."""
         return self.facts.name
 
     @property
     def missing(self) -> tuple[Part, ...]:
-        """The parts that are nowhere, so that it cannot be run."""
+        """The parts that were not found; with any the model cannot run."""
         return tuple(part for part in self.parts.values() if part.layout == "missing")
 
 
@@ -87,7 +102,7 @@ def identify(path: Path, family: str | None = None) -> Finding:
 
 
 def parts_folder(parts: str | Path | None) -> Path | None:
-    """The folder of `--parts`. ModelError where it is none."""
+    """The folder given as `parts`. ModelError for a path that is no folder."""
     if parts is None:
         return None
     folder = Path(parts).expanduser()
@@ -151,7 +166,7 @@ def align_of(shape: NetworkShape, cell_px: int) -> int:
     return cell_px * (2 ** (len(shape.channels) - 1) if isinstance(shape, UNetShape) else shape.patch)
 
 
-def check_vae(part: Part, config: Mapping[str, Any], facts: FamilyFacts, finding: Finding) -> None:
+def check_vae(part: Part, config: Json, facts: FamilyFacts, finding: Finding) -> None:
     """ModelError for a VAE of another scale that was found outside the model, and for any such of a PixArt model."""
     scale = config.get("scaling_factor", facts.latent_scale)
     inside = part.path is not None and part.path.is_relative_to(finding.path) and part.layout != "missing"
@@ -166,7 +181,7 @@ def _no_model(finding: Finding) -> ModelError:
     if finding.kind == "lora":
         made_for = f" for {finding.family}" if finding.family else ""
         return ModelError(f"{finding.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
-    return ModelError(f"{finding.path}: an autoencoder alone, no model; `hires vae-roundtrip --vae` takes its folder")
+    return ModelError(f"{finding.path}: an autoencoder alone, no model; hires vae-roundtrip takes its folder as `vae`")
 
 
 def find_parts(finding: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:
@@ -214,7 +229,7 @@ def transformer_name(facts: FamilyFacts) -> str:
     return "transformer-" + (facts.same_keys_as or facts.name).removeprefix("pixart-")
 
 
-def network_config(finding: Finding, facts: FamilyFacts) -> dict[str, Any]:
+def network_config(finding: Finding, facts: FamilyFacts) -> Json:
     """The network's config: its own, or the one that its tensors' shapes say."""
     if finding.layout == "diffusers":
         inside = _parts_inside(finding, facts)["network"]
@@ -228,7 +243,7 @@ def network_config(finding: Finding, facts: FamilyFacts) -> dict[str, Any]:
     return pixart_config(shapes, shipped_config("pixart", transformer_name(facts)), facts.position_span or 32.0)
 
 
-def vae_config_of(part: Part, facts: FamilyFacts) -> dict[str, Any]:
+def vae_config_of(part: Part, facts: FamilyFacts) -> Json:
     """The autoencoder's config: its own, the one its shapes say, or the published one where it is missing."""
     if part.layout == "diffusers":
         assert part.config is not None
@@ -281,14 +296,14 @@ def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
-def _network_shape(config: Mapping[str, Any], finding: Finding, facts: FamilyFacts) -> NetworkShape:
+def _network_shape(config: Json, finding: Finding, facts: FamilyFacts) -> NetworkShape:
     if facts.network == "unet":
         return unet_shape(config, facts)
     shapes = {} if finding.header is None else below(finding.header.shapes, finding.prefix)
     return replace(pixart_shape(config), kv_compression=kv_compression(shapes), control_blocks=finding.control)
 
 
-def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
+def pixart_shape(config: Json) -> PixArtShape:
     """The shape of a diffusers PixArtTransformer2DModel from its config."""
     return PixArtShape(
         layers=int(config["num_layers"]),
@@ -300,7 +315,7 @@ def pixart_shape(config: Mapping[str, Any]) -> PixArtShape:
     )
 
 
-def unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
+def unet_shape(config: Json, facts: FamilyFacts) -> UNetShape:
     """The shape of a diffusers UNet2DConditionModel from its config."""
     channels = tuple(config["block_out_channels"])
     layers = config.get("transformer_layers_per_block", 1)
@@ -319,7 +334,7 @@ def unet_shape(config: Mapping[str, Any], facts: FamilyFacts) -> UNetShape:
     )
 
 
-def _vae_shape(config: Mapping[str, Any]) -> VaeShape:
+def _vae_shape(config: Json) -> VaeShape:
     return VaeShape(
         channels=tuple(config["block_out_channels"]),
         resnets=int(config["layers_per_block"]),
@@ -338,8 +353,8 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
     if not own.is_file():
         return facts.defaults
     try:
-        values: Mapping[str, Any] = read_json(own)["defaults"]
-        fields: Any = {name: _tuples(value) for name, value in values.items()}
+        values: Json = read_json(own)["defaults"]
+        fields: Json = {name: _tuples(value) for name, value in values.items()}
         fields |= {name: (fields[name],) for name in ("enlarger", "relay_sampler") if isinstance(fields.get(name), str)}
         defaults = Defaults(**fields)
         defaults.check()
@@ -348,6 +363,6 @@ def _defaults(path: Path, facts: FamilyFacts) -> Defaults:
         raise ModelError(f"{own}: its 'defaults' are not those of this version ({error}); remove the file") from None
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """Lists of a JSON value, at any depth, as tuples."""
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

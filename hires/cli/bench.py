@@ -4,35 +4,76 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hires.cli.display import guarded
+from hires.cli.options import Command, Given, keywords
 from hires.errors import RequestError
+from hires.options.fields import Option, Options
+from hires.units import Json
 
 if TYPE_CHECKING:
     from hires.bench.row import BenchSetup, Row
+    from hires.devices.calibration import Calibration
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The document on stdout alone, nothing on stderr.")]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option("--size", metavar="WxH", help="Of the pictures; may be given several times; default: the suite's."),
-]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")]
-Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget, such as 24GB; default: what is free.")]
-Model = Annotated[str, typer.Option(help="For vae, denoise, render, upscale: as of hires render.")]
-Parts = Annotated[str | None, typer.Option(metavar="FOLDER", help="For the same: as of hires render.")]
-Upscaler = Annotated[str | None, typer.Option("--upscaler", metavar="FILE", help="For upscale: a network beside Lanczos.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes and few repeats: every code path in seconds.")]
-Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Append the rows to a CSV file.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows into a .png or .svg (extra plot).")]
+def option(help: str, flag: str | None = None, metavar: str | None = None) -> Option:
+    """An option of a measurement."""
+    return Option(help=help, flag=flag, metavar=metavar, group="run", panel="Output", local=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """The options of every suite."""
+
+    size: Annotated[
+        Sequence[str],
+        option("Of the pictures; may be given several times; default: the suite's.", metavar="WxH"),
+    ] = ()
+    device: Annotated[str, option("auto, cpu or cuda:0.")] = "auto"
+    dtype: Annotated[str, option("auto, fp32, bf16, fp16.")] = "auto"
+    vram: Annotated[str | None, option("Memory budget, such as 24GB; default: what is free.", metavar="SIZE")] = None
+    model: Annotated[str, option("For vae, denoise, render, upscale: as of hires render.")] = "demo"
+    parts: Annotated[str | None, option("For the same: as of hires render.", metavar="FOLDER")] = None
+    upscaler: Annotated[str | None, option("For upscale: a network beside Lanczos.", metavar="FILE")] = None
+    quick: Annotated[bool, option("Toy sizes and few repeats: every code path in seconds.")] = False
+    csv: Annotated[str | None, option("Append the rows to a CSV file.", metavar="FILE")] = None
+    plot: Annotated[str | None, option("Draw the rows into a .png or .svg (extra plot).", metavar="FILE")] = None
+
+    def setup(self) -> BenchSetup:
+        """What all suites share. RequestError or DeviceError for values that none could use."""
+        from hires.bench.row import BenchSetup
+        from hires.devices.probe import choose_device
+        from hires.options.sizes import parse_size
+
+        return BenchSetup(
+            device=choose_device(self.device),
+            dtype=self.dtype,
+            sizes=tuple(parse_size(text) for text in self.size),
+            vram=self.vram,
+            model=self.model,
+            parts=self.parts,
+            upscaler=self.upscaler,
+            quick=self.quick,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(Options):
+    """The options of `hires bench calibrate`."""
+
+    device: Annotated[str, option("auto, cpu or cuda:0.")] = "auto"
+    as_json: Annotated[bool, option("The document on stdout alone, nothing on stderr.", flag="--json")] = False
+
+
+SUITE = Command(options=(BenchOptions,), sections=False)
+CALIBRATE = Command(options=(CalibrateOptions,), sections=False)
 ABOUT = {
     "attention": "Attention of CosXL, PixArt and the autoencoder, by every backend: all tokens, checked in float64, and npa.",
     "norm": "GroupNorm's statistics and its apply with SiLU, on maps of the UNet and of the autoencoder.",
@@ -52,70 +93,49 @@ def register(app: typer.Typer) -> None:
     )
     app.add_typer(bench, name="bench")
     for name, about in [*ABOUT.items(), ("all", "Every suite in turn.")]:
-        bench.command(name, help=about)(_command(name))
-
-    @bench.command()
-    def calibrate(device: Device = "auto", as_json: AsJson = False) -> None:
-        """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
-
-        def work() -> Any:
-            from hires.bench.calibrate import calibrate as measure
-            from hires.devices import calibration
-            from hires.devices.probe import choose_device
-
-            told = partial(print, file=sys.stderr)
-            found = measure(choose_device(device), (lambda line: None) if as_json else told)
-            return found, calibration.save(calibration.cache_folder(), found)
-
-        found, path = guarded(work)
-        if not as_json:
-            print(f"{found.device}: kept in {path}", file=sys.stderr)
-        print(json.dumps(asdict(found) | {"path": str(path)}))
+        SUITE.add(bench, name, partial(measure, name), help=about)
+    CALIBRATE.add(bench, "calibrate", calibrate)
 
 
-def _command(name: str) -> Callable[..., None]:
-    def command(
-        size: Sizes = None,
-        device: Device = "auto",
-        dtype: Dtype = "auto",
-        vram: Vram = None,
-        model: Model = "demo",
-        parts: Parts = None,
-        upscaler: Upscaler = None,
-        quick: Quick = False,
-        csv: Csv = None,
-        plot: Plot = None,
-    ) -> None:
-        def work() -> dict[str, Any]:
-            from hires.bench.row import SUITES, BenchSetup
-            from hires.devices.probe import choose_device
-            from hires.options.sizes import parse_size
+def calibrate(given: Given) -> None:
+    """Measure once what this machine sustains, so that plans' seconds and budgets go by it; less than two minutes."""
 
-            setting = BenchSetup(
-                device=choose_device(device),
-                dtype=dtype,
-                sizes=tuple(parse_size(text) for text in size or ()),
-                vram=vram,
-                model=model,
-                parts=parts,
-                upscaler=upscaler,
-                quick=quick,
-            )
-            return carried_out(SUITES if name == "all" else (name,), setting, csv, plot)
+    def work() -> tuple[Calibration, Path]:
+        from hires.bench.calibrate import calibrate as measured
+        from hires.devices import calibration
+        from hires.devices.probe import choose_device
 
-        print(json.dumps(guarded(work, "the rows so far are above")))
+        tell = (lambda line: None) if given["as_json"] else partial(print, file=sys.stderr)
+        result = measured(choose_device(given["device"]), tell)
+        return result, calibration.save(calibration.cache_folder(), result)
 
-    return command
+    result, path = guarded(work, options=CALIBRATE.options)
+    if not given["as_json"]:
+        print(f"{result.device}: kept in {path}", file=sys.stderr)
+    print(json.dumps(asdict(result) | {"path": str(path)}))
 
 
-def carried_out(names: tuple[str, ...], setting: BenchSetup, csv: Path | None, plot: Path | None) -> dict[str, Any]:
-    """Run suites, each row told and kept as it comes; the document of all of them. An out-of-memory is a row."""
+def measure(name: str, given: Given) -> None:
+    """Run one suite, or all of them, and print the document."""
+
+    def work() -> Json:
+        from hires.bench.row import SUITES
+
+        options = BenchOptions(**keywords(BenchOptions, given))
+        csv, plot = (None if file is None else Path(file) for file in (options.csv, options.plot))
+        return measured(SUITES if name == "all" else (name,), options.setup(), csv, plot)
+
+    print(json.dumps(guarded(work, "the rows so far are above", SUITE.options)))
+
+
+def measured(names: tuple[str, ...], setting: BenchSetup, csv: Path | None, plot: Path | None) -> Json:
+    """Run suites, each row shown and written as it comes; the document of all of them. An out-of-memory is a row."""
     from hires.bench import plots
     from hires.bench.suites import described, rows_of
 
     setting.check()
     if plot is not None:
-        plots.check_picture("--plot", plot)
+        plots.check_picture("plot", plot)
     machine = described(setting)
     rows: list[Row] = []
     print(", ".join(f"{key} {value}" for key, value in machine.items()), file=sys.stderr)

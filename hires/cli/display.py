@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
@@ -19,6 +19,10 @@ from hires.events import Event, OnEvent
 from hires.options.fields import flags_of, with_flags
 from hires.units import gib
 
+if TYPE_CHECKING:
+    from hires.engine.results import RenderResult
+    from hires.planning.plan import MemoryPlan
+
 
 def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     """One message on stderr that names options by their flags, the error's exit code, no traceback."""
@@ -26,22 +30,11 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-UNDECLARED = {
-    name: f"--{name}"
-    for name in (
-        *("base", "csv", "device", "dtype", "family", "grid", "overwrite", "parts", "plot"),
-        *("host", "loras", "models", "port", "upscalers"),
-    )
-} | {
-    "api_key": "--api-key",
-    "attention_policy": "--attention-policy",
-    "attention_window": "--attention-window",
-    "policy": "--policy",
-    "vae": "--vae",
-    "vram": "--vram",
+UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "parts", "vae")} | {
+    "journal=None": "--no-journal",
     "waiting": "--queue",
 }
-"""Flags of the commands that measure and serve, whose options no dataclass declares."""
+"""Flags that no dataclass declares, of `hires measure` and `inspect`, and those of other commands that errors send on to."""
 
 
 def in_flags(text: str, options: Sequence[type] = ()) -> str:
@@ -53,7 +46,10 @@ LOST = "nothing was written"
 KEPT = "nothing was written, the same command goes on from here (see hires jobs)"
 
 
-def guarded(work: Callable[[], Any], stopped: str = LOST, options: Sequence[type] = ()) -> Any:
+Result = TypeVar("Result")
+
+
+def guarded(work: Callable[[], Result], stopped: str = LOST, options: Sequence[type] = ()) -> Result:
     """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`.
 
     options: the declarations of the command's options, whose flags its messages name.
@@ -127,13 +123,19 @@ class progress_display:
         self._bar.update(self._task, completed=event.done, detail=detail)
 
 
+Report = Callable[["MemoryPlan"], str]
+"""What a listener tells of a render, by its plan, when it is done."""
+Watching = tuple[OnEvent | None, list[Report]]
+
+
 @contextmanager
-def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: Path | None) -> Iterator[Any]:
+def watched(quiet: bool, preview: Path | None, profile: Path | None, timeline: Path | None) -> Iterator[Watching]:
     """The display of a render and what else listens to its events: on_event, and what reports when it is done."""
     if profile is not None and timeline is not None:
         raise RequestError("--profile and --memory-timeline: each falsifies the other; give one at a time")
     with progress_display(shown=not quiet, preview=preview_file(preview)) as shown, ExitStack() as stack:
-        on_event, after = shown, []
+        on_event: OnEvent | None = shown
+        after: list[Report] = []
         if profile is not None:
             os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # before torch: its profiler is chatty
             from hires.bench.profile import Profile
@@ -157,7 +159,7 @@ def preview_file(path: Path | None) -> Path | None:
     return check_png(path, overwrite=True)
 
 
-def say(result: Any, as_json: bool, quiet: bool) -> None:
+def say(result: RenderResult, as_json: bool, quiet: bool) -> None:
     """What a finished render prints on stdout."""
     if as_json:
         print(json.dumps(result.to_json(), default=str))

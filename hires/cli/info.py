@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,9 @@ from hires._version import __version__
 from hires.cli.display import guarded
 from hires.cli.options import AsJson
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from hires.checkpoints.spec import ModelSpec
 
 
 def info(as_json: AsJson = False) -> None:
@@ -52,7 +55,7 @@ def collect_info() -> dict[str, dict[str, str]]:
     maps = group_norm.MapSpec(device=device.type, dtype=dtype)
     libraries = {"hires": __version__, "python": sys.version.split()[0]}
     for name in ("torch", "diffusers", "transformers", "triton", "xformers", "tifffile", "pyvips", "spandrel"):
-        with quiet_imports() as said:
+        with quiet_imports() as messages:
             try:
                 importlib.import_module(name)
                 state = importlib.metadata.version(name)
@@ -60,7 +63,7 @@ def collect_info() -> dict[str, dict[str, str]]:
                 state = "not installed" if error.name == name else f"not usable: {error}"
             except Exception as error:  # any failure of an optional library is what this table is for
                 state = f"not usable: {type(error).__name__}: {error}"
-        libraries[name] = "; ".join([state, *(" ".join(line.split()) for line in said)])
+        libraries[name] = "; ".join([state, *(" ".join(line.split()) for line in messages)])
     lacking = [name for name in ("triton", "xformers") if libraries[name].startswith("not installed")]
     advice = {"card": f"{' and '.join(lacking)} missing: pip install -e '.[gpu]' in the folder of hires"} if lacking else {}
     return {
@@ -73,6 +76,6 @@ def collect_info() -> dict[str, dict[str, str]]:
     }
 
 
-def _describe(spec: Any) -> str:
+def _describe(spec: ModelSpec) -> str:
     params = (spec.network_params + spec.text_params + spec.vae_params) / 1e6
     return f"{spec.family}, {spec.native_px} px native, {spec.parameterisation}, {params:.1f} M parameters, {spec.path}"

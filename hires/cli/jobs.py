@@ -21,17 +21,17 @@ def jobs(
     """List unfinished renders, which the same command goes on with, or remove what is kept of them."""
     from hires.resume import unfinished
 
-    found = guarded(lambda: unfinished.unfinished(folder))
-    removed = unfinished.clean(found) if clean else []
+    unfinished_jobs = guarded(lambda: unfinished.unfinished(folder))
+    removed = unfinished.clean(unfinished_jobs) if clean else []
     if as_json:
-        document = {"jobs": [job.to_json() for job in found], "removed": [job.output for job in removed]}
+        document = {"jobs": [job.to_json() for job in unfinished_jobs], "removed": [job.output for job in removed]}
         print(json.dumps(document))
         return
-    for job in found:
+    for job in unfinished_jobs:
         state = "removed" if job in removed else job.progress
         age = f"{job.age_seconds / 60:.0f} min ago"
         print(f"{job.output}  {job.size}  {state}  {age}  {gib(job.held_bytes)}  {job.prompt[:60]}")
-    if not found:
+    if not unfinished_jobs:
         print(f"nothing unfinished in {folder.resolve()}")
 
 

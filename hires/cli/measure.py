@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hires._version import __version__
 from hires.cli.display import guarded
 from hires.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from hires.metrics.measure import Measures
 
 
 def measure(
@@ -30,22 +33,22 @@ def measure(
     """Measure a picture: contrast, detail beyond its base, seams against random grids, drift, duplicates."""
     from hires.metrics import measure_file
 
-    def work() -> Any:
+    def work() -> Measures:
         from hires.errors import OutputError
         from hires.images.whole import check_png, save_png
 
         target = None if report_file is None else check_png(report_file, overwrite=True)
         if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
             raise OutputError(f"--report {target}: is a picture to be measured; give another name")
-        found, source = measure_file.measure_file(file, base, grid)
+        measures, source = measure_file.measure_file(file, base, grid)
         if target is not None:
             from hires.metrics.report_picture import report as drawn
 
-            save_png(target, drawn(file.name, source, found), {"Software": f"hires {__version__}"}, overwrite=True)
-        return found
+            save_png(target, drawn(file.name, source, measures), {"Software": f"hires {__version__}"}, overwrite=True)
+        return measures
 
-    found = guarded(work)
-    print(json.dumps(found.to_json()) if as_json else "\n".join(measure_file.lines(str(file), found)))
+    measures = guarded(work)
+    print(json.dumps(measures.to_json()) if as_json else "\n".join(measure_file.lines(str(file), measures)))
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from hires.errors import RequestError
 from hires.options.fields import Field, Option, declared
-from hires.options.groups import JournalOptions, MachineOptions, ModelOptions, OutputOptions
+from hires.options.groups import JournalOptions, ModelOptions
 
 PANELS = ("Picture", "Model", "Memory", "Quality", "Output")
 Given = dict[str, Any]
@@ -30,6 +30,8 @@ class JournalFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewFlags:
+    """A picture of each step."""
+
     preview: Annotated[
         str | None,
         Option(
@@ -43,6 +45,8 @@ class PreviewFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringFlags:
+    """What is measured beside a render."""
+
     profile: Annotated[
         str | None,
         Option(
@@ -60,6 +64,8 @@ class MeasuringFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonFlags:
+    """Output for programs."""
+
     as_json: Annotated[
         bool,
         Option(help="Print one JSON document on stdout and nothing else there.", flag="--json", group="run", panel="Output"),
@@ -68,17 +74,23 @@ class JsonFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(JsonFlags):
+    """What is printed."""
+
     quiet: Annotated[bool, Option(help="No progress, no summary.", group="run", panel="Output")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingFlags:
+    """Where a plan is drawn."""
+
     svg: Annotated[str | None, Option(help="Draw the plan to an SVG.", metavar="FILE", group="run", panel="Output")] = None
     png: Annotated[str | None, Option(help="Draw the plan to a PNG.", metavar="FILE", group="run", panel="Output")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFlags:
+    """How the files of a folder are written."""
+
     suffix: Annotated[
         str | None,
         Option(help="Format of the files in a folder; default: their own.", metavar=".EXT", group="run", panel="Output"),
@@ -106,6 +118,14 @@ def level(text: str) -> float | str:
     return text if text == "auto" else number(text)
 
 
+def argument(
+    name: str, metavar: str, help: str, default: object = inspect.Parameter.empty, *, kind: type = str
+) -> inspect.Parameter:
+    """A positional argument of a command, of type `kind`."""
+    annotation = Annotated[kind, typer.Argument(metavar=metavar, help=help, show_default=False)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
 def parameter(field: Field, panel: str | None = None) -> Any:
     """What Typer reads an option from: the type of its values on the command line, and its declaration."""
     option = field.option
@@ -114,12 +134,14 @@ def parameter(field: Field, panel: str | None = None) -> Any:
     default: dict[str, Any] = {"parser": parser} if parser is not None else {}
     if field.required:
         default["show_default"] = False
+    if option.envvar is not None:
+        default["envvar"] = option.envvar
     info = typer.Option(*names, help=option.help, metavar=option.metavar, rich_help_panel=panel or option.panel, **default)
     return Annotated[kind, info]
 
 
 def _reading(field: Field) -> tuple[Any, Callable[[str], Any] | None]:
-    """The type that Typer is told, and what reads a value where that is not Typer."""
+    """The type that Typer reads an option as, and the function that parses it where Typer does not."""
     kinds = field.types
     plain: Any
     if bool in kinds:
@@ -141,19 +163,16 @@ def _is_given(field: Field) -> bool:
     return field.required or field.default is not None
 
 
-Device = parameter(declared(MachineOptions)["device"])
-Vram = parameter(declared(MachineOptions)["vram"])
 Family = parameter(declared(ModelOptions)["family"])
 Parts = parameter(declared(ModelOptions)["parts"])
-Overwrite = parameter(declared(OutputOptions)["overwrite"])
 AsJson = parameter(declared(JsonFlags)["as_json"])
-Quiet = parameter(declared(ReportFlags)["quiet"])
 
 
 class SectionedCommand(TyperCommand):
     """A command whose `--help` lists its options in sections, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options section by section; sections without one are left out."""
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *PANELS)}
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)
@@ -169,19 +188,21 @@ class SectionedCommand(TyperCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command of the command line: its arguments, and the classes that declare its options.
+    """A command of the command line: its arguments, and the classes that declare its options."""
 
-    changes: by option, what its declaration says otherwise here; panels: by option, its section of the help.
-    """
-
-    arguments: Sequence[inspect.Parameter]
-    options: Sequence[type]
+    arguments: Sequence[inspect.Parameter] = ()
+    options: Sequence[type] = ()
     required: Sequence[str] = ()
-    changes: Mapping[str, Mapping[str, Any]] | None = None
+    """Options that must be given here."""
+    changes: Mapping[str, Option] | None = None
+    """By option, what takes the place of its declaration here."""
     panels: Mapping[str, str] | None = None
+    """By option, its section of the help."""
+    sections: bool = True
+    """Whether the help lists the options in sections; in one list, in the order of their declarations, otherwise."""
 
-    def add(self, app: typer.Typer, name: str, run: Callable[[Given], None]) -> None:
-        """Register `run`, which gets the values of all parameters by name."""
+    def add(self, app: typer.Typer, name: str, run: Callable[[Given], None], help: str | None = None) -> None:
+        """Register `run`, which gets the values of all parameters by name; its docstring is the help where none is given."""
 
         def called(**given: Any) -> None:
             run(given)
@@ -196,19 +217,21 @@ class Command:
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__doc__ = run.__doc__
         called.__annotations__ = {each.name: each.annotation for each in parameters}
-        app.command(name, cls=SectionedCommand)(called)
+        app.command(name, cls=SectionedCommand if self.sections else None, help=help)(called)
 
     def fields(self) -> dict[str, Field]:
         """The declared options, those first that stand first in the help."""
-        found: dict[str, Field] = {}
+        options: dict[str, Field] = {}
         for cls in self.options:
             for name, field in declared(cls).items():
                 if not field.option.python_only:
-                    found[name] = self._changed(field)
-        return dict(sorted(found.items(), key=lambda entry: PANELS.index(entry[1].option.panel)))
+                    options[name] = self._changed(field)
+        if not self.sections:
+            return options
+        return dict(sorted(options.items(), key=lambda entry: PANELS.index(entry[1].option.panel)))
 
     def _changed(self, field: Field) -> Field:
-        option = replace(field.option, **(self.changes or {}).get(field.name, {}))
+        option = (self.changes or {}).get(field.name, field.option)
         return replace(field, option=option, default=MISSING if field.name in self.required else field.default)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,17 +20,16 @@ from hires.cli.options import (
     MeasuringFlags,
     PreviewFlags,
     ReportFlags,
+    argument,
     journal,
     keywords,
 )
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, JournalOptions, RenderOptions
 
-
-def argument(name: str, metavar: str, help: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    """A positional argument of a command."""
-    annotation = Annotated[str, typer.Argument(metavar=metavar, help=help, show_default=False)]
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+if TYPE_CHECKING:
+    from hires.engine.results import RenderResult
+    from hires.planning.plan import MemoryPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +62,7 @@ def render(given: Given) -> None:
     """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise."""
     from hires.engine import engine
 
-    def work() -> Any:
+    def work() -> RenderResult:
         files = (_path(given[name]) for name in ("preview", "profile", "memory_timeline"))
         with watched(given["quiet"], *files) as (on_event, after):
             options = keywords(RenderOptions, given) | {"journal": journal(given), "on_event": on_event}
@@ -81,7 +79,7 @@ def edit(given: Given) -> None:
     """Change the picture IN as INSTRUCTION says, at its own size or WxH, into a file."""
     from hires.engine import engine
 
-    def work() -> Any:
+    def work() -> RenderResult:
         with progress_display(shown=not given["quiet"], preview=preview_file(_path(given["preview"]))) as on_event:
             options = keywords(EditOptions, given) | {"journal": journal(given), "on_event": on_event}
             return engine.edit(given["picture"], given["instruction"], **options)
@@ -98,19 +96,19 @@ def plan(given: Given) -> None:
     from hires.engine import engine
     from hires.planning import drawing
 
-    def planned(budget: str | int | None) -> Any:
+    def planned(budget: str | int | None) -> MemoryPlan:
         options = keywords(PlanOptions, given) | {"journal": journal(given), "vram": budget}
         return engine.plan(given["prompt"], **options)
 
-    made = guarded(lambda: planned(given["vram"]), options=PLAN.options)
+    result = guarded(lambda: planned(given["vram"]), options=PLAN.options)
     for name in ("svg", "png"):
         if given[name] is not None:
-            guarded(partial(drawing.save_drawing, made, Path(given[name])))
+            guarded(partial(drawing.save_drawing, result, Path(given[name])))
     if given["as_json"]:
-        print(json.dumps(made.to_json(), default=str))
+        print(json.dumps(result.to_json(), default=str))
         return
-    print(in_flags(made.explain(), PLAN.options))
-    print(drawing.terminal(made))
+    print(in_flags(result.explain(), PLAN.options))
+    print(drawing.terminal(result))
     if given["device"] == "auto" and given["vram"] is not None:
         print("with other budgets:")
         print(drawing.table(drawing.other_budgets(planned)))

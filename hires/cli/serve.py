@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from hires.cli.display import guarded
-from hires.cli.options import whole
+from hires.cli.options import Command, Given, keywords
 from hires.errors import OutputError, RequestError
+from hires.options.fields import Option, Options
+from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     from hires.server.settings import Settings
@@ -20,78 +23,81 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "HIRES_API_KEY"
 
 
+def option(help: str, flag: str | None = None, metavar: str | None = None, envvar: str | None = None) -> Option:
+    """An option of a server: it describes the machine, and no network may set it."""
+    return Option(help=help, flag=flag, metavar=metavar, envvar=envvar, group="machine", panel="Memory", local=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(Options):
+    """The options of `hires serve`."""
+
+    host: Annotated[str, option("Where to listen; beyond this machine only with a key.", metavar="ADDRESS")] = "127.0.0.1"
+    port: Annotated[int, option("7860 is where A1111's clients look.", metavar="N")] = 7860
+    api_key: Annotated[
+        str | None, option("Clients must send it: as a bearer token, or as the password.", envvar=KEY_VARIABLE)
+    ] = None
+    folder: Annotated[str, option("Where jobs and outputs are kept.", metavar="FOLDER")] = "hires-server"
+    model: Annotated[str, option("The model where a request names none; as of hires render.")] = "demo"
+    models: Annotated[str | None, option("Checkpoints that requests may name.", metavar="FOLDER")] = None
+    loras: Annotated[str | None, option("LoRAs that requests may name.", metavar="FOLDER")] = None
+    upscalers: Annotated[str | None, option("Upscaling networks that requests may name.", metavar="FOLDER")] = None
+    tiny_vae: Annotated[str | None, option("Draws the previews; as of hires render.", metavar="FOLDER")] = None
+    vram: Annotated[str | None, option("Memory budget of every job, such as 24GB.", metavar="SIZE")] = None
+    ram: Annotated[str | None, option("What the whole process may hold in host memory.", metavar="SIZE")] = None
+    device: Annotated[Sequence[str], option("auto, cpu or cuda:0; given for each of several cards.")] = ()
+    queue: Annotated[int, option("Jobs that may wait; more get 429.", metavar="N")] = 64
+    keep: Annotated[int, option("Finished jobs whose files stay.", metavar="N")] = 200
+    max_body: Annotated[str, option("Longest body of a request.", metavar="SIZE")] = "256MiB"
+    max_pixels: Annotated[int, option("Most pixels of a picture that is asked for.", metavar="N")] = 2**30
+    allow_host: Annotated[Sequence[str], option("A further name that the server goes by.", metavar="NAME")] = ()
+
+    def settings(self) -> Settings:
+        """The server's own form of them. RequestError for a value that it does not allow."""
+        try:
+            from hires.server.settings import Limits, Settings
+        except ModuleNotFoundError as error:
+            raise missing(error) from None
+        limits = Limits(
+            body_bytes=parse_bytes(self.max_body), output_pixels=self.max_pixels, waiting=self.queue, kept=self.keep
+        )
+        models, loras, upscalers = (None if path is None else Path(path) for path in (self.models, self.loras, self.upscalers))
+        return Settings(
+            folder=Path(self.folder).expanduser(),
+            host=self.host,
+            port=self.port,
+            api_key=self.api_key,
+            hosts=tuple(self.allow_host),
+            model=self.model,
+            models=models,
+            loras=loras,
+            upscalers=upscalers,
+            tiny_vae=self.tiny_vae,
+            vram=self.vram,
+            ram=self.ram,
+            devices=tuple(self.device) or ("auto",),
+            limits=limits,
+        )
+
+
+SERVE = Command(options=(ServeOptions,), sections=False)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    SERVE.add(app, "serve", serve)
 
-    @app.command()
-    def serve(
-        host: Annotated[
-            str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine only with a key.")
-        ] = "127.0.0.1",
-        port: Annotated[int, typer.Option(parser=whole, metavar="N", help="7860 is where A1111's clients look.")] = 7860,
-        api_key: Annotated[
-            str | None,
-            typer.Option("--api-key", envvar=KEY_VARIABLE, help="Clients must send it: as a bearer token, or as the password."),
-        ] = None,
-        folder: Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Where jobs and outputs are kept.")] = Path(
-            "hires-server"
-        ),
-        model: Annotated[str, typer.Option(help="The model where a request names none; as of hires render.")] = "demo",
-        models: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Checkpoints that requests may name.")] = None,
-        loras: Annotated[Path | None, typer.Option(metavar="FOLDER", help="LoRAs that requests may name.")] = None,
-        upscalers: Annotated[
-            Path | None, typer.Option(metavar="FOLDER", help="Upscaling networks that requests may name.")
-        ] = None,
-        tiny_vae: Annotated[
-            str | None, typer.Option("--tiny-vae", metavar="FOLDER", help="Draws the previews; as of hires render.")
-        ] = None,
-        vram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory budget of every job, such as 24GB.")] = None,
-        ram: Annotated[str | None, typer.Option(metavar="SIZE", help="What the whole process may hold in host memory.")] = None,
-        device: Annotated[list[str] | None, typer.Option(help="auto, cpu or cuda:0; given for each of several cards.")] = None,
-        queue: Annotated[
-            int, typer.Option("--queue", parser=whole, metavar="N", help="Jobs that may wait; more get 429.")
-        ] = 64,
-        keep: Annotated[int, typer.Option("--keep", parser=whole, metavar="N", help="Finished jobs whose files stay.")] = 200,
-        max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Longest body of a request.")] = "256MiB",
-        max_pixels: Annotated[
-            int, typer.Option("--max-pixels", parser=whole, metavar="N", help="Most pixels of a picture that is asked for.")
-        ] = 2**30,
-        allow_host: Annotated[
-            list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that the server goes by.")
-        ] = None,
-    ) -> None:
-        """Serve pictures over HTTP: A1111's and OpenAI's endpoints, jobs, and a web page.
 
-        A1111's clients find /sdapi/v1, OpenAI's /v1; /docs lists everything. Jobs outlive a restart and go on where they were.
-        """
+def serve(given: Given) -> None:
+    """Serve pictures over HTTP: A1111's and OpenAI's endpoints, jobs, and a web page.
 
-        def work() -> None:
-            from hires.units import parse_bytes
-
-            try:
-                from hires.server.settings import Limits, Settings
-            except ModuleNotFoundError as error:
-                raise missing(error) from None
-            limits = Limits(body_bytes=parse_bytes(max_body), output_pixels=max_pixels, waiting=queue, kept=keep)
-            settings = Settings(
-                folder=folder.expanduser(),
-                host=host,
-                port=port,
-                api_key=api_key,
-                hosts=tuple(allow_host or ()),
-                model=model,
-                models=models,
-                loras=loras,
-                upscalers=upscalers,
-                tiny_vae=tiny_vae,
-                vram=vram,
-                ram=ram,
-                devices=tuple(device or ("auto",)),
-                limits=limits,
-            )
-            run(settings)
-
-        guarded(work, "jobs that are not finished go on at the next start")
+    A1111's clients find /sdapi/v1, OpenAI's /v1; /docs lists everything. Jobs outlive a restart and go on where they were.
+    """
+    guarded(
+        lambda: run(ServeOptions(**keywords(ServeOptions, given)).settings()),
+        "jobs that are not finished go on at the next start",
+        SERVE.options,
+    )
 
 
 def run(settings: Settings) -> None:
@@ -138,7 +144,7 @@ def listener(host: str, port: int) -> socket.socket:
     return opened
 
 
-def held(folder: Path, hold: Callable[[Path], Any]) -> Any:
+def held(folder: Path, hold: Callable[[Path], IO[str]]) -> IO[str]:
     """The lock of a server's folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@ import glob
 import inspect
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,15 @@ from hires.cli.display import guarded, progress_display
 from hires.cli.options import BatchFlags, Command, Given, ReportFlags, keywords
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
-from hires.options.fields import chosen
+from hires.options.fields import chosen, declared
 from hires.options.upscale import REFINEMENT, UpscaleOptions
 from hires.units import gib
 
+if TYPE_CHECKING:
+    from hires.engine.results import UpscaleResult
+
 READ = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".bmp", ".ppm", ".pgm")
+OUTPUT = declared(UpscaleOptions)["output"].option
 UPSCALE = Command(
     arguments=(
         inspect.Parameter(
@@ -33,7 +37,7 @@ UPSCALE = Command(
     ),
     options=(UpscaleOptions, BatchFlags, ReportFlags),
     required=("output",),
-    changes={"output": {"metavar": "OUT", "help": "The file to write, or a folder for several."}},
+    changes={"output": replace(OUTPUT, metavar="OUT", help="The file to write, or a folder for several.")},
     panels=dict.fromkeys(REFINEMENT, "With --refine"),
 )
 
@@ -53,9 +57,9 @@ def upscale(given: Given) -> None:
     def work() -> Report:
         options = chosen(UpscaleOptions, "upscale", keywords(UpscaleOptions, given))
         with progress_display(shown=not given["quiet"]) as on_event:
-            return carried_out(given["pictures"], options, given["suffix"], on_event)
+            return enlarge_pictures(given["pictures"], options, given["suffix"], on_event)
 
-    report: Report = guarded(work, "the picture in progress was not written", UPSCALE.options)
+    report = guarded(work, "the picture in progress was not written", UPSCALE.options)
     report.say(given["as_json"], given["quiet"])
     if report.failed:
         raise typer.Exit(1)
@@ -63,13 +67,17 @@ def upscale(given: Given) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run of the command gives: results, and files that were skipped with their errors; one: not a batch."""
+    """What a run of the command gives."""
 
-    done: list[Any]
+    done: list[UpscaleResult]
+    """The results."""
     failed: list[tuple[Path, HiresError]]
+    """Files that were skipped, with their errors."""
     one: bool
+    """Whether a single file was named, not a batch."""
 
     def say(self, as_json: bool, quiet: bool) -> None:
+        """Print the results on stdout, and the skipped files on stderr."""
         for path, error in self.failed:
             print(f"skipped {path}: {error}", file=sys.stderr)
         if as_json:
@@ -85,13 +93,13 @@ class Report:
             print(f"{len(self.done)} enlarged, {len(self.failed)} skipped, peak memory {gib(peak)}")
 
 
-def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
-    """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as of `upscale`."""
+def enlarge_pictures(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
+    """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as in `upscale`."""
     from hires.engine.upscale import Upscaler, upscale_files, upscale_request
     from hires.images.formats import check_output
 
     output, overwrite, request = Path(str(options.output)), options.overwrite, upscale_request(options)
-    files, several = found_files(names)
+    files, several = picture_files(names)
     if not several and not output.is_dir():
         if suffix is not None:
             raise RequestError(f"--suffix {suffix}: is of files in a folder; give the name's own ending with -o")
@@ -101,28 +109,28 @@ def carried_out(names: list[str], options: UpscaleOptions, suffix: str | None, o
         if output.suffix or output.exists():
             raise RequestError(f"-o {output}: {len(files)} pictures go into a folder; give the name of one")
         output.mkdir()
-    said = _counted(on_event)
-    outcomes = list(upscale_files(files, output, request, suffix=suffix, overwrite=overwrite, on_event=said))
+    numbered = _counted(on_event)
+    outcomes = list(upscale_files(files, output, request, suffix=suffix, overwrite=overwrite, on_event=numbered))
     done = [outcome.result for outcome in outcomes if outcome.result is not None]
     return Report(done, [(outcome.file, outcome.error) for outcome in outcomes if outcome.error is not None], one=False)
 
 
-def found_files(names: list[str]) -> tuple[list[Path], bool]:
+def picture_files(names: list[str]) -> tuple[list[Path], bool]:
     """The pictures that are meant, in order, and whether several may be: a folder's, a pattern's, or more than one name.
 
     RequestError where there is none.
     """
-    found: list[Path] = []
+    matches: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READ)
+            matches += sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READ)
         elif not path.exists() and glob.has_magic(name):
             matched = glob.iglob(name, recursive=True)  # noqa: PTH207  a pattern may begin anywhere
-            found += sorted(file for file in map(Path, matched) if file.is_file())
+            matches += sorted(file for file in map(Path, matched) if file.is_file())
         else:
-            found.append(path)
-    files = list(dict.fromkeys(found))
+            matches.append(path)
+    files = list(dict.fromkeys(matches))
     if not files:
         raise RequestError(
             f"IN {' '.join(names)[:200]}: no picture there; give a file, a folder of pictures or a quoted pattern"

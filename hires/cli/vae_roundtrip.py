@@ -3,62 +3,48 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hires.cli.display import guarded, progress_display
-from hires.cli.options import AsJson, Device, Overwrite, Quiet, Vram, whole
-from hires.tiling.bands.storage import VAE_POLICIES
+from hires.cli.options import Command, Given, ReportFlags, argument, keywords
+from hires.engine.vae_roundtrip import RoundTrip, RoundTripOptions, vae_roundtrip
+from hires.options.fields import declared
 from hires.units import gib
 
 
-def vae_roundtrip(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture file of any size.", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
-    vae: Annotated[str, typer.Option(help="demo, or a diffusers folder of a model or of an autoencoder.")] = "demo",
-    vram: Vram = None,
-    policy: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(VAE_POLICIES)}; default: the fastest that fits.")
-    ] = None,
-    band: Annotated[int | None, typer.Option(parser=whole, metavar="PX", help="Rows of a feature map at a time.")] = None,
-    attention_policy: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:N]", help="Approximation of its attention: npa, windows or kvpool; npa:1024 is in px."),
-    ] = None,
-    attention_window: Annotated[
-        int | None,
-        typer.Option(parser=whole, metavar="ROWS", help="Approximation: each row of latents attends to so many rows only."),
-    ] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    overwrite: Overwrite = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RoundTripFlags(RoundTripOptions):
+    """The options as the command line names them."""
+
+    band_px: Annotated[int | None, replace(declared(RoundTripOptions)["band_px"].option, flag="--band")] = None
+
+
+ROUND_TRIP = Command(
+    arguments=(
+        argument("source", "IN", "A picture file of any size.", kind=Path),
+        argument("output", "OUT", "The file to write.", kind=Path),
+    ),
+    options=(RoundTripFlags, ReportFlags),
+    sections=False,
+)
+
+
+def run(given: Given) -> None:
     """Encode a picture with an autoencoder and decode it again, exactly, in the memory given."""
-    from hires.engine import vae_roundtrip as roundtrip
 
-    def work() -> Any:
-        with progress_display(shown=not quiet) as on_event:
-            return roundtrip.vae_roundtrip(
-                source,
-                output,
-                vae=vae,
-                vram=vram,
-                policy=policy,
-                band_px=band,
-                attention_policy=attention_policy,
-                attention_window=attention_window,
-                overwrite=overwrite,
-                device=device,
-                on_event=on_event,
-            )
+    def work() -> RoundTrip:
+        options = RoundTripFlags(**keywords(RoundTripFlags, given))
+        with progress_display(shown=not given["quiet"]) as on_event:
+            return vae_roundtrip(given["source"], given["output"], options, on_event=on_event)
 
-    result = guarded(work)
-    if as_json:
+    result = guarded(work, options=ROUND_TRIP.options)
+    if given["as_json"]:
         print(json.dumps(result.to_json()))
-    elif not quiet:
+    elif not given["quiet"]:
         print(
             f"{result.path}: {result.size}, {result.psnr_db} dB, {result.seconds:.1f} s, encoded with {result.encode}, "
             f"decoded with {result.decode}, peak memory {gib(result.peak_rss_bytes)}"
@@ -67,4 +53,4 @@ def vae_roundtrip(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("vae-roundtrip")(vae_roundtrip)
+    ROUND_TRIP.add(app, "vae-roundtrip", run)

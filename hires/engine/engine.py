@@ -1,4 +1,7 @@
-"""The one road from a request to a file: plan, load, run, decode, write. What the command line and Python call."""
+"""Renders, edits and plans: plan, load, run, decode, write.
+
+What the command line and Python call.
+"""
 
 from __future__ import annotations
 

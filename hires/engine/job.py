@@ -1,4 +1,7 @@
-"""A render with everything that belongs to it: request, model, images, where it runs and where it goes. No torch."""
+"""A render with everything that belongs to it.
+
+Its request, model and images, where it runs and where it goes. Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the rows of a render go: a file written while they are decoded, or an array; and the text of the file."""
+"""Takes a render's rows into a file or an array, and writes the file's text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hires._version import __version__
 from hires.engine.results import RenderResult
@@ -20,6 +20,7 @@ from hires.sampling.registry import SAMPLERS, SCHEDULES
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
+    from hires.images.boxes import Pixels
     from hires.images.sinks import ImageSink
 
 
@@ -49,11 +50,14 @@ DEPTHS = (8, 16)
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where one render goes: a file, or an array if `path` is None; `bits` of each value."""
+    """Where one render goes."""
 
     path: Path | None
+    """The file; None for an array."""
     overwrite: bool = False
+    """Whether a file that is there is replaced."""
     bits: int = 8
+    """Of each value, 8 or 16."""
 
     @contextmanager
     def open(self, head: Mapping[str, str] | None = None, within: Path | None = None) -> Iterator[OpenDelivery]:
@@ -111,7 +115,7 @@ class OpenDelivery:
             self._sink.abort()
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Pixels:
     from hires.images.sources import ImageSource
     from hires.tiling.geometry import Box
 

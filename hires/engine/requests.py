@@ -1,4 +1,7 @@
-"""What a caller gives, as the parts of a request: sizes, pictures, stages, LoRAs; the model. No torch, no numpy."""
+"""Turns what a caller gives into a request, a model and pictures.
+
+Imports neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,14 @@ from hires.tiling.geometry import Size
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 STRENGTH = 0.5  # of a picture to start from, where none is given
 DEFAULT_SCALE = 4  # of an enlargement by Lanczos
 ORIENTATION = 0x0112  # EXIF
 
 
-def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, **changes: Any) -> RenderRequest:
+def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, **changes: object) -> RenderRequest:
     """The request of a call: options as values, its size in pixels. RequestError for invalid values."""
     fields: dict[str, Any] = {
         name: getattr(options, name) for name in declared(RenderRequest) if name in declared(type(options))
@@ -139,7 +143,7 @@ def picture_size(source: PictureLike) -> Size:
         raise RequestError(f"picture {str(source)[:200]}: {error}; give a picture file such as a PNG or JPEG") from None
 
 
-def _shown_size(picture: Any) -> Size:
+def _shown_size(picture: Image.Image) -> Size:
     """Its size after the turn that its EXIF orientation tells."""
     width, height = picture.size
     if picture.format == "PNG" and "exif" not in picture.info:  # Pillow would decode the pixels to look behind them
@@ -215,7 +219,7 @@ def editing(spec: ModelSpec) -> ModelSpec:
     if not spec.facts.image_channels:
         raise RequestError(
             f"model {spec.name}: {spec.facts.title} draws from text and does not see the picture; give a model that edits, "
-            "such as cosxl_edit.safetensors, or start from the picture: hires render PROMPT --init IN.png `strength` 0.5"
+            "such as cosxl_edit.safetensors, or start from the picture: render with `init` IN.png and `strength` 0.5"
         )
     return spec
 

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hires.events import StageStats
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import Size
+from hires.units import Json
+
+if TYPE_CHECKING:
+    from hires.images.boxes import Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleResult:
-    """An enlarged picture: where it is, how it was enlarged, and what that took."""
+    """An enlarged picture."""
 
     path: Path | None
+    """Where it is; None for an array."""
     source: Size
+    """The size of the picture that was given."""
     size: Size
+    """Its own size."""
     upscaler: str
+    """The network that enlarged it, or lanczos."""
     notes: tuple[str, ...]
+    """How it was enlarged, and what could not be kept."""
     tiles: int
+    """Tiles that a network ran in."""
     retries: int
+    """Tiles that were repeated after an out-of-memory."""
     seconds: float
     peak_rss_bytes: int
     refined: RenderResult | None = None
+    """The render that drew over it, with `refine`."""
     pixels: Any = field(default=None, repr=False)
     """(height, width, bands), if there is no file."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The result as plain JSON values."""
         return {
             "path": None if self.path is None else str(self.path),
@@ -47,16 +60,21 @@ class UpscaleResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderResult:
-    """A finished render: where the file is, what was planned and what it took."""
+    """A finished render."""
 
     path: Path | None
+    """Where the picture is; None for an array."""
     size: Size
     seed: int
     plan: MemoryPlan
+    """What was planned."""
     stats: tuple[StageStats, ...]
+    """What each stage took, decoding included."""
     seconds: float
+    """Of the whole call."""
     peak_rss_bytes: int
-    drawn: Any = field(default=None, repr=False)
+    """The process's peak resident memory."""
+    drawn: Pixels | Callable[[], Pixels] | None = field(default=None, repr=False)
     """The pixels, or a function that reads them from the file."""
 
     @property
@@ -64,7 +82,7 @@ class RenderResult:
         """(height, width, 3) uint8 or uint16; if there is a file, read from it each time."""
         return self.drawn() if callable(self.drawn) else self.drawn
 
-    def predictions(self) -> list[dict[str, Any]]:
+    def predictions(self) -> list[Json]:
         """Predicted and measured peak bytes and seconds of each stage; on a CPU the measured bytes are the whole process's."""
         costs = {cost.stage: cost for cost in self.plan.costs}
         rows = []
@@ -82,7 +100,7 @@ class RenderResult:
                 )
         return rows
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The result as plain JSON values: path, size, seed, plan, predictions beside measurements, stats."""
         return {
             "path": None if self.path is None else str(self.path),

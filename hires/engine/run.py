@@ -28,6 +28,7 @@ from hires.images.whole import on_canvas
 from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
+from hires.pipelines.base import Runtime
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import load_family
 from hires.planning import planner
@@ -110,7 +111,7 @@ def page_policy(job: RenderJob, plan: MemoryPlan, device: torch.device) -> Freed
 def run_plan(
     request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, device: torch.device, on_event: OnEvent
 ) -> RenderResult:
-    """Render a plan that is already made, from text alone, into an array; errors as of `execute`."""
+    """Render a plan that is already made, from text alone, into an array; errors as in `execute`."""
     job = RenderJob(request=request, spec=spec, output=Delivery(None), on_event=on_event)
     with job.output.open() as output:
         return output.finish(execute(job, plan, device, NO_JOURNAL, output), request, on_event)
@@ -139,9 +140,10 @@ def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jo
     plan = replace(plan, backends=(("attention", backend),))
     job.tell(Event(stage="load", done=0, total=1))
     ladder = decode_ladder(plan)
+    runtime = Runtime.of(request, plan, device, ladder)
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
-    family = twice(lambda: load_family(request, plan, job.spec, device, ladder, condition, journal), "loading")
+    family = twice(lambda: load_family(request, plan, job.spec, runtime, condition, journal), "loading")
     job.tell(Event(stage="load", done=1, total=1))
     mask = None if images.mask is None else on_canvas(images.mask, request.size, plan.canvas)[..., 0]
     denoised = progressive.run(family, plan, request.seed, job.tell, init, journal, mask)

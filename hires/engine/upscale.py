@@ -1,4 +1,4 @@
-"""`hires upscale`: a picture of any size enlarged to exactly what was asked for, by rows, one or many."""
+"""Enlarges one picture or many to an exact size, by rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_rel
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
+from hires.images.boxes import Pixels
 from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
@@ -38,7 +39,7 @@ from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
 from hires.tiling.retry import free_memory
-from hires.units import parse_bytes
+from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
     from hires.images.sources import PictureLike
@@ -70,11 +71,11 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
     """What a call asks for every picture. SizeError for an invalid size."""
-    drawn: dict[str, Any] = {name: getattr(options, name) for name in REFINEMENT}
+    drawn: Json = {name: getattr(options, name) for name in REFINEMENT}
     drawn["strength"] = REFINE_STRENGTH if options.strength is None else options.strength
     drawn["colour_fix"] = None if options.colour_fix == "none" else options.colour_fix
     same = ("scale", "bits", "tile_px", "device", "dtype", "vram", "ram")
-    shared: dict[str, Any] = {name: getattr(options, name) for name in same}
+    shared: Json = {name: getattr(options, name) for name in same}
     return UpscaleRequest(
         size=None if options.size is None else as_size(options.size),
         upscaler="lanczos" if options.upscaler in (None, "demo") else str(options.upscaler),
@@ -101,7 +102,7 @@ class Upscaler:
     def run(
         self, image: PictureLike, path: Path | None = None, overwrite: bool = False, on_event: OnEvent | None = None
     ) -> UpscaleResult:
-        """One picture; errors as of `upscale`."""
+        """One picture; errors as in `upscale`."""
         begun = time.monotonic()
         tell: OnEvent = on_event or (lambda event: None)
         with ImageSource.open(image) as source:
@@ -112,25 +113,27 @@ class Upscaler:
             sink = _sink(path, source, size, dtype, overwrite, text_of(image))
             with sink, _beside(image, source) as beside:
                 if self.options.refinement is None:
-                    made = self._enlarged(source, beside, size, sink, tell)
+                    outcome = self._enlarged(source, beside, size, sink, tell)
                 else:
-                    made = self._refined(source, beside, size, sink, tell)
-                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": made.notes})} | made.text)
+                    outcome = self._refined(source, beside, size, sink, tell)
+                sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": outcome.notes})} | outcome.text)
             return UpscaleResult(
                 path=path,
                 source=source.size,
                 size=size,
                 upscaler=self.options.upscaler,
-                notes=made.notes,
-                tiles=made.tiles,
-                retries=made.retries,
+                notes=outcome.notes,
+                tiles=outcome.tiles,
+                retries=outcome.retries,
                 seconds=time.monotonic() - begun,
                 peak_rss_bytes=peak_resident_bytes(),
-                refined=made.refined,
+                refined=outcome.refined,
                 pixels=sink.pixels if isinstance(sink, ArraySink) else None,
             )
 
-    def _enlarged(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+    def _enlarged(
+        self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
+    ) -> _Enlarged:
         """The picture by rows into a sink."""
         upscaler = self.upscaler
         tiling = None if upscaler is None else plan_tiles(upscaler, source.size, self._working_bytes(), self.options.tile_px)
@@ -138,23 +141,25 @@ class Upscaler:
         def on_tile(done: int, total: int) -> None:
             tell(Event(stage="enlarge", done=done, total=total))
 
-        made = enlarge(source, beside, size, upscaler, tiling, on_tile)
+        enlarged = enlarge(source, beside, size, upscaler, tiling, on_tile)
         with freed_pages(self._freed()):
-            for rows in bands_of(made, sink.dtype):
+            for rows in bands_of(enlarged, sink.dtype):
                 sink.write(rows)
                 if upscaler is None:
                     tell(Event(stage="enlarge", done=sink.rows, total=size.height))
-        if upscaler is None or made.network is None:
-            return _Made()
-        return _Made(tiles=made.network.tiles, retries=made.network.retries, notes=upscaler.notes())
+        if upscaler is None or enlarged.network is None:
+            return _Enlarged()
+        return _Enlarged(tiles=enlarged.network.tiles, retries=enlarged.network.retries, notes=upscaler.notes())
 
-    def _refined(self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent) -> _Made:
+    def _refined(
+        self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
+    ) -> _Enlarged:
         """The picture enlarged in memory, drawn over, and written with its alpha beside."""
         options, wanted = self.options, self.options.refinement
         assert wanted is not None
         self._check_refinement(wanted, size)
         whole = ArraySink(size, source.bands, sink.dtype)
-        made = self._enlarged(source, beside, size, whole, tell)
+        enlarged = self._enlarged(source, beside, size, whole, tell)
         self._upscaler = None  # the diffusion model gets its memory; loading it again costs less than a refinement
         free_memory()
         planes = source.bands - source.has_alpha
@@ -190,7 +195,7 @@ class Upscaler:
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
-        return replace(made, refined=replace(drawn, drawn=None), text=text)
+        return replace(enlarged, refined=replace(drawn, drawn=None), text=text)
 
     def _freed(self) -> FreedPages:
         """What becomes of freed memory: it goes back where host memory is counted, and a network keeps it where nothing is."""
@@ -199,13 +204,13 @@ class Upscaler:
         return "kept" if self._upscaler is not None and self.device.type == "cpu" and self._budget is None else "usual"
 
     def prepare(self) -> None:
-        """Load the network, look at the model: what is wrong with them is wrong for every picture. Errors as of `upscale`."""
+        """Load the network and read the model's facts, so that their errors come before any picture. Errors as in `upscale`."""
         _ = self.upscaler
         if self.options.refinement is not None:
             self._refinement_of(self.options.refinement, Size(1024, 1024))
 
     def _check_refinement(self, wanted: Refinement, size: Size) -> None:
-        """Plan the refinement, so that what cannot run is said before anything is enlarged."""
+        """Plan the refinement, so that what cannot run is an error before anything is enlarged."""
         request, spec = self._refinement_of(wanted, size)
         ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
         planner.plan(request, spec, describe_device(str(self.device), self._budget, ram))
@@ -236,7 +241,7 @@ class Upscaler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
+class _Enlarged:
     notes: tuple[str, ...] = ()
     tiles: int = 0
     retries: int = 0
@@ -255,36 +260,36 @@ def _beside(image: PictureLike, source: ImageSource) -> Iterator[ImageSource | N
 
 
 def target_size(source: Size, options: UpscaleRequest, upscaler: UpscalerNetwork | None) -> Size:
-    """The exact size of the result. SizeError for one that is none."""
+    """The exact size of the result. SizeError for an invalid one."""
     if options.size is not None:
         return options.size
     by = options.scale or (DEFAULT_SCALE if upscaler is None else upscaler.scale)
     return scaled(source, by)
 
 
-def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[Any]:
-    """The type of values that is written: what was asked for, else the picture's own, else the most that the format holds."""
+def values_of(source: ImageSource, path: Path | None, bits: int | None) -> np.dtype[np.generic]:
+    """The type of values that is written: the requested one, else the picture's own, else the most that the format holds."""
     if bits is not None:
         return np.dtype(f"uint{bits}")
     if path is None:
         return source.dtype
-    held: tuple[np.dtype[Any], ...] = format_of(path).dtypes
+    held: tuple[np.dtype[np.generic], ...] = format_of(path).dtypes
     return source.dtype if source.dtype in held else held[-1]
 
 
 def text_of(image: PictureLike) -> dict[str, str]:
-    """The text that a file brings, without what is of its own size only."""
+    """The text in a file, without the entries that describe its own size only."""
     if not isinstance(image, str | Path):
         return {}
     try:
-        found = read_text(Path(image))
+        text = read_text(Path(image))
     except RequestError:  # a format that brings none
         return {}
-    return {key: value for key, value in found.items() if key not in OWN_TEXT}
+    return {key: value for key, value in text.items() if key not in OWN_TEXT}
 
 
 def _sink(
-    path: Path | None, source: ImageSource, size: Size, dtype: np.dtype[Any], overwrite: bool, text: dict[str, str]
+    path: Path | None, source: ImageSource, size: Size, dtype: np.dtype[np.generic], overwrite: bool, text: dict[str, str]
 ) -> ImageSink:
     if path is None:
         return ArraySink(size, source.bands, dtype)
@@ -292,13 +297,13 @@ def _sink(
     return ImageSink.open(path, size, source.bands, dtype, source.icc, text, overwrite=overwrite)
 
 
-def _bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _bytes(pixels: Pixels) -> NDArray[np.uint8]:
     """Pixels (H, W, 1 or 3) as (H, W, 3) uint8, which a diffusion model starts from."""
     eight = _as(pixels, np.dtype(np.uint8))
     return np.ascontiguousarray(np.broadcast_to(eight, (*eight.shape[:2], 3)))
 
 
-def _as(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _as(pixels: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
     """Coded values as those of another type: white stays white."""
     if pixels.dtype == dtype:
         return pixels
@@ -306,17 +311,19 @@ def _as(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     scaled = pixels.astype(np.float32) * np.float32(most / least)
     if np.issubdtype(dtype, np.floating):
         return scaled.astype(dtype)
-    whole: NDArray[Any] = np.clip(np.rint(scaled), 0, most).astype(dtype)
+    whole: Pixels = np.clip(np.rint(scaled), 0, most).astype(dtype)
     return whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One picture of a batch: its result, or the error that it was skipped with."""
+    """One picture of a batch."""
 
     file: Path
     result: UpscaleResult | None = None
+    """None where it was skipped."""
     error: HiresError | None = None
+    """What it was skipped with."""
 
 
 def upscale_files(
@@ -328,7 +335,7 @@ def upscale_files(
     overwrite: bool = False,
     on_event: OnEvent | None = None,
 ) -> Iterator[Outcome]:
-    """Enlarge files into a folder under their own names, with another `suffix` if one is given; bad ones are told and skipped.
+    """Enlarge files into a folder under their own names, with another `suffix` if given; bad ones are reported and skipped.
 
     Events tell of the files, stage "files", and of each one's own stages. RequestError where the network cannot be used or two
     files would get one name.

@@ -1,4 +1,7 @@
-"""Where pictures are written: what is in the way is said before any work, and a file takes its name when it is whole."""
+"""Writes files that appear whole under their name, or not at all.
+
+What is in the way is an error before any work.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def check_place(path: Path, overwrite: bool) -> Path:
     try:
         return _check_place(path, overwrite)
     except OSError as error:
-        raise OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another -o") from None
+        raise OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another `output`") from None
 
 
 def _check_place(path: Path, overwrite: bool) -> Path:
@@ -77,7 +80,7 @@ def refusing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WriteError(f"output {path}: {reason}; nothing was written; make room or give another -o") from error
+        raise WriteError(f"output {path}: {reason}; nothing was written; make room or give another `output`") from error
 
 
 def _place(path: Path, within: Path | None) -> Path:

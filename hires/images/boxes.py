@@ -1,4 +1,6 @@
-"""Pictures read box by box, so that measuring an 8K picture needs no second copy of it. numpy and Pillow only.
+"""Reads pictures box by box, so that measuring needs no second copy.
+
+Imports numpy and Pillow only.
 
 A source gives integers that fill their type (uint8, uint16) or floats in [0, 1], sRGB coded. Whoever measures walks it in bands
 of at most `BAND_VALUES` pixels from top to bottom, once per measure.
@@ -19,7 +21,8 @@ from hires.tiling.geometry import Box, Size, bands
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Pixels = NDArray[np.generic]
+Pixels = NDArray[Any]
+"""(h, w, bands) of uint8, uint16 or float32."""
 REC709 = np.asarray((0.2126, 0.7152, 0.0722), dtype=np.float32)
 BAND_VALUES = 2**19  # pixels of a band: 6 MiB of float32 colour
 
@@ -28,7 +31,9 @@ class BoxSource(Protocol):
     """A picture that is read a box at a time."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        ...
 
     def read(self, box: Box) -> Pixels:
         """The pixels of a box inside the picture, (h, w, 3) uint8, uint16 or float in [0, 1]."""
@@ -52,9 +57,11 @@ class ArraySource:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return Size(*self.pixels.shape[:2])
 
     def read(self, box: Box) -> Pixels:
+        """A view (h, w, 3) of the pixels in a box."""
         return self.pixels[box.rows, box.cols]
 
 
@@ -66,6 +73,7 @@ class LanczosSource:
     size: Size
 
     def read(self, box: Box) -> NDArray[np.uint8]:
+        """The enlarged pixels (h, w, 3) in a box."""
         down, across = self.base.shape[0] / self.size.height, self.base.shape[1] / self.size.width
         part = box.left * across, box.top * down, box.right * across, box.bottom * down
         picture = Image.fromarray(self.base)
@@ -78,7 +86,7 @@ def bits_of(source: BoxSource) -> int | None:
     return 8 * kind.itemsize if np.issubdtype(kind, np.integer) else None
 
 
-def white_code(kind: np.dtype[Any]) -> int:
+def white_code(kind: np.dtype[np.generic]) -> int:
     """What white is coded as: 255, 65535, or 1 for floats."""
     return 2 ** (8 * kind.itemsize) - 1 if np.issubdtype(kind, np.integer) else 1
 
@@ -97,8 +105,10 @@ def luma(picture: Pixels) -> Floats:
 
 
 def band_boxes(size: Size, before: int = 0, after: int = 0) -> Iterator[tuple[Box, int]]:
-    """Bands that cover the picture from top to bottom, each with up to `before` and `after` more rows where there are any, and
-    how many of the rows come before the band."""
+    """Bands that cover the picture from top to bottom, and how many of their rows come before the band itself.
+
+    Each has up to `before` and `after` more rows, where there are any.
+    """
     for top, bottom in bands(size.height, max(1, BAND_VALUES // size.width)):
         start, stop = max(0, top - before), min(size.height, bottom + after)
         yield Box(start, 0, stop - start, size.width), top - start
@@ -149,8 +159,10 @@ def averaged(source: BoxSource, size: Size) -> Doubles:
 
 
 def box_means(source: BoxSource, tops: Sequence[int], lefts: Sequence[int], tile: Size, scale: tuple[float, float]) -> Doubles:
-    """Mean colours (rows, columns, 3) of a grid of tiles, cut where they leave the picture, all lengths times
-    `scale` (down, across)."""
+    """Mean colours (rows, columns, 3) of a grid of tiles, cut where they leave the picture.
+
+    All lengths are multiplied by `scale` (down, across).
+    """
     starts = np.asarray(tops, dtype=np.float64), np.asarray(lefts, dtype=np.float64)
     extents, ends = (tile.height, tile.width), (source.size.height, source.size.width)
     rows, cols = (

@@ -1,4 +1,4 @@
-"""Which picture formats are read, told by a file's first bytes, and which decoder each is given to.
+"""Chooses the decoder of a picture file by its first bytes.
 
 Nothing else is opened, whatever its name: Pillow would start Ghostscript for an EPS, and libvips draws an SVG or PDF with the
 local files that it names.

@@ -1,11 +1,10 @@
-"""The formats that pictures are written in: what each can hold, whether an output can be written, and the text in a file."""
+"""The formats that pictures are written in, and what each can hold."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -22,12 +21,16 @@ UINT8, UINT16, FLOAT32 = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """What a file format can hold: its title, the largest side, the kinds of values, and bands."""
+    """What a file format can hold."""
 
     title: str
+    """Its name for people."""
     largest: int
-    dtypes: tuple[np.dtype[Any], ...]
+    """The largest side in pixels."""
+    dtypes: tuple[np.dtype[np.generic], ...]
+    """The types of values."""
     bands: tuple[int, ...] = (1, 2, 3, 4)
+    """The numbers of bands."""
 
 
 PNG = Format(title="PNG", largest=LARGEST_SIDE, dtypes=(UINT8, UINT16))

@@ -1,4 +1,4 @@
-"""A1111's "parameters" text: what many tools read from a picture to tell how it was made. Written, and read back."""
+"""Writes and reads A1111's "parameters" text, which tells how a picture was made."""
 
 from __future__ import annotations
 

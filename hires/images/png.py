@@ -1,4 +1,6 @@
-"""PNG by scan lines: pictures of any height written with the memory of a few blocks of rows, and text read without pixels.
+"""Writes PNG of any height in the memory of a few blocks of rows.
+
+Text is read without decoding pixels.
 
 After the PNG specification (third edition, W3C 2025). Rows are filtered and deflated in blocks of fixed height, each on its
 own with the 32 KiB before it as dictionary, so that blocks are compressed side by side and the bytes do not depend on how rows
@@ -32,11 +34,12 @@ Bytes = NDArray[np.uint8]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
 def text_chunk(key: str, value: str) -> bytes:
-    """tEXt where the text is ASCII, else iTXt. Keys are cut to the 79 Latin-1 characters that the format has."""
+    """TEXt where the text is ASCII, else iTXt. Keys are cut to the 79 Latin-1 characters that the format has."""
     name = key.encode("latin-1", "replace")[:79]
     if value.isascii() and "\0" not in value:
         return chunk(b"tEXt", name + b"\0" + value.encode("ascii"))
@@ -99,6 +102,7 @@ class PngWriter:
         self.file.write(chunk(b"IEND", b""))
 
     def abort(self) -> None:
+        """Stop the workers; the file is left unfinished."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._waiting.clear()
 
@@ -126,8 +130,11 @@ def deflated(block: bytes, before: bytes, last: bool) -> bytes:
 
 
 def filtered(rows: Bytes, above: Bytes, step: int) -> Bytes:
-    """Rows (n, stride) as filter byte and differences (n, 1 + stride): to the left, to above or to the mean of both,
-    per row the one whose differences are smallest in sum (the specification's heuristic). above: the row before the first."""
+    """Rows (n, stride) as filter byte and differences (n, 1 + stride): to the left, to above or to the mean of both.
+
+    Each row takes the filter whose differences are smallest in sum (the specification's heuristic). above: the row before
+    the first.
+    """
     if not len(rows):
         return np.empty((0, 1 + rows.shape[1]), dtype=np.uint8)
     up = np.concatenate([above[None], rows[:-1]])

@@ -1,28 +1,31 @@
-"""Pictures written from rows as they come: PNG, BigTIFF, JPEG, WebP, or an array. Host memory does not grow with the height."""
+"""Writes pictures row by row: PNG, BigTIFF, JPEG, WebP, or an array.
+
+Host memory does not grow with the height.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from hires.errors import RequestError, WriteError
 from hires.images.atomic_file import Unfinished, refusing
+from hires.images.boxes import Pixels
 from hires.images.formats import DESCRIPTION, JPEG, PNG, TIFF, Format, check_fits, check_output
 from hires.images.png import PngWriter
 from hires.images.tiff import TiffWriter, pyramid
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
-Rows = NDArray[Any]
 QUALITY = 95  # of JPEG and WebP, in their own scales
 LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
 
@@ -30,9 +33,17 @@ LARGEST_EXIF = 65_500  # bytes that a JPEG's one marker holds
 class Encoder(Protocol):
     """What a format does with rows."""
 
-    def write(self, rows: Rows) -> None: ...
-    def finish(self, text: Mapping[str, str]) -> None: ...
-    def abort(self) -> None: ...
+    def write(self, rows: Pixels) -> None:
+        """Append rows (n, W, bands)."""
+        ...
+
+    def finish(self, text: Mapping[str, str]) -> None:
+        """Write what is left, with further text by key."""
+        ...
+
+    def abort(self) -> None:
+        """Stop and abandon what is written."""
+        ...
 
 
 class ImageSink:
@@ -42,7 +53,9 @@ class ImageSink:
     block, and closes otherwise.
     """
 
-    def __init__(self, encoder: Encoder, size: Size, bands: int, dtype: np.dtype[Any], unfinished: Unfinished | None) -> None:
+    def __init__(
+        self, encoder: Encoder, size: Size, bands: int, dtype: np.dtype[np.generic], unfinished: Unfinished | None
+    ) -> None:
         self.size, self.bands, self.dtype, self.rows = size, bands, dtype, 0
         self._encoder, self._unfinished, self._open = encoder, unfinished, True
 
@@ -62,9 +75,13 @@ class ImageSink:
         """A sink to a file by its name: .png (8, 16 bits), .tif (BigTIFF, tiled, with a pyramid; also float32), .jpg, .webp.
 
         Args:
+            path: where the file appears.
+            size: height and width in pixels.
             bands: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (not multiplied in).
+            dtype: the type of the values.
             icc: the colour profile; None says sRGB (nothing for grey outside PNG).
             metadata: text by key; what `close` is given comes on top.
+            overwrite: whether a file that is there is replaced.
             within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
 
         Raises:
@@ -81,7 +98,7 @@ class ImageSink:
             raise
         return cls(encoder, size, bands, kind, unfinished)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         """Append rows (n, W, bands) of the sink's type. WriteError where the disk refuses; nothing is left behind then."""
         assert self._open, "a sink that is closed takes no rows"
         expected = (self.size.width, self.bands)
@@ -93,7 +110,7 @@ class ImageSink:
         self._doing(lambda: self._encoder.write(rows))
         self.rows += len(rows)
 
-    def put(self, rows: Rows) -> None:
+    def put(self, rows: Pixels) -> None:
         """Append rows of a canvas that the picture is cut from: what lies beyond its size is left out."""
         keep = min(len(rows), self.size.height - self.rows)
         if keep > 0:
@@ -129,7 +146,7 @@ class ImageSink:
         else:
             self.abort()
 
-    def _doing(self, work: Any) -> None:
+    def _doing(self, work: Callable[[], None]) -> None:
         try:
             if self._unfinished is None:
                 work()
@@ -144,9 +161,9 @@ class ImageSink:
 class ArraySink(ImageSink):
     """A sink into `pixels` (H, W, bands): an array of its own, or one that is given, such as a memory-mapped file."""
 
-    def __init__(self, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8, pixels: Rows | None = None) -> None:
+    def __init__(self, size: Size, bands: int = 3, dtype: DTypeLike = np.uint8, pixels: Pixels | None = None) -> None:
         shape = (size.height, size.width, bands)
-        self.pixels: Rows = np.zeros(shape, dtype=dtype) if pixels is None else pixels
+        self.pixels: Pixels = np.zeros(shape, dtype=dtype) if pixels is None else pixels
         if self.pixels.shape != shape:
             raise RequestError(f"array of shape {self.pixels.shape} for a picture of {shape}: give one of that shape")
         self.text: dict[str, str] = {}
@@ -157,7 +174,7 @@ class ArraySink(ImageSink):
 class _IntoArray:
     sink: ArraySink
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.sink.pixels[self.sink.rows : self.sink.rows + len(rows)] = rows
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -171,7 +188,7 @@ class _IntoArray:
 class _Picture:
     size: Size
     bands: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     icc: bytes | None
     text: dict[str, str]
 
@@ -190,7 +207,7 @@ class _Png:
         self.writer = PngWriter(file, picture.size, picture.bands, picture.dtype, picture.icc)
         self.writer.text(picture.text)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.writer.write(rows)
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -209,7 +226,7 @@ class _Tiff:
         self.text = picture.text
         self.writer = TiffWriter(unfinished.temporary, picture.size, picture.bands, picture.dtype, icc, scratch)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.writer.write(rows)
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -233,7 +250,7 @@ class _Whole:
         self.raw = self.unfinished.scratch()
         self.file = self.raw.open("wb")
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         self.file.write(np.ascontiguousarray(rows).data)
 
     def finish(self, text: Mapping[str, str]) -> None:
@@ -257,7 +274,7 @@ class _Whole:
         except pyvips.Error as error:
             reason = " ".join(str(error).split())[:200]
             raise WriteError(
-                f"output {self.unfinished.path}: {reason}; nothing was written; make room or give another -o"
+                f"output {self.unfinished.path}: {reason}; nothing was written; make room or give another `output`"
             ) from None
 
     def abort(self) -> None:
@@ -273,8 +290,8 @@ def srgb_profile() -> bytes:
     """An ICC profile of sRGB (IEC 61966-2-1), the same bytes at any time: LittleCMS writes the time of day into its header."""
     from PIL import ImageCms
 
-    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
 
 
 def _exif(text: Mapping[str, str], fmt: Format) -> bytes | None:

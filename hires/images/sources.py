@@ -1,4 +1,6 @@
-"""Pictures read box by box from PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM, of any height, or from an array.
+"""Reads pictures of any height box by box, from files or arrays.
+
+PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF, BMP and PPM.
 
 A file whose format goes from top to bottom is decoded once as boxes go down it; rows above the last box's top are let go, and a
 box above them starts over. A tiled TIFF is read where it is asked for. A picture that its EXIF orientation turns is decoded
@@ -11,13 +13,13 @@ import logging
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hires.errors import RequestError
+from hires.images.boxes import Pixels
 from hires.images.decoders import WHOLE_FORMATS, open_vips
 from hires.images.tiff_check import TIFF_HEADS, check_whole_tiff
 from hires.tiling.geometry import Box, Size
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-Pixels = NDArray[Any]
-PictureLike = str | Path | Image.Image | NDArray[Any]
+PictureLike = str | Path | Image.Image | Pixels
 STRIP_BYTES = 2**22
 IN_MEMORY_BYTES = 2**25  # up to which a turned picture needs no scratch file
-VALUES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16), "float": np.dtype(np.float32)}
+VALUES: dict[str, np.dtype[np.generic]] = {
+    "uchar": np.dtype(np.uint8),
+    "ushort": np.dtype(np.uint16),
+    "float": np.dtype(np.float32),
+}
 PILLOWS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # BMP, PPM and its kin
 AS_THEY_ARE = ("b-w", "srgb", "rgb", "rgb16", "grey16", "scrgb", "multiband")  # others are converted to sRGB
 
@@ -42,12 +47,12 @@ class ImageSource:
     `read(box)` gives (h, w, bands), turned as EXIF says, values as they are coded, alpha not multiplied in.
     """
 
-    def __init__(self, size: Size, bands: int, dtype: np.dtype[Any], icc: bytes | None, name: str) -> None:
+    def __init__(self, size: Size, bands: int, dtype: np.dtype[np.generic], icc: bytes | None, name: str) -> None:
         self.size, self.bands, self.dtype, self.icc, self.name = size, bands, dtype, icc, name
 
     @staticmethod
     def open(source: PictureLike) -> ImageSource:
-        """A file, a PIL picture or an array (H, W) or (H, W, bands). RequestError for what is none."""
+        """A file, a PIL picture or an array (H, W) or (H, W, bands). RequestError for anything else."""
         if isinstance(source, np.ndarray):
             return ArrayPicture(source)
         if isinstance(source, Image.Image):
@@ -56,6 +61,7 @@ class ImageSource:
 
     @property
     def has_alpha(self) -> bool:
+        """Whether the last band is alpha."""
         return self.bands in (2, 4)
 
     def read(self, box: Box) -> Pixels:
@@ -88,20 +94,25 @@ class ArrayPicture(ImageSource):
         self.pixels = shaped
 
     def read(self, box: Box) -> Pixels:
+        """A view (h, w, bands) of the pixels in a box."""
         return self.pixels[box.rows, box.cols]
 
 
 class TilePicture(ImageSource):
     """A libvips image that is read where it is asked for."""
 
-    def __init__(self, image: pyvips.Image, icc: bytes | None, name: str, scratch: Any = None) -> None:
+    def __init__(
+        self, image: pyvips.Image, icc: bytes | None, name: str, scratch: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
         super().__init__(Size(image.height, image.width), image.bands, VALUES[image.format], icc, name)
         self._image, self._scratch = image, scratch
 
     def read(self, box: Box) -> Pixels:
+        """The pixels (h, w, bands) in a box, decoded now."""
         return _fetched(self._image, box, self.name)
 
     def close(self) -> None:
+        """Let go of the image, and of its scratch file."""
         del self._image
         if self._scratch is not None:
             self._scratch.cleanup()
@@ -119,6 +130,7 @@ class RowPicture(ImageSource):
         self._strip = max(1, STRIP_BYTES // (self.size.width * self.bands * self.dtype.itemsize))
 
     def read(self, box: Box) -> Pixels:
+        """The pixels (h, w, bands) in a box; above the last box the file is decoded from its top again."""
         if box.top < self._top:
             log.debug("%s: read again from the top for row %d", self.name, box.top)
             self._start_over()
@@ -132,6 +144,7 @@ class RowPicture(ImageSource):
         return self._cut(box)
 
     def close(self) -> None:
+        """Let go of the file."""
         self._image, self._strips = None, []
 
     def _vips(self) -> pyvips.Image:
@@ -218,7 +231,7 @@ def _turned(image: pyvips.Image, icc: bytes | None, name: str) -> TilePicture:
     """A picture turned upright: its decoded pixels lie in memory or in a scratch file, from where any box can be read."""
     import pyvips
 
-    scratch: Any = None
+    scratch: tempfile.TemporaryDirectory[str] | None = None
     try:
         if image.width * image.height * image.bands * VALUES[image.format].itemsize <= IN_MEMORY_BYTES:
             whole = image.copy_memory()

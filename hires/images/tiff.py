@@ -1,4 +1,6 @@
-"""Tiled BigTIFF with a pyramid, from rows as they come: tifffile writes it in a thread that is fed bands of one row of tiles.
+"""Writes a tiled BigTIFF with a pyramid from rows as they come.
+
+tifffile writes it in a thread that is fed bands of one row of tiles.
 
 The reduced levels wait as raw rows in a scratch file, a third of the picture's bytes on the disk and none in memory.
 """
@@ -11,18 +13,20 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hires.images.boxes import Pixels
 from hires.tiling.geometry import Size
+
+if TYPE_CHECKING:
+    from tifffile import TiffWriter as TiffFile
 
 TILE = 256
 SMALLEST_LEVEL = 512  # a pyramid ends where its longer side is no longer than this
 LEVEL = 4  # of zlib
 BUFFER_BYTES = 2**23  # of tiles that are compressed at once; tifffile would take 256 MiB
-Rows = NDArray[Any]
 
 
 def pyramid(size: Size) -> list[Size]:
@@ -34,13 +38,13 @@ def pyramid(size: Size) -> list[Size]:
     return levels
 
 
-def halved(rows: Rows) -> Rows:
+def halved(rows: Pixels) -> Pixels:
     """Rows (2n, W, C) as means of 2 x 2 pixels (n, ceil(W / 2), C); the last column is repeated where W is odd."""
     wide = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2), (0, 0)), mode="edge")
     floating = np.issubdtype(rows.dtype, np.floating)
-    parts: Rows = wide.astype(np.float64 if floating else np.uint32)
+    parts: Pixels = wide.astype(np.float64 if floating else np.uint32)
     columns = parts[0::2] + parts[1::2]
-    total: Rows = columns[:, 0::2] + columns[:, 1::2]
+    total: Pixels = columns[:, 0::2] + columns[:, 1::2]
     return (total / 4 if floating else (total + 2) // 4).astype(rows.dtype)
 
 
@@ -49,9 +53,9 @@ class Reduced:
 
     def __init__(self, size: Size, file: IO[bytes], below: Reduced | None) -> None:
         self.size, self.file, self.below = size, file, below
-        self.rows, self._odd = 0, None  # type: int, Rows | None
+        self.rows, self._odd = 0, None  # type: int, Pixels | None
 
-    def take(self, rows: Rows) -> None:
+    def take(self, rows: Pixels) -> None:
         """Rows of the level above, from top to bottom."""
         if self._odd is not None:
             rows = np.concatenate([self._odd, rows])
@@ -67,7 +71,7 @@ class Reduced:
         if self.below is not None:
             self.below.end()
 
-    def _put(self, rows: Rows) -> None:
+    def _put(self, rows: Pixels) -> None:
         if len(rows):
             half = halved(rows)
             self.file.write(half.tobytes())
@@ -83,7 +87,7 @@ class TiffWriter:
     """
 
     def __init__(
-        self, path: Path, size: Size, bands: int, dtype: np.dtype[Any], icc: bytes | None, scratch: list[Path]
+        self, path: Path, size: Size, bands: int, dtype: np.dtype[np.generic], icc: bytes | None, scratch: list[Path]
     ) -> None:
         self.path, self.size, self.bands, self.dtype, self.icc = path, size, bands, dtype, icc
         self._scratch = [file.open("wb+") for file in scratch]
@@ -92,15 +96,15 @@ class TiffWriter:
         for level, file in reversed(list(zip(pyramid(size), self._scratch, strict=True))):
             below = Reduced(level, file, below)
             self._levels.insert(0, below)
-        self._held: list[Rows] = []
+        self._held: list[Pixels] = []
         self._count = 0
-        self._bands: queue.Queue[Rows | None] = queue.Queue(maxsize=2)
+        self._bands: queue.Queue[Pixels | None] = queue.Queue(maxsize=2)
         self._failure: BaseException | None = None
         self._aborted = False
         self._thread = threading.Thread(target=self._run, name="tiff", daemon=True)
         self._thread.start()
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Pixels) -> None:
         """Append rows; whole rows of tiles go to the thread. What went wrong there is raised here."""
         if self._levels:
             self._levels[0].take(rows)
@@ -130,6 +134,7 @@ class TiffWriter:
                 file.pages[0].tags["ImageDescription"].overwrite(json.dumps(dict(text)))
 
     def abort(self) -> None:
+        """Stop the writer; the file is left unfinished."""
         self._aborted = True
         while self._thread.is_alive():
             try:
@@ -147,7 +152,7 @@ class TiffWriter:
         self._put(np.concatenate(self._held))
         self._held, self._count = [], 0
 
-    def _put(self, band: Rows | None) -> None:
+    def _put(self, band: Pixels | None) -> None:
         while self._failure is None:
             try:
                 self._bands.put(band, timeout=0.1)
@@ -168,7 +173,7 @@ class TiffWriter:
         except BaseException as error:  # noqa: BLE001  it is raised where rows are handed over
             self._failure = error
 
-    def _page(self, writer: Any, size: Size, tiles: Iterator[Rows], subfiletype: int = 0, subifds: int = 0) -> None:
+    def _page(self, writer: TiffFile, size: Size, tiles: Iterator[Pixels], subfiletype: int = 0, subifds: int = 0) -> None:
         floating = np.issubdtype(self.dtype, np.floating)  # whose predictor needs more codecs than tifffile brings
         grey = self.bands < 3
         writer.write(
@@ -192,13 +197,13 @@ class TiffWriter:
             buffersize=BUFFER_BYTES,
         )
 
-    def _whole(self) -> Iterator[Rows]:
+    def _whole(self) -> Iterator[Pixels]:
         while (band := self._bands.get()) is not None:
             yield from self._tiles(band)
         if self._aborted:
             raise InterruptedError("aborted")
 
-    def _reduced(self, level: Reduced) -> Iterator[Rows]:
+    def _reduced(self, level: Reduced) -> Iterator[Pixels]:
         level.file.seek(0)
         row = level.size.width * self.bands * self.dtype.itemsize
         for top in range(0, level.size.height, TILE):
@@ -206,7 +211,7 @@ class TiffWriter:
             raw = np.frombuffer(level.file.read(rows * row), dtype=self.dtype)
             yield from self._tiles(raw.reshape(rows, level.size.width, self.bands))
 
-    def _tiles(self, band: Rows) -> Iterator[Rows]:
+    def _tiles(self, band: Pixels) -> Iterator[Pixels]:
         """The tiles of one row of tiles, whole: what lies outside the picture repeats its edge."""
         height, width = band.shape[:2]
         for left in range(0, width, TILE):

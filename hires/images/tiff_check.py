@@ -1,4 +1,6 @@
-"""Whether a TIFF file is all there: each directory, strip and tile that it lists must end before the file does.
+"""Checks that a TIFF file is complete before its pixels are read.
+
+Each directory, strip and tile that it lists must end before the file does.
 
 libvips gives black or grey for tiles that lie beyond the end of a file, so a file that was cut short has to be recognised
 before its pixels are read. Only directories and lists of offsets are read here, no pixels. Classic TIFF and BigTIFF.

@@ -1,4 +1,7 @@
-"""Pictures in and out, whole; `ImageSource` and `ImageSink` are those that are read and written part by part."""
+"""Reads and writes whole pictures.
+
+`ImageSource` and `ImageSink` read and write them part by part.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def save_png(
 def read_picture(source: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture as (H, W, 3) uint8, turned as its EXIF orientation says, transparency laid on white.
 
-    RequestError for a file that is none, and for an array of another shape or type.
+    RequestError for a file that is no picture, and for an array of another shape or type.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:

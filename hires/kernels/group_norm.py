@@ -59,7 +59,7 @@ class Apply(Protocol):
     """A backend of `group_norm_apply`."""
 
     def __call__(self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype, /) -> Tensor:
-        """x scale + shift, then SiLU if `silu`, in `dtype`."""
+        """X scale + shift, then SiLU if `silu`, in `dtype`."""
         ...
 
 
@@ -148,7 +148,7 @@ def group_norm_stats(band: Tensor, groups: int, *, backend: str | None = None) -
 def group_norm_apply(
     x: Tensor, scale: Tensor, shift: Tensor, *, silu: bool, dtype: torch.dtype | None = None, backend: str | None = None
 ) -> Tensor:
-    """x scale + shift, then SiLU if `silu`: x (B, C, rows, W) of any strides, scale and shift (B, C, 1, 1).
+    """X scale + shift, then SiLU if `silu`: x (B, C, rows, W) of any strides, scale and shift (B, C, 1, 1).
 
     Computed in float32 (float64 for float64) and rounded once, to `dtype` or the dtype of x.
     """

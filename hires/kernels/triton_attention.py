@@ -6,8 +6,6 @@ import this one, because it imports triton.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -194,7 +192,7 @@ def attention_triton(
         tiles = triton.cdiv(rows.block * cols.block, config.queries)
         programs = rows.count * cols.count * tiles
     bias, strides = _bias(q, mask, m)
-    grid: Any = (programs, batch * heads, triton.cdiv(d, result))
+    grid = (programs, batch * heads, triton.cdiv(d, result))
     attention_kernel[grid](
         q,
         k,

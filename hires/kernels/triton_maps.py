@@ -7,8 +7,6 @@ import this one, because it imports triton.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -204,7 +202,7 @@ def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     per_piece = triton.cdiv(triton.cdiv(positions, pieces), block) * block
     pieces = triton.cdiv(positions, per_piece)
     count, mean, squares = (torch.empty(batch, groups, pieces, dtype=torch.float32, device=band.device) for _ in range(3))
-    grid: Any = (pieces, batch * groups)
+    grid = (pieces, batch * groups)
     stats_kernel[grid](
         band,
         count,
@@ -225,12 +223,12 @@ def stats_triton(band: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: torch.dtype) -> Tensor:
-    """x scale + shift, then SiLU if `silu`; the result keeps the memory format of x."""
+    """X scale + shift, then SiLU if `silu`; the result keeps the memory format of x."""
     (batch, channels, rows, width), chosen = _checked(x).shape, launch("group_norm_apply", x)
     out = torch.empty_like(x, dtype=dtype)
     block_c = min(triton.next_power_of_2(channels), chosen.channels_last if x.stride(1) == 1 else 1)
     block = max(16, chosen.elements // block_c)
-    grid: Any = (triton.cdiv(rows * width, block), triton.cdiv(channels, block_c), batch)
+    grid = (triton.cdiv(rows * width, block), triton.cdiv(channels, block_c), batch)
     flat = (t.expand(batch, channels, 1, 1).reshape(batch, channels).float().contiguous() for t in (scale, shift))
     apply_kernel[grid](
         x,
@@ -252,7 +250,7 @@ def apply_triton(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, dtype: tor
 def accumulate_triton(canvas: Tensor, tile: Tensor, rows: Tensor, cols: Tensor, top: int, left: int) -> None:
     """Add the weighted tile to the canvas in place."""
     (batch, channels, height, width), chosen = _checked(tile).shape, launch("blend", tile)
-    grid: Any = (triton.cdiv(height * width, chosen.elements), batch * channels)
+    grid = (triton.cdiv(height * width, chosen.elements), batch * channels)
     accumulate_kernel[grid](
         canvas[..., top:, left:],
         tile,
@@ -274,7 +272,7 @@ def to_integers_triton(band: Tensor, bits: int) -> Tensor:
     assert channels == 3, "three channels are interleaved"
     levels = 2**bits - 1
     out = torch.empty(rows, width, 3, dtype=torch.uint8 if bits == 8 else torch.uint16, device=band.device)
-    grid: Any = (triton.cdiv(rows * width, chosen.elements), channels)
+    grid = (triton.cdiv(rows * width, chosen.elements), channels)
     integers_kernel[grid](
         band,
         out,
@@ -296,7 +294,7 @@ def pool_triton(x: Tensor, canvas: tuple[int, int], r: int) -> Tensor:
     count, block_d = small[0] * small[1], triton.next_power_of_2(d)
     block = max(1, chosen.elements // block_d)
     out = torch.empty(batch, heads, count, d, dtype=x.dtype, device=x.device)
-    grid: Any = (triton.cdiv(count, block), batch * heads)
+    grid = (triton.cdiv(count, block), batch * heads)
     pool_kernel[grid](
         x,
         out,

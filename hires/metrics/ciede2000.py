@@ -1,4 +1,4 @@
-"""Colour differences that people see: CIE L*a*b* of sRGB, and CIEDE2000 (CIE 142-2001)."""
+"""Colour differences that people see: CIE L*a*b* and CIEDE2000 (CIE 142-2001)."""
 
 from __future__ import annotations
 

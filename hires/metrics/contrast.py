@@ -1,4 +1,7 @@
-"""Contrast of a picture as a display would show it: ratio of relative luminances, RMS, histogram, in one pass over boxes."""
+"""Measures a picture's contrast as a display would show it.
+
+The ratio of relative luminances, RMS and a histogram, in one pass over boxes.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,25 @@ WEIGHTS = np.asarray((0.2126, 0.7152, 0.0722), dtype=np.float64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """ratio: P99.9 over P0.1 of relative luminance, at most `ceiling`; `at_least` where the ceiling hides what is beyond.
+    """How far apart a picture's darkest and brightest tones are, in relative luminance.
 
-    ceiling: white over code 1, what a picture of so many bits can tell from black; infinite for floats. rms: the standard
-    deviation of relative luminance in [0, 1] (Peli 1990). dark, bright: the two percentiles. histogram: pixels per bin of
-    `octave_edges`. The marks 120:1 and 300:1 are of displays: the picture needs as much to use such a one in full.
+    The marks 120:1 and 300:1 are of displays: the picture needs as much to use such a one in full.
     """
 
     ratio: float
+    """P99.9 over P0.1 of the luminance, at most `ceiling`."""
     at_least: bool
+    """Whether the ceiling hides what is beyond."""
     ceiling: float
+    """White over code 1, what a picture of so many bits can tell from black; infinite for floats."""
     rms: float
+    """The standard deviation of the luminance in [0, 1] (Peli 1990)."""
     dark: float
+    """P0.1."""
     bright: float
+    """P99.9."""
     histogram: NDArray[np.int64]
+    """Pixels per bin of `octave_edges`."""
 
     @property
     def mark(self) -> str:
@@ -67,8 +75,10 @@ def ceiling_of(bits: int | None) -> float:
 
 
 def contrast(source: BoxSource) -> Contrast:
-    """Contrast of a picture. A percentile is the mean of the luminances in its bin, so it is exact where they are equal and
-    within 0.14 % elsewhere."""
+    """The contrast of a picture.
+
+    A percentile is the mean of the luminances in its bin, so it is exact where they are equal and within 0.14 % elsewhere.
+    """
     counts, sums, squares = np.zeros(BINS, dtype=np.int64), np.zeros(BINS), 0.0
     for box, _ in band_boxes(source.size):
         light = relative_luminance(source.read(box)).ravel()

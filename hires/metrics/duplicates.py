@@ -1,4 +1,6 @@
-"""Copies of a picture's subject at the size that the model draws by itself: what windows that know nothing of each other leave.
+"""Finds copies of a picture's subject at the size that the model draws by itself.
+
+Windows that know nothing of each other leave such copies.
 
 Normalised cross-correlation (NCC) of the base picture's subject with the large picture, pixel for pixel. On a large picture
 that is one picture the subject is as much larger as the canvas is, so what is found at native size is a duplicate, unless the
@@ -38,7 +40,7 @@ class Copy:
 class Copies:
     """All copies, strongest first. threshold: the NCC that they had to reach."""
 
-    found: tuple[Copy, ...]
+    copies: tuple[Copy, ...]
     threshold: float
 
 
@@ -65,7 +67,7 @@ def find_duplicates(source: BoxSource, base: NDArray[np.uint8], seed: int = 0) -
     box = subject_box(luma(base))
     subject = unit(base[box.rows, box.cols])
     copies, enlarged = find_copies(source, subject, seed), LanczosSource(base, source.size)
-    return replace(copies, found=tuple(copy for copy in copies.found if not _is_own(enlarged, copy, subject)))
+    return replace(copies, copies=tuple(copy for copy in copies.copies if not _is_own(enlarged, copy, subject)))
 
 
 def _is_own(enlarged: BoxSource, copy: Copy, subject: Floats) -> bool:
@@ -90,17 +92,17 @@ def find_copies(source: BoxSource, subject: Floats, seed: int = 0) -> Copies:
         or subject.shape[0] > source.size.height
         or subject.shape[1] > source.size.width
     ):
-        return Copies(found=(), threshold=threshold)
+        return Copies(copies=(), threshold=threshold)
     by_chance = _by_chance(source, _boxes(source.size, subject.shape[:2]), subject, np.random.default_rng(seed))
     threshold = max(LIKENESS, by_chance)
-    return Copies(found=_found(source, subject, threshold), threshold=threshold)
+    return Copies(copies=_all_copies(source, subject, threshold), threshold=threshold)
 
 
-def _found(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
-    found: list[Copy] = []
+def _all_copies(source: BoxSource, subject: Floats, threshold: float) -> tuple[Copy, ...]:
+    copies: list[Copy] = []
     for box in _boxes(source.size, subject.shape[:2]):
-        found += _peaks(_likeness(unit(source.read(box)), subject), box, subject.shape[:2], threshold)
-    return _strongest(found)
+        copies += _peaks(_likeness(unit(source.read(box)), subject), box, subject.shape[:2], threshold)
+    return _strongest(copies)
 
 
 def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
@@ -113,8 +115,10 @@ def _boxes(size: Size, subject: tuple[int, ...]) -> list[Box]:
 
 
 def _likeness(part: Floats, subject: Floats) -> Doubles:
-    """NCC of every place (H - h + 1, W - w + 1), over all colours at once, each without its mean; 0 where the contrast is
-    below AMPLITUDE of the subject's."""
+    """NCC at each place (H - h + 1, W - w + 1), over all colours at once, each without its mean.
+
+    0 where the contrast is below AMPLITUDE of the subject's.
+    """
     (height, width), window = part.shape[:2], subject.shape[:2]
     places = height - window[0] + 1, width - window[1] + 1
     product, values = np.zeros(places), part - part.mean((0, 1), dtype=np.float64)
@@ -157,8 +161,10 @@ def _by_chance(source: BoxSource, boxes: list[Box], subject: Floats, rng: np.ran
 
 
 def _phases_drawn(part: Floats, rng: np.random.Generator) -> Floats:
-    """A field with the spectra and cross-spectra of a part of the picture (Hann-windowed, its energy kept): every frequency of
-    all colours turned by one random phase."""
+    """A field with the spectra and cross-spectra of a part of the picture, Hann-windowed with its energy kept.
+
+    All colours of a frequency are turned by one random phase.
+    """
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in part.shape[:2]))
     noise = np.fft.rfft2(rng.standard_normal(part.shape[:2]))
     turn = noise / np.maximum(np.abs(noise), 1e-12) / np.sqrt(np.mean(window**2))
@@ -171,15 +177,15 @@ def _phases_drawn(part: Floats, rng: np.random.Generator) -> Floats:
 
 def _peaks(likeness: Doubles, box: Box, subject: tuple[int, ...], threshold: float) -> list[Copy]:
     """The greatest first, its neighbourhood taken out, until none reaches the threshold."""
-    found: list[Copy] = []
+    copies: list[Copy] = []
     down, across = (max(1, int(APART * extent)) for extent in subject)
     while True:
         row, col = np.unravel_index(int(np.argmax(likeness)), likeness.shape)
         height = float(likeness[row, col])
         if height < threshold:
-            return found
+            return copies
         where = Box(box.top + int(row), box.left + int(col), subject[0], subject[1])
-        found.append(Copy(box=where, likeness=height))
+        copies.append(Copy(box=where, likeness=height))
         likeness[max(0, row - down) : row + down + 1, max(0, col - across) : col + across + 1] = 0
 
 

@@ -1,4 +1,6 @@
-"""Measures of a picture that cannot be flattered: seams, energy beyond the base picture, disks, colours. numpy only.
+"""Measures of a picture that cannot be flattered.
+
+Seams, energy beyond the base picture, disks, colours. Imports numpy only.
 
 Pictures are (H, W, 3) uint8 or float in [0, 1]; luma is Rec. 709 on the coded values, (H, W) float32 in [0, 1].
 """

@@ -1,10 +1,9 @@
-"""All measures of one picture, with its base picture and its tiles where they are known. What `hires measure` computes."""
+"""Takes all measures of one picture, with its base and tiles where known."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from hires.metrics.duplicates import Copies, find_duplicates
 from hires.metrics.seams import Seams, lattice_power, profiles, seam_lines, seams
 from hires.metrics.spectrum import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
 from hires.tiling.geometry import Box, Size, TileGrid, bands, cover
+from hires.units import Json
 
 LEAST_PX = 16
 STRETCHED, CUT = 0.05, 0.25  # log of the aspects: a base is stretched to the picture's up to the first, cut up to the second
@@ -36,72 +36,88 @@ BASE_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """Energy beyond the base's Nyquist frequency: `cutoff` in cycles per pixel, mean square of luma, its share of the
-    variance, how much of it a 3 x 3 median leaves (noise loses most), and how many times that of the base enlarged by Lanczos
-    it is (None where that has none)."""
+    """Energy beyond the Nyquist frequency of the base picture."""
 
     base: Size
+    """The base picture's size."""
     cutoff: float
+    """That frequency, in cycles per pixel."""
     energy: float
+    """The mean square of luma beyond it."""
     share: float
+    """Its share of the variance of luma."""
     kept_by_median: float
+    """How much of it a 3 x 3 median leaves; noise loses most."""
     over_lanczos: float | None
+    """How many times that of the base enlarged by Lanczos it is; None where that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consistency:
-    """The picture averaged down (means over equal parts, coded values) against its base: PSNR in dB, mean CIEDE2000, RMS of
-    luma over the base's standard deviation (None for a flat base)."""
+    """The picture averaged down (means over equal parts, coded values) against its base."""
 
     psnr_db: float
+    """Peak signal-to-noise ratio."""
     delta_e: float
+    """The mean CIEDE2000."""
     drift: float | None
+    """RMS of the difference in luma over the base's standard deviation; None for a flat base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileDrift:
-    """Mean colours of tiles against the same parts of the base: CIEDE2000, mean and largest (whose row and column follow), and
-    the standard deviation over tiles of the difference in luma."""
+    """Mean colours of tiles against the same parts of the base."""
 
     mean_delta_e: float
+    """The mean CIEDE2000."""
     max_delta_e: float
+    """The largest CIEDE2000."""
     worst: tuple[int, int]
+    """Row and column of the tile with the largest."""
     std_luma: float
+    """The standard deviation over tiles of the difference in luma."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """What is seen of the tiles. lattice_db: see `seams.lattice_power`, at the tiles' pitch, and cells_db at the cells of the
-    decoder, `cell_px`, where they are known; drift: None without a base picture."""
+    """What is seen of the tiles."""
 
     grid: TileGrid
     seams: Seams
     lattice_db: float | None
+    """`seams.lattice_power` at the tiles' pitch."""
     cell_px: int | None
+    """The side of the decoder's cells in pixels; None where it is not known."""
     cells_db: float | None
+    """`seams.lattice_power` at the decoder's cells."""
     drift: TileDrift | None
+    """None without a base picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """Of one picture; what needs a base or tiles is None without. enlarged: the spectrum of the base enlarged by Lanczos."""
+    """The measures of one picture; what needs a base or tiles is None without."""
 
     size: Size
     bits: int | None
+    """Of each value, 8 or 16; None for floats."""
     contrast: Contrast
     sharpness: Sharpness
     spectrum: Spectrum
     enlarged: Spectrum | None
+    """The spectrum of the base enlarged by Lanczos."""
     detail: Detail | None
     consistency: Consistency | None
     duplicates: Copies | None
     tiles: Tiles | None
     notes: tuple[str, ...] = ()
+    """Remarks on how the measures were taken."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As plain JSON values; infinite ones are null."""
-        tones, found = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
+        tones, duplicates = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
         del tones["histogram"]
+        boxes = None if duplicates is None else [[*asdict(copy.box).values(), copy.likeness] for copy in duplicates.copies]
         document = {
             "size": str(self.size),
             "bits": self.bits,
@@ -110,17 +126,16 @@ class Measures:
             "spectral_slope": self.spectrum.slope(),
             "detail": None if self.detail is None else asdict(self.detail) | {"base": str(self.detail.base)},
             "consistency": None if self.consistency is None else asdict(self.consistency),
-            "duplicates": None if found is None else len(found.found),
-            "duplicate_boxes": None if found is None else [[*asdict(copy.box).values(), copy.likeness] for copy in found.found],
-            "duplicate_threshold": None if found is None else found.threshold,
+            "duplicates": None if boxes is None else len(boxes),
+            "duplicate_boxes": boxes,
+            "duplicate_threshold": None if duplicates is None else duplicates.threshold,
             "tiles": None if self.tiles is None else asdict(self.tiles),
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(document)
-        return finite
+        return {name: _finite(value) for name, value in document.items()}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -140,9 +155,13 @@ def measure(
     """Everything at once, in about ten passes over boxes; memory beyond the picture's and the base's does not grow with height.
 
     Args:
-        base: the picture (h, w, 3) that this one was drawn from. base_size: without it, the size of the part of it that is
-            seen, if known: detail and duplicates are then measured against the picture itself, averaged down to that.
-        grid: its tiles, in pixels; may reach beyond the picture. cell_px: side of a latent cell.
+        source: the picture.
+        base: the picture (h, w, 3) that this one was drawn from.
+        base_size: without `base`, the size of the part of it that is seen, if known: detail and duplicates are then measured
+            against the picture itself, averaged down to that size.
+        grid: the picture's tiles, in pixels; they may reach beyond it.
+        cell_px: the side of a latent cell.
+        notes: remarks that the result takes over.
 
     Raises:
         RequestError: a picture below 16 px, a base larger than it or of another shape.
@@ -180,8 +199,11 @@ def _seen(base: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 
 
 def view_of(base: Size, size: Size) -> Box:
-    """The part of a base picture that a picture of `size` shows: all of it, or its middle where the aspects differ by over 5 %,
-    as `resolution.relay_view` has it. RequestError for a base that is larger, or differs by over 25 %."""
+    """The part of a base picture that a picture of `size` shows, as in `resolution.relay_view`.
+
+    All of it, or its middle where the aspects differ by over 5 %. RequestError for a base that is larger, or differs by
+    over 25 %.
+    """
     if base.height > size.height or base.width > size.width:
         raise RequestError(f"base of {base}: is larger than the picture of {size}; give the small picture as `base`")
     apart = abs(math.log(base.width * size.height / (base.height * size.width)))
@@ -228,14 +250,14 @@ def consistency(source: BoxSource, base: NDArray[np.uint8]) -> Consistency:
 def _tiles(source: BoxSource, base: NDArray[np.uint8] | None, grid: TileGrid, cell_px: int | None) -> Tiles:
     size = source.size
     rows, cols = seam_lines(grid, 1)
-    found = profiles(source, [row for row in rows if row < size.height], [col for col in cols if col < size.width])
+    means = profiles(source, [row for row in rows if row < size.height], [col for col in cols if col < size.width])
     pitches = (_pitch(grid.tops, size.height), _pitch(grid.lefts, size.width))
     return Tiles(
         grid=grid,
-        seams=seams(found),
-        lattice_db=lattice_power(found, *pitches),
+        seams=seams(means),
+        lattice_db=lattice_power(means, *pitches),
         cell_px=cell_px,
-        cells_db=None if cell_px is None or cell_px < 3 else lattice_power(found, cell_px, cell_px),
+        cells_db=None if cell_px is None or cell_px < 3 else lattice_power(means, cell_px, cell_px),
         drift=None if base is None else tile_drift(source, base, grid),
     )
 

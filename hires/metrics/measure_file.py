@@ -1,4 +1,7 @@
-"""What `hires measure` reads and says: a file, its base, its grid from the option or from the plan in the PNG, and a table."""
+"""Measures a picture file and lays the measures out as a table.
+
+The grid comes from the option or from the plan in the PNG.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource
@@ -16,6 +18,7 @@ from hires.images.whole import read_picture
 from hires.metrics.contrast import FULL, VIVID, Contrast
 from hires.metrics.measure import Measures, measure, view_of
 from hires.tiling.geometry import Size, TileGrid, make_grid
+from hires.units import Json
 
 LEAST_PITCH = 8  # px from tile to tile, so that there is room for random grids between
 SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
@@ -23,30 +26,37 @@ SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a plan in a PNG says of its picture: tiles in pixels, which may reach beyond it, the side of a latent cell, and the
-    size of the base picture where there was one."""
+    """What a plan in a PNG says of its picture."""
 
     grid: TileGrid
+    """Its tiles in pixels, which may reach beyond it."""
     cell_px: int
+    """The side of a latent cell."""
     base: Size | None
+    """The size of the base picture, where there was one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: what, how much with its unit, what that means, and whether it is past its mark."""
+    """One line of the table."""
 
     name: str
+    """What was measured."""
     value: str
+    """How much, with its unit."""
     remark: str = ""
+    """What that means."""
     alarm: bool = False
+    """Whether it is past its mark."""
 
 
 def measure_file(file: str | Path, base: str | Path | None = None, grid: str | None = None) -> tuple[Measures, ArraySource]:
     """Measure a picture file, and give it back for drawing.
 
     Args:
-        file: a picture; a PNG that hires wrote brings its grid and the size of its base along. base: the small picture it was
-            drawn from. grid: 'TILE:OVERLAP' in pixels instead of the plan's.
+        file: a picture; a PNG that hires wrote brings its grid and the size of its base along.
+        base: the small picture it was drawn from.
+        grid: 'TILE:OVERLAP' in pixels instead of the plan's.
 
     Raises:
         RequestError: what is no picture, no grid, or does not fit.
@@ -65,10 +75,10 @@ def parse_grid(text: str, size: Size) -> TileGrid:
 
     RequestError for anything else, and where one tile holds the whole picture.
     """
-    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
-    if found is None:
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
+    if match is None:
         raise RequestError(f"grid {text[:60]}: give TILE:OVERLAP in pixels, such as 1024:256")
-    tile, overlap = int(found[1]), int(found[2])
+    tile, overlap = int(match[1]), int(match[2])
     if not overlap < tile:
         raise RequestError(f"grid {text}: the overlap must be below the tile; try {tile or 1024}:{(tile or 1024) // 4}")
     if tile - overlap < LEAST_PITCH:
@@ -79,7 +89,7 @@ def parse_grid(text: str, size: Size) -> TileGrid:
 
 
 def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
-    """The plan that hires saved in a PNG, and notes: why one that is there is not used. None where there is none."""
+    """The plan that hires saved in a PNG, or None; and notes that say why a saved one is not used."""
     try:
         text = read_text(Path(file)).get("hires:plan")
     except RequestError:
@@ -92,7 +102,7 @@ def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ..
         return None, (f"its hires:plan cannot be read ({type(error).__name__}: {error}); give `grid`",)
 
 
-def _planned(plan: dict[str, Any], size: Size) -> tuple[Planned | None, tuple[str, ...]]:
+def _planned(plan: Json, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
     output, canvas = Size(**plan["output"]), Size(**plan["canvas"])
     if output != size:
         return None, (f"its hires:plan is of a picture of {output} and not used; give `grid`",)
@@ -164,7 +174,7 @@ def _base(measures: Measures) -> Iterator[Row]:
     if measures.duplicates is None:
         yield Row("duplicates", "-", "not measured: give `base` FILE")
         return
-    copies = measures.duplicates.found
+    copies = measures.duplicates.copies
     remark = f"of the base's subject at its own size, NCC {measures.duplicates.threshold:.2f} or more"
     yield Row("duplicates", str(len(copies)), remark, bool(copies))
 

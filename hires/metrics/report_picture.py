@@ -1,4 +1,7 @@
-"""The report of `hires measure` as one picture: the picture with its tiles, its spectrum, tones and numbers. Pillow only."""
+"""Draws the report of `hires measure` as one picture.
+
+The picture with its tiles, its spectrum, tones and numbers. Imports Pillow only.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ class Axes:
     y: tuple[float, float]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place (x, y) in px of a value, held to the frame."""
         left, top, right, bottom = self.frame
         across = left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (right - left)
         down = bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)
@@ -40,6 +44,7 @@ class Axes:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that is drawn with, at a size in px."""
     return ImageFont.load_default(size)
 
 
@@ -85,7 +90,7 @@ def thumbnail(source: BoxSource, measures: Measures) -> Image.Image:
     if measures.tiles is not None:
         lines = seam_lines(measures.tiles.grid, 1)
         _grid(pen, picture, [[line * by for line in axis] for axis, by in zip(lines, scale, strict=True)])
-    for copy in () if measures.duplicates is None else measures.duplicates.found:
+    for copy in () if measures.duplicates is None else measures.duplicates.copies:
         box = copy.box
         corners = (box.left * scale[1], box.top * scale[0], box.right * scale[1], box.bottom * scale[0])
         pen.rectangle(corners, outline=ALARM, width=2)

@@ -1,4 +1,4 @@
-"""Seams: what is seen of a grid of tiles in a picture, against the same picture on grids that nobody used.
+"""Measures what is seen of a grid of tiles, against grids that nobody used.
 
 Arrays are luma (H, W) float32 in [0, 1]; what takes a `BoxSource` reads it in bands, once, and holds only profiles: means of
 the picture along each stretch of an edge, from which every step across every line follows.
@@ -35,29 +35,32 @@ def seam_lines(grid: TileGrid, cell_px: int) -> tuple[tuple[int, ...], tuple[int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seams:
-    """score: visibility of the grid over its median on random grids; 1 means no seam is seen. visibility, median: those two.
-
-    p_value: the chance that a picture without seams scores as high, (1 + fakes at or above) / (1 + fakes).
-    """
+    """How visible the edges of a grid are, against random grids."""
 
     score: float
+    """`visibility` over `median`; 1 means that no seam is seen."""
     visibility: float
+    """That of the grid."""
     median: float
+    """The median visibility of random grids."""
     p_value: float
+    """The chance that a picture without seams scores as high, (1 + fakes at or above) / (1 + fakes)."""
     fakes: int
+    """How many random grids there were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiles:
-    """Means of a picture's luma along the stretches of the edges of a grid.
-
-    across_cols: (stretches between `rows`, W); across_rows: (stretches between `cols`, H). Float64.
-    """
+    """Means of a picture's luma along the stretches of a grid's edges, float64."""
 
     rows: tuple[int, ...]
+    """The rows of horizontal edges."""
     cols: tuple[int, ...]
+    """The columns of vertical edges."""
     across_cols: Doubles
+    """(stretches between `rows`, W)."""
     across_rows: Doubles
+    """(stretches between `cols`, H)."""
 
 
 def profiles(source: BoxSource, rows: Sequence[int], cols: Sequence[int]) -> Profiles:
@@ -116,8 +119,10 @@ def seam_visibility(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -
 
 
 def lattice_score(picture: Floats, pitch: int) -> float:
-    """RMS of the steps across every line at a multiple of `pitch`, whole lines, over that of the others: how much a decoder's
-    cells are seen; 1 means not at all."""
+    """How much a decoder's cells are seen; 1 means not at all.
+
+    RMS of the steps across the lines at multiples of `pitch`, whole lines, over that of the others.
+    """
     rows, cols = (tuple(range(pitch, extent - 2, pitch)) for extent in picture.shape)
     return _ratio(_steps(picture, cols, ()), _steps(picture.T, rows, ()))
 
@@ -197,8 +202,8 @@ def seam_ratio(picture: Floats, rows: Sequence[int], cols: Sequence[int]) -> flo
 
     Lines within one cell of a seam count as neither; the mean of both directions.
     """
-    found = [_axis_ratio(part, lines) for part, lines in ((picture, rows), (picture.T, cols)) if len(lines)]
-    return float(np.mean(found)) if found else 1.0
+    ratios = [_axis_ratio(part, lines) for part, lines in ((picture, rows), (picture.T, cols)) if len(lines)]
+    return float(np.mean(ratios)) if ratios else 1.0
 
 
 def _axis_ratio(picture: Floats, lines: Sequence[int]) -> float:

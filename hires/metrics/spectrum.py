@@ -1,4 +1,4 @@
-"""Fine detail of a picture: its spectrum, energy beyond what a base picture can hold, and the variance of its Laplacian.
+"""Measures fine detail: a picture's spectrum, and its Laplacian's variance.
 
 Spectra are Welch's: the picture is cut into square blocks that overlap by half and cover it evenly, each has its weighted mean
 taken off and is weighted by Hann's window, and the squared magnitudes of their Fourier transforms are averaged. So every part
@@ -22,11 +22,14 @@ LEAST_CUTOFF_BINS = 8  # bins below a cutoff, so that what leaks past it is that
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """power: mean square per frequency (block, block // 2 + 1), rows by `fftfreq`, columns by `rfftfreq`, the half plane that
-    is left out counted in; it sums to the picture's mean square around the blocks' means."""
+    """A picture's power by frequency; it sums to the picture's mean square around the blocks' means."""
 
     power: Doubles
+    """Mean square per frequency (block, block // 2 + 1), rows by `fftfreq`, columns by `rfftfreq`; the half plane that is
+    left out is counted in.
+    """
     block: int
+    """The side of a block in pixels."""
 
     def radius(self) -> Doubles:
         """Radial frequency of every entry, cycles per pixel."""
@@ -47,8 +50,10 @@ class Spectrum:
         return np.arange(1, last) / self.block, sums[1:last] / counts[1:last]
 
     def slope(self) -> float:
-        """The exponent b of power ~ f^b by least squares in log-log, from 4 / block to 1 / 4 cycles per pixel; -2 for most
-        photographs, far below for enlarged ones; 0 where there is no power."""
+        """The exponent b of power ~ f^b by least squares in log-log, from 4 / block to 1 / 4 cycles per pixel.
+
+        -2 for most photographs, far below for enlarged ones; 0 where there is no power.
+        """
         frequency, power = self.radial()
         inside = (frequency >= 4 / self.block) & (frequency <= 0.25) & (power > 0)
         if inside.sum() < 2:
@@ -66,8 +71,10 @@ def _halves(block: int) -> Doubles:
 
 
 def base_cutoff(size: Size, base: Size) -> float:
-    """The Nyquist frequency of a base picture enlarged to `size`, cycles per pixel: base / (2 size), of the axis where it is
-    higher."""
+    """The Nyquist frequency of a base picture enlarged to `size`, in cycles per pixel.
+
+    base / (2 size), of the axis where it is higher.
+    """
     return max(base.height / size.height, base.width / size.width) / 2
 
 
@@ -105,8 +112,10 @@ def _block(source: BoxSource, box: Box, denoised: bool) -> Floats:
 
 
 def median_of_nine(rows: Floats) -> Floats:
-    """The median of every pixel's 3 x 3 neighbourhood, (h, w) of (h + 2, w + 2): of sorted columns, the median of the largest
-    low, the middle of the middles and the smallest high."""
+    """The median of each pixel's 3 x 3 neighbourhood, (h, w) of (h + 2, w + 2).
+
+    Of sorted columns, the median of the largest low, the middle of the middles and the smallest high.
+    """
     a, b, c = rows[:-2], rows[1:-1], rows[2:]
     low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
     middle = _middle(a, b, c)
@@ -129,11 +138,12 @@ def _power(part: Floats, weights: Floats) -> Doubles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharpness:
-    """variance: of luma in [0, 1]. laplacian: variance of its 4-neighbour Laplacian (Pech-Pacheco 2000), 20 times that of
-    white noise; noise counts as sharpness here, so it is read beside the spectrum."""
+    """How much luma in [0, 1] varies from pixel to pixel; noise counts as sharpness here, so it is read beside the spectrum."""
 
     variance: float
+    """The variance of luma."""
     laplacian: float
+    """The variance of its 4-neighbour Laplacian (Pech-Pacheco 2000), 20 times that of white noise."""
 
 
 def sharpness(source: BoxSource) -> Sharpness:

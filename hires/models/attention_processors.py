@@ -1,5 +1,6 @@
-"""The attention of diffusers modules through `kernels.dispatch`: by policies over the canvas, and with keys and values thinned
-where a model asks for it.
+"""Sends the attention of diffusers modules through `kernels.dispatch`.
+
+By policies over the canvas, and with keys and values thinned where a model was trained so.
 
 Where the tokens lie and by which policy they attend comes with every call, as diffusers' `cross_attention_kwargs`; a
 processor knows how many latent cells one of its tokens stands for, and nothing is kept between calls.
@@ -52,8 +53,13 @@ class DispatchedAttention:
     """
 
     backend: str | None = None
+    """A backend's name; None lets the dispatch choose."""
     thin: int = 1
+    """The factor per axis by which self-attention's keys and values are thinned, 1 for dense attention; a thinned layer
+    attends to all it has.
+    """
     cells: int = 1
+    """Latent cells per side of a token: 2 at a UNet's second level, PixArt's patch."""
 
     def __call__(
         self,
@@ -98,7 +104,7 @@ def dispatch_attention(unet: Any, backend: str | None = None) -> Any:
     lowest = len(unet.config.block_out_channels) - 1
 
     def cells(name: str) -> int:
-        """down_blocks.1.… is one level down, up_blocks.0.… at the lowest, as is mid_block.…"""
+        """Latent cells per side of a token: down_blocks.1 is one level down, up_blocks.0 at the lowest, as is mid_block."""
         part, index, _ = name.split(".", 2)
         return int(2 ** (int(index) if part == "down_blocks" else lowest - int(index) if part == "up_blocks" else lowest))
 

@@ -1,4 +1,4 @@
-"""PixArt-δ's ControlNet (arXiv 2401.05252): copies of the first blocks follow a picture of edges and steer the blocks.
+"""PixArt-δ's ControlNet (arXiv 2401.05252): edges steer the first blocks.
 
 Block 0 of the base runs alone. Beside block i = 1..n runs copy i - 1: the first begins with x + before_proj(c), the others
 go on with c; each hands after_proj(c) to its block, which gets x + that. A projection of zeros leaves the base as it is.
@@ -32,7 +32,7 @@ class ControlBlock(nn.Module):
         self.after_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, c: Tensor, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) of the base and c (B, N, D) of the copy before; the new c, and what is added to x."""
+        """X (B, N, D) of the base and c (B, N, D) of the copy before; the new c, and what is added to x."""
         c = c if self.before_proj is None else x + self.before_proj(c)
         c = self.copied_block(c, **call)
         return c, self.after_proj(c)
@@ -62,6 +62,7 @@ class ControlledBlock(nn.Module):
         cross_attention_kwargs: dict[str, Any] | None = None,
         class_labels: Tensor | None = None,
     ) -> Tensor:
+        """The block's output (B, N, C) with the copy's added; the arguments are those of diffusers' block."""
         call = {
             "attention_mask": attention_mask,
             "encoder_hidden_states": encoder_hidden_states,

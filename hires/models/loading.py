@@ -1,4 +1,4 @@
-"""Loading: networks and autoencoders of any layout, built on no memory, to a device and dtype. ModelError says why not.
+"""Loads networks and autoencoders of any layout onto a device.
 
 Files are mapped, not read: each tensor goes from the file to its place, through its LoRAs where it has any.
 """
@@ -22,6 +22,7 @@ from hires.errors import ModelError
 from hires.models.lora import LoraLayer, merged, network_layers
 from hires.models.state_dicts import pixart_state, read_tensors, unet_state, vae_state
 from hires.options.lora import LoraRef
+from hires.units import Json
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:
@@ -48,8 +49,10 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
 
 
 def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
-    """PixArt's KV-compression tensors per block that has them: 'sr.weight' (C, 1, r, r), 'sr.bias', 'norm.weight',
-    'norm.bias' (C), mapped from the file as they are. Empty for other models."""
+    """PixArt's KV-compression tensors per block that has them, mapped from the file as they are.
+
+    'sr.weight' (C, 1, r, r), 'sr.bias', 'norm.weight', 'norm.bias' (C). Empty for other models.
+    """
     part = spec.parts["network"]
     if part.layout != "pixart" or part.path is None:
         return {}
@@ -92,7 +95,7 @@ def _found(spec: ModelSpec) -> Finding:
     return Finding(path=spec.path, kind="model", family=spec.family, layout="diffusers", why=(), size_conditions=conditions)
 
 
-def build(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+def build(kind: Any, config: Json) -> nn.Module:
     """A module of diffusers from its config, on no memory."""
     with torch.device("meta"), quiet_imports():
         module: nn.Module = kind.from_config(dict(config))

@@ -1,4 +1,6 @@
-"""LoRA: W + scale alpha/r B A (Hu et al. 2021, arXiv 2106.09685), merged into weights as they are loaded.
+"""Merges LoRAs into weights as they are loaded: W + scale alpha/r B A.
+
+Hu et al. 2021 (arXiv 2106.09685).
 
 Keys in kohya's style (SDXL's in latent diffusion's names or diffusers', flattened), in diffusers' old and new styles, and in
 peft's. Linear and convolution layers of the network and of CLIP text towers.
@@ -44,12 +46,15 @@ COMPONENTS = dict(zip(("text_encoder", "text_encoder_2"), TOWERS, strict=True))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraLayer:
-    """One layer's factors: up (out, r) or (out, r, 1, 1), down (r, in) or (r, in, kh, kw), factor = scale alpha/r."""
+    """The factors of one layer's change."""
 
     where: str
     up: Tensor
+    """(out, r) or (out, r, 1, 1)."""
     down: Tensor
+    """(r, in) or (r, in, kh, kw)."""
     factor: float
+    """scale alpha / r."""
 
 
 def merged(weight: Tensor, layers: Sequence[LoraLayer]) -> Tensor:
@@ -90,7 +95,7 @@ def tower_layers(loras: Sequence[LoraRef], weights: Iterable[str], component: st
 
 
 def _layers(loras: Sequence[LoraRef], prefixes: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, list[LoraLayer]]:
-    found: dict[str, list[LoraLayer]] = defaultdict(list)
+    layers: dict[str, list[LoraLayer]] = defaultdict(list)
     for ref in loras:
         path = lora_file(ref)
         lost = []
@@ -104,12 +109,12 @@ def _layers(loras: Sequence[LoraRef], prefixes: tuple[str, ...], aliases: Mappin
                 continue
             rank = roles["down"].shape[0]
             alpha = float(roles["alpha"]) if "alpha" in roles else rank
-            found[f"{target}.weight"].append(
+            layers[f"{target}.weight"].append(
                 LoraLayer(where=f"{path}: {module}", up=roles["up"], down=roles["down"], factor=ref.scale * alpha / rank)
             )
         if lost:
             raise _lost(path, lost)
-    return dict(found)
+    return dict(layers)
 
 
 def _lost(path: Path, names: Sequence[str]) -> ModelError:

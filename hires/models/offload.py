@@ -1,11 +1,11 @@
-"""Where the weights of network and autoencoder are: on the device, one of the two at a time, or fetched layer by layer.
+"""Moves weights between the device and host memory.
+
+All on the device, one of network and autoencoder at a time, or fetched layer by layer.
 
 The picture does not depend on it. On a CPU there is one memory, and nothing to do.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -60,5 +60,7 @@ def stream(module: nn.Module, device: torch.device) -> None:
     """Let each layer fetch its weights when it runs and give them back after, the next one's while it works (diffusers)."""
     with quiet_imports():
         from diffusers.hooks import apply_group_offloading
-    options: dict[str, Any] = {"use_stream": True, "record_stream": True} if device.type == "cuda" else {}
-    apply_group_offloading(module, onload_device=device, offload_device=HOST, offload_type="leaf_level", **options)
+    streams = device.type == "cuda"
+    apply_group_offloading(
+        module, onload_device=device, offload_device=HOST, offload_type="leaf_level", use_stream=streams, record_stream=streams
+    )

@@ -1,4 +1,6 @@
-"""PixArt's transformer (α, Σ, δ, DMD) as a network of the denoisers: from diffusers, with two of its parts replaced.
+"""PixArt's transformer (α, Σ, δ, DMD) as a network of the denoisers.
+
+It is diffusers' module with two of its parts replaced.
 
 Position embedding: computed on the whole canvas per axis and sliced for the tile, so that a tile knows where it lies.
 Attention: through the dispatch, keys and values thinned where asked for. Nothing else of the module is touched.
@@ -70,6 +72,7 @@ class PixArtNetwork:
         return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
+        """The output (B, C, h, w) at a timestep, without the channels of the learned variance."""
         assert x.shape[-2] % self._patch == 0 and x.shape[-1] % self._patch == 0, f"{tuple(x.shape)} is not whole patches"
         tokens, bias = padded_text(cond.tokens, cond.mask)
         if self._carrier is not None:

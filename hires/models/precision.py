@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 class SingleNetwork(Network, Protocol):
     """A network that can be told to compute in float32."""
 
-    def in_single(self) -> AbstractContextManager[None]: ...
+    def in_single(self) -> AbstractContextManager[None]:
+        """Within it, the network computes in float32."""
+        ...
 
 
 class Guarded:

@@ -1,4 +1,4 @@
-"""A picture of latents without a decoder: one linear map from the channels of a cell to its mean colour."""
+"""Previews latents by one linear map from a cell's channels to its colour."""
 
 from __future__ import annotations
 

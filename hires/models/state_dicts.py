@@ -1,4 +1,6 @@
-"""The tensors of single files under the names that diffusers and transformers have for them. Mapped, not read.
+"""Maps a single file's tensors to the names of diffusers and transformers.
+
+They are mapped, not read.
 
 The renaming of latent diffusion's UNet, VAE and OpenCLIP is that of diffusers; PixArt's is its authors' conversion table.
 """
@@ -18,6 +20,7 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import PIXART_TABLES
 from hires.checkpoints.headers import DAMAGED, read_header
 from hires.errors import ModelError
+from hires.units import Json
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -46,13 +49,13 @@ def _flat(value: object, name: str) -> dict[str, Tensor]:
         return {name: value}
     if not isinstance(value, Mapping):
         return {}
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return found
+        state |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return state
 
 
-def unet_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def unet_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
     """A UNet in latent diffusion's naming under diffusers' names."""
     with quiet_imports():
         from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -61,7 +64,7 @@ def unet_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, 
     return _all_of(state, converted, path)
 
 
-def vae_state(path: Path, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def vae_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
     """An AutoencoderKL in latent diffusion's naming under diffusers' names; its attention's 1x1 convolutions become linear."""
     with quiet_imports():
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint

@@ -1,4 +1,7 @@
-"""Prompts to conditions through a model's text towers: two CLIPs (SDXL), one (SD1.5) or T5 (PixArt). Loaded, used, freed."""
+"""Encodes prompts with a model's text encoders, which are loaded and freed.
+
+Two CLIPs (SDXL), one (SD1.5) or T5 (PixArt).
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,14 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, Import
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What one CLIP tower says: penultimate states (B, T, D), last states after the final norm, pooled (B, P) or None."""
+    """What one CLIP text encoder gives."""
 
     penultimate: Tensor
+    """The states before the last layer, (B, T, D)."""
     last: Tensor
+    """The last states after the final norm, (B, T, D)."""
     pooled: Tensor | None
+    """(B, P), or None."""
 
 
 def encode_prompts(
@@ -82,7 +88,7 @@ def _encode_clips(
 
 
 def check_parts(spec: ModelSpec) -> None:
-    """ModelError for text towers and vocabularies that are nowhere, before anything is loaded."""
+    """ModelError for missing text encoders and vocabularies, before anything is loaded."""
     parts = [spec.parts[name] for names in COMPONENTS[: len(spec.facts.text)] for name in names]
     absent = [part for part in parts if part.layout == "missing"]
     if absent:

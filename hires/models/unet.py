@@ -1,11 +1,14 @@
-"""A diffusers UNet2DConditionModel as a network of `denoisers`: SDXL's size conditions, SD1.5 without them, images to edit."""
+"""A diffusers UNet as a network of the denoisers.
+
+SDXL's with size conditions, SD1.5's without them, and those that see an image to edit.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +45,7 @@ class UNetNetwork:
         return other
 
     def __call__(self, x: Tensor, time: float, cond: Conditioning) -> Tensor:
-        """x (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
+        """X (B, C, h, w) scaled for the network; the result has the UNet's output channels and its dtype."""
         if cond.image_latents is not None:
             x = torch.cat([x, cond.image_latents.to(x)], dim=1)
         x = x.to(self.dtype)
@@ -57,7 +60,7 @@ class UNetNetwork:
         )[0]
         return output
 
-    def _added(self, cond: Conditioning) -> dict[str, Any] | None:
+    def _added(self, cond: Conditioning) -> dict[str, Tensor | None] | None:
         if cond.size_ids is None:
             return None
         return {"text_embeds": cond.pooled, "time_ids": cond.size_ids}

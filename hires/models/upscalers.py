@@ -20,17 +20,23 @@ SUFFIXES = (".safetensors", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscalerNetwork:
-    """A network that enlarges, on its device. network: (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w), any size that
-    `multiple` divides, others padded."""
+    """A network that enlarges, on its device."""
 
     name: str
+    """Its file's name."""
     architecture: str
+    """By spandrel's name."""
     network: Callable[[Tensor], Tensor]
+    """From (1, channels, h, w) in [0, 1] to (1, _, scale h, scale w); `multiple` divides h and w."""
     scale: int
     channels: int
+    """1 grey, 3 colour."""
     multiple: int
+    """What the sides of its input must divide by; others are padded."""
     halo: Halo
+    """Pixels of the input that a pixel depends on in each direction."""
     whole: bool
+    """Whether it must see the picture in one piece."""
     device: torch.device
     dtype: torch.dtype
 
@@ -73,7 +79,7 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
 
 
 def _described(path: Path) -> Callable[[Tensor], Tensor]:
-    """spandrel's descriptor of a file, its network on the CPU in float32."""
+    """Spandrel's descriptor of a file, its network on the CPU in float32."""
     if not path.is_file():
         raise ModelError(f"upscaler {path}: is not there; give a network file, or lanczos")
     if path.suffix.lower() not in SUFFIXES:
@@ -116,6 +122,7 @@ def _spandrel(path: Path) -> Any:
 
 
 def working_dtype(facts: Any, device: torch.device, requested: str) -> torch.dtype:
+    """The type that a network runs in; 'auto' is half precision on a card where that is supported. RequestError otherwise."""
     supported = {"fp32": True, "fp16": facts.supports_half, "bf16": facts.supports_bfloat16}
     if requested != "auto":
         if not supported[requested]:

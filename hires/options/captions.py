@@ -1,4 +1,7 @@
-"""Caption cleaning as PixArt's training captions had it, only where it is asked for. No torch."""
+"""Cleans captions as PixArt's training captions were cleaned.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -53,21 +53,28 @@ class Option:
     """Its section in `--help`."""
     local: bool = False
     """Never taken from a network: paths, devices."""
+    envvar: str | None = None
+    """The environment variable that gives it where the command line does not."""
     python_only: str = ""
     """Why the command line has no such option; empty where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One declared option: its name, its type without the declaration, and its default."""
+    """One declared option."""
 
     name: str
+    """The Python name."""
     type: object
+    """The type without the declaration."""
     option: Option
+    """The declaration."""
     default: object
+    """`dataclasses.MISSING` where there is none."""
 
     @property
     def required(self) -> bool:
+        """Whether the option has no default."""
         return self.default is dataclasses.MISSING
 
     @property
@@ -83,6 +90,7 @@ class Field:
 
     @property
     def optional(self) -> bool:
+        """Whether None is a value."""
         return type(None) in get_args(self.type)
 
 
@@ -98,7 +106,7 @@ def declared(cls: type) -> Mapping[str, Field]:
 
 def _read_declarations(cls: type) -> dict[str, Field]:
     hints = get_type_hints(cls, include_extras=True)
-    found: dict[str, Field] = {}
+    options: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Option):
@@ -106,8 +114,8 @@ def _read_declarations(cls: type) -> dict[str, Field]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            found[field.name] = Field(field.name, plain, option, default)
-    return found
+            options[field.name] = Field(field.name, plain, option, default)
+    return options
 
 
 class Options:
@@ -192,10 +200,11 @@ def flags_of(*classes: type) -> dict[str, str]:
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message with its options as the command line writes them; flags: by the option's name.
 
-    A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes.
+    A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes; in these it may
+    have the value None, which has a flag of its own.
     """
     message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
-    return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), message)
+    return re.sub(r"`([a-z_]+(?:=None)?)`", lambda match: flags.get(match[1], match[0]), message)
 
 
 Chosen = TypeVar("Chosen")

@@ -1,4 +1,4 @@
-"""Every option of a render, declared once, in groups of which the commands are composed."""
+"""Every option of a render, declared once, in groups that commands compose."""
 
 from __future__ import annotations
 

@@ -78,6 +78,8 @@ class EditKeywords(PaintKeywords, total=False):
 
 
 class EnlargingKeywords(TypedDict, total=False):
+    """The keywords that only enlargements take."""
+
     scale: float | None
     upscaler: str | Path | None
     refine: bool

@@ -10,6 +10,7 @@ from hires.errors import RequestError
 
 
 def loras_of(loras: Loras) -> tuple[LoraRef, ...]:
+    """LoRAs given as 'PATH[:SCALE]' or as references. RequestError for an invalid scale."""
     return tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
 
 

@@ -26,7 +26,7 @@ SizeLike = str | tuple[int, int] | Size
 
 
 def as_size(size: SizeLike) -> Size:
-    """ "4096x4096" (WIDTHxHEIGHT), a pair (width, height) or a Size as a Size; SizeError for anything else."""
+    """A Size from "4096x4096" (WIDTHxHEIGHT), a pair (width, height) or a Size; SizeError for anything else."""
     if isinstance(size, str):
         return parse_size(size)
     if isinstance(size, Size):

@@ -1,4 +1,4 @@
-"""What a stage of a render can be told: sizes, noise levels, guides, attention, windows. Parsed and checked here; no torch."""
+"""The settings of one stage of a render, parsed and checked without torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ BLENDS = ("hann", "gauss", "box", "linear")
 
 
 def known(what: str, value: str, names: tuple[str, ...]) -> None:
+    """RequestError, with the known names, for another one; `what` is what they name."""
     if value not in names:
         raise RequestError(unknown(what, value, names))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyName:
-    """What `--attention-policy` says: a name of `POLICIES`, its number, and whether the grid of its blocks moves per step."""
+    """An attention policy as it was given."""
 
     name: str = "global"
+    """One of `POLICIES`."""
     value: int | None = None
+    """Its number; None for the policy's own."""
     shift: bool = False
+    """Whether the grid of its blocks moves from step to step."""
 
 
 def parse_policy(text: str | None) -> PolicyName:
@@ -36,30 +40,32 @@ def parse_policy(text: str | None) -> PolicyName:
 
     RequestError for anything else.
     """
-    found = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
+    match = re.fullmatch(r"([a-z]+)(?::([1-9]\d{0,6}))?(\+shift)?", "global" if text is None else text)
     if (
-        found is None
-        or found[1] not in POLICIES
-        or (found[1] == "global" and found[2])
-        or (found[1] not in MOVING and found[3])
+        match is None
+        or match[1] not in POLICIES
+        or (match[1] == "global" and match[2])
+        or (match[1] not in MOVING and match[3])
     ):
         raise RequestError(
             f"attention_policy {text}: give one of {', '.join(POLICIES)}; a window in pixels may follow, such as npa:1024, "
             "or a factor, such as kvpool:2; and +shift where there are windows"
         )
-    return PolicyName(found[1], int(found[2]) if found[2] else None, bool(found[3]))
+    return PolicyName(match[1], int(match[2]) if match[2] else None, bool(match[3]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidePlan:
-    """What holds a stage to the picture it starts from, falling with sigma: 'structure' below `cutoff` cycles per cell, by
-    ScaleDiff's ramp; 'pull' as a whole, by the fourth power of sigma over the first (SUPIR).
-
-    cutoff None, in a `StageSpec`: all that the base picture can hold, its Nyquist frequency on the stage's canvas.
-    """
+    """What holds a stage to the picture it starts from; its weight falls with sigma."""
 
     kind: str = "structure"
+    """structure: the part below `cutoff`, by ScaleDiff's ramp; pull: the whole, by the fourth power of sigma over the first
+    (SUPIR).
+    """
     cutoff: float | None = None
+    """In cycles per cell; None, in a `StageSpec`, for all that the base picture can hold, its Nyquist frequency on the
+    stage's canvas.
+    """
 
     def __post_init__(self) -> None:
         known("guide", self.kind, GUIDES)
@@ -74,13 +80,16 @@ class GuidePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """Tiles of a stage: side and overlap in pixels, None for the model's own; their weights, one of `BLENDS`; `shift`: their
-    grid moves at every step (Spot's)."""
+    """The tiles of a stage."""
 
     tile_px: int | None = None
+    """The side in pixels; None for the model's own."""
     overlap_px: int | None = None
+    """How far they overlap, in pixels; None for the model's own."""
     blend: str = "hann"
+    """Their weights, one of `BLENDS`."""
     shift: bool = False
+    """Whether their grid moves at every step (Spot's)."""
 
     def __post_init__(self) -> None:
         known("blend", self.blend, BLENDS)
@@ -92,26 +101,32 @@ class WindowSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """One stage of a render; None takes what stands behind it: the relay's, the preset's, the model's own.
-
-    size: its canvas in pixels. sigma_start: the noise that the enlarged picture is given, or under the rule `renoise` "area"
-    (FreCaS's) what that rule starts from; sigma_end: the last level before 0. enlarger: one of `ENLARGERS`. guides: what
-    holds it to the picture it starts from. attention: as `--attention-policy`, whole canvas; windows: tiles instead. guidance
-    and the three after it as in `StagePlan`.
-    """
+    """One stage of a render; None takes the value of the relay, then of the preset, then of the model."""
 
     size: Size | None = None
+    """The canvas in pixels."""
     sigma_start: float | None = None
+    """The noise that the enlarged picture is given; under the rule `renoise` area (FreCaS's) what the rule starts from."""
     sigma_end: float | None = None
+    """The last noise level before 0."""
     renoise: str | None = None
+    """The rule for the noise, one of `refine.renoise.RULES`."""
     steps: int | None = None
+    """Steps of the schedule."""
     sampler: str | None = None
+    """A name of `sampling.registry.SAMPLERS`."""
     schedule: str | None = None
+    """A name of `sampling.registry.SCHEDULES`."""
     enlarger: str | None = None
+    """How the stage before is enlarged, one of `ENLARGERS`."""
     guides: tuple[GuidePlan, ...] | None = None
+    """What holds the stage to the picture that it starts from."""
     attention: str | None = None
+    """An attention policy over the whole canvas."""
     windows: WindowSpec | None = None
+    """Tiles in place of an attention policy."""
     guidance: float | None = None
+    """As in `StagePlan`, and so are the next three."""
     guidance_high: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -143,17 +158,17 @@ class StageSpec:
             raise RequestError(f"stage: {name}={value:g}: give a number from {low:g} to {high:g}")
 
     def over(self, *behind: StageSpec) -> StageSpec:
-        """Every field the first that says something, of this one and those behind it."""
+        """Each field from the first of these stages that sets it: this one, then those behind it."""
         order = (self, *behind)
 
         def first(name: str) -> object:
             return next((value for spec in order if (value := getattr(spec, name)) is not None), None)
 
-        found = {field.name: first(field.name) for field in fields(self)}
+        values = {field.name: first(field.name) for field in fields(self)}
         if any(spec.windows for spec in order):  # tiles and whole-canvas attention shut each other out: the first to speak
             speaker = next(spec for spec in order if spec.windows or spec.attention)
-            found |= {"windows": speaker.windows, "attention": speaker.attention}
-        return StageSpec(**found)  # type: ignore[arg-type]
+            values |= {"windows": speaker.windows, "attention": speaker.attention}
+        return StageSpec(**values)  # type: ignore[arg-type]
 
 
 NOTHING_SAID = StageSpec()

@@ -12,16 +12,17 @@ StageLike = str | StageSpec
 
 
 def relay_of(relay: StageLike | None) -> StageSpec:
-    """What is said of every stage after the first. RequestError for a size, which one stage has."""
+    """The stage that applies to every one after the first. RequestError for a size, which only one stage can have."""
     if relay is None:
         return NOTHING_SAID
-    found = parse_stage(relay, "relay") if isinstance(relay, str) else relay
-    if found.size is not None:
-        raise RequestError(f"relay {found.size}: applies to every stage after the first; give a stage of a size with `stages`")
-    return found
+    stage = parse_stage(relay, "relay") if isinstance(relay, str) else relay
+    if stage.size is not None:
+        raise RequestError(f"relay {stage.size}: applies to every stage after the first; give a stage of a size with `stages`")
+    return stage
 
 
 def stages_of(stages: Sequence[StageLike]) -> tuple[StageSpec, ...]:
+    """Stages given as text or as specifications. RequestError names what is not understood."""
     return tuple(parse_stage(stage) if isinstance(stage, str) else stage for stage in stages)
 
 
@@ -37,10 +38,10 @@ def parse_stage(text: str, option: str = "stages") -> StageSpec:
         if key not in STAGE_KEYS:
             raise RequestError(f"{option} {text}: " + unknown("key", key, tuple(STAGE_KEYS)))
         try:
-            found = STAGE_KEYS[key](value)
+            values = STAGE_KEYS[key](value)
         except (ValueError, KeyError):
             raise RequestError(f"{option} {text}: {part} is not understood; {STAGE_HELP}") from None
-        (windows if key in ("tile", "overlap", "blend", "move") else given).update(found)
+        (windows if key in ("tile", "overlap", "blend", "move") else given).update(values)
     if windows:
         given["windows"] = WindowSpec(**windows)  # type: ignore[arg-type]
     return StageSpec(**given)  # type: ignore[arg-type]
@@ -61,11 +62,11 @@ def _guides(text: str) -> Found:
     """'structure', 'structure:0.125', 'structure+pull', 'none'."""
     if text == "none":
         return {"guides": ()}
-    found = []
+    guides = []
     for part in text.split("+"):
         kind, _, cutoff = part.partition(":")
-        found.append(GuidePlan(kind=kind, cutoff=float(cutoff) if cutoff else None))
-    return {"guides": tuple(found)}
+        guides.append(GuidePlan(kind=kind, cutoff=float(cutoff) if cutoff else None))
+    return {"guides": tuple(guides)}
 
 
 def _interval(text: str) -> Found:

@@ -1,4 +1,4 @@
-"""Texts made from the declarations: the options' table of the docs, docstrings and signatures."""
+"""Makes the docs' option table, docstrings and signatures of the declarations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def option_table() -> str:
 
 
 def default_text(field: Field) -> str:
-    """The default as the docs write it; empty where there is none to tell."""
+    """The default as the docs write it; empty for None and for options of Python only."""
     return "" if field.required or field.default in (None, (), "") or field.option.python_only else f"`{field.default}`"
 
 

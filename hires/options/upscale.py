@@ -118,7 +118,7 @@ REFINEMENT = ("strength", "prompt", "colour_fix", *declared(DrawingOptions), *de
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement(ModelOptions, DrawingOptions):
-    """How an enlarged picture is drawn over by a diffusion model; fields as of `hires.render`."""
+    """How an enlarged picture is drawn over by a diffusion model; fields as in `hires.render`."""
 
     strength: float = REFINE_STRENGTH
     prompt: str = ""

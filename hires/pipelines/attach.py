@@ -1,4 +1,4 @@
-"""Our autoencoder, attention dispatch and tiled denoiser inside a diffusers pipeline, and out of it again.
+"""Runs a diffusers pipeline with our VAE, attention dispatch and tiled denoiser.
 
 The pipeline's objects stay the same ones: `attach` sets methods on its modules, `detach` takes exactly those away.
 """
@@ -44,25 +44,33 @@ FAMILY_OF = {
 
 @dataclass
 class Attached:
-    """What `attach` did to a pipeline. `vae`: the tiled autoencoder, whose `last` tells what happened; `retries`: of tile
-    batches that ran out of memory; `kept`: attention processors that are another library's and were left."""
+    """What `attach` changed in a pipeline."""
 
     pipe: Any
+    """The pipeline."""
     vae: TiledVAE
+    """The tiled autoencoder, whose `last` describes the last call."""
     budget_bytes: int
+    """What may be held beyond the weights."""
     tile: Size
+    """In latent cells."""
     overlap: int
+    """In latent cells."""
     batch: int
+    """Tiles at once."""
     kept: tuple[str, ...]
+    """Attention processors of other libraries, which were left in place."""
     batcher: Batcher = field(init=False)
+    """How many tiles are evaluated at once after out-of-memories."""
     _undo: list[Callable[[], None]] = field(default_factory=list)
-    _set: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    _set: list[tuple[nn.Module, str, Callable[..., object]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.batch)
 
     @property
     def retries(self) -> int:
+        """Batches of tiles that were repeated after an out-of-memory."""
         return self.batcher.retries
 
     def explain(self) -> str:
@@ -76,7 +84,7 @@ class Attached:
         lines += [f"  - {name} keeps its own attention processor" for name in self.kept]
         return "\n".join(lines)
 
-    def replace(self, module: nn.Module, name: str, method: Any) -> None:
+    def replace(self, module: nn.Module, name: str, method: Callable[..., object]) -> None:
         """Set a method on one module only; undone by `restore`."""
         before = module.__dict__.get(name)
         there = name in module.__dict__
@@ -108,13 +116,14 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
 
     The pipeline is called as before: its autoencoder works in bands that fit (the same pixels, to rounding), attention goes
     through the dispatch, and a canvas above the trained area is denoised in overlapping tiles fused at every step, SDXL's crop
-    offsets told to each. After an out-of-memory less is done at once, and what is finished is kept. From noise each tile may
+    offsets given to each. After an out-of-memory fewer are evaluated at once, and finished ones stay. From noise each tile may
     draw a subject of its own; from a picture (img2img) tiles refine what is there.
 
     Args:
         pipe: a StableDiffusionXL..., StableDiffusion..., PixArtSigma... or PixArtAlpha... pipeline, also from images.
         vram: what the process may hold on its device, such as "24GB", weights included; default: what is free.
-        tile_px, overlap_px: default: the size the model was trained at, and a quarter of it.
+        tile_px: the side of a tile; default: the size the model was trained at.
+        overlap_px: how far tiles overlap; default: a quarter of a tile.
 
     Raises:
         RequestError: another kind of pipeline, one that is attached already, or values out of range. BudgetError: not even one
@@ -132,7 +141,7 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
         raise RequestError(f"overlap_px={overlap_px}: must be below the tile's {tile.width * cell_px} px")
     budget = room(pipe, vram)
     shape = shape_of(network, facts)
-    made = Attached(
+    attached = Attached(
         pipe=pipe,
         vae=TiledVAE(pipe.vae, budget_bytes=budget),
         budget_bytes=budget,
@@ -141,26 +150,26 @@ def attach(pipe: Any, vram: str | int | None = None, *, tile_px: int | None = No
         batch=most_at_once(network, shape, tile, budget),
         kept=(),
     )
-    made.kept = _attention(made, network)
-    _autoencoder(made, pipe.vae)
+    attached.kept = _attention(attached, network)
+    _autoencoder(attached, pipe.vae)
     trained = int(network.config.sample_size) ** 2 if tile_px is None else tile.area
-    tiles = TiledNetwork(network.forward, type(network), made, trained, cell_px)
-    made.replace(network, "forward", tiles)
-    setattr(pipe, MARK, made)
-    log.info("%s", made.explain())
-    return made
+    tiles = TiledNetwork(network.forward, type(network), attached, trained, cell_px)
+    attached.replace(network, "forward", tiles)
+    setattr(pipe, MARK, attached)
+    log.info("%s", attached.explain())
+    return attached
 
 
-def detach(pipe: Any) -> None:
+def detach(pipe: object) -> None:
     """Undo `attach`: the pipeline has the methods and processors that it had. RequestError where it is not attached."""
-    made = getattr(pipe, MARK, None)
-    if made is None:
+    attached = getattr(pipe, MARK, None)
+    if attached is None:
         raise RequestError(f"detach: this {type(pipe).__name__} is not attached")
-    made.restore()
+    attached.restore()
     delattr(pipe, MARK)
 
 
-def family_of(pipe: Any) -> FamilyFacts:
+def family_of(pipe: object) -> FamilyFacts:
     """The family of a pipeline by its class. RequestError lists those that can be attached."""
     name, vae = type(pipe).__name__, getattr(pipe, "vae", None)
     for start, family in FAMILY_OF.items():
@@ -220,7 +229,7 @@ def most_at_once(network: nn.Module, shape: NetworkShape, tile: Size, budget: in
     return max(1, min(MOST_AT_ONCE, budget // one))
 
 
-def _attention(made: Attached, network: Any) -> tuple[str, ...]:
+def _attention(attached: Attached, network: Any) -> tuple[str, ...]:
     """Send attention through the dispatch, but for processors of other libraries, whose names are returned."""
     before = dict(network.attn_processors)
     kept = tuple(name for name, processor in before.items() if type(processor).__name__ not in PLAIN)
@@ -231,11 +240,11 @@ def _attention(made: Attached, network: Any) -> tuple[str, ...]:
     if kept:
         now = dict(network.attn_processors)
         network.set_attn_processor(now | {name: before[name] for name in kept})
-    made._undo.append(lambda: network.set_attn_processor(dict(before)))
+    attached._undo.append(lambda: network.set_attn_processor(dict(before)))
     return kept
 
 
-def _autoencoder(made: Attached, vae: Any) -> None:
+def _autoencoder(attached: Attached, vae: Any) -> None:
     """`encode` and `decode` in bands; where a band is the whole, the module's own are called."""
     from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
     from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -249,20 +258,20 @@ def _autoencoder(made: Attached, vae: Any) -> None:
         finally:
             inside[0] = False
 
-    def tiled_decode(z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+    def tiled_decode(z: Tensor, return_dict: bool = True, generator: object = None) -> object:
         if inside[0]:
             return decode(z, return_dict=return_dict)
-        pixels = within(lambda: made.vae.decode(z))
+        pixels = within(lambda: attached.vae.decode(z))
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
-    def tiled_encode(x: Tensor, return_dict: bool = True) -> Any:
+    def tiled_encode(x: Tensor, return_dict: bool = True) -> object:
         if inside[0]:
             return encode(x, return_dict=return_dict)
-        posterior = DiagonalGaussianDistribution(within(lambda: made.vae.moments(x)))
+        posterior = DiagonalGaussianDistribution(within(lambda: attached.vae.moments(x)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    made.replace(vae, "decode", tiled_decode)
-    made.replace(vae, "encode", tiled_encode)
+    attached.replace(vae, "decode", tiled_decode)
+    attached.replace(vae, "encode", tiled_encode)
 
 
 class TiledNetwork:
@@ -272,12 +281,15 @@ class TiledNetwork:
     outputs is blending estimates.
     """
 
-    def __init__(self, forward: Callable[..., Any], kind: type[nn.Module], made: Attached, trained: int, cell_px: int) -> None:
-        self.forward, self.made, self.trained, self.cell_px = forward, made, trained, cell_px
+    def __init__(
+        self, forward: Callable[..., Any], kind: type[nn.Module], attached: Attached, trained: int, cell_px: int
+    ) -> None:
+        self.forward, self.attached, self.trained, self.cell_px = forward, attached, trained, cell_px
         self.signature = inspect.signature(kind.forward)
         self.__signature__ = inspect.Signature(list(self.signature.parameters.values())[1:])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The network's output, as its own forward gives it. RequestError for what cannot be cut into tiles."""
         given = self.signature.bind(None, *args, **kwargs).arguments
         del given["self"]
         first = next(iter(given))
@@ -297,12 +309,12 @@ class TiledNetwork:
 
         return UNet2DConditionOutput(sample=fused) if first == "sample" else Transformer2DModelOutput(sample=fused)
 
-    def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, Any]) -> Tensor:
-        grid = make_grid(whole, self.made.tile, self.made.overlap)
+    def _fused(self, canvas: Tensor, whole: Size, given: Mapping[str, object]) -> Tensor:
+        grid = make_grid(whole, self.attached.tile, self.attached.overlap)
         weights = blend_weights(grid, "hann", canvas.device)
-        return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.made.batcher).to(canvas.dtype)
+        return fused(partial(self._estimates, canvas, given), canvas, grid, weights, self.attached.batcher).to(canvas.dtype)
 
-    def _estimates(self, canvas: Tensor, given: Mapping[str, Any], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
+    def _estimates(self, canvas: Tensor, given: Mapping[str, object], units: Sequence[tuple[Box, int]]) -> Sequence[Tensor]:
         """The network's outputs (1, C, h, w) for tiles of pictures."""
         tiles = torch.cat([canvas[picture : picture + 1, :, box.rows, box.cols] for box, picture in units])
         chosen = [picture for _, picture in units]
@@ -313,11 +325,11 @@ class TiledNetwork:
             ids = added["time_ids"].clone()
             ids[:, 2:4] += torch.tensor(offsets, dtype=ids.dtype, device=ids.device)
             cut["added_cond_kwargs"] = {**added, "time_ids": ids}
-        found: Tensor = self.forward(tiles, **cut, return_dict=False)[0]
-        return [found[i : i + 1] for i in range(len(units))]
+        outputs: Tensor = self.forward(tiles, **cut, return_dict=False)[0]
+        return [outputs[i : i + 1] for i in range(len(units))]
 
 
-def _of(value: Any, chosen: Sequence[int], pictures: int) -> Any:
+def _of(value: object, chosen: Sequence[int], pictures: int) -> Any:
     """What goes with the chosen pictures: rows of tensors that have one per picture, everything else as it is."""
     if isinstance(value, Mapping):
         return {name: _of(entry, chosen, pictures) for name, entry in value.items()}

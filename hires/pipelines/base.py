@@ -1,4 +1,4 @@
-"""What every family gives to the strategies: conditions, a denoiser, and a way between latents and pixels."""
+"""What each family gives: conditions, a denoiser, and latents to pixels and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from hires.models.controlnet import ControlBlock
 from hires.models.offload import Weights
 from hires.models.precision import Guarded
 from hires.models.previews import mapped, thumbnail
-from hires.planning.plan import DecodePlan, StagePlan
+from hires.options.render import RenderRequest
+from hires.planning.plan import DecodePlan, MemoryPlan, StagePlan
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
@@ -51,6 +52,29 @@ class LoadedParts:
     vae: nn.Module
     tiny: HaloVAE | None = None
     control: tuple[ControlBlock, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Where and how a family's networks run."""
+
+    device: torch.device
+    dtype: str
+    """The network's type, a key of `TORCH_DTYPE`."""
+    decode: Ladder[DecodePlan]
+    """The ways to decode, from the one in use down; that one decides the VAE's type."""
+    backend: str | None = None
+    """The attention backend of the network; None lets the dispatch choose."""
+    offload: str = "none"
+    """Where the weights are kept, one of `search.OFFLOADS`."""
+
+    @classmethod
+    def of(
+        cls, request: RenderRequest, plan: MemoryPlan, device: torch.device, decode: Ladder[DecodePlan] | None = None
+    ) -> Runtime:
+        """As a plan says; without a ladder the VAE decodes in the planned way only."""
+        ladder = Ladder([plan.decode], str) if decode is None else decode
+        return cls(device=device, dtype=plan.dtype, decode=ladder, backend=request.attention, offload=plan.offload)
 
 
 def guidance_of(stage: StagePlan) -> Guidance:
@@ -80,28 +104,21 @@ class Family(ABC):
     Convolutions run channels-last on a CPU.
 
     Args:
+        spec: the checkpoint.
+        parts: its networks and the conditions of the prompts.
+        runtime: where and how they run.
         picture: (H, W, 3) uint8 that the network sees beside the noisy latents; `picture_at` encodes it once per canvas.
-        backend: attention backend of the network; None lets the dispatch choose.
-        offload: where the weights are kept, one of `search.OFFLOADS`.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        parts: LoadedParts,
-        *,
-        device: torch.device,
-        dtype: str,
-        decode: Ladder[DecodePlan],
-        picture: NDArray[np.uint8] | None = None,
-        backend: str | None = None,
-        offload: str = "none",
+        self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime, *, picture: NDArray[np.uint8] | None = None
     ) -> None:
+        device, decode = runtime.device, runtime.decode
         self.guard = Guarded()
-        self.backend, self.weights = backend, Weights(parts.network, parts.vae, device, offload)
-        self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[dtype]
+        self.backend, self.weights = runtime.backend, Weights(parts.network, parts.vae, device, runtime.offload)
+        self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[runtime.dtype]
         self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
-        self.vae = TiledVAE(convolutions_last(parts.vae, device), ladder=decode)
+        self.vae = TiledVAE.on_ladder(convolutions_last(parts.vae, device), decode)
         self.tiny, self.picture = parts.tiny, picture
         self.picture_at = lru_cache(maxsize=1)(self._encoded)
 

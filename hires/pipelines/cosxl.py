@@ -1,42 +1,34 @@
-"""CosXL, SDXL and SD1.5 in text-to-image: CLIP towers, a UNet, SDXL's size conditions where there are any."""
+"""CosXL, SDXL and SD1.5 in text-to-image.
+
+CLIP text encoders, a UNet, and SDXL's size conditions where there are any.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import Family, LoadedParts, convolutions_last, preconditioned
-from hires.planning.plan import DecodePlan
+from hires.pipelines.base import Family, LoadedParts, Runtime, convolutions_last, preconditioned
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder
 
 
 class CosXL(Family):
     """A UNet that draws from text."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parts: LoadedParts,
-        *,
-        device: torch.device,
-        dtype: str,
-        decode: Ladder[DecodePlan],
-        backend: str | None = None,
-        offload: str = "none",
-    ) -> None:
-        super().__init__(spec, parts, device=device, dtype=dtype, decode=decode, backend=backend, offload=offload)
-        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
+    def __init__(self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime) -> None:
+        super().__init__(spec, parts, runtime)
+        network = dispatch_attention(parts.network, runtime.backend)
+        self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With SDXL's size numbers, where the family has them."""
         return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned UNet, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))

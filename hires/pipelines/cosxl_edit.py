@@ -1,4 +1,7 @@
-"""CosXL-Edit and SDXL InstructPix2Pix: an instruction changes an image that the UNet sees beside the noisy latents."""
+"""CosXL-Edit and SDXL InstructPix2Pix: an instruction changes a picture.
+
+The UNet sees the picture beside the noisy latents.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,12 @@ from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import Family, LoadedParts, convolutions_last, preconditioned
-from hires.planning.plan import DecodePlan, StagePlan
+from hires.pipelines.base import Family, LoadedParts, Runtime, convolutions_last, preconditioned
+from hires.planning.plan import StagePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.sampling.guidance import edit_guided, within
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder
 
 
 class CosXLEdit(Family):
@@ -28,27 +30,17 @@ class CosXLEdit(Family):
     estimate without it.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parts: LoadedParts,
-        *,
-        picture: NDArray[np.uint8],
-        device: torch.device,
-        dtype: str,
-        decode: Ladder[DecodePlan],
-        backend: str | None = None,
-        offload: str = "none",
-    ) -> None:
-        super().__init__(
-            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
-        )
-        self._network = UNetNetwork(convolutions_last(dispatch_attention(parts.network, backend), device), self.dtype)
+    def __init__(self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime, *, picture: NDArray[np.uint8]) -> None:
+        super().__init__(spec, parts, runtime, picture=picture)
+        network = dispatch_attention(parts.network, runtime.backend)
+        self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With SDXL's size numbers."""
         return replace(text, size_ids=sdxl_size_ids(canvas_px))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned UNet, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -89,37 +89,56 @@ def decode(
 
     Where no exact way has room the small autoencoder starts over, if there is one.
     """
+    decoding = _Decoding(family=family, latents=latents, open_sink=open_sink, tell=tell, fix=fix)
     if family.tiny is None:
-        return _decoded(family, family.decode_bands, latents, open_sink, tell, journal, fix)
+        return decoding.run(family.decode_bands, journal)
     try:
-        return _decoded(family, family.decode_bands, latents, open_sink, tell, journal, fix)
+        return decoding.run(family.decode_bands, journal)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
     log.warning("%s; decoding with the tiny autoencoder, an approximation", message)
-    stats = _decoded(family, family.decode_tiny, latents, open_sink, tell, fix=fix)
-    return replace(stats, stage="decode (tiny)")
+    return replace(decoding.run(family.decode_tiny, NO_JOURNAL), stage="decode (tiny)")
 
 
-def _decoded(
-    family: Family,
-    way: Callable[..., Iterator[torch.Tensor]],
-    latents: torch.Tensor,
-    open_sink: Callable[[], ImageSink],
-    tell: OnEvent,
-    journal: Journal = NO_JOURNAL,
-    fix: Fixer | None = None,
-) -> StageStats:
-    """Decode band by band. A colour fix needs rows above the first missing one, so it has no journal of bands."""
-    begun, retries, recomputed, tiles = time.monotonic(), family.vae.retries, family.vae.recomputed, 0
-    reset_peak(family.device)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decoding:
+    """Latents on their way into a sink."""
 
-    def on_band(done: int, total: int) -> None:
-        nonlocal tiles
-        tiles = total
-        tell(Event(stage="decode", done=done, total=total))
+    family: Family
+    latents: torch.Tensor
+    open_sink: Callable[[], ImageSink]
+    """Opens an empty sink; called again for each way that has to start over."""
+    tell: OnEvent
+    fix: Fixer | None
 
-    def fill(sink: ImageSink) -> ImageSink:
+    def run(self, decode_bands: Callable[..., Iterator[torch.Tensor]], journal: Journal) -> StageStats:
+        """Decode band by band. A colour fix needs rows above the first missing one, so it has no journal of bands."""
+        vae, tiles, begun = self.family.vae, 0, time.monotonic()
+        retries, recomputed = vae.retries, vae.recomputed
+        reset_peak(self.family.device)
+
+        def on_band(done: int, total: int) -> None:
+            nonlocal tiles
+            tiles = total
+            self.tell(Event(stage="decode", done=done, total=total))
+
+        fill = partial(self._fill, partial(decode_bands, self.latents, on_band), journal)
+        sink, message = attempt(fill, self.open_sink())
+        while sink is None:  # outside the bands, which have a ladder of their own
+            vae.descend(message)
+            sink, message = attempt(fill, self.open_sink())
+        return StageStats(
+            stage="decode",
+            seconds=round(time.monotonic() - begun, 3),
+            peak_bytes=peak_device_bytes(self.family.device),
+            tiles=tiles,
+            retries=vae.retries - retries,
+            recomputed=vae.recomputed - recomputed,
+        )
+
+    def _fill(self, decode_bands: Callable[..., Iterator[torch.Tensor]], journal: Journal, sink: ImageSink) -> ImageSink:
+        """Write the journal's rows, then decode the others."""
         done, bits = 0, 8 * sink.dtype.itemsize
         for rows in journal.rows():
             if rows.dtype != sink.dtype:
@@ -127,23 +146,10 @@ def _decoded(
             sink.put(rows)
             done += len(rows)
         with torch.inference_mode():
-            plain = partial(way, latents, on_band, *([done] if done else []))
-            for band in plain() if fix is None else fix(plain):
+            plain = partial(decode_bands, *([done] if done else []))
+            for band in plain() if self.fix is None else self.fix(plain):
                 rows = to_integers(band[0], bits).cpu().numpy()
                 journal.keep_rows(done, rows)
                 sink.put(rows)
                 done += len(rows)
         return sink
-
-    sink, message = attempt(fill, open_sink())
-    while sink is None:  # outside the bands, which have a ladder of their own
-        family.vae.descend(message)
-        sink, message = attempt(fill, open_sink())
-    return StageStats(
-        stage="decode",
-        seconds=round(time.monotonic() - begun, 3),
-        peak_bytes=peak_device_bytes(family.device),
-        tiles=tiles,
-        retries=family.vae.retries - retries,
-        recomputed=family.vae.recomputed - recomputed,
-    )

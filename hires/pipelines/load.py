@@ -23,70 +23,45 @@ from hires.models.offload import HOST
 from hires.models.text_encoders import encode_prompts
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family, LoadedParts
+from hires.pipelines.base import Family, LoadedParts, Runtime
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
-from hires.planning.plan import DecodePlan, MemoryPlan
+from hires.planning.plan import MemoryPlan
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
-from hires.tiling.retry import Ladder, attempt, free_memory, twice
+from hires.tiling.retry import attempt, free_memory, twice
+
+log = logging.getLogger(__name__)
 
 
 def load_family(
     request: RenderRequest,
     plan: MemoryPlan,
     spec: ModelSpec,
-    device: torch.device,
-    decode: Ladder[DecodePlan],
-    picture: NDArray[np.uint8] | None,
+    runtime: Runtime,
+    picture: NDArray[np.uint8] | None = None,
     journal: Journal = NO_JOURNAL,
 ) -> Family:
     """The model of a request on its device, by the pipeline of its family.
 
     picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
     """
-    parts = load_parts(request, plan, spec, device, decode, journal)
+    parts = load_parts(request, plan, spec, runtime, journal)
     if request.tiny_vae is not None:
-        parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, decode.rung.dtype, device))
+        parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device))
     if spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
-        return CosXLEdit(
-            spec,
-            parts,
-            picture=picture,
-            device=device,
-            dtype=plan.dtype,
-            decode=decode,
-            backend=request.attention,
-            offload=plan.offload,
-        )
+        return CosXLEdit(spec, parts, runtime, picture=picture)
     if spec.facts.network == "pixart":
-        return PixArtSigma(
-            spec,
-            parts,
-            device=device,
-            dtype=plan.dtype,
-            decode=decode,
-            position_mode=request.position_mode,
-            picture=picture if parts.control else None,
-            backend=request.attention,
-            offload=plan.offload,
-        )
-    return CosXL(spec, parts, device=device, dtype=plan.dtype, decode=decode, backend=request.attention, offload=plan.offload)
-
-
-log = logging.getLogger(__name__)
+        edges = picture if parts.control else None
+        return PixArtSigma(spec, parts, runtime, position_mode=request.position_mode, picture=edges)
+    return CosXL(spec, parts, runtime)
 
 
 def load_parts(
-    request: RenderRequest,
-    plan: MemoryPlan,
-    spec: ModelSpec,
-    device: torch.device,
-    decode: Ladder[DecodePlan],
-    journal: Journal = NO_JOURNAL,
+    request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, runtime: Runtime, journal: Journal = NO_JOURNAL
 ) -> LoadedParts:
     """Everything that a request needs, on the device or, where the plan offloads weights, in host memory.
 
@@ -95,12 +70,12 @@ def load_parts(
     """
     texts: Sequence[Conditioning] | None = journal.texts()
     if texts is None:
-        where = HOST if plan.text_on_host else device
+        where = HOST if plan.text_on_host else runtime.device
         texts = _encoded(spec, [request.prompt, request.negative], TORCH_DTYPE[plan.text_dtype], where, request.loras)
         journal.keep_texts(texts)
     free_memory()
-    home = device if plan.offload == "none" else HOST
-    types = TORCH_DTYPE[plan.dtype], TORCH_DTYPE[decode.rung.dtype]
+    home = runtime.device if runtime.offload == "none" else HOST
+    types = TORCH_DTYPE[runtime.dtype], TORCH_DTYPE[runtime.decode.rung.dtype]
     return twice(lambda: _loaded(spec, texts, home, types, request.loras), "loading")
 
 

@@ -1,23 +1,23 @@
-"""PixArt-Σ and PixArt-α in text-to-image: T5, a transformer on patches of latents, an AutoencoderKL."""
+"""PixArt-Σ and PixArt-α in text-to-image.
+
+T5, a transformer on patches of latents, an AutoencoderKL.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.pixart import POSITION_MODES, PixArtNetwork
-from hires.pipelines.base import Family, LoadedParts, preconditioned
-from hires.planning.plan import DecodePlan
+from hires.pipelines.base import Family, LoadedParts, Runtime, preconditioned
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution
 from hires.tiling.geometry import Size
-from hires.tiling.retry import Ladder
 
 
 class PixArtSigma(Family):
@@ -31,19 +31,13 @@ class PixArtSigma(Family):
         self,
         spec: ModelSpec,
         parts: LoadedParts,
+        runtime: Runtime,
         *,
-        device: torch.device,
-        dtype: str,
-        decode: Ladder[DecodePlan],
         position_mode: str = "global",
         picture: NDArray[np.uint8] | None = None,
-        backend: str | None = None,
-        offload: str = "none",
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(
-            spec, parts, device=device, dtype=dtype, decode=decode, picture=picture, backend=backend, offload=offload
-        )
+        super().__init__(spec, parts, runtime, picture=picture)
         assert spec.facts.position_span is not None, f"{spec.family} has no position span"
         self._network = PixArtNetwork(
             parts.network,
@@ -51,10 +45,11 @@ class PixArtSigma(Family):
             global_share=share,
             thin=_shape(spec).kv_compression,
             control=parts.control,
-            backend=backend,
+            backend=runtime.backend,
         )
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
+        """With the canvas in cells, and PixArt-α's resolution and aspect ratio."""
         resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
 
@@ -67,6 +62,7 @@ class PixArtSigma(Family):
         return replace(both[0], image_latents=edges), replace(both[1], image_latents=edges)
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
+        """The preconditioned transformer, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
 

@@ -27,6 +27,7 @@ class TileProgress:
         self._tell()
 
     def advance(self, tiles: int) -> None:
+        """Count finished tiles and report them."""
         self.done += tiles
         self.total = max(self.total, self.done + self._recalled)
         self._tell()
@@ -38,6 +39,7 @@ class TileProgress:
         self._tell()
 
     def step(self, index: int, denoised: Tensor) -> None:
+        """Report a finished step with a preview of its estimate (1, C, h, w)."""
         self.steps_done = min(index + 1, self.stage.taken_steps)
         self._tell(self.preview(denoised))
 

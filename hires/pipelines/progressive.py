@@ -1,4 +1,6 @@
-"""Stages: a base picture from noise, then enlarge, re-noise to sigma_s, refine in tiles, until the canvas is reached.
+"""Runs the stages of a plan: draw a base picture, then enlarge and refine it.
+
+Each later stage adds noise up to sigma_s and refines in tiles, until the canvas is reached.
 
 `direct` and `tiled` are plans with one stage; the code is the same. The relay keeps one subject where tiles from noise
 would each draw their own (SDEdit, Meng et al. 2022; MegaFusion, ScaleDiff).
@@ -33,7 +35,7 @@ from hires.refine.enlargers import ENLARGERS, Target
 from hires.refine.low_pass import Fourier
 from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
 from hires.resume.journal import NO_JOURNAL, Journal
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.registry import SCHEDULES
 from hires.sampling.samplers import as_sigmas, find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
@@ -56,14 +58,34 @@ class Denoised:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A stage before its first step: x (1, C, h, w) at sigmas[0], the latents it was made from without noise where guides
-    or a mask hold it to them, the noise levels, the canvas's noise, and the mask's share of every cell (1, 1, h, w)."""
+    """A stage before its first step."""
 
     x: Tensor
+    """(1, C, h, w) at sigmas[0]."""
     origin: Tensor | None
+    """The latents that x was made from, without noise, where guides or a mask hold the stage to them."""
     sigmas: Tensor
+    """The noise levels, falling, ending with 0."""
     noise: CanvasNoise
+    """The noise of the canvas."""
     drawn: Tensor | None = None
+    """The mask's share of every cell, (1, 1, h, w): 1 where the picture is drawn anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInput:
+    """A stage of a plan, and what its latents depend on beside the model."""
+
+    stage: StagePlan
+    index: int
+    """The stage's place in the plan, from 0."""
+    seed: int
+    before: Tensor
+    """The latents of the stage before, (1, C, h, w); empty for the first stage."""
+    picture: NDArray[np.uint8] | None = None
+    """(H, W, 3), where the stage starts from a picture by its strength."""
+    mask: NDArray[np.uint8] | None = None
+    """(H, W), 255 where the picture is drawn anew, 0 where it stays."""
 
 
 def run(
@@ -75,7 +97,7 @@ def run(
     journal: Journal = NO_JOURNAL,
     mask: NDArray[np.uint8] | None = None,
 ) -> Denoised:
-    """Carry a plan's stages out. `on_event` hears of every tile batch and may raise to cancel.
+    """Run a plan's stages. `on_event` is called after each batch of tiles and may raise to cancel.
 
     picture: (H, W, 3) of the plan's canvas, where the first stage starts from it by its strength instead of from noise.
     journal: what is in it is not done again. mask: (H, W) of the canvas, 255 where the picture is drawn anew, 0 where it stays.
@@ -83,11 +105,12 @@ def run(
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, recomputed = time.monotonic(), family.vae.retries, again(family)
+        begun, retries, recomputed = time.monotonic(), family.vae.retries, recomputed_parts(family)
         batcher = Batcher(min(stage.batch, most), family.weights.relieve)
         progress = TileProgress(stage, on_event, family.preview)
         reset_peak(family.device)
-        work = partial(run_stage, family, stage, (seed, index), result.latents, picture, progress, journal, mask=mask)
+        inputs = StageInput(stage=stage, index=index, seed=seed, before=result.latents, picture=picture, mask=mask)
+        work = partial(run_stage, family, inputs, progress, journal)
         latents, message = journal.tensor(f"stage-{index}"), ""
         if latents is None:
             latents, message = attempt(work, batcher)
@@ -105,7 +128,7 @@ def run(
                 peak_bytes=peak_device_bytes(family.device),
                 tiles=progress.done,
                 retries=batcher.retries + family.vae.retries - retries,
-                recomputed=again(family) - recomputed,
+                recomputed=recomputed_parts(family) - recomputed,
             )
         )
         planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
@@ -116,32 +139,20 @@ def run(
     return result
 
 
-def again(family: Family) -> int:
+def recomputed_parts(family: Family) -> int:
     """Bands and tiles that overflowed in half precision and were computed again, so far."""
     return family.vae.recomputed + family.guard.redone
 
 
-def run_stage(
-    family: Family,
-    stage: StagePlan,
-    key: tuple[int, int],
-    before: Tensor,
-    picture: NDArray[np.uint8] | None,
-    progress: TileProgress,
-    journal: Journal,
-    batcher: Batcher,
-    mask: NDArray[np.uint8] | None = None,
-) -> Tensor:
-    """The latents of one stage, (1, C, h, w) float32 on the CPU, from those of the stage before; key: seed and stage index.
-
-    Pure but for what it tells: run again, it gives the same.
-    """
-    cells, sigmas = stage.grid.canvas, stage_sigmas(family.spec, stage)
-    noise = CanvasNoise(*key, Box(0, 0, cells.height, cells.width), family.spec.facts.latent_channels, family.device)
-    name = f"stage-{key[1]}-origin"
+def run_stage(family: Family, inputs: StageInput, progress: TileProgress, journal: Journal, batcher: Batcher) -> Tensor:
+    """The latents of one stage, (1, C, h, w) float32 on the CPU. Run again, it gives the same."""
+    stage, mask, cells = inputs.stage, inputs.mask, inputs.stage.grid.canvas
+    sigmas, box = stage_sigmas(family.spec, stage), Box(0, 0, cells.height, cells.width)
+    noise = CanvasNoise(inputs.seed, inputs.index, box, family.spec.facts.latent_channels, family.device)
+    name = f"stage-{inputs.index}-origin"
     begin = journal.tensor(name)
     if begin is None:
-        begin = origin(family, stage, before, picture, progress.on_event)
+        begin = origin(family, stage, inputs.before, inputs.picture, progress.on_event)
         if begin is not None:
             journal.keep(name, begin)
     begin = None if begin is None else begin.to(family.device)
@@ -193,6 +204,7 @@ def noisy(begin: Tensor | None, sigma: float, noise: Tensor) -> Tensor:
 
 
 def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
+    """A function that reports bands done and in all as events of a stage."""
     return lambda done, total: on_event(Event(stage=stage, done=done, total=total))
 
 
@@ -209,15 +221,17 @@ def denoise_stage(
         recall = partial(progress.recall, stage.grid.count)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
         try:
-            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, noise, progress.step)
+            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, StepNoise(source=noise), progress.step)
         except NotFiniteError as error:
             step = f"step {progress.steps_done + 1} of {stage.taken_steps}"
             raise NotFiniteError(f"stage {stage.name}, {step}: {error}") from None
 
 
 def anchored(denoise: Denoiser, stage: StagePlan, start: Start) -> Denoiser:
-    """The canvas's estimate under the guides of a stage, each around the one before, and under its mask; unchanged where no
-    picture is held to."""
+    """The canvas's estimate under the guides of a stage, each around the one before, and under its mask.
+
+    The same denoiser where the stage is held to no picture.
+    """
     if start.origin is None:
         return denoise
     first = float(start.sigmas[0])

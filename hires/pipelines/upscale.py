@@ -1,4 +1,6 @@
-"""Enlarging a picture by rows: a network of spandrel's in tiles, then Lanczos to the exact size; alpha by Lanczos beside it.
+"""Enlarges a picture by rows: a network in tiles, then Lanczos.
+
+Alpha is enlarged by Lanczos.
 
 Values are those of the file in [0, 1]: an ESRGAN-class network was trained on coded ones, and what colours they stand for is
 the profile's affair. Rows leave from top to bottom and are held no longer than what comes after them reads.
@@ -9,15 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.errors import RequestError
-from hires.images.boxes import unit
+from hires.images.boxes import Pixels, unit
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork
 from hires.tiling.geometry import Box, Size, cover
@@ -26,7 +26,7 @@ from hires.tiling.resample import Resampled, RowSource
 
 BAND_BYTES = 2**28  # float32 rows of a network's result on the host; lower bands read more of their halo than of themselves
 ROWS_BYTES = 2**23  # float32 rows that leave at once
-CPU_BUDGET = 2**29  # where nobody said: larger tiles are no faster on a CPU
+CPU_BUDGET = 2**29  # where no budget is given: larger tiles are no faster on a CPU
 PROBE_PX = 64
 SPARE = 0.75  # of the budget: convolutions' workspaces grow otherwise than maps do
 
@@ -41,9 +41,11 @@ class PictureRows:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return self.source.size
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, n, W) float32 in [0, 1]."""
         pixels = self.source.read(Box(top, 0, bottom - top, self.size.width))[..., self._bands]
         planes = torch.from_numpy(np.ascontiguousarray(unit(pixels).transpose(2, 0, 1)))
         return planes if len(planes) == self.channels else planes.expand(self.channels, -1, -1)
@@ -58,23 +60,30 @@ class Cut:
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return Size(self.box.height, self.box.width)
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows (C, n, W) of the part."""
         return self.source.rows(self.box.top + top, self.box.top + bottom)[..., self.box.cols]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enlargement:
-    """How one picture is enlarged: rows of its colour, of its alpha where it has one, and the tiles that a network runs in."""
+    """How one picture is enlarged."""
 
     colour: RowSource
+    """Rows of its colour."""
     alpha: RowSource | None
+    """Rows of its alpha, where it has one."""
     grey: bool
+    """Whether the result is grey."""
     network: NetworkRows | None
+    """The tiles that a network runs in; None for Lanczos."""
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return self.colour.size
 
 
@@ -115,7 +124,7 @@ def _sized(plain: RowSource, shape: Size, size: Size) -> RowSource:
     return whole if resized == size else Cut(whole, box)
 
 
-def bands_of(enlarged: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def bands_of(enlarged: Enlargement, dtype: np.dtype[np.generic]) -> Iterator[Pixels]:
     """Finished rows (n, W, bands) from top to bottom, coded as `dtype`; the first planes are colour, alpha comes last."""
     size = enlarged.size
     rows = max(1, ROWS_BYTES // (size.width * 16))
@@ -129,13 +138,13 @@ def bands_of(enlarged: Enlargement, dtype: np.dtype[Any]) -> Iterator[NDArray[An
         yield coded(planes, dtype)
 
 
-def coded(planes: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+def coded(planes: Tensor, dtype: np.dtype[np.generic]) -> Pixels:
     """Planes (C, n, W) in [0, 1] as (n, W, C): integers rounded half up and clipped, floats as they are."""
     values = planes.permute(1, 2, 0).contiguous()
     if np.issubdtype(dtype, np.floating):
         return values.numpy().astype(dtype, copy=False)
-    levels = np.iinfo(dtype).max
-    whole: NDArray[Any] = values.mul(levels).add_(0.5).clamp_(0, levels).numpy().astype(dtype)
+    levels = np.iinfo(dtype.name).max
+    whole: Pixels = values.mul(levels).add_(0.5).clamp_(0, levels).numpy().astype(dtype)
     return whole
 
 
@@ -163,8 +172,10 @@ def plan_tiles(upscaler: UpscalerNetwork, size: Size, budget_bytes: int | None, 
 
 
 def working_bytes(upscaler: UpscalerNetwork) -> float:
-    """Bytes that the network holds at its peak per pixel of its input, weights apart, on a small tile: by torch's allocator on
-    a card, else by counting live tensors."""
+    """Bytes that the network holds at its peak per pixel of its input, weights apart, measured on a small tile.
+
+    By torch's allocator on a card, else by counting live tensors.
+    """
     from hires.tiling.footprint import counted
 
     side = math.ceil(PROBE_PX / upscaler.multiple) * upscaler.multiple

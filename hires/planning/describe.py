@@ -1,4 +1,7 @@
-"""First pass of the planner: every decision that changes pixels, once per stage, with its reason. No torch."""
+"""First pass: makes every decision that changes pixels, once per stage.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def choose_canvas(size: Size, spec: ModelSpec) -> Choice[Size]:
 
 
 def choose_dtype(dtype: str, device: DeviceSpec) -> Choice[str]:
-    """The network's number type; "auto" goes by what the device has."""
+    """The network's number type; "auto" depends on the device."""
     if dtype != "auto":
         return Choice(dtype, "as asked for")
     if device.kind == "cpu":

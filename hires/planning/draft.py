@@ -1,4 +1,7 @@
-"""What a render draws, before it is known how it is run: choices with their reasons, stage by stage. No torch."""
+"""What a render draws, decided before how it runs; choices with reasons.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,14 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:
-    """What is set for one stage: by the user, and by the preset for everything the user left open."""
+    """What is set for one stage."""
 
     index: int
+    """Its place in the plan, from 0."""
     user: StageSpec
+    """By the user."""
     preset: StageSpec
+    """By the preset, for everything that the user left open."""
 
     @property
     def merged(self) -> StageSpec:

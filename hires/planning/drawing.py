@@ -1,4 +1,7 @@
-"""A plan as a drawing: its tiles, its stages' peaks as bars against the budget, what other budgets would change. No torch."""
+"""Draws a plan: its tiles, and its stages' peaks against the budget.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hires.errors import BudgetError, OutputError
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import TileGrid
 from hires.units import gib
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most
 BUDGETS_GB = (8, 12, 16, 24, 48)
@@ -64,13 +70,13 @@ class Budget:
 
 def other_budgets(make: Callable[[int], MemoryPlan]) -> list[Budget]:
     """A request on cards of the usual sizes; `make(bytes)` plans for one."""
-    found = []
+    budgets = []
     for size in BUDGETS_GB:
         try:
-            found.append(Budget(size * 10**9, make(size * 10**9)))
+            budgets.append(Budget(size * 10**9, make(size * 10**9)))
         except BudgetError as error:
-            found.append(Budget(size * 10**9, None, str(error)))
-    return found
+            budgets.append(Budget(size * 10**9, None, str(error)))
+    return budgets
 
 
 def table(budgets: Sequence[Budget]) -> str:
@@ -108,33 +114,33 @@ WIDTH, MARGIN, LINE = 880, 24, 22
 def shapes(plan: MemoryPlan) -> tuple[list[Shape], int]:
     """Everything on the page, top to bottom, and the page's height."""
     title = f"{plan.output} with {plan.model}, {plan.strategy}, {plan.dtype} on {plan.device}"
-    found = [Shape(x=MARGIN, y=MARGIN, text=title, size=16)]
+    parts = [Shape(x=MARGIN, y=MARGIN, text=title, size=16)]
     y = MARGIN + 2 * LINE
     most = max([plan.budget_bytes, *(cost.peak_bytes for cost in plan.costs)])
     for cost in plan.costs:
         length = 420 * cost.peak_bytes / most
         fill = BAR if cost.peak_bytes <= plan.budget_bytes else OVER
-        found += [
+        parts += [
             Shape(x=MARGIN, y=y, text=cost.stage),
             Shape(x=MARGIN + 110, y=y, width=length, height=LINE - 8, fill=fill),
             Shape(x=MARGIN + 545, y=y, text=f"{gib(cost.peak_bytes)}, {cost.seconds:.0f} s"),
         ]
         y += LINE
     at = MARGIN + 110 + 420 * plan.budget_bytes / most
-    found.append(Shape(x=at, y=MARGIN + 2 * LINE - 4, width=2, height=y - MARGIN - 2 * LINE + 4, fill=OVER))
+    parts.append(Shape(x=at, y=MARGIN + 2 * LINE - 4, width=2, height=y - MARGIN - 2 * LINE + 4, fill=OVER))
     facts = f"budget {gib(plan.budget_bytes)}, weights: {plan.offload}, decode {plan.decode}"
-    found.append(Shape(x=MARGIN + 110, y=y, text=facts))
+    parts.append(Shape(x=MARGIN + 110, y=y, text=facts))
     y += 2 * LINE
     grid = plan.latent_grid
     scale = min((WIDTH - 2 * MARGIN) / grid.canvas.width, 560 / grid.canvas.height)
     count = f"{grid.count} tile{'s' if grid.count > 1 else ''} of {grid.tile} cells on {grid.canvas}"
-    found.append(Shape(x=MARGIN, y=y, text=f"{plan.stages[-1].name}: {count}, attention {plan.stages[-1].attention}"))
+    parts.append(Shape(x=MARGIN, y=y, text=f"{plan.stages[-1].name}: {count}, attention {plan.stages[-1].attention}"))
     y += LINE + 4
     for box in grid.boxes():
         left, top = MARGIN + box.left * scale, y + box.top * scale
         wide, tall = box.width * scale, box.height * scale
-        found.append(Shape(x=left, y=top, width=wide, height=tall, fill=TILE, opacity=0.25, outline=True))
-    return found, int(y + grid.canvas.height * scale + MARGIN)
+        parts.append(Shape(x=left, y=top, width=wide, height=tall, fill=TILE, opacity=0.25, outline=True))
+    return parts, int(y + grid.canvas.height * scale + MARGIN)
 
 
 def svg(plan: MemoryPlan) -> str:
@@ -167,7 +173,7 @@ def save_drawing(plan: MemoryPlan, path: Path) -> None:
         raise OutputError(f"drawing {path}: cannot be written ({error.strerror or error}); give another name") from None
 
 
-def picture(plan: MemoryPlan) -> Any:
+def picture(plan: MemoryPlan) -> Image.Image:
     """The page as a Pillow image."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -1,4 +1,7 @@
-"""Fourth pass of the planner: all notes of a plan, every choice in words with the numbers that decided it. No torch."""
+"""Fourth pass: writes a plan's notes, each choice with its numbers.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,76 +1,92 @@
-"""The values that flow from a request to a result. Frozen, no torch: `hires plan` needs nothing else."""
+"""The values of a plan.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.options.stage import GuidePlan
 from hires.tiling.geometry import Size, TileGrid
-from hires.units import gib, pflop
+from hires.units import Json, gib, pflop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """What one stage is predicted to take: device bytes at its peak (weights included), FLOPs, seconds."""
+    """What one stage is predicted to take."""
 
     stage: str
+    """The stage's name."""
     peak_bytes: int
+    """Bytes on the device at its peak, weights included."""
     flops: float
+    """FLOPs of all its evaluations."""
     seconds: float
+    """By what the machine sustains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One denoising stage: the canvas in pixels, where on the noise scale it starts, and its tiles in cells.
-
-    `steps` divide the schedule from `sigma_start` down; with a `strength` the stage starts from a given picture and takes
-    the last `taken_steps` of them. `attention`: whom self-attention attends to, counted in latent cells. `shift_cells`: by
-    how much at most the tiles' grid, or the policy's, moves from step to step. `batch`: pictures evaluated at once, a picture
-    being one tile for one estimate. `guides` hold the stage to the picture it starts from. `guidance` is the weight of what
-    the prompt changes, of its low band only where there is a `guidance_high` for the rest; outside `guidance_interval`,
-    (low, high] in sigma, the prompt stands alone and costs half. `sigma_end`: the last level before 0, where it is above the
-    model's least. `blend`: the tiles' weights, one of `BLENDS`.
-    """
+    """One denoising stage."""
 
     name: str
+    """base, or refine and a number."""
     canvas: Size
+    """In pixels."""
     grid: TileGrid
+    """Its tiles, in latent cells."""
     sigma_start: float
+    """Where on the noise scale it starts."""
     steps: int
+    """How many steps the schedule is divided into from `sigma_start` down."""
     sampler: str
     schedule: str
     guidance: float
+    """The CFG scale; that of the low band only where there is a `guidance_high`."""
     image_guidance: float = 1.0
+    """How closely an edit keeps to the picture."""
     strength: float | None = None
+    """The share of the steps, the last ones, that is taken from a given picture; None from noise."""
     enlarger: str | None = None
+    """How the stage before is enlarged; None for the first stage."""
     shift_cells: int = 0
+    """By how much at most the grid of the tiles, or of the attention policy, moves from step to step."""
     attention: Policy = EVERYWHERE
+    """Which latent cells self-attention attends to."""
     batch: int = 1
+    """How many pictures are evaluated at once, a picture being one tile for one estimate."""
     guides: tuple[GuidePlan, ...] = ()
+    """What holds the stage to the picture that it starts from."""
     guidance_high: float | None = None
+    """The CFG scale of the high band."""
     guidance_rescale: float = 0.0
+    """How far the guided estimate's standard deviation is brought back to the conditional one's, 0 to 1."""
     guidance_interval: tuple[float, float] | None = None
+    """(low, high] in sigma; outside it the prompt stands alone, at half the cost."""
     sigma_end: float = 0.0
+    """The last noise level before 0; 0 for the model's least."""
     blend: str = "hann"
+    """The tiles' weights, one of `BLENDS`."""
 
     @property
     def taken_steps(self) -> int:
+        """The steps that run: all, or the share that a strength leaves."""
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePlan:
-    """How latents become pixels (and back): one of `VAE_POLICIES`, the rows of a map computed at once, and the dtype.
-
-    The pixels are the same for all of them; `whole` is the autoencoder itself.
-    """
+    """How latents become pixels, and back; the pixels are the same in every way."""
 
     policy: str
+    """One of `VAE_POLICIES`; whole is the autoencoder itself."""
     band_rows: int
+    """Rows of a map that are computed at once."""
     dtype: str
+    """The type that the autoencoder runs in."""
 
     def __str__(self) -> str:
         if self.policy in ("whole", "tiny"):
@@ -80,44 +96,61 @@ class DecodePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """A cheaper way to run one stage after an out-of-memory: what changes, and whether the picture stays the same."""
+    """A cheaper way to run one stage after an out-of-memory."""
 
     stage: str
+    """denoise or decode."""
     batch: int
+    """Pictures evaluated at once."""
     decode: DecodePlan
+    """The way to decode, for the stage decode."""
     exact: bool
+    """Whether the picture stays the same."""
     peak_bytes: int | None
+    """Predicted; None where it is not known."""
     reason: str
+    """What changes."""
     offload: str = "none"
+    """Where weights are kept, one of `search.OFFLOADS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture.
-
-    `canvas` is what is rendered, a multiple of what the model needs; `output` is what was asked for and is delivered. `batch`:
-    of the stage that evaluates most pictures at once. `offload`: where weights are, one of `search.OFFLOADS`; `alternatives`:
-    the other places, with their seconds or why they do not fit.
-    """
+    """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture."""
 
     model: str
+    """The model's name."""
     output: Size
+    """The size that is delivered."""
     canvas: Size
+    """The size that is rendered, a multiple of what the model needs."""
     strategy: str
     stages: tuple[StagePlan, ...]
     decode: DecodePlan
+    """The chosen way to decode."""
     batch: int
+    """Pictures evaluated at once by the stage that evaluates most."""
     dtype: str
     device: str
+    """The device in words."""
     budget_bytes: int
+    """What the process may hold on it."""
     offload: str
+    """Where weights are kept, one of `search.OFFLOADS`."""
     backends: tuple[tuple[str, str], ...]
+    """(operator, backend) of what runs through a dispatch."""
     costs: tuple[StageCost, ...]
+    """Each stage's, decoding included."""
     ladder: tuple[Rung, ...]
+    """What follows after an out-of-memory, in order."""
     notes: tuple[str, ...]
+    """A reason for each choice."""
     alternatives: tuple[str, ...] = ()
+    """Other places for the weights, with their seconds or why they do not fit."""
     text_on_host: bool = False
+    """Whether the text encoders run on the CPU."""
     text_dtype: str = "fp32"
+    """The type that the text encoders run in."""
     preset: str = "balanced"
     colour_fix: str | None = None
 
@@ -128,17 +161,20 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
+        """The predicted peak over all stages."""
         return max(cost.peak_bytes for cost in self.costs)
 
     @property
     def seconds(self) -> float:
+        """The predicted seconds of all stages."""
         return sum(cost.seconds for cost in self.costs)
 
     @property
     def flops(self) -> float:
+        """The FLOPs of all stages."""
         return sum(cost.flops for cost in self.costs)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The plan as plain JSON values."""
         document = dataclasses.asdict(self)
         document["latent_grid"] = dataclasses.asdict(self.latent_grid)

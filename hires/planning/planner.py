@@ -1,4 +1,6 @@
-"""From a request, a model and a device to a plan, in four passes: describe, cost, search, explain. No torch.
+"""Plans a render in four passes: describe, cost, search, explain.
+
+Imports no torch.
 
 Every choice is made here, before the first kernel, by pure functions of shapes; no pass asks an earlier one again.
 """

@@ -1,4 +1,4 @@
-"""Presets: how much work a render is, as stages; and stages as text, such as `2048x2048,sigma=1,steps=8,guide=structure`.
+"""Presets: how much work a render is, as stages.
 
 The numbers are those of the methods' reference: a base picture at the trained size, then each stage enlarged, re-noised to
 about sigma 1 and refined in few steps whose self-attention stays at the trained length. Guidance below sigma 0.28 changes
@@ -23,27 +23,36 @@ WIDEST_WINDOW_PX = 1024  # of attention outside `best`: wider ones cost more tha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Stages by their place: the base picture first, the last for all that come after; `growth`: by how much a side grows at
-    most from one to the next."""
+    """Stages by their place."""
 
     stages: tuple[StageSpec, ...]
+    """The base picture's first; the last one applies to all further stages."""
     growth: float = 2.0
+    """By how much a side grows at most from one stage to the next."""
 
     def stage(self, index: int) -> StageSpec:
+        """The preset's stage at a place, from 0; the last one applies to all later places."""
         return self.stages[min(index, len(self.stages) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """What a preset makes of a model's own numbers: shares of its steps, guidance in the relay, its interval, moving blocks."""
+    """How a preset changes a model's own numbers."""
 
     base: float
+    """The share of the model's steps that the base picture takes."""
     relay: float
+    """The share of the model's steps that later stages take."""
     guided: bool
+    """Whether later stages have guidance."""
     interval: tuple[float, float] | None
+    """The sigmas within which guidance is on; None for all."""
     widest: bool
+    """Whether neighbourhoods are as wide as the pictures that the model was trained on."""
     shift: bool
+    """Whether the blocks of neighbourhoods move from step to step."""
     growth: float
+    """By how much a side grows at most from one stage to the next."""
 
 
 EFFORTS = {

@@ -1,4 +1,7 @@
-"""From the size asked for to the sizes rendered, in exact integers. The size delivered is always the size asked for."""
+"""Chooses the sizes that are rendered for a size that is delivered.
+
+In exact integers; the size delivered is always the requested one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Third pass of the planner: batches, the VAE's policy and where weights are kept, the fastest that fits the budget.
+"""Third pass: finds the fastest way to run a draft within the budget.
+
+It chooses batches, the VAE's policy and where weights are kept.
 
 The budget decides how a render runs, never what it draws, with one exception that a note names: a stage that only the preset
 wants in one piece is tiled if it has no room. All places for the weights are tried; for each of them the stages do not depend
@@ -45,12 +47,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The fastest settings for one place of the weights: costs of the stages in turn, then of decoding."""
+    """The fastest settings for one place of the weights."""
 
     offload: str
+    """The place, one of `OFFLOADS`."""
     stages: tuple[StagePlan, ...]
     decode: DecodePlan
     costs: tuple[StageCost, ...]
+    """Those of the stages in turn, then that of decoding."""
 
     @property
     def seconds(self) -> float:
@@ -60,17 +64,22 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How a render runs: the fastest candidate, the text encoders, and what to do when memory runs out."""
+    """How a render runs."""
 
     best: Candidate
+    """The fastest candidate that fits."""
     text: TextPlan
+    """How the text encoders run."""
     device: DeviceSpec
     """The device with the budget that was searched within."""
     untiled_bytes: tuple[tuple[str, int], ...]
     """Stages that are tiled because they had no room in one piece, and the bytes that would take."""
     preview_bytes: int
+    """What a preview takes beside a stage."""
     ladder: tuple[Rung, ...]
+    """What follows after an out-of-memory, in order."""
     alternatives: tuple[str, ...]
+    """The other places for the weights, with their seconds or why they do not fit."""
 
     @property
     def costs(self) -> tuple[StageCost, ...]:

@@ -1,4 +1,7 @@
-"""The stages of a render: strategy, sizes, sampler, guidance and noise levels. No budget plays a part; no torch."""
+"""Chooses a render's stages: sizes, sampler, guidance and noise levels.
+
+No budget plays a part. Imports no torch.
+"""
 
 from __future__ import annotations
 

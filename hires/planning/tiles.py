@@ -1,4 +1,7 @@
-"""How a stage covers its canvas: in tiles, or in one piece with windowed attention. No budget plays a part; no torch."""
+"""Chooses how a stage covers its canvas: tiles, or attention in windows.
+
+No budget plays a part. Imports no torch.
+"""
 
 from __future__ import annotations
 

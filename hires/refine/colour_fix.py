@@ -58,7 +58,7 @@ def adain(x: Tensor, own: ColourStatistics, reference: ColourStatistics) -> Tens
 
 
 def wavelet_fixed(bands: Iterable[Tensor], reference: PixelSource, levels: int = LEVELS) -> Iterator[Tensor]:
-    """x + LP(reference - x), band by band: the reference's low band under the picture's own detail.
+    """X + LP(reference - x), band by band: the reference's low band under the picture's own detail.
 
     LP applies `levels` steps of the a-trous B-spline (1, 2, 1) / 4 with repeated edges. It reaches 2^levels - 1 rows, so the
     last 2^levels - 1 rows wait for the next band. Yields (B, C, rows, W) float32; the rows do not depend on the cuts.

@@ -66,7 +66,7 @@ def centre_pulled(
 
 
 def masked(denoise: Denoiser, known: Tensor, drawn: Tensor) -> Denoiser:
-    """m D + (1 - m) known: the model draws only where the mask is 1.
+    """M D + (1 - m) known: the model draws only where the mask is 1.
 
     known: the picture to keep, (B or 1, C, h, w). drawn: the mask m in [0, 1], (B or 1, 1, h, w). Where m = 0 the sampler
     ends exactly at `known`, and on the way its x is `known` plus noise of the current level, as the model was trained to see.

@@ -1,4 +1,4 @@
-"""What makes a render the render it is, as plain JSON: for a journal that must notice when anything of it changed."""
+"""Describes a render as JSON, so that a journal notices any change of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hires._version import __version__
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
+from hires.units import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ FILES = ("model", "parts", "loras")  # known by what is in them, wherever they l
 
 def describe_job(
     request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, pictures: Iterable[NDArray[np.uint8] | None] = ()
-) -> dict[str, Any]:
+) -> Json:
     """Versions, request, the plan's part that decides the picture, fingerprints of the model's files and of given pictures."""
     import torch
 
@@ -49,7 +50,7 @@ def describe_job(
 
 
 def fingerprints(spec: ModelSpec, loras: Sequence[Path] = ()) -> dict[str, str]:
-    """The fingerprint of every file that a model is loaded from, by the first of the parts that it is of."""
+    """The fingerprint of each file that a model is loaded from, by the first part that is read from it."""
     places: dict[Path, str] = {}
     for component, part in sorted(spec.parts.items()):
         if part.path is not None:

@@ -1,4 +1,4 @@
-"""What an unfinished render has finished, next to its output: enough to go on after anything that stopped it.
+"""Keeps what an unfinished render has finished beside its output.
 
 A folder `.NAME.hires` holds job.json (what is drawn, by which files and versions) and records: the prompts' conditions, and
 per stage what it starts from, the estimate of every evaluation, and its latents; then rows of the picture. Samplers are
@@ -13,14 +13,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hires.errors import HiresError, RequestError, WriteError
@@ -40,6 +39,10 @@ from hires.resume.records import (
     write_whole,
 )
 from hires.sampling.conditioning import Conditioning
+from hires.units import Json
+
+if TYPE_CHECKING:
+    from hires.images.boxes import Pixels
 
 log = logging.getLogger(__name__)
 SECONDS = 20.0  # between writes: what a kill loses at most
@@ -49,39 +52,72 @@ SUFFIX = ".hires"
 class Journal(Protocol):
     """What a run asks of a journal; `NoJournal` remembers nothing."""
 
-    def texts(self) -> list[Conditioning] | None: ...
-    def keep_texts(self, texts: Sequence[Conditioning]) -> None: ...
-    def tensor(self, name: str) -> Tensor | None: ...
-    def keep(self, name: str, value: Tensor) -> None: ...
-    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser: ...
-    def finish_stage(self, stage: int, latents: Tensor) -> None: ...
-    def rows(self) -> Iterator[NDArray[Any]]: ...
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None: ...
+    def texts(self) -> list[Conditioning] | None:
+        """The conditions of the prompts, if they are recorded."""
+        ...
+
+    def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Record the conditions of the prompts."""
+        ...
+
+    def tensor(self, name: str) -> Tensor | None:
+        """A recorded tensor by name, on the CPU; None where there is none."""
+        ...
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Record a tensor under a name."""
+        ...
+
+    def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
+        """The denoiser, its estimates recorded; known ones are not evaluated but reported to `on_known`."""
+        ...
+
+    def finish_stage(self, stage: int, latents: Tensor) -> None:
+        """Record a stage's final latents in place of its estimates."""
+        ...
+
+    def rows(self) -> Iterator[Pixels]:
+        """Recorded rows (n, W, 3) of the picture, from the top, without a gap."""
+        ...
+
+    def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Record rows (n, W, 3) of the picture that begin at row `first`."""
+        ...
 
 
 class NoJournal:
+    """A journal that records nothing."""
+
     def texts(self) -> list[Conditioning] | None:
+        """None."""
         return None
 
     def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Nothing is recorded."""
         pass
 
     def tensor(self, name: str) -> Tensor | None:
+        """None."""
         return None
 
     def keep(self, name: str, value: Tensor) -> None:
+        """Nothing is recorded."""
         pass
 
     def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
+        """The same denoiser."""
         return denoise
 
     def finish_stage(self, stage: int, latents: Tensor) -> None:
+        """Nothing is recorded."""
         pass
 
-    def rows(self) -> Iterator[NDArray[Any]]:
+    def rows(self) -> Iterator[Pixels]:
+        """No rows."""
         return iter(())
 
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None:
+    def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Nothing is recorded."""
         pass
 
 
@@ -101,15 +137,19 @@ class FileJournal:
     _latents: Tensor = field(default_factory=lambda: torch.empty(0))  # the digest of those that rows are decoded from
 
     def texts(self) -> list[Conditioning] | None:
+        """The conditions of the prompts, if they are recorded."""
         return unpacked(self._read("conditioning"))
 
     def keep_texts(self, texts: Sequence[Conditioning]) -> None:
+        """Record the conditions of the prompts, on the disk at once."""
         self._write("conditioning", packed(texts), now=True)
 
     def tensor(self, name: str) -> Tensor | None:
+        """A recorded tensor by name, on the CPU; None where there is none."""
         return tensors(self._read(name)).get("value")
 
     def keep(self, name: str, value: Tensor) -> None:
+        """Record a tensor under a name."""
         self._write(name, record(value=value))
 
     def recorded(self, stage: int, denoise: Denoiser, on_known: Callable[[], None]) -> Denoiser:
@@ -119,7 +159,7 @@ class FileJournal:
         """
         calls = 0
 
-        def estimate(x: Tensor, sigma: float, cond: Any) -> Tensor:
+        def estimate(x: Tensor, sigma: float, cond: object) -> Tensor:
             nonlocal calls
             name, calls = f"stage-{stage}-estimate-{calls:05d}", calls + 1
             before = self._estimate(name, sigma)
@@ -141,7 +181,7 @@ class FileJournal:
             for file in self.folder.glob(f"stage-{stage}-*"):
                 file.unlink(missing_ok=True)
 
-    def rows(self) -> Iterator[NDArray[Any]]:
+    def rows(self) -> Iterator[Pixels]:
         """Finished rows (n, W, 3) of the last stage's latents, from the top, without a gap."""
         first = 0
         while held := tensors(self._read(f"rows-{first:08d}")):
@@ -150,7 +190,8 @@ class FileJournal:
             yield held["value"].numpy()
             first += len(held["value"])
 
-    def keep_rows(self, first: int, rows: NDArray[Any]) -> None:
+    def keep_rows(self, first: int, rows: Pixels) -> None:
+        """Record rows (n, W, 3) of the picture that begin at row `first`."""
         self._write(f"rows-{first:08d}", record(value=torch.from_numpy(np.ascontiguousarray(rows)), of=self._latents))
 
     def flush(self) -> bool:
@@ -183,6 +224,7 @@ class FileJournal:
         self.release()
 
     def release(self) -> None:
+        """Let other processes work on the job."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -227,13 +269,14 @@ def _empty(folder: Path) -> None:
 
 
 def folder_of(output: Path) -> Path:
+    """The folder of an output's journal, beside it."""
     return output.with_name(f".{output.name}{SUFFIX}")
 
 
 def open_journal(
-    output: Path, job: Mapping[str, Any], *, resume: bool = False, restart: bool = False, seconds: float = SECONDS
+    output: Path, job: Json, *, resume: bool = False, restart: bool = False, seconds: float = SECONDS
 ) -> FileJournal:
-    """The journal of a render of `job` to `output`: the one that is there, if it is of this job, else a new one.
+    """The journal of a render of `job` to `output`: an unfinished one of the same job, else a new one.
 
     RequestError where `resume` finds nothing to go on from, or a job of another render is there (naming what differs) and
     `restart` was not given; OutputError where another process works on it or the folder is not one of ours.
@@ -255,7 +298,7 @@ def open_journal(
     return journal
 
 
-def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: bool, restart: bool) -> None:
+def _go_on_or_begin(output: Path, folder: Path, job: Json, resume: bool, restart: bool) -> None:
     before = None if restart else read_job(folder)
     if before is not None:
         if before.get("schema") != job.get("schema"):
@@ -281,7 +324,7 @@ def _go_on_or_begin(output: Path, folder: Path, job: Mapping[str, Any], resume: 
     sync_folder(folder)
 
 
-def read_job(folder: Path) -> dict[str, Any] | None:
+def read_job(folder: Path) -> Json | None:
     """The job of a folder; None where there is none that can be trusted."""
     content = read_whole(folder / "job.json")
     if content is None:
@@ -293,21 +336,21 @@ def read_job(folder: Path) -> dict[str, Any] | None:
     return job if isinstance(job, dict) else None
 
 
-def differences(before: Any, now: Any) -> list[str]:
+def differences(before: object, now: object) -> list[str]:
     """The names of what is not the same in two jobs, those of nested values with a dot."""
     return _differences("", before, json.loads(json.dumps(now)))
 
 
-def _differences(name: str, before: Any, now: Any) -> list[str]:
+def _differences(name: str, before: object, now: object) -> list[str]:
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         within = f"{name}." if name else ""
         names = [*before, *(key for key in now if key not in before)]
-        return [found for key in names for found in _differences(f"{within}{key}", before.get(key), now.get(key))]
+        return [difference for key in names for difference in _differences(f"{within}{key}", before.get(key), now.get(key))]
     return [] if before == now else [f"{name} ({_short(before)}, now {_short(now)})"]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: each carries the digest of what it holds. And the lock of a folder of them."""
+"""Writes files that are whole or not there, and locks their folder.
+
+Each file carries the digest of its content.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,12 @@ from hires.sampling.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 DIGEST = 32  # bytes before what a file holds
-LOCK = "lock"  # the file by which a folder is known as one of ours, and held by one process
+LOCK = "lock"  # marks a folder as a journal, and is locked by the process that works on it
 PART = ".part"  # the end of names of files that are not whole yet
 
 
 def digest(content: bytes) -> bytes:
+    """The digest that a file's content is checked by, `DIGEST` bytes."""
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
@@ -58,11 +62,13 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def refused(folder: Path, error: OSError) -> WriteError:
+    """The error for a journal that the disk does not take, with the next move."""
     reason = error.strerror or error
-    return WriteError(f"journal {folder}: {reason}; make room, or give --no-journal (nothing can be resumed)")
+    return WriteError(f"journal {folder}: {reason}; make room, or give `journal=None` (nothing can be resumed)")
 
 
 def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -94,7 +100,7 @@ def _opened(folder: Path) -> IO[str] | None:
     """The lock's file, made in an empty folder only; None where the folder has gone."""
     try:
         if not (folder / LOCK).exists() and any(folder.iterdir()):
-            raise OutputError(f"{folder}: holds other things than an unfinished render; move it, or give another -o")
+            raise OutputError(f"{folder}: holds other things than an unfinished render; move it, or give another `output`")
         return (folder / LOCK).open("a")
     except FileNotFoundError:
         return None
@@ -109,7 +115,7 @@ def _lock(opened: IO[str], folder: Path) -> None:
         pass
     except BlockingIOError:
         opened.close()
-        raise OutputError(f"{folder}: another process renders this; wait for it or give another -o") from None
+        raise OutputError(f"{folder}: another process renders this; wait for it or give another `output`") from None
     except OSError as error:
         log.warning("%s: this file system has no locks (%s); let no other process render to it", folder, error)
 
@@ -122,7 +128,7 @@ def _is_there(opened: IO[str], file: Path) -> bool:
 
 
 def tensors(content: bytes | None) -> dict[str, Tensor]:
-    """What a record of tensors holds; nothing where it is none."""
+    """The tensors of a record by name; empty for content that is no record."""
     try:
         held: dict[str, Tensor] = {} if content is None else load(content)
         return held
@@ -131,6 +137,7 @@ def tensors(content: bytes | None) -> dict[str, Tensor]:
 
 
 def record(**values: Tensor) -> bytes:
+    """Tensors by name as the content of a record."""
     content: bytes = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
     return content
 
@@ -148,6 +155,7 @@ def packed(texts: Sequence[Conditioning]) -> bytes:
 
 
 def unpacked(content: bytes | None) -> list[Conditioning] | None:
+    """The conditions of a record that `packed` made; None where it holds none."""
     held = tensors(content)
     count = sum(name.endswith(".cell_px") for name in held)
     if not count:

@@ -9,37 +9,44 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from hires.errors import HiresError, RequestError
 from hires.resume.journal import SUFFIX, read_job, remove_folder
 from hires.resume.records import LOCK, hold
+from hires.units import Json
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedJob:
-    """What `hires jobs` shows of a folder: the output, its size, how far it came, when it last wrote, and its bytes."""
+    """What `hires jobs` shows of a folder."""
 
     output: str
+    """The file that is not finished."""
     size: str
+    """WIDTHxHEIGHT."""
     prompt: str
     progress: str
+    """How far it came."""
     age_seconds: float
+    """Since it last wrote."""
     held_bytes: int
+    """Bytes on the disk."""
     folder: str
+    """The journal's folder."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
+        """The values as plain JSON."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
 def unfinished(where: Path) -> list[UnfinishedJob]:
-    """The unfinished jobs of a folder, the latest last. RequestError where it is none."""
+    """The unfinished jobs of a folder, the latest last. RequestError for a path that is no folder."""
     if not where.is_dir():
         raise RequestError(f"{where}: is not a folder; give the one that outputs are in")
-    found = [_unfinished(folder) for folder in where.glob(f".*{SUFFIX}") if (folder / LOCK).is_file()]
-    return sorted((job for job in found if job is not None), key=lambda job: -job.age_seconds)
+    jobs = [_unfinished(folder) for folder in where.glob(f".*{SUFFIX}") if (folder / LOCK).is_file()]
+    return sorted((job for job in jobs if job is not None), key=lambda job: -job.age_seconds)
 
 
 def _unfinished(folder: Path) -> UnfinishedJob | None:

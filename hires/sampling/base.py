@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from hires.protocols import Condition, Denoiser
-from hires.sampling.noise import Noise, drawn
+from hires.sampling.noise import StepNoise
 
 OnStep = Callable[[int, Tensor], None]
 """Called after each step with its index and the denoised estimate; may raise to cancel."""
@@ -21,7 +20,13 @@ class Sampler(Protocol):
     """A sampler: takes latents from one noise level down to another."""
 
     def __call__(
-        self, denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: Noise, on_step: OnStep | None = None
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        sigmas: Tensor,
+        cond: Condition | None,
+        noise: StepNoise,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """The latents at sigmas[-1], with the dtype and device of x.
 
@@ -30,27 +35,10 @@ class Sampler(Protocol):
             x: (B, C, h, w) at noise level sigmas[0].
             sigmas: (n + 1,), falling; scalar coefficients are computed in float64.
             cond: passed on to `denoise`.
-            noise: the noise of each step.
+            noise: what noise to add, where the sampler adds any.
             on_step: called once for each of the n steps (by dpm_adaptive for each step that it accepts).
         """
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Churn:
-    """Noise added before a step (Karras et al. 2022, algorithm 2)."""
-
-    s_churn: float = 0.0
-    """How much noise a run adds in all; 0 adds none."""
-    s_tmin: float = 0.0
-    """The lowest sigma at which noise is added."""
-    s_tmax: float = math.inf
-    """The highest sigma at which noise is added."""
-    s_noise: float = 1.0
-    """The standard deviation of the noise."""
-
-
-NO_CHURN = Churn()
 
 
 def pairs(sigmas: Tensor) -> list[tuple[float, float]]:
@@ -65,7 +53,7 @@ def report(on_step: OnStep | None, step: int, denoised: Tensor) -> None:
 
 
 def toward(x: Tensor, x0: Tensor, sigma: float, target: float) -> Tensor:
-    """x + (x - x0) / sigma (target - sigma): an Euler step in sigma, which equals DDIM and DPM-Solver++(1)."""
+    """X + (x - x0) / sigma (target - sigma): an Euler step in sigma, which equals DDIM and DPM-Solver++(1)."""
     return x + (x - x0) * ((target - sigma) / sigma)
 
 
@@ -78,13 +66,13 @@ def ancestral(sigma: float, following: float, eta: float) -> tuple[float, float]
     return max(following**2 - up**2, 0.0) ** 0.5, up
 
 
-def churned(x: Tensor, sigma: float, step: int, steps: int, churn: Churn, noise: Noise) -> tuple[Tensor, float]:
-    """x with noise added up to level sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
-    gamma = min(churn.s_churn / steps, 2**0.5 - 1) if churn.s_tmin <= sigma <= churn.s_tmax else 0.0
+def churned(x: Tensor, sigma: float, step: int, steps: int, noise: StepNoise) -> tuple[Tensor, float]:
+    """X with noise added up to level sigma (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and that level."""
+    gamma = min(noise.s_churn / steps, 2**0.5 - 1) if noise.s_tmin <= sigma <= noise.s_tmax else 0.0
     if gamma == 0:
         return x, sigma
     raised = sigma * (1 + gamma)
-    return x + drawn(noise, x, step) * (churn.s_noise * (raised**2 - sigma**2) ** 0.5), raised
+    return noise.added(x, step, (raised**2 - sigma**2) ** 0.5), raised
 
 
 def heun_step(denoise: Denoiser, x: Tensor, sigma: float, following: float, cond: Condition | None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch.linalg import vector_norm
 from hires.errors import RunError
 from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, ancestral, report
-from hires.sampling.noise import Noise, drawn
+from hires.sampling.noise import StepNoise
 
 MOST_ATTEMPTS = 1000  # steps of dpm_adaptive, accepted or not
 
@@ -41,7 +41,7 @@ class _Slopes:
 
 
 def _first(x: Tensor, eps: Tensor, t: float, target: float) -> Tensor:
-    """x - sigma' expm1(h) eps, h = t' - t."""
+    """X - sigma' expm1(h) eps, h = t' - t."""
     return x - eps * (math.exp(-target) * math.expm1(target - t))
 
 
@@ -65,7 +65,7 @@ def _third(slopes: _Slopes, x: Tensor, eps: Tensor, t: float, target: float, eps
 
 
 def _ends(sigmas: Tensor) -> tuple[float, float]:
-    """t of the first and of the last positive noise level."""
+    """T of the first and of the last positive noise level."""
     levels = [sigma for sigma in sigmas.double().tolist() if sigma > 0]
     return -math.log(levels[0]), -math.log(levels[-1])
 
@@ -91,13 +91,10 @@ def dpm_fast(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
-    """n evaluations in steps of equal length in t: of order 3, the last ones of the order that is left over.
+    """N evaluations in steps of equal length in t: of order 3, the last ones of the order that is left over.
 
     `on_step` is called for each of the n evaluations.
     """
@@ -105,6 +102,7 @@ def dpm_fast(
     if start == end:
         return _only_one(denoise, x, start, cond, on_step)
     slopes = _Slopes(denoise, cond, on_step)
+    eta = noise.eta_or(0.0)
     orders = fast_orders(len(sigmas) - 1)
     times = np.linspace(start, end, len(orders) + 1).tolist()
     for i, order in enumerate(orders):
@@ -117,8 +115,7 @@ def dpm_fast(
             x, _ = _second(slopes, x, eps, t, target)
         else:
             x = _third(slopes, x, eps, t, target)
-        if up > 0:
-            x = x + drawn(noise, x, i) * (up * s_noise)
+        x = noise.added(x, i, up)
     return x
 
 
@@ -132,17 +129,23 @@ def fast_orders(count: int) -> list[int]:
 class StepControl:
     """A PID controller of the step h: h <- h limit(E0^b1 E1^b2 E2^b3), E the inverse errors of this step and the last two.
 
-    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1). A step is accepted if that
-    factor is at least `safety`.
+    b1 = (p + i + d) / order, b2 = -(p + 2d) / order, b3 = d / order, limit(f) = 1 + atan(f - 1).
     """
 
     h: float
+    """The next step in t."""
     order: float
+    """The solver's."""
     p: float = 0.0
+    """The proportional coefficient."""
     i: float = 1.0
+    """The integral coefficient."""
     d: float = 0.0
+    """The differential coefficient."""
     safety: float = 0.81
+    """The least factor on h at which a step is accepted."""
     inverse: list[float] = field(default_factory=list)
+    """The inverse errors so far, newest first; empty before the first step."""
 
     def accepts(self, error: float) -> bool:
         """Whether a step with that error is accepted; sets the next h either way."""
@@ -157,9 +160,11 @@ class StepControl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """When dpm_adaptive accepts a step; k-diffusion's names and defaults."""
+class AdaptiveSteps:
+    """How dpm_adaptive chooses its steps; k-diffusion's names and defaults."""
 
+    order: int = 3
+    """The order of the solver, 2 or 3; the result of the order below estimates its error."""
     rtol: float = 0.05
     """The relative tolerance: |low - high| is compared with max(atol, rtol max(|low|, |x before|))."""
     atol: float = 0.0078
@@ -176,7 +181,7 @@ class Tolerance:
     """The least factor on h at which a step is accepted."""
 
 
-DEFAULT_TOLERANCE = Tolerance()
+DEFAULT_STEPS = AdaptiveSteps()
 
 
 def dpm_adaptive(
@@ -184,13 +189,10 @@ def dpm_adaptive(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
     *,
-    order: int = 3,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    steps: AdaptiveSteps = DEFAULT_STEPS,
 ) -> Tensor:
     """Steps of two orders from the same evaluations; their difference over the whole canvas sets the next step.
 
@@ -201,8 +203,14 @@ def dpm_adaptive(
     if start == end:
         return _only_one(denoise, x, start, cond, on_step)
     slopes = _Slopes(denoise, cond)
+    eta = noise.eta_or(0.0)
     control = StepControl(
-        tolerance.h_init, 1.5 if eta else order, tolerance.pcoeff, tolerance.icoeff, tolerance.dcoeff, tolerance.accept_safety
+        h=steps.h_init,
+        order=1.5 if eta else steps.order,
+        p=steps.pcoeff,
+        i=steps.icoeff,
+        d=steps.dcoeff,
+        safety=steps.accept_safety,
     )
     t, before, accepted = start, x, 0
     for _ in range(MOST_ATTEMPTS):
@@ -212,12 +220,11 @@ def dpm_adaptive(
         target, up = _target(t, following, end, eta)
         eps = slopes(x, t)
         denoised = slopes.denoised
-        low, high = _two_orders(slopes, x, eps, (t, target), order)
-        if not control.accepts(_error(low, high, before, tolerance, math.exp(-t))):
+        low, high = _two_orders(slopes, x, eps, (t, target), steps.order)
+        if not control.accepts(_error(low, high, before, steps, math.exp(-t))):
             continue
         before, x, t = low, high, following
-        if up > 0:
-            x = x + drawn(noise, x, accepted) * (up * s_noise)
+        x = noise.added(x, accepted, up)
         assert denoised is not None
         report(on_step, accepted, denoised)
         accepted += 1
@@ -235,9 +242,9 @@ def _two_orders(slopes: _Slopes, x: Tensor, eps: Tensor, interval: tuple[float, 
     return low, _third(slopes, x, eps, t, target, eps_r)
 
 
-def _error(low: Tensor, high: Tensor, before: Tensor, tolerance: Tolerance, sigma: float) -> float:
+def _error(low: Tensor, high: Tensor, before: Tensor, steps: AdaptiveSteps, sigma: float) -> float:
     """The root mean square over the canvas of |low - high| / max(atol, rtol max(|low|, |before|))."""
-    allowed = (tolerance.rtol * low.abs().maximum(before.abs())).clamp(min=tolerance.atol)
+    allowed = (steps.rtol * low.abs().maximum(before.abs())).clamp(min=steps.atol)
     error = float(vector_norm((low - high) / allowed)) / math.sqrt(low.numel())
     if not math.isfinite(error):
         raise RunError(f"dpm_adaptive: the denoised estimate at sigma {sigma:.3g} is not finite; try `dtype` bf16 or fp32")

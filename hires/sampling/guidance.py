@@ -97,7 +97,7 @@ class Guidance:
 
 
 def rescaled(estimate: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """share estimate std(conditional) / std(estimate) + (1 - share) estimate (Lin et al. 2023); std of each picture."""
+    """Share estimate std(conditional) / std(estimate) + (1 - share) estimate (Lin et al. 2023); std of each picture."""
     dims = (1, 2, 3)
     scale = conditional.std(dims, keepdim=True) / estimate.std(dims, keepdim=True).clamp_min(1e-12)
     return estimate * (share * scale + (1 - share))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, pairs, report
-from hires.sampling.noise import Noise, drawn
+from hires.sampling.noise import StepNoise
 
 
 def lms(
@@ -22,12 +22,12 @@ def lms(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
     *,
     order: int = 4,
 ) -> Tensor:
-    """x' = x + sum_j c_j d_{i-j}, c_j the integral of the j-th Lagrange polynomial through the last `order` slopes."""
+    """X' = x + sum_j c_j d_{i-j}, c_j the integral of the j-th Lagrange polynomial through the last `order` slopes."""
     levels = sigmas.double().tolist()
     slopes: list[Tensor] = []  # newest first
     for i, (sigma, _) in enumerate(pairs(sigmas)):
@@ -51,9 +51,9 @@ def adams_weights(levels: Sequence[float], order: int) -> list[float]:
 
 
 def dpmpp_2m(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: Noise, on_step: OnStep | None = None
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, cond: Condition | None, noise: StepNoise, on_step: OnStep | None = None
 ) -> Tensor:
-    """x' = (sigma'/sigma) x - expm1(-h) D with D = (1 + 1/2r) x0 - (1/2r) x0_old, r = h_old / h (Lu et al. 2022)."""
+    """X' = (sigma'/sigma) x - expm1(-h) D with D = (1 + 1/2r) x0 - (1/2r) x0_old, r = h_old / h (Lu et al. 2022)."""
     previous: Tensor | None = None
     step_before = 0.0
     for i, (sigma, following) in enumerate(pairs(sigmas)):
@@ -77,18 +77,17 @@ def dpmpp_2m_sde(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
     *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
     solver: str = "midpoint",
 ) -> Tensor:
-    """x' = (sigma'/sigma) e^(-eta h) x - expm1(-k) x0 + w (x0 - x0_old) / r + sigma' sqrt(-expm1(-2 eta h)) n.
+    """X' = (sigma'/sigma) e^(-eta h) x - expm1(-k) x0 + w (x0 - x0_old) / r + sigma' sqrt(-expm1(-2 eta h)) n.
 
     k = (1 + eta) h, r = h_old / h, w = -expm1(-k)/2 (midpoint) or 1 + expm1(-k)/k (heun); Lu et al. 2022, arXiv
     2211.01095, SDE-DPM-Solver++(2M).
     """
+    eta = noise.eta_or(1.0)
     previous: Tensor | None = None
     before = 0.0
     for i, (sigma, following) in enumerate(pairs(sigmas)):
@@ -102,7 +101,7 @@ def dpmpp_2m_sde(
             if previous is not None:
                 weight = _phi_2(k) if solver == "heun" else -math.expm1(-k) / 2
                 x = x + (x0 - previous) * (weight * h / before)
-            x = _diffused(x, noise, i, following, eta * h, s_noise)
+            x = noise.added(x, i, following * math.sqrt(-math.expm1(-2 * eta * h)))
             previous, before = x0, h
         report(on_step, i, x0)
     return x
@@ -113,14 +112,11 @@ def dpmpp_2m_sde_heun(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
     """`dpmpp_2m_sde` with the weight of the heun solver."""
-    return dpmpp_2m_sde(denoise, x, sigmas, cond, noise, on_step, eta=eta, s_noise=s_noise, solver="heun")
+    return dpmpp_2m_sde(denoise, x, sigmas, cond, noise, on_step, solver="heun")
 
 
 def dpmpp_3m_sde(
@@ -128,19 +124,18 @@ def dpmpp_3m_sde(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
     *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
     curvature: float = 1.0,
 ) -> Tensor:
-    """x' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
+    """X' = e^(-k) x - expm1(-k) x0 + phi_2 d1 - phi_3 d2 + sigma' sqrt(-expm1(-2 eta h)) n, k = (1 + eta) h.
 
     d1 and d2 are the divided differences of the last three estimates over h, phi_2 = expm1(-k)/k + 1, phi_3 = phi_2/k -
     1/2. The last term has the sign of the Taylor expansion (the opposite of diffusers' scheduler) and, as published, half its
     size: without noise the order is 2, or 3 with `curvature` 2.
     """
+    eta = noise.eta_or(1.0)
     estimates: list[Tensor] = []  # newest first
     steps: list[float] = []
     for i, (sigma, following) in enumerate(pairs(sigmas)):
@@ -152,14 +147,14 @@ def dpmpp_3m_sde(
             k = h * (1 + eta)
             x = x * math.exp(-k) - x0 * math.expm1(-k)
             x = _third_order(x, [x0, *estimates], [before / h for before in steps], k, curvature)
-            x = _diffused(x, noise, i, following, eta * h, s_noise)
+            x = noise.added(x, i, following * math.sqrt(-math.expm1(-2 * eta * h)))
             estimates, steps = [x0, *estimates][:2], [h, *steps][:2]
         report(on_step, i, x0)
     return x
 
 
 def _third_order(x: Tensor, estimates: Sequence[Tensor], ratios: Sequence[float], k: float, curvature: float) -> Tensor:
-    """x plus the terms of second and third order, as far as there are estimates.
+    """X plus the terms of second and third order, as far as there are estimates.
 
     ratios: r_j = h_j / h of the earlier steps, newest first, as are the estimates.
     """
@@ -176,19 +171,12 @@ def _phi_2(k: float) -> float:
     return math.expm1(-k) / k + 1
 
 
-def _diffused(x: Tensor, noise: Noise, step: int, following: float, eta_h: float, s_noise: float) -> Tensor:
-    """x + sigma' sqrt(1 - e^(-2 eta h)) n."""
-    if eta_h == 0:
-        return x
-    return x + drawn(noise, x, step) * (following * math.sqrt(-math.expm1(-2 * eta_h)) * s_noise)
-
-
 def unipc(
     denoise: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
     *,
     order: int = 2,
@@ -214,7 +202,7 @@ def unipc(
 
 
 def _uni_step(x: Tensor, estimates: Sequence[Tensor], times: Sequence[float], target: float) -> Tensor:
-    """x' = e^(-h) x - expm1(-h) (m_0 + sum_k w_k (m_k - m_0) / r_k), r_k = (t_k - t_0) / h.
+    """X' = e^(-h) x - expm1(-h) (m_0 + sum_k w_k (m_k - m_0) / r_k), r_k = (t_k - t_0) / h.
 
     One step from t_0 to `target` with the estimates m_k at t_k, m_0 that of x. An estimate at the target itself, given last,
     makes it the corrector. A single other estimate gets weight 1/2, several get those that match the expansion.
@@ -229,7 +217,7 @@ def _uni_step(x: Tensor, estimates: Sequence[Tensor], times: Sequence[float], ta
 
 
 def _uni_weights(ratios: Sequence[float], h: float) -> list[float]:
-    """w with sum_k w_k r_k^(j-1) = j! phi_(j+1)(-h) / phi_1(-h) for j = 1, ..., K."""
+    """W with sum_k w_k r_k^(j-1) = j! phi_(j+1)(-h) / phi_1(-h) for j = 1, ..., K."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     first = phi = math.expm1(-h) / -h

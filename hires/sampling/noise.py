@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +62,36 @@ def _mix(z: Any) -> Any:
         return z ^ (z >> np.uint64(31))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNoise:
+    """Which noise a sampler adds on the way, and how much; k-diffusion's names and defaults."""
+
+    source: Noise
+    """The unit noise of the canvas."""
+    s_noise: float = 1.0
+    """The standard deviation of the noise, relative to the sampler's formula."""
+    eta: float | None = None
+    """0 solves the ODE without noise, 1 the SDE; None takes the sampler's own: 0 for ddim and DPM-Solver, 1 for the others."""
+    s_churn: float = 0.0
+    """How much noise euler, heun and dpm_2 add in all before their steps (Karras et al. 2022, algorithm 2); 0 adds none."""
+    s_tmin: float = 0.0
+    """The lowest sigma at which that noise is added."""
+    s_tmax: float = math.inf
+    """The highest sigma at which that noise is added."""
+
+    def eta_or(self, default: float) -> float:
+        """`eta`, or the sampler's own where it is unset."""
+        return default if self.eta is None else self.eta
+
+    def unit(self, x: Tensor, step: int, part: int = 0) -> Tensor:
+        """Unit noise of a step with the dtype and device of x; `part` counts independent draws within it."""
+        return drawn(self.source, x, step, part)
+
+    def added(self, x: Tensor, step: int, std: float) -> Tensor:
+        """X + std s_noise n with the step's unit noise n; x itself where std is 0."""
+        return x + self.unit(x, step) * (std * self.s_noise) if std > 0 else x
+
+
 def drawn(noise: Noise, x: Tensor, step: int, part: int = 0) -> Tensor:
     """Unit noise with the dtype and device of x."""
     value: Tensor = noise(step, part).to(x)
@@ -68,7 +99,7 @@ def drawn(noise: Noise, x: Tensor, step: int, part: int = 0) -> Tensor:
 
 
 def joined(first: Tensor, second: Tensor, lengths: tuple[float, float]) -> Tensor:
-    """n = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from that of its two parts.
+    """N = (sqrt(a) n1 + sqrt(b) n2) / sqrt(a + b): the unit noise of an interval from that of its two parts.
 
     lengths: (a, b) of the parts, in sigma. The Brownian convention: a sampler that needs noise of a step and of a
     sub-interval draws one independent part per sub-interval, in the order of falling sigma, part 0 first. Increments add up,

@@ -40,7 +40,7 @@ class SamplerFacts:
     """Whether it runs on a schedule of one more step without its last level before 0."""
     schedule: str | None = None
     """The schedule that its authors or A1111 use with it."""
-    kept: int = 0
+    canvas_latents: int = 0
     """Canvas latents that it holds beside x and the estimate."""
     known: bool = True
     """Whether the number of evaluations is known in advance."""
@@ -67,9 +67,15 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
     for facts in (
         SamplerFacts(name="euler", label="Euler", aliases=("k_euler",)),
         SamplerFacts(name="euler_ancestral", label="Euler a", aliases=("k_euler_a", "k_euler_ancestral"), stochastic=True),
-        SamplerFacts(name="heun", label="Heun", aliases=("k_heun",), evaluations=2, kept=2),
+        SamplerFacts(name="heun", label="Heun", aliases=("k_heun",), evaluations=2, canvas_latents=2),
         SamplerFacts(
-            name="dpm_2", label="DPM2", aliases=("k_dpm_2",), evaluations=2, discard_penultimate=True, schedule="karras", kept=1
+            name="dpm_2",
+            label="DPM2",
+            aliases=("k_dpm_2",),
+            evaluations=2,
+            discard_penultimate=True,
+            schedule="karras",
+            canvas_latents=1,
         ),
         SamplerFacts(
             name="dpm_2_ancestral",
@@ -79,9 +85,9 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             stochastic=True,
             discard_penultimate=True,
             schedule="karras",
-            kept=1,
+            canvas_latents=1,
         ),
-        SamplerFacts(name="lms", label="LMS", aliases=("k_lms",), multistep=True, kept=4),
+        SamplerFacts(name="lms", label="LMS", aliases=("k_lms",), multistep=True, canvas_latents=4),
         SamplerFacts(
             name="dpmpp_2s_ancestral",
             label="DPM++ 2S a",
@@ -89,9 +95,11 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             evaluations=2,
             stochastic=True,
             schedule="karras",
-            kept=1,
+            canvas_latents=1,
         ),
-        SamplerFacts(name="dpmpp_2m", label="DPM++ 2M", aliases=("k_dpmpp_2m",), multistep=True, schedule="karras", kept=1),
+        SamplerFacts(
+            name="dpmpp_2m", label="DPM++ 2M", aliases=("k_dpmpp_2m",), multistep=True, schedule="karras", canvas_latents=1
+        ),
         SamplerFacts(
             name="dpmpp_sde",
             label="DPM++ SDE",
@@ -99,7 +107,7 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             evaluations=2,
             stochastic=True,
             schedule="karras",
-            kept=3,
+            canvas_latents=3,
         ),
         SamplerFacts(
             name="dpmpp_2m_sde",
@@ -108,7 +116,7 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             multistep=True,
             stochastic=True,
             schedule="exponential",
-            kept=1,
+            canvas_latents=1,
         ),
         SamplerFacts(
             name="dpmpp_2m_sde_heun",
@@ -117,7 +125,7 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             multistep=True,
             stochastic=True,
             schedule="exponential",
-            kept=1,
+            canvas_latents=1,
         ),
         SamplerFacts(
             name="dpmpp_3m_sde",
@@ -127,10 +135,10 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             stochastic=True,
             discard_penultimate=True,
             schedule="exponential",
-            kept=4,
+            canvas_latents=4,
         ),
-        SamplerFacts(name="dpm_fast", label="DPM fast", aliases=("k_dpm_fast",), kept=3),
-        SamplerFacts(name="dpm_adaptive", label="DPM adaptive", aliases=("k_dpm_ad",), kept=6, known=False),
+        SamplerFacts(name="dpm_fast", label="DPM fast", aliases=("k_dpm_fast",), canvas_latents=3),
+        SamplerFacts(name="dpm_adaptive", label="DPM adaptive", aliases=("k_dpm_ad",), canvas_latents=6, known=False),
         SamplerFacts(
             name="restart",
             label="Restart",
@@ -138,9 +146,9 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
             evaluations=2,
             stochastic=True,
             schedule="karras",
-            kept=2,
+            canvas_latents=2,
         ),
-        SamplerFacts(name="unipc", label="UniPC", aliases=("uni_pc", "uni_pc_bh2"), multistep=True, kept=3),
+        SamplerFacts(name="unipc", label="UniPC", aliases=("uni_pc", "uni_pc_bh2"), multistep=True, canvas_latents=3),
         SamplerFacts(name="ddim", label="DDIM"),
         SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
     )

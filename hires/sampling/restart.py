@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hires.protocols import Condition, Denoiser
 from hires.sampling.base import OnStep, heun_step, report
-from hires.sampling.noise import Noise, drawn
+from hires.sampling.noise import StepNoise
 
 RHO = 7.0
 
@@ -70,16 +70,14 @@ def restart(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    s_noise: float = 1.0,
 ) -> Tensor:
     """Heun's steps along `restart_plan`; back up with sqrt(t_max^2 - t_min^2) n."""
     last = 0.0
     for i, (sigma, following) in enumerate(restart_plan(len(sigmas) - 1, sigmas.double().tolist())):
         if i and sigma > last:
-            x = x + drawn(noise, x, i) * (s_noise * (sigma**2 - last**2) ** 0.5)
+            x = noise.added(x, i, (sigma**2 - last**2) ** 0.5)
         x, x0 = heun_step(denoise, x, sigma, following, cond)
         last = following
         report(on_step, i, x0)

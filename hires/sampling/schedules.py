@@ -76,12 +76,12 @@ def exponential(steps: int, sigma_min: float, sigma_max: float, table: Table | N
 def polyexponential(
     steps: int, sigma_min: float, sigma_max: float, table: Table | None = None, *, rho: float = 1.0
 ) -> list[float]:
-    """ln sigma_i = ln min + (1 - i/(n-1))^rho (ln max - ln min): exponential for rho 1 (k-diffusion)."""
+    """Ln sigma_i = ln min + (1 - i/(n-1))^rho (ln max - ln min): exponential for rho 1 (k-diffusion)."""
     return _closed([sigma_min * (sigma_max / sigma_min) ** ((1 - share) ** rho) for share in _ramp(steps)])
 
 
 def cosine(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]:
-    """sigma = tan(phi), phi linear: equal steps on the circle x = cos(phi) x0 + sin(phi) n of an EDM-v model."""
+    """Sigma = tan(phi), phi linear: equal steps on the circle x = cos(phi) x0 + sin(phi) n of an EDM-v model."""
     high, low = math.atan(sigma_max), math.atan(sigma_min)
     return _closed([math.tan(high + share * (low - high)) for share in _ramp(steps)])
 
@@ -156,7 +156,7 @@ def lcm(
 
 
 def beta_quantiles(levels: Sequence[float], a: float, b: float) -> list[float]:
-    """x with I_x(a, b) = q for each q, by bisection on the regularised incomplete beta function."""
+    """X with I_x(a, b) = q for each q, by bisection on the regularised incomplete beta function."""
     return [1.0 if level >= 1 else _beta_quantile(level, a, b) for level in levels]
 
 

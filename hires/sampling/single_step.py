@@ -6,11 +6,16 @@ licence) and the papers named. All noise is drawn on the canvas.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from hires.protocols import Condition, Denoiser
-from hires.sampling.base import NO_CHURN, Churn, OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
-from hires.sampling.noise import Noise, drawn, joined
+from hires.sampling.base import OnStep, ancestral, churned, heun_step, midpoint_step, pairs, report, toward
+from hires.sampling.noise import StepNoise, joined
+
+DPMPP_SDE_R = 0.5
+"""Where in a step dpmpp_sde's second evaluation is: at sigma^(1-r) sigma'^r."""
 
 
 def euler(
@@ -18,15 +23,13 @@ def euler(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    churn: Churn = NO_CHURN,
 ) -> Tensor:
-    """x' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
+    """X' = x + (x - x0) / sigma (sigma' - sigma) (Karras et al. 2022, algorithm 2 without its second half)."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
-        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x, raised = churned(x, sigma, i, len(walk), noise)
         x0 = denoise(x, raised, cond)
         x = toward(x, x0, raised, following)
         report(on_step, i, x0)
@@ -38,19 +41,16 @@ def euler_ancestral(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
     """Euler down to sigma_down, then noise up by sigma_up, where sigma_up^2 + sigma_down^2 = sigma'^2."""
+    eta = noise.eta_or(1.0)
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         down, up = ancestral(sigma, following, eta)
         x = toward(x, x0, sigma, down)
-        if up > 0:
-            x = x + drawn(noise, x, i) * (up * s_noise)
+        x = noise.added(x, i, up)
         report(on_step, i, x0)
     return x
 
@@ -60,17 +60,14 @@ def ddim(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
-    """x' = x0 + sqrt(sigma'^2 - u^2) (x - x0) / sigma + u n, u^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2.
+    """X' = x0 + sqrt(sigma'^2 - u^2) (x - x0) / sigma + u n, u^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2.
 
     Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16, divided by sqrt(abar'): the ancestral Euler step, Euler for eta 0.
     """
-    return euler_ancestral(denoise, x, sigmas, cond, noise, on_step, eta=eta, s_noise=s_noise)
+    return euler_ancestral(denoise, x, sigmas, cond, replace(noise, eta=noise.eta_or(0.0)), on_step)
 
 
 def heun(
@@ -78,15 +75,13 @@ def heun(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    churn: Churn = NO_CHURN,
 ) -> Tensor:
     """The mean of the slopes at both ends of a step (Karras et al. 2022, algorithm 2); Euler to sigma 0."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
-        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x, raised = churned(x, sigma, i, len(walk), noise)
         x, x0 = heun_step(denoise, x, raised, following, cond)
         report(on_step, i, x0)
     return x
@@ -97,15 +92,13 @@ def dpm_2(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    churn: Churn = NO_CHURN,
 ) -> Tensor:
     """The slope at sqrt(sigma sigma') over the whole step (Lu et al. 2022, DPM-Solver-2); Euler to sigma 0."""
     walk = pairs(sigmas)
     for i, (sigma, following) in enumerate(walk):
-        x, raised = churned(x, sigma, i, len(walk), churn, noise)
+        x, raised = churned(x, sigma, i, len(walk), noise)
         x0 = denoise(x, raised, cond)
         x = midpoint_step(denoise, x, x0, (raised, following), cond)
         report(on_step, i, x0)
@@ -117,19 +110,17 @@ def dpm_2_ancestral(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
     """DPM-Solver-2 down to sigma_down, then noise up by sigma_up."""
+    eta = noise.eta_or(1.0)
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         down, up = ancestral(sigma, following, eta)
         x = midpoint_step(denoise, x, x0, (sigma, down), cond)
-        if down > 0 and up > 0:
-            x = x + drawn(noise, x, i) * (up * s_noise)
+        if down > 0:
+            x = noise.added(x, i, up)
         report(on_step, i, x0)
     return x
 
@@ -139,24 +130,21 @@ def dpmpp_2s_ancestral(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
 ) -> Tensor:
-    """u = (s / sigma) x - expm1(-h/2) x0 at s = sqrt(sigma sigma_down); x' = (sigma_down / sigma) x - expm1(-h) D(u, s).
+    """U = (s / sigma) x - expm1(-h/2) x0 at s = sqrt(sigma sigma_down); x' = (sigma_down / sigma) x - expm1(-h) D(u, s).
 
     h = ln(sigma / sigma_down), then noise up by sigma_up (Lu et al. 2022, arXiv 2211.01095, the 2S solver with r = 1/2).
     """
+    eta = noise.eta_or(1.0)
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         down, up = ancestral(sigma, following, eta)
         middle = (sigma * down) ** 0.5
         estimate = x0 if down == 0 else denoise(toward(x, x0, sigma, middle), middle, cond)
         x = toward(x, estimate, sigma, down)
-        if up > 0:
-            x = x + drawn(noise, x, i) * (up * s_noise)
+        x = noise.added(x, i, up)
         report(on_step, i, x0)
     return x
 
@@ -166,18 +154,15 @@ def dpmpp_sde(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    r: float = 0.5,
 ) -> Tensor:
     """An ancestral step to s = sigma^(1-r) sigma'^r, then one over the whole step with (1 - 1/2r) x0 + (1/2r) D(u, s).
 
     Both follow one Brownian path: parts 0 and 1 of the noise are the increments from sigma to s and from s to sigma', and
     their sum is the noise of the whole step (see `noise.joined`).
     """
+    eta, r = noise.eta_or(1.0), DPMPP_SDE_R
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
         if following == 0:
@@ -187,14 +172,13 @@ def dpmpp_sde(
         middle = sigma ** (1 - r) * following**r
         down, up = ancestral(sigma, middle, eta)
         ahead = toward(x, x0, sigma, down)
-        if up > 0:
-            ahead = ahead + drawn(noise, x, i) * (up * s_noise)
+        ahead = noise.added(ahead, i, up)
         estimate = x0 + (denoise(ahead, middle, cond) - x0) * (1 / (2 * r))
         down, up = ancestral(sigma, following, eta)
         x = toward(x, estimate, sigma, down)
         if up > 0:
-            path = joined(drawn(noise, x, i), drawn(noise, x, i, 1), (sigma - middle, middle - following))
-            x = x + path * (up * s_noise)
+            path = joined(noise.unit(x, i), noise.unit(x, i, 1), (sigma - middle, middle - following))
+            x = x + path * (up * noise.s_noise)
         report(on_step, i, x0)
     return x
 
@@ -204,16 +188,12 @@ def lcm(
     x: Tensor,
     sigmas: Tensor,
     cond: Condition | None,
-    noise: Noise,
+    noise: StepNoise,
     on_step: OnStep | None = None,
-    *,
-    s_noise: float = 1.0,
 ) -> Tensor:
-    """x' = x0 + sigma' n: the estimate with new noise; the last estimate unchanged (Luo et al. 2023, arXiv 2310.04378)."""
+    """X' = x0 + sigma' n: the estimate with new noise; the last estimate unchanged (Luo et al. 2023, arXiv 2310.04378)."""
     for i, (sigma, following) in enumerate(pairs(sigmas)):
         x0 = denoise(x, sigma, cond)
-        x = x0.to(x.dtype)
-        if following > 0:
-            x = x + drawn(noise, x, i) * (following * s_noise)
+        x = noise.added(x0.to(x.dtype), i, following)
         report(on_step, i, x0)
     return x

@@ -19,7 +19,7 @@ from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.kernels.single_precision import in_single
 from hires.tiling.bands import finite
 from hires.tiling.bands.rows import join
-from hires.tiling.bands.storage import MOST_ELEMENTS, BandStorage, halo_policy
+from hires.tiling.bands.storage import MOST_ELEMENTS, BandStorage, HaloShape, halo_policy
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
 from hires.tiling.vae import OnBand, PixelSource, TiledVAE, VaeRun, WholePicture, is_circular
@@ -112,17 +112,15 @@ class HaloVAE:
         if self.band_px is not None:
             first = -(-self.band_px // self.cell_px)
             cells = (first, *(rows for rows in cells if rows < first))
+        shape = HaloShape(
+            reach=self.encode_reach if encode else self.decode_reach,
+            cell_px=self.cell_px,
+            channels=self.widest,
+            macs_per_cell=weights_times_positions(layers) * positions,
+        )
+        element, cpu = self.dtype.itemsize * batch, self.device.type == "cpu"
         ways = [
-            halo_policy(
-                rows=min(rows, h),
-                cells=Size(h, w),
-                reach=self.encode_reach if encode else self.decode_reach,
-                cell_px=self.cell_px,
-                channels=self.widest,
-                macs_per_cell=weights_times_positions(layers) * positions,
-                element=self.dtype.itemsize * batch,
-                cpu=self.device.type == "cpu",
-            )
+            halo_policy(shape, Size(h, w), min(rows, h), element=element, cpu=cpu)
             for rows in ((h, *cells) if self.band_px is None else cells)
         ]
         ways = list(dict.fromkeys(ways))

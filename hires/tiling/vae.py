@@ -97,11 +97,10 @@ class TiledVAE:
         band_px: rows of each map at a time (default 64).
         wrap: whether rows, columns wrap around (seamless textures); by default if the module's convolutions are circular. The
             encoder's downsampling wraps as well, which diffusers pads with zeros even then.
-        attention: which latent cells the mid block attends to. Any other than `Global()` is an approximation and is never
-            chosen automatically.
+        attention: which latent cells the mid block attends to; every policy but `Global()` is an approximation, never chosen
+            automatically.
         attention_window: short for `Rows(n)`: each row of latents attends to n rows around it.
         backend: the attention backend, by its name in `kernels.dispatch`; BackendRefused, with the reason, if it cannot run.
-        ladder: the rungs of a plan, in place of a budget; after a descent later calls start at the lower rung.
 
     After an out-of-memory the next smaller policy resumes from the last feature map if that is still whole, else from the
     start; finished rows stay. RequestError for an unknown policy, BudgetError if none fits, MemoryLadderError if the smallest
@@ -120,7 +119,6 @@ class TiledVAE:
         attention: Policy = EVERYWHERE,
         attention_window: int | None = None,
         backend: str | None = None,
-        ladder: Ladder[Any] | None = None,
     ) -> None:
         if policy is not None and policy not in VAE_POLICIES:
             raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
@@ -133,8 +131,9 @@ class TiledVAE:
             raise RequestError(f"attention_window={attention_window} and attention {attention}: give one of the two")
         if isinstance(attention, Global) and attention.trained is not None:
             raise RequestError(f"attention {attention}: scores are not scaled in an autoencoder; give Global() or a window")
-        self.attention, self.ladder = attention if attention_window is None else Rows(attention_window), ladder
+        self.attention = attention if attention_window is None else Rows(attention_window)
         self.backend = backend
+        self.ladder: Ladder[Any] | None = None
         self.cell_px = 2 ** (len(config.block_out_channels) - 1)
         circular = is_circular(vae)
         self.wrap = (circular, circular) if wrap is None else wrap
@@ -146,6 +145,13 @@ class TiledVAE:
         )
         self.last: VaeRun | None = None
         self.retries = self.recomputed = 0
+
+    @classmethod
+    def on_ladder(cls, vae: nn.Module, ladder: Ladder[Any]) -> TiledVAE:
+        """An autoencoder that runs on the rungs of a plan; after a descent later calls start at the lower rung."""
+        tiled = cls(vae)
+        tiled.ladder = ladder
+        return tiled
 
     def plan(self, h: int, w: int, *, batch: int = 1, encode: bool = False) -> tuple[BandStorage, ...]:
         """The policies for latents of h x w cells in the order they are tried, with their bytes."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracle import Oracle, find_objects, prior_of
+from hires.sampling.noise import StepNoise
 from hires.sampling.samplers import SAMPLERS, karras
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
 
 SMALL = Oracle(native=8, spread=1.0, amplitude=2.0, presence=0.7)
 FULL = Oracle()
+QUIET = StepNoise(source=lambda step, part=0: torch.zeros(1))
 
 
 def covariance(oracle: Oracle) -> Tensor:
@@ -118,7 +120,7 @@ def test_draws_have_the_priors_spectrum_and_objects() -> None:
 
 def test_a_sampler_on_a_window_draws_the_prior_at_most_one_object() -> None:
     noise = torch.randn(80, 1, 64, 64, generator=torch.Generator().manual_seed(5)) * 20
-    drawn = SAMPLERS["heun"](FULL, noise, karras(30, 0.02, 20.0), None, lambda step, part=0: torch.zeros(1))
+    drawn = SAMPLERS["heun"](FULL, noise, karras(30, 0.02, 20.0), None, QUIET)
     counts = torch.tensor([len(find_objects(picture[0], FULL)) for picture in drawn])
     prior = torch.tensor([len(find_objects(picture[0], FULL)) for picture in FULL.draw(200, 6)[0]])
     assert counts.max() <= 2  # one that lies across a mirrored edge may be seen twice; in draws of the prior too
@@ -147,12 +149,11 @@ def test_windows_that_do_not_know_each_other_repeat_the_object_and_a_relay_does_
     noise = torch.randn(1, 1, 192, 192, generator=torch.Generator().manual_seed(6))
     sigmas = karras(30, 0.02, 20.0)
     windows = tiled(FULL, make_grid(Size(192, 192), Size(64, 64), 32), batch=25)
-    quiet = lambda step, part=0: torch.zeros(1)  # noqa: E731
-    assert len(find_objects(SAMPLERS["euler"](windows, noise * 20, sigmas, None, quiet)[0, 0], FULL)) >= 4
+    assert len(find_objects(SAMPLERS["euler"](windows, noise * 20, sigmas, None, QUIET)[0, 0], FULL)) >= 4
     clean, _ = FULL.draw(1, 12)
     large = torch.nn.functional.interpolate(clean.float(), size=(192, 192), mode="bicubic", antialias=True)
     late = sigmas[sigmas <= 1.0]
-    relay = SAMPLERS["euler"](windows, large + noise * late[0], late, None, quiet)
+    relay = SAMPLERS["euler"](windows, large + noise * late[0], late, None, QUIET)
     assert len(find_objects(relay[0, 0], FULL)) == 0
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.demo.scenes import draw, scene
 from hires.cli.app import app
-from hires.engine.vae_roundtrip import vae_roundtrip
+from hires.engine.vae_roundtrip import RoundTripOptions, vae_roundtrip
 from hires.errors import BudgetError, ModelError, OutputError, RequestError
 from hires.tiling.geometry import Size
 
@@ -25,7 +25,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_policy_gives_the_same_picture_of_the_input_size(picture: Path, tmp_path: Path) -> None:
     found = []
     for policy in ("whole", "bands", "recompute_conv"):
-        result = vae_roundtrip(picture, tmp_path / f"{policy}.png", policy=policy, band_px=16)
+        result = vae_roundtrip(picture, tmp_path / f"{policy}.png", RoundTripOptions(policy=policy, band_px=16))
         assert result.psnr_db > 30
         assert result.decode.policy == policy
         found.append(np.asarray(Image.open(result.path)).astype(int))
@@ -54,25 +54,25 @@ def test_a_small_autoencoder_goes_through_in_bands(picture: Path, tmp_path: Path
     ).save_pretrained(tmp_path / "tiny")  # fmt: skip
     found = []
     for band in (None, 24):
-        result = vae_roundtrip(picture, tmp_path / f"{band}.png", vae=str(tmp_path / "tiny"), band_px=band)
+        result = vae_roundtrip(picture, tmp_path / f"{band}.png", RoundTripOptions(vae=str(tmp_path / "tiny"), band_px=band))
         assert result.decode.policy == "halo"
         found.append(np.asarray(Image.open(result.path)).astype(int))
     assert result.decode.band_rows == 24
     assert np.abs(found[0] - found[1]).max() <= 1
     with pytest.raises(RequestError, match=r"policy 'bands'.*leave it out"):
-        vae_roundtrip(picture, tmp_path / "out.png", vae=str(tmp_path / "tiny"), policy="bands")
+        vae_roundtrip(picture, tmp_path / "out.png", RoundTripOptions(vae=str(tmp_path / "tiny"), policy="bands"))
 
 
 def test_what_cannot_be_used_is_named(picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     with pytest.raises(ModelError, match=r"vae .*nothing: no folder with an autoencoder's config.json"):
-        vae_roundtrip(picture, out, vae=str(tmp_path / "nothing"))
+        vae_roundtrip(picture, out, RoundTripOptions(vae=str(tmp_path / "nothing")))
     with pytest.raises(RequestError, match="give a picture file"):
         vae_roundtrip(Path(__file__), out)
     with pytest.raises(RequestError, match="unknown VAE policy 'fast'"):
-        vae_roundtrip(picture, out, policy="fast")
+        vae_roundtrip(picture, out, RoundTripOptions(policy="fast"))
     with pytest.raises(OutputError, match=r"must end in .png"):
         vae_roundtrip(picture, tmp_path / "out.gif")
     with pytest.raises(BudgetError, match="would do"):
-        vae_roundtrip(picture, out, vram="10kB")
+        vae_roundtrip(picture, out, RoundTripOptions(vram="10kB"))
     assert not out.exists()

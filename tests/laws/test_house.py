@@ -22,7 +22,7 @@ def test_the_formatter_lays_out_the_code(counts: Counts) -> None:
 
 def test_what_is_not_there_yet_does_not_grow(counts: Counts) -> None:
     """The rules want 8, 0, 200 and 0. Lower these numbers with the code, never raise them."""
-    assert counts.most_arguments <= 17
-    assert len(counts.long_functions) <= 9, counts.long_functions
-    assert counts.any_lines <= 335
-    assert len(counts.flag_texts) <= 22, counts.flag_texts
+    assert counts.most_arguments <= 8
+    assert len(counts.long_functions) <= 4, counts.long_functions
+    assert counts.any_lines <= 208
+    assert len(counts.flag_texts) <= 8, counts.flag_texts

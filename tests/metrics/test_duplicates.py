@@ -56,18 +56,18 @@ def test_a_horizon_is_no_subject() -> None:
 @pytest.mark.parametrize(("count", "seed"), [(0, 0), (1, 1), (3, 2), (7, 0), (7, 1)])
 def test_as_many_copies_as_were_planted(count: int, seed: int) -> None:
     found = find_copies(ArraySource(grey(planted(count, seed))), subject_of(base_picture(seed)))
-    assert len(found.found) == count
-    centres = [(copy.box.top + copy.box.height / 2, copy.box.left + copy.box.width / 2) for copy in found.found]
+    assert len(found.copies) == count
+    centres = [(copy.box.top + copy.box.height / 2, copy.box.left + copy.box.width / 2) for copy in found.copies]
     for top, left in PLACES[:count]:
         assert min(np.hypot(y - top - 12, x - left - 12) for y, x in centres) < 4
-    assert all(copy.likeness >= found.threshold for copy in found.found)
+    assert all(copy.likeness >= found.threshold for copy in found.copies)
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))])
 def test_texture_has_no_copies_of_texture(seed: int) -> None:
     """Smooth fields resemble each other by chance: what their phases drawn anew would reach does not count."""
     found = find_copies(ArraySource(grey(textured(540, 660, seed))), subject_of(textured(128, 160, 90 + seed)))
-    assert found.found == ()
+    assert found.copies == ()
 
 
 def test_a_faint_copy_and_a_larger_one_are_none() -> None:
@@ -75,15 +75,15 @@ def test_a_faint_copy_and_a_larger_one_are_none() -> None:
     subject = grey(np.float32(0.3) + thing())
     picture[20:44, 30:54] += 0.25 * thing()
     picture[100:196, 200:296] += thing().repeat(4, 0).repeat(4, 1)
-    assert find_copies(ArraySource(grey(picture)), subject).found == ()
+    assert find_copies(ArraySource(grey(picture)), subject).copies == ()
     picture[240:264, 60:84] += thing()
-    assert len(find_copies(ArraySource(grey(picture)), subject).found) == 1
+    assert len(find_copies(ArraySource(grey(picture)), subject).copies) == 1
 
 
 def test_a_flat_subject_and_one_larger_than_the_picture() -> None:
     picture = ArraySource(grey(textured(60, 80)))
-    assert find_copies(picture, np.full((20, 20, 3), 0.5, dtype=np.float32)).found == ()
-    assert find_copies(picture, grey(textured(70, 20))).found == ()
+    assert find_copies(picture, np.full((20, 20, 3), 0.5, dtype=np.float32)).copies == ()
+    assert find_copies(picture, grey(textured(70, 20))).copies == ()
 
 
 @pytest.mark.parametrize(("count", "seed"), [(0, 3_000_007), (0, 3_000_012), (2, 3_000_005), (3, 3_000_012)])
@@ -94,7 +94,7 @@ def test_suns_of_native_size_on_a_large_landscape(count: int, seed: int) -> None
     box = subject_box(luma(base))
     for top, left in ((40, 60), (210, 500), (520, 300))[:count]:
         large[top : top + box.height, left : left + box.width] = base[box.rows, box.cols]
-    assert len(find_duplicates(ArraySource(large), base).found) == count
+    assert len(find_duplicates(ArraySource(large), base).copies) == count
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -103,6 +103,6 @@ def test_an_enlargement_duplicates_nothing(times: int) -> None:
     base = coded(base_picture(0))
     size = Size(128 * times, 160 * times)
     large = LanczosSource(base, size).read(Box(0, 0, size.height, size.width))
-    assert find_duplicates(ArraySource(large), base).found == ()
+    assert find_duplicates(ArraySource(large), base).copies == ()
     if times == 1:
-        assert len(find_copies(ArraySource(large), subject_of(base_picture(0))).found) == 1
+        assert len(find_copies(ArraySource(large), subject_of(base_picture(0))).copies) == 1

@@ -64,7 +64,7 @@ def test_an_enlargement_of_its_base_is_consistent_and_adds_nothing() -> None:
     assert found.consistency.delta_e < 3
     assert found.tiles.seams.score < 1.25
     assert found.tiles.drift.max_delta_e < 0.5
-    assert len(found.duplicates.found) == 0
+    assert len(found.duplicates.copies) == 0
 
 
 def test_consistency_is_that_of_the_arrays() -> None:
@@ -288,4 +288,4 @@ def test_a_photograph_against_its_own_reduction(name: str) -> None:
     assert found.detail.over_lanczos is not None and found.detail.over_lanczos > 2
     assert found.detail.kept_by_median > 0.3
     assert found.consistency.psnr_db > 50
-    assert len(found.duplicates.found) == 0
+    assert len(found.duplicates.copies) == 0

@@ -24,13 +24,12 @@ from hires.images.whole import on_canvas
 from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.pipelines import load, progressive
-from hires.pipelines.base import Family
+from hires.pipelines.base import Family, Runtime
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.sampling.denoisers import timestep_of
 from hires.sampling.noise import CanvasNoise
 from hires.tiling.geometry import Box, Size
-from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
 from tests.support import checkpoints
 
@@ -53,8 +52,8 @@ class Run:
         self.spec: ModelSpec = requests.spec_for(request)
         self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
-        ladder = Ladder([self.plan.decode], str)
-        self.family: Family = load.load_family(request, self.plan, self.spec, CPU, ladder, drawn)
+        runtime = Runtime.of(request, self.plan, CPU)
+        self.family: Family = load.load_family(request, self.plan, self.spec, runtime, drawn)
         self.latents = progressive.run(self.family, self.plan, 0, lambda event: None, drawn).latents
         self.words = encode_prompts(self.spec, [PROMPT, ""], torch.float32, CPU)
 

@@ -21,11 +21,11 @@ from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.options.stage_text import parse_stage
 from hires.pipelines import load, progressive
+from hires.pipelines.base import Runtime
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.sampling.noise import canvas_noise
 from hires.tiling.geometry import Box, Size
-from hires.tiling.retry import Ladder
 from hires.units import parse_bytes
 from tests.pipelines.test_guided_stages import keys, low_band
 from tests.pipelines.test_pixart_sigma import family
@@ -48,7 +48,7 @@ def test_cosxl(tmp_path: Path) -> None:
     )  # fmt: skip
     of = replace(spec_for(request), native_px=128)
     plan = planned(request, of)
-    ours = load.load_family(request, plan, of, CPU, Ladder([plan.decode], str), None)
+    ours = load.load_family(request, plan, of, Runtime.of(request, plan, CPU))
     words = encode_prompts(of, ["a red sun", ""], torch.float32, CPU)
     unet: Any = copy.deepcopy(made.network)
 

@@ -20,12 +20,12 @@ from hires.events import Event
 from hires.models.loading import load_autoencoder
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
-from hires.pipelines.base import LoadedParts
+from hires.pipelines.base import LoadedParts, Runtime
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import DecodePlan
 from hires.planning.planner import plan
 from hires.sampling.guidance import guided
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box, Size
 from hires.tiling.retry import Ladder
@@ -40,8 +40,8 @@ DECODE = DecodePlan(policy="bands", band_rows=64, dtype="fp32")
 def family(of: ModelSpec, network: torch.nn.Module, tokens: int, **options: Any) -> PixArtSigma:
     vae = load_autoencoder(of.path / "vae", TORCH_DTYPE["fp32"], CPU)
     parts = LoadedParts(texts=[prompt(9, tokens, 1), prompt(1, tokens, 2)], network=network, vae=vae)
-    ladder = Ladder([DECODE], str)
-    return PixArtSigma(of, parts, device=CPU, dtype="fp32", decode=ladder, **options)
+    runtime = Runtime(device=CPU, dtype="fp32", decode=Ladder([DECODE], str))
+    return PixArtSigma(of, parts, runtime, **options)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,9 @@ def sampled(ours: PixArtSigma, start: torch.Tensor, sigmas: torch.Tensor, size: 
     x = start * float(sigmas[0] ** 2 + 1) ** 0.5  # from the variance-preserving scale to sigma's own
     noise = CanvasNoise(0, 0, Box(0, 0, 1, 1), 4)
     with torch.inference_mode():
-        return find_sampler("dpmpp_2m")(guided(ours.denoiser(), unconditional, guidance), x, sigmas, conditional, noise)
+        return find_sampler("dpmpp_2m")(
+            guided(ours.denoiser(), unconditional, guidance), x, sigmas, conditional, StepNoise(source=noise)
+        )
 
 
 def test_a_plan_is_carried_out_in_tiles_to_the_size_asked_for(demo: ModelSpec) -> None:

@@ -16,6 +16,7 @@ from hires.refine.low_pass import Area, Fourier, Wavelet
 from hires.refine.structure import centre_pulled, constant, masked, power_ramp, structure_guided, variance_ramp
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.guidance import Guidance, Regions, guided, guided_by, rescaled, within
+from hires.sampling.noise import StepNoise
 from hires.sampling.samplers import SAMPLERS
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Size, make_grid
@@ -69,7 +70,9 @@ def test_a_sampler_under_a_whole_pull_ends_at_the_references_low_band() -> None:
     sigmas = torch.tensor([3.0, 1.5, 0.8, 0.3, 0.0])
     for name in ("euler", "heun", "dpmpp_2m"):
         denoise = structure_guided(shrinking, reference, constant(1.0), low_pass)
-        end = SAMPLERS[name](denoise, canvas(24, 37, seed=2) * 3, sigmas, None, lambda step, part=0: torch.zeros(1))
+        end = SAMPLERS[name](
+            denoise, canvas(24, 37, seed=2) * 3, sigmas, None, StepNoise(source=lambda step, part=0: torch.zeros(1))
+        )
         torch.testing.assert_close(low_pass(end), low_pass(reference), rtol=0, atol=2e-5)
 
 
@@ -101,7 +104,7 @@ def test_what_a_mask_leaves_out_ends_at_what_is_known() -> None:
     assert torch.equal(found[~free], known[~free])
     torch.testing.assert_close(found[free], shrinking(x, 0.6, None)[free], rtol=0, atol=1e-6)
     sigmas = torch.tensor([2.0, 1.0, 0.4, 0.0])
-    end = SAMPLERS["dpmpp_2m"](denoise, known + 2 * x, sigmas, None, lambda step, part=0: torch.zeros(1))
+    end = SAMPLERS["dpmpp_2m"](denoise, known + 2 * x, sigmas, None, StepNoise(source=lambda step, part=0: torch.zeros(1)))
     torch.testing.assert_close(end[~free], known[~free], rtol=0, atol=1e-5)
     assert (end[free] - known[free]).abs().mean() > 0.1
 

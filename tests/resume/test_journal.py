@@ -27,7 +27,7 @@ from hires.resume.journal import FileJournal, differences, folder_of, open_journ
 from hires.resume.records import packed, read_whole, unpacked
 from hires.resume.unfinished import clean, unfinished
 from hires.sampling.conditioning import Conditioning
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.registry import SAMPLERS
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box
@@ -73,16 +73,20 @@ def test_every_sampler_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
         return torch.tanh(x * 0.3) + 0.05 * torch.sin(5 * x)
 
     least = 0
-    expected = find_sampler(name)(estimate, x, sigmas, None, noise)
+    expected = find_sampler(name)(estimate, x, sigmas, None, StepNoise(source=noise))
     total = calls
     for stop in {1, 2, 3, total // 2, total}:
         folder = tmp_path / f"stop-{stop}"
         folder.mkdir()
         calls, least = 0, stop
         with pytest.raises(Cancelled):
-            find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, noise)
+            find_sampler(name)(
+                FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, StepNoise(source=noise)
+            )
         calls, least = 0, 0
-        found = find_sampler(name)(FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, noise)
+        found = find_sampler(name)(
+            FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, StepNoise(source=noise)
+        )
         assert torch.equal(found, expected), stop
         assert calls == total - stop + 1, "nothing is evaluated twice"
 

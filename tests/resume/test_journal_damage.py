@@ -114,7 +114,7 @@ def test_only_folders_of_renders_are_listed_and_removed(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == [".file.png.hires", ".notes.hires"]
     with pytest.raises(OutputError, match="other things than an unfinished render"):
         open_journal(tmp_path / "notes", JOB)
-    with pytest.raises(WriteError, match="give --no-journal"):
+    with pytest.raises(WriteError, match="give `journal=None`"):
         open_journal(tmp_path / "file.png", JOB)
     with pytest.raises(RequestError, match="not a folder"):
         unfinished(tmp_path / "nowhere")
@@ -123,7 +123,7 @@ def test_only_folders_of_renders_are_listed_and_removed(tmp_path: Path) -> None:
 def test_a_folder_in_a_journal_is_an_error_with_the_next_move(tmp_path: Path) -> None:
     open_journal(tmp_path / "a.png", JOB).close()
     (folder_of(tmp_path / "a.png") / "sub").mkdir()
-    with pytest.raises(WriteError, match="give --no-journal"):
+    with pytest.raises(WriteError, match="give `journal=None`"):
         open_journal(tmp_path / "a.png", JOB, restart=True)
     assert clean(unfinished(tmp_path)) == [], "what is not ours stays, and is not said to be gone"
 

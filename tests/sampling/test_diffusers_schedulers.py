@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hires.sampling import multi_step
 from hires.sampling.denoisers import edm_v
+from hires.sampling.noise import StepNoise
 from hires.sampling.samplers import SAMPLERS, exponential, karras
 from tests.support.mixture import mixture
 
@@ -70,7 +71,7 @@ def run_edm(scheduler: Any, steps: int) -> Tensor:
 def test_cosxl(name: str, scheduler: Any, options: dict[str, Any], schedule: str, make: Any, steps: int) -> None:
     theirs = run_edm(scheduler(**EDM, sigma_schedule=schedule, **options), steps)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 120
-    ours = SAMPLERS[name](edm_v(network), x, make(steps, 0.002, 120.0), None, canvas_of_draws(1))
+    ours = SAMPLERS[name](edm_v(network), x, make(steps, 0.002, 120.0), None, StepNoise(source=canvas_of_draws(1)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -90,9 +91,9 @@ def run_vp(scheduler: Any, steps: int, **options: Any) -> tuple[Tensor, Tensor]:
     return x, sigmas
 
 
-def run_ours(name: str, sigmas: Tensor, **options: Any) -> Tensor:
+def run_ours(name: str, sigmas: Tensor, eta: float | None = None, **options: Any) -> Tensor:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * float(sigmas[0])
-    return SAMPLERS[name](mixture, x, sigmas, None, canvas_of_draws(1), **options)
+    return SAMPLERS[name](mixture, x, sigmas, None, StepNoise(source=canvas_of_draws(1), eta=eta), **options)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20])

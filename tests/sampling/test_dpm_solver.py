@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from hires.errors import RunError
-from hires.sampling.dpm_solver import StepControl, Tolerance, dpm_adaptive, fast_orders
+from hires.sampling.dpm_solver import AdaptiveSteps, StepControl, dpm_adaptive, fast_orders
+from hires.sampling.noise import StepNoise
 from hires.sampling.samplers import karras
 from tests.support.mixture import mixture
 
@@ -31,7 +32,9 @@ def test_a_tighter_tolerance_takes_more_evaluations_and_comes_closer() -> None:
             counted.append(sigma)
             return mixture(x, sigma)
 
-        result = dpm_adaptive(counting, X, karras(10, 0.03, 15.0), None, no_noise, tolerance=Tolerance(rtol=rtol, atol=atol))
+        result = dpm_adaptive(
+            counting, X, karras(10, 0.03, 15.0), None, StepNoise(source=no_noise), steps=AdaptiveSteps(rtol=rtol, atol=atol)
+        )
         return result, len(counted)
 
     exact, _ = run(1e-5, 1e-6)
@@ -55,11 +58,11 @@ def test_what_cannot_end_says_so() -> None:
         return x * float("nan")
 
     with pytest.raises(RunError, match="at sigma 15 is not finite"):
-        dpm_adaptive(broken, X, karras(10, 0.03, 15.0), None, no_noise)
+        dpm_adaptive(broken, X, karras(10, 0.03, 15.0), None, StepNoise(source=no_noise))
     generator = torch.Generator().manual_seed(0)
 
     def erratic(x: Tensor, sigma: float, cond: object) -> Tensor:
         return torch.randn(x.shape, generator=generator) * 1e6
 
     with pytest.raises(RunError, match=r"took 1000 steps and is at sigma 1\d"):
-        dpm_adaptive(erratic, X, karras(10, 0.03, 15.0), None, no_noise)
+        dpm_adaptive(erratic, X, karras(10, 0.03, 15.0), None, StepNoise(source=no_noise))

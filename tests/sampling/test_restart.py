@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.restart import restart, restart_list, restart_plan, shortened, spread
 from hires.sampling.samplers import exponential, karras
 from hires.sampling.single_step import heun
@@ -71,11 +71,11 @@ def test_below_20_steps_it_is_heun_and_above_it_draws_noise_once_per_pass() -> N
         return noise(step, part)
 
     x = noise(-1) * 15
-    assert restart(mixture, x, karras(19, 0.03, 15.0), None, recording).equal(
-        heun(mixture, x, karras(19, 0.03, 15.0), None, noise)
+    assert restart(mixture, x, karras(19, 0.03, 15.0), None, StepNoise(source=recording)).equal(
+        heun(mixture, x, karras(19, 0.03, 15.0), None, StepNoise(source=noise))
     )
     assert drawn == []
-    restart(mixture, x, karras(42, 0.03, 15.0), None, recording)
+    restart(mixture, x, karras(42, 0.03, 15.0), None, StepNoise(source=recording))
     assert len(drawn) == len(set(drawn)) == 2
 
 
@@ -86,12 +86,12 @@ def test_it_is_heun_down_noise_up_and_heun_again() -> None:
     base = torch.tensor(shortened(sigmas.tolist(), 22), dtype=torch.float64)
     bottom, top = int((base[:-1] - 0.1).abs().argmin()), int((base[:-1] - 2.0).abs().argmin())
     low, high = base[bottom].item(), base[top].item()
-    x = heun(mixture, start, base[: bottom + 1], None, noise)
+    x = heun(mixture, start, base[: bottom + 1], None, StepNoise(source=noise))
     for step in (bottom, bottom + 10):
         x = x + noise(step).double() * math.sqrt(high**2 - low**2)
-        x = heun(mixture, x, torch.tensor(spread(11, low, high), dtype=torch.float64), None, noise)
-    x = heun(mixture, x, base[bottom:], None, noise)
-    torch.testing.assert_close(restart(mixture, start, sigmas, None, noise), x, rtol=0, atol=1e-12)
+        x = heun(mixture, x, torch.tensor(spread(11, low, high), dtype=torch.float64), None, StepNoise(source=noise))
+    x = heun(mixture, x, base[bottom:], None, StepNoise(source=noise))
+    torch.testing.assert_close(restart(mixture, start, sigmas, None, StepNoise(source=noise)), x, rtol=0, atol=1e-12)
 
 
 def test_noise_brings_the_level_back_up() -> None:
@@ -100,6 +100,6 @@ def test_noise_brings_the_level_back_up() -> None:
     sigmas = karras(20, 0.03, 15.0)
     plan = restart_plan(20, sigmas.tolist())
     jump = next(i for i in range(1, 20) if plan[i][0] > plan[i - 1][1])
-    result = restart(lambda x, sigma, cond: x, torch.zeros(1, 4, 8, 9), sigmas, None, noise)
+    result = restart(lambda x, sigma, cond: x, torch.zeros(1, 4, 8, 9), sigmas, None, StepNoise(source=noise))
     added = noise(jump) * math.sqrt(plan[jump][0] ** 2 - plan[jump - 1][1] ** 2)
     torch.testing.assert_close(result, added, rtol=1e-6, atol=1e-6)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from hires.errors import RequestError
 from hires.sampling import registry
-from hires.sampling.base import Churn
-from hires.sampling.dpm_solver import Tolerance
-from hires.sampling.noise import CanvasNoise
+from hires.sampling.dpm_solver import AdaptiveSteps
+from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.samplers import SAMPLERS, exponential, find_sampler, karras
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid
@@ -26,12 +25,14 @@ MEAN, STD = 1.0, 0.5
 RECORDED = np.load(Path(__file__).parents[1] / "fixtures" / "k_diffusion.npz")
 STOCHASTIC = [name for name, facts in registry.SAMPLERS.items() if facts.stochastic and name != "lcm"]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "": {},
-    "churn": {"churn": Churn(s_churn=4.0, s_tmin=0.1, s_tmax=10.0, s_noise=1.003)},
+    "lms+order": {"order": 2},
+    "dpm_adaptive+order": {"steps": AdaptiveSteps(order=2)},
+    "dpm_adaptive+pid": {"steps": AdaptiveSteps(rtol=0.02, atol=0.002, pcoeff=0.2, icoeff=0.7, dcoeff=0.1)},
+    "dpm_adaptive+eta": {"steps": AdaptiveSteps(rtol=0.5, atol=0.2)},
+}
+NOISE: dict[str, dict[str, float]] = {
+    "churn": {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.003},
     "eta": {"eta": 0.6, "s_noise": 1.1},
-    "order": {"order": 2},
-    "pid": {"tolerance": Tolerance(rtol=0.02, atol=0.002, pcoeff=0.2, icoeff=0.7, dcoeff=0.1)},
-    "adaptive eta": {"eta": 0.6, "s_noise": 1.1, "tolerance": Tolerance(rtol=0.5, atol=0.2)},
 }
 
 
@@ -42,6 +43,11 @@ def gaussian(x: Tensor, sigma: float, cond: object = None, mean: float = 0.0) ->
 
 def no_noise(step: int, part: int = 0) -> Tensor:
     return torch.zeros(1, dtype=torch.float64)
+
+
+def without_noise(name: str) -> StepNoise:
+    """eta 0 for the samplers whose own eta is 1; the others keep their own."""
+    return StepNoise(source=no_noise, eta=0.0 if name in STOCHASTIC else None)
 
 
 def recorded_runs() -> list[str]:
@@ -60,14 +66,14 @@ def test_equals_k_diffusion_in_float64(key: str) -> None:
     """The same start, sigmas and noise: fixtures/README.md tells how the numbers were made."""
     schedule, steps, run = key.split("/")
     name, _, option = run.partition("+")
-    noise = torch.from_numpy(RECORDED["noise"])
+    recorded = torch.from_numpy(RECORDED["noise"])
     result = SAMPLERS[name](
         mixture,
         torch.from_numpy(RECORDED["start"]) * 15.0,
         torch.from_numpy(RECORDED[f"{schedule}/{steps}/sigmas"]),
         None,
-        lambda step, part=0: noise[step, part],
-        **OPTIONS["adaptive eta" if run == "dpm_adaptive+eta" else option],
+        StepNoise(source=lambda step, part=0: recorded[step, part], **NOISE.get(option, {})),
+        **OPTIONS.get(run, {}),
     )
     assert result.dtype == torch.float64
     np.testing.assert_allclose(result.numpy(), RECORDED[key], rtol=0, atol=1e-12)
@@ -76,7 +82,7 @@ def test_equals_k_diffusion_in_float64(key: str) -> None:
 def error_of(name: str, steps: int, options: dict[str, Any], high: float = 1e3) -> float:
     """|sampled - exact| / exact from sigma `high` to 0.05 for the probability-flow ODE; the exact path scales with std."""
     sigmas = torch.logspace(math.log10(high), math.log10(0.05), steps + 1, dtype=torch.float64)
-    x = SAMPLERS[name](gaussian, torch.ones(1, 1, 1, 1, dtype=torch.float64), sigmas, None, no_noise, **options)
+    x = SAMPLERS[name](gaussian, torch.ones(1, 1, 1, 1, dtype=torch.float64), sigmas, None, without_noise(name), **options)
     return abs(x.item() / math.sqrt((STD**2 + 0.05**2) / (STD**2 + high**2)) - 1)
 
 
@@ -87,14 +93,14 @@ def error_of(name: str, steps: int, options: dict[str, Any], high: float = 1e3) 
         ("ddim", {}, 1),
         ("heun", {}, 2),
         ("dpm_2", {}, 2),
-        ("dpm_2_ancestral", {"eta": 0.0}, 2),
-        ("dpmpp_2s_ancestral", {"eta": 0.0}, 2),
-        ("dpmpp_sde", {"eta": 0.0}, 2),
+        ("dpm_2_ancestral", {}, 2),
+        ("dpmpp_2s_ancestral", {}, 2),
+        ("dpmpp_sde", {}, 2),
         ("dpmpp_2m", {}, 2),
-        ("dpmpp_2m_sde", {"eta": 0.0}, 2),
-        ("dpmpp_2m_sde_heun", {"eta": 0.0}, 2),
-        ("dpmpp_3m_sde", {"eta": 0.0}, 2),
-        ("dpmpp_3m_sde", {"eta": 0.0, "curvature": 2.0}, 3),
+        ("dpmpp_2m_sde", {}, 2),
+        ("dpmpp_2m_sde_heun", {}, 2),
+        ("dpmpp_3m_sde", {}, 2),
+        ("dpmpp_3m_sde", {"curvature": 2.0}, 3),
         ("lms", {"order": 2}, 2),
         ("lms", {"order": 4}, 4),
         ("dpm_fast", {}, 3),
@@ -109,7 +115,7 @@ def test_order_of_convergence(name: str, options: dict[str, Any], order: int) ->
 
 def test_the_third_order_term_of_3m_as_published_more_than_halves_the_error_of_2m() -> None:
     for steps in (128, 256):
-        assert error_of("dpmpp_3m_sde", steps, {"eta": 0.0}) < 0.45 * error_of("dpmpp_2m", steps, {})
+        assert error_of("dpmpp_3m_sde", steps, {}) < 0.45 * error_of("dpmpp_2m", steps, {})
 
 
 def test_unipc_has_order_3() -> None:
@@ -118,7 +124,7 @@ def test_unipc_has_order_3() -> None:
     def run(name: str, steps: int) -> Tensor:
         sigmas = torch.logspace(math.log10(40), math.log10(0.02), steps + 1, dtype=torch.float64)
         x = torch.from_numpy(RECORDED["start"]) * 40
-        return SAMPLERS[name](mixture, x, sigmas, None, no_noise)
+        return SAMPLERS[name](mixture, x, sigmas, None, without_noise(name))
 
     exact = run("lms", 1500)
     errors = [(run("unipc", steps) - exact).abs().max().item() for steps in (64, 128, 256)]
@@ -137,7 +143,8 @@ def test_names_on_the_command_line_are_the_samplers_there_are() -> None:
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_one_step_lands_on_the_denoised_estimate(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(1, 4, 5, 7, dtype=dtype)
-    result = find_sampler(name)(gaussian, x, exponential(1, 0.1, 3.0), None, CanvasNoise(0, 0, Box(0, 0, 5, 7), 4))
+    noise = StepNoise(source=CanvasNoise(0, 0, Box(0, 0, 5, 7), 4))
+    result = find_sampler(name)(gaussian, x, exponential(1, 0.1, 3.0), None, noise)
     assert result.dtype == dtype
     torch.testing.assert_close(result, gaussian(x, 3.0), rtol=0, atol=1e-6)
 
@@ -145,20 +152,22 @@ def test_one_step_lands_on_the_denoised_estimate(name: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("steps", [1, 2, 7, 21, 36])
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_evaluations_and_steps_are_as_the_catalogue_says(name: str, steps: int) -> None:
-    counted, told = [], []
+    counted, reported = [], []
 
     def counting(x: Tensor, sigma: float, cond: object) -> Tensor:
         counted.append(sigma)
         return mixture(x, sigma)
 
     noise = CanvasNoise(0, 0, Box(0, 0, 5, 7), 2)
-    result = SAMPLERS[name](counting, noise(-1) * 20, karras(steps, 0.02, 20.0), None, noise, lambda i, x0: told.append(i))
+    result = SAMPLERS[name](
+        counting, noise(-1) * 20, karras(steps, 0.02, 20.0), None, StepNoise(source=noise), lambda i, x0: reported.append(i)
+    )
     assert result.dtype == torch.float32
     assert torch.isfinite(result).all()
-    assert told == list(range(len(told)))
+    assert reported == list(range(len(reported)))
     if registry.SAMPLERS[name].known:
         assert len(counted) == registry.evaluations(name, steps)
-        assert len(told) == steps
+        assert len(reported) == steps
     else:
         assert len(counted) <= registry.evaluations(name, steps)
 
@@ -169,7 +178,7 @@ def test_stochastic_samplers_keep_the_gaussian(name: str) -> None:
     noise = CanvasNoise(3, 0, Box(0, 0, 60, 100), 4)
     steps = 800 if name == "euler_ancestral" else 60  # of order 1
     start = MEAN + noise(-1) * math.sqrt(400 + STD**2)
-    result = SAMPLERS[name](partial(gaussian, mean=MEAN), start, karras(steps, 0.01, 20.0), None, noise)
+    result = SAMPLERS[name](partial(gaussian, mean=MEAN), start, karras(steps, 0.01, 20.0), None, StepNoise(source=noise))
     assert result.mean().item() == pytest.approx(MEAN, rel=0.02)
     assert result.var().item() == pytest.approx(STD**2, rel=0.02)
 
@@ -179,7 +188,7 @@ def test_law_2_a_pointwise_denoiser_gives_the_same_tiled_and_whole(name: str) ->
     noise = CanvasNoise(3, 0, Box(0, 0, 23, 37), 2)
     sigmas = karras(21, 0.03, 15.0)
     results = [
-        SAMPLERS[name](denoise, noise(-1) * 15, sigmas, None, noise)
+        SAMPLERS[name](denoise, noise(-1) * 15, sigmas, None, StepNoise(source=noise))
         for denoise in (mixture, tiled(mixture, make_grid(Size(23, 37), Size(10, 14), 4), batch=3))
     ]
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=2e-5)

@@ -1,8 +1,6 @@
-"""FLOPs and peak bytes of every stage as functions of shapes. No torch.
+"""FLOPs of networks as functions of shapes. Imports no torch.
 
-One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do; the live-activation constants
-say in maps of the widest level what an eager run holds at its peak (an SDXL VAE at 1024 px in bf16 holds 1.5 GiB for decoding
-and 1.25 GiB for encoding).
+One multiply-accumulate is two FLOPs. The formulas walk the same blocks as the networks do.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def network_flops(
 ) -> float:
     """One evaluation of a network for one picture of the given latent size and `tokens` tokens of text.
 
-    policy: whom self-attention attends to, counted in latent cells.
+    policy: which latent cells self-attention attends to.
     """
     if isinstance(shape, PixArtShape):
         return pixart_flops(shape, height_cells, width_cells, tokens, policy)

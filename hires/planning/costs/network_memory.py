@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hires.checkpoints.families import NetworkShape, PixArtShape, UNetShape
 from hires.kernels.attention_policies import EVERYWHERE, Global, KVPool, Policy, attended, axis
 from hires.planning.costs.flops import TEXT_TOKENS
-from hires.tiling.bands.storage import CPU_SCRATCH, halo_policy
+from hires.tiling.bands.storage import CPU_SCRATCH, HaloShape, halo_policy
 from hires.tiling.geometry import Size
 
 
@@ -68,22 +68,24 @@ TAESD_CHANNELS = 64
 
 def preview_bytes(element: int, cpu: bool) -> int:
     """What a small autoencoder holds while it draws a preview of `PREVIEW_CELLS` cells a side."""
-    side, channels = PREVIEW_CELLS, TAESD_CHANNELS
-    way = halo_policy(
-        rows=side, cells=Size(side, side), reach=0, cell_px=8, channels=channels, macs_per_cell=0, element=element, cpu=cpu
-    )
-    return way.peak_bytes
+    side, shape = PREVIEW_CELLS, HaloShape(reach=0, cell_px=8, channels=TAESD_CHANNELS, macs_per_cell=0)
+    return halo_policy(shape, Size(side, side), side, element=element, cpu=cpu).peak_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerShape:
-    """A text tower: layers, width, width of its feed-forward, heads, and how many maps of that width its activation holds."""
+    """What decides the cost of a text encoder."""
 
     layers: int
+    """Transformer blocks."""
     width: int
+    """Channels of a token."""
     forward: int
+    """Channels of the feed-forward layer."""
     heads: int
+    """Attention heads."""
     forward_maps: int
+    """How many maps of the feed-forward's width its activation holds."""
 
 
 CLIP = {
@@ -148,6 +150,7 @@ class PeakTracker:
     cells: list[int] = field(default_factory=list)
 
     def moment(self, working: int) -> None:
+        """Note a moment at which `working` elements are alive beside the held ones."""
         self.peak = max(self.peak, self.held + working)
 
     def resnet(self, c_in: int, c_out: int, n: int, source: int) -> None:
@@ -157,11 +160,13 @@ class PeakTracker:
         self.moment(source + n * max(norms, end * c_out))
 
     def transformer(self, c: int, level: int, layers: int) -> None:
+        """A stack of `layers` transformer blocks on c channels at a level of the UNet."""
         if layers:
             extra = gathered(self.policy.per(2**level), self.grids[level])
             self.moment(c * max(FEED_FORWARD * self.cells[level], ATTENTION * self.cells[level] + extra))
 
     def run(self, h: int, w: int) -> int:
+        """The peak in elements of one forward over h x w cells."""
         shape, channels = self.shape, self.shape.channels
         self.grids = [(-(-h // 2**i), -(-w // 2**i)) for i in range(len(channels))]
         self.cells = cells = [rows * cols for rows, cols in self.grids]
@@ -183,10 +188,12 @@ class PeakTracker:
         return self.peak
 
     def push(self, c: int, n: int) -> None:
+        """Hold a skip connection of c channels and n positions."""
         self.skips.append((c, n))
         self.held += c * n
 
     def middle(self, c: int, level: int) -> None:
+        """The mid block on c channels at the lowest level."""
         layers = self.shape.transformer_layers[-1] if self.shape.mid_layers is None else self.shape.mid_layers
         n = self.cells[level]
         self.resnet(c, c, n, 0)

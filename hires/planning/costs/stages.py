@@ -1,4 +1,7 @@
-"""What each stage of a plan takes: bytes, FLOPs and seconds, by where the weights are kept. No torch."""
+"""Predicts the bytes, FLOPs and seconds of each stage of a plan.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ class CostModel:
     def stage_work(self, stage: StagePlan) -> StageWork:
         """Count the evaluations of a stage and the FLOPs of one of them."""
         spec, tile = self.spec, stage.grid.tile
-        buffers = CANVAS_BUFFERS + registry.SAMPLERS[stage.sampler].kept + (GUIDE_BUFFERS if stage.guides else 0)
+        buffers = CANVAS_BUFFERS + registry.SAMPLERS[stage.sampler].canvas_latents + (GUIDE_BUFFERS if stage.guides else 0)
         return StageWork(
             images=tuple(count * stage.grid.count for count in estimates(stage, spec)),
             image_flops=network_flops(spec.network, tile.height, tile.width, spec.facts.tokens, stage.attention),
@@ -151,9 +154,8 @@ class CostModel:
     def vae(self, canvas: Size, decode: DecodePlan, *, encode: bool) -> BandStorage:
         """Bytes and FLOPs of the autoencoder alone, its weights not included."""
         cells, element = canvas.divided(self.spec.cell_px), BYTES_PER_ELEMENT[decode.dtype]
-        return storage.vae_policy(
-            self.spec.vae, cells, element, decode.policy, decode.band_rows, cpu=self.on_cpu, encode=encode
-        )
+        task = storage.VaeTask(shape=self.spec.vae, cells=cells, element=element, cpu=self.on_cpu, encode=encode)
+        return storage.vae_policy(task, decode.policy, decode.band_rows)
 
     def vae_seconds(self, way: BandStorage, canvas: Size) -> float:
         """Bands are fetched from host memory while others are computed: the slower of the two decides."""
@@ -200,7 +202,7 @@ class CostModel:
 
     @functools.cached_property
     def text(self) -> TextPlan:
-        """Where the text encoders run. BudgetError if nowhere."""
+        """Where the text encoders run. BudgetError if they fit nowhere."""
         return choose_text(self.spec, self.device, self.dtype)
 
     @functools.cached_property

@@ -156,7 +156,7 @@ class Progress:
 
 
 def _resnet(block: Any, x: RowMap, setting: BandSetting) -> Kept:
-    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))); the first convolution is kept or computed twice."""
+    """X + conv2(silu(norm2(conv1(silu(norm1(x)))))); the first convolution is kept or computed twice."""
     first: RowMap = Convolved(Normed(x, block.norm1, setting), block.conv1, setting)
     if setting.keep_first:
         first = Kept(first, setting, release_source=False)

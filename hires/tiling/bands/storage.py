@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hires.errors import BudgetError
 from hires.kernels.attention_policies import EVERYWHERE, Policy, attended
@@ -66,6 +65,7 @@ def vae_live_bytes(shape: VaeShape, pixels: int, element_bytes: int, cpu: bool, 
     return int(maps * pixels * element_bytes * (CPU_SCRATCH if cpu else 1.0)) + picture + SMALL
 
 
+VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
 BAND_ROWS = (64, 32, 16, 8)
 MOST_ELEMENTS = 2**31 - 1  # of one operator's input or output: more overflow the 32-bit index of some kernels
 
@@ -102,30 +102,31 @@ def indexable(shape: VaeShape, cells: Size, name: str, batch: int = 1, encode: b
     return name != "whole" or batch * cells.area * scale**2 * widest <= MOST_ELEMENTS
 
 
-@functools.lru_cache(maxsize=4096)
-def vae_policy(
-    shape: VaeShape,
-    cells: Size,
-    element: int,
-    name: str,
-    band_rows: int,
-    *,
-    cpu: bool = False,
-    encode: bool = False,
-    attention: Policy = EVERYWHERE,
-) -> BandStorage:
-    """One storage policy with its predicted bytes and FLOPs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeTask:
+    """What an autoencoder is to do, as far as its cost depends on it."""
 
-    Args:
-        shape: the autoencoder.
-        cells: the size of the latents.
-        element: bytes per value.
-        name: the policy, one of `VAE_POLICIES`.
-        band_rows: rows per band.
-        cpu: whether the autoencoder runs on a CPU.
-        encode: whether it encodes, else it decodes.
-        attention: which tokens the mid block attends to.
-    """
+    shape: VaeShape
+    """The autoencoder."""
+    cells: Size
+    """The size of the latents."""
+    element: int
+    """Bytes per value."""
+    batch: int = 1
+    """Pictures at once."""
+    cpu: bool = False
+    """Whether it runs on a CPU."""
+    encode: bool = False
+    """Whether it encodes, else it decodes."""
+    attention: Policy = EVERYWHERE
+    """Which tokens the mid block attends to."""
+
+
+@functools.lru_cache(maxsize=4096)
+def vae_policy(task: VaeTask, name: str, band_rows: int) -> BandStorage:
+    """One storage policy, of `VAE_POLICIES`, with its predicted bytes and FLOPs for one picture, whatever the batch."""
+    shape, cells, element, cpu, encode = task.shape, task.cells, task.element, task.cpu, task.encode
+    attention = task.attention
     pixels = cells.area * 4 ** (len(shape.channels) - 1)
     if name == "whole":
         flops = (vae_encode_flops if encode else vae_decode_flops)(shape, cells.height, cells.width)
@@ -152,60 +153,31 @@ HALO_LIVE_MAPS = 3  # maps of the widest channels at full resolution: a block's 
 HALO_LIVE_CHANNELS = 8  # more channels for the picture: as given, scaled to [0, 1], and cropped
 
 
-def halo_policy(
-    *,
-    rows: int,
-    cells: Size,
-    reach: int,
-    cell_px: int,
-    channels: int,
-    macs_per_cell: float,
-    element: int,
-    cpu: bool,
-) -> BandStorage:
-    """The cost of bands of `rows` cells, each computed with `reach` more cells on either side (no norms, no attention).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaloShape:
+    """An autoencoder without norms and attention, as far as its cost depends on it."""
 
-    Args:
-        rows: cells per band.
-        cells: the size of the latents.
-        reach: rows of cells that a row depends on beyond its own.
-        cell_px: pixels per cell side.
-        channels: the widest layer.
-        macs_per_cell: multiply-accumulates per cell.
-        element: bytes per value.
-        cpu: whether the autoencoder runs on a CPU.
-    """
+    reach: int
+    """Rows of cells that a row depends on beyond its own."""
+    cell_px: int
+    """Pixels per cell side."""
+    channels: int
+    """Channels of the widest layer."""
+    macs_per_cell: float
+    """Multiply-accumulates per cell."""
+
+
+def halo_policy(shape: HaloShape, cells: Size, rows: int, *, element: int, cpu: bool) -> BandStorage:
+    """The cost of bands of `rows` cells, each computed with `reach` more cells on either side; element: bytes per value."""
+    reach, cell_px, macs_per_cell = shape.reach, shape.cell_px, shape.macs_per_cell
     height, width = cells.height, cells.width
     count = -(-height // rows)
     tall = min(height, -(-height // count) + 2 * reach)
     computed = height + 2 * reach * (count - 1)
-    live = (HALO_LIVE_MAPS * channels + HALO_LIVE_CHANNELS) * element * (CPU_SCRATCH if cpu else 1.0)
+    live = (HALO_LIVE_MAPS * shape.channels + HALO_LIVE_CHANNELS) * element * (CPU_SCRATCH if cpu else 1.0)
     peak = live * tall * width * cell_px**2
     flops = 2.0 * macs_per_cell * width * min(computed, count * height)
     return BandStorage(policy="halo", band_rows=rows * cell_px, peak_bytes=int(peak), host_bytes=0, flops=flops)
-
-
-VAE_POLICIES = ("whole", "bands", "recompute_up", "recompute_conv", "host")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaeTask:
-    """What an autoencoder is to do, as far as its cost depends on it."""
-
-    shape: VaeShape
-    """The autoencoder."""
-    cells: Size
-    """The size of the latents."""
-    element: int
-    """Bytes per value."""
-    batch: int = 1
-    """Pictures at once."""
-    cpu: bool = False
-    """Whether it runs on a CPU."""
-    encode: bool = False
-    """Whether it encodes, else it decodes."""
-    attention: Policy = EVERYWHERE
-    """Which tokens the mid block attends to."""
 
 
 def vae_ladder(
@@ -219,8 +191,7 @@ def vae_ladder(
     shape, cells, batch = task.shape, task.cells, task.batch
     rows_to_try = (band_rows,) if band_rows else BAND_ROWS
     ways = [(name, rows_to_try[0]) for name in names] + [(names[-1], rows) for rows in rows_to_try[1:]]
-    options: dict[str, Any] = {"cpu": task.cpu, "encode": task.encode, "attention": task.attention}
-    rungs = [vae_policy(shape, cells, task.element, *way, **options) for way in ways]
+    rungs = [vae_policy(task, *way) for way in ways]
     if batch > 1:
         scaled = ((batch * r.peak_bytes, batch * r.host_bytes, batch * r.flops) for r in rungs)
         rungs = [replace(r, peak_bytes=p, host_bytes=h, flops=f) for r, (p, h, f) in zip(rungs, scaled, strict=True)]

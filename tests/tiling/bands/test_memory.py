@@ -10,7 +10,7 @@ import torch
 from benchmarks.allocations import Allocations, counted
 from hires.tiling import vae as banded
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.bands.storage import BandStorage, vae_policy
+from hires.tiling.bands.storage import BandStorage, VaeTask, vae_policy
 from hires.tiling.geometry import Box, Size
 
 SDXL = VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True)
@@ -69,7 +69,8 @@ SLOW = [(side, policy) for side in (1024, 2048, 4096, 8192) for policy in ("band
 )
 def test_predicted_bytes_are_enough_and_not_many_more(side: int, policy: str, encode: bool) -> None:
     found = measured(side, policy, encode)
-    predicted = vae_policy(SDXL, Size(side // 8, side // 8), 2, policy, 64, encode=encode)
+    task = VaeTask(shape=SDXL, cells=Size(side // 8, side // 8), element=2, encode=encode)
+    predicted = vae_policy(task, policy, 64)
     assert found.peak <= predicted.peak_bytes <= 1.05 * found.peak
     assert found.host_peak <= predicted.host_bytes <= 1.05 * found.host_peak
     assert found.largest < 2**31, "an operator was handed more elements than 32-bit indices reach"
