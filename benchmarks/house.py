@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "hires"
 KERNELS = "kernels"
 FRONTS = ("cli", "options")
 """Rooms that may name a flag: the command line, and the declarations that it reads."""
+OF_OTHERS = {"--include"}
+"""Flags of other programs that a message tells to run: `hf download`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,8 @@ def _flag_texts(name: Path, tree: ast.Module) -> Iterator[str]:
         if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
             continue
         text = node.value
-        if re.search(r"(^|[ `'(])--[a-z][a-z-]+", text) and id(node) not in documentation:
+        flags = set(re.findall(r"(?:^|[ `'(])(--[a-z][a-z-]+)", text)) - OF_OTHERS
+        if flags and id(node) not in documentation:
             yield f"{name}:{node.lineno} {text[:60]!r}"
 
 

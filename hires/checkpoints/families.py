@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hires.options.render import SAMPLERS, SCHEDULES
+from hires.options.render import SAMPLER_NAMES, SCHEDULE_NAMES
 from hires.options.stage import ENLARGERS, GUIDES
 from hires.sampling.registry import FEW_STEP
 
@@ -88,9 +88,9 @@ class Defaults:
     """
 
     sampler: str
-    """A name of `sampling.registry.SAMPLERS`."""
+    """A name of `sampling.registry.SAMPLER_FACTS`."""
     schedule: str
-    """A name of `sampling.registry.SCHEDULES`."""
+    """A name of `sampling.registry.SCHEDULE_FACTS`."""
     steps: int
     """Steps of the first stage."""
     guidance: float
@@ -132,9 +132,9 @@ class Defaults:
             and self.relay_sigma > 0
         ):
             raise ValueError("steps, tile or relay values out of range")
-        if not {self.sampler, *self.relay_sampler} <= set(SAMPLERS):
+        if not {self.sampler, *self.relay_sampler} <= set(SAMPLER_NAMES):
             raise ValueError(f"sampler {self.sampler!r} or one of relay_sampler {self.relay_sampler!r} is unknown")
-        if self.schedule not in SCHEDULES or not self.enlarger or not set(self.enlarger) <= set(ENLARGERS):
+        if self.schedule not in SCHEDULE_NAMES or not self.enlarger or not set(self.enlarger) <= set(ENLARGERS):
             raise ValueError(f"schedule {self.schedule!r} or one of enlarger {self.enlarger!r} is unknown")
         if self.refine not in REFINES or not set(self.guides) <= set(GUIDES):
             raise ValueError(f"refine {self.refine!r} or guides {self.guides!r}: one is unknown")

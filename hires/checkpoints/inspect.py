@@ -18,8 +18,8 @@ from hires.checkpoints.locate import Part, find_model, next_move
 from hires.checkpoints.loras import says_lcm
 from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
 from hires.errors import ModelError
+from hires.options.declarations import ModelOptions, SizeOptions
 from hires.options.fields import flags_of
-from hires.options.groups import ModelOptions, SizeOptions
 from hires.units import Json
 
 FLAGS = flags_of(ModelOptions, SizeOptions)

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 from hires.errors import RequestError
+from hires.options.declarations import JournalOptions, ModelOptions
 from hires.options.fields import Field, Option, declared
-from hires.options.groups import JournalOptions, ModelOptions
 
 PANELS = ("Picture", "Model", "Memory", "Quality", "Output")
 Given = dict[str, Any]

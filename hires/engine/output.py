@@ -16,7 +16,7 @@ from hires.events import Event, OnEvent
 from hires.images.infotext import written
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
-from hires.sampling.registry import SAMPLERS, SCHEDULES
+from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
@@ -128,12 +128,12 @@ def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
     first = plan.stages[0]
     values = {
         "Steps": first.taken_steps,
-        "Sampler": SAMPLERS[first.sampler].label,
+        "Sampler": SAMPLER_FACTS[first.sampler].label,
         "CFG scale": f"{first.guidance:g}",
         "Seed": request.seed,
         "Size": plan.output,
         "Model": plan.model,
-        "Schedule type": SCHEDULES[first.schedule].label,
+        "Schedule type": SCHEDULE_FACTS[first.schedule].label,
     } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
     return {"parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"})}
 

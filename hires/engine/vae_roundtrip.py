@@ -17,8 +17,8 @@ from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.events import Event, OnEvent
 from hires.kernels.attention_policies import Policy, make_policy
+from hires.options.declarations import MachineOptions, OutputOptions
 from hires.options.fields import Option, Options, declared
-from hires.options.groups import MachineOptions, OutputOptions
 from hires.options.stage import parse_policy
 from hires.tiling.bands.storage import VAE_POLICIES, BandStorage
 from hires.tiling.geometry import Size, round_up

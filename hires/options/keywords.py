@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from hires.events import OnEvent
+from hires.options.declarations import JournalOptions
 from hires.options.fields import PictureLike
-from hires.options.groups import JournalOptions
 from hires.options.lora import Loras
 from hires.options.sizes import SizeLike
 from hires.options.stage_text import StageLike

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from hires.errors import RequestError
+from hires.options.declarations import COLOUR_FIXES, EditingOptions
 from hires.options.fields import Option, PictureLike, check
-from hires.options.groups import COLOUR_FIXES, EditingOptions
 from hires.options.render import RenderOptions
 from hires.options.upscale import EnlargingOptions, check_scale
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from hires.errors import RequestError
-from hires.options.fields import Option, check
-from hires.options.groups import (
+from hires.options.declarations import (
     BITS,
     COLOUR_FIXES,
     DTYPES,
     KV_COMPRESSIONS,
     POSITION_MODES,
     PRESETS,
-    SAMPLERS,
-    SCHEDULES,
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
     STRATEGIES,
     DrawingOptions,
     EditingOptions,
@@ -30,6 +29,7 @@ from hires.options.groups import (
     StartOptions,
     StrengthOptions,
 )
+from hires.options.fields import Option, check
 from hires.options.lora import LoraRef
 from hires.options.stage import NOTHING_SAID, StageSpec, parse_policy
 from hires.sampling import registry
@@ -42,8 +42,8 @@ __all__ = [
     "KV_COMPRESSIONS",
     "POSITION_MODES",
     "PRESETS",
-    "SAMPLERS",
-    "SCHEDULES",
+    "SAMPLER_NAMES",
+    "SCHEDULE_NAMES",
     "STRATEGIES",
     "EditOptions",
     "JournalOptions",

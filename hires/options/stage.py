@@ -114,9 +114,9 @@ class StageSpec:
     steps: int | None = None
     """Steps of the schedule."""
     sampler: str | None = None
-    """A name of `sampling.registry.SAMPLERS`."""
+    """A name of `sampling.registry.SAMPLER_FACTS`."""
     schedule: str | None = None
-    """A name of `sampling.registry.SCHEDULES`."""
+    """A name of `sampling.registry.SCHEDULE_FACTS`."""
     enlarger: str | None = None
     """How the stage before is enlarged, one of `ENLARGERS`."""
     guides: tuple[GuidePlan, ...] | None = None

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hires.errors import RequestError
-from hires.options.fields import Option, check, declared
-from hires.options.groups import (
+from hires.options.declarations import (
     COLOUR_FIXES,
     DTYPES,
     DrawingOptions,
@@ -18,6 +17,7 @@ from hires.options.groups import (
     SizeOptions,
     StrengthOptions,
 )
+from hires.options.fields import Option, check, declared
 from hires.options.sizes import SizeLike, as_size
 from hires.tiling.geometry import Size
 

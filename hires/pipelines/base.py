@@ -31,7 +31,7 @@ from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.denoisers import consistency, edm_v, eps, v
-from hires.sampling.guidance import Guidance, guided_by
+from hires.sampling.guidance import Guidance, guided
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE
 from hires.tiling.resize import Padded
@@ -138,7 +138,7 @@ class Family(ABC):
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """The guided denoiser of a stage's whole canvas, and the conditions to call it with."""
         conditional, unconditional = self.conditions(stage.canvas)
-        return guided_by(on_canvas, unconditional, guidance_of(stage)), conditional
+        return guided(on_canvas, unconditional, guidance_of(stage)), conditional
 
     @abstractmethod
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hires.events import Event, OnEvent
 from hires.planning.plan import StagePlan
-from hires.sampling.registry import SAMPLERS, evaluations
+from hires.sampling.registry import SAMPLER_FACTS, evaluations
 
 
 class TileProgress:
@@ -46,7 +46,7 @@ class TileProgress:
     def finish(self) -> None:
         """Where the sampler's evaluations were an estimate, the count it came to; a stage that a journal had is done."""
         evaluated = self.done + self._recalled
-        if evaluated and SAMPLERS[self.stage.sampler].known:
+        if evaluated and SAMPLER_FACTS[self.stage.sampler].known:
             return
         self.total = self._shown = evaluated or self.total
         self.steps_done = self.stage.taken_steps

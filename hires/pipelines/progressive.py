@@ -36,7 +36,7 @@ from hires.refine.low_pass import Fourier
 from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.noise import CanvasNoise, StepNoise
-from hires.sampling.registry import SCHEDULES
+from hires.sampling.registry import SCHEDULE_FACTS
 from hires.sampling.samplers import as_sigmas, find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
 from hires.tiling.geometry import Box, Size
@@ -178,7 +178,7 @@ def stage_sigmas(spec: ModelSpec, stage: StagePlan) -> Tensor:
 
 def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
     """The noise to begin with: the plan's own number, but the schedule's where it begins below."""
-    return float(sigmas[0]) if SCHEDULES[stage.schedule].table or stage.strength is not None else stage.sigma_start
+    return float(sigmas[0]) if SCHEDULE_FACTS[stage.schedule].table or stage.strength is not None else stage.sigma_start
 
 
 def origin(

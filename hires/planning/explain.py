@@ -132,7 +132,7 @@ def sampler_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
     for name in dict.fromkeys(stage.sampler for stage in stages if stage.enlarger):
         if name != sampler.value:
             yield f"refined by {name}: {by}"
-    if not registry.SAMPLERS[sampler.value].known:
+    if not registry.SAMPLER_FACTS[sampler.value].known:
         yield (
             f"{sampler.value} takes as many evaluations as its tolerance asks for, whatever `steps` says: "
             f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"

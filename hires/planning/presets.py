@@ -104,4 +104,4 @@ def attention(spec: ModelSpec, effort: Effort) -> str | None:
 
 def few_steps(spec: ModelSpec) -> bool:
     """Whether blocks that move every step would upset the sampler: those that reuse estimates, and the fewest steps."""
-    return spec.facts.few_step is not None or registry.SAMPLERS[spec.defaults.sampler].multistep
+    return spec.facts.few_step is not None or registry.SAMPLER_FACTS[spec.defaults.sampler].multistep

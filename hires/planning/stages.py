@@ -21,7 +21,7 @@ from hires.planning.resolution import bins_of, stage_canvases
 from hires.planning.tiles import place, whole_grid
 from hires.refine.renoise import relay_sigma
 from hires.sampling import registry
-from hires.sampling.registry import SCHEDULES
+from hires.sampling.registry import SCHEDULE_FACTS
 from hires.tiling.geometry import Size, snap
 
 REFINED_STRENGTH = 0.5  # above it the large shapes of `init` are drawn anew, and tiles would each draw their own
@@ -73,9 +73,9 @@ def choose_sampler(
     sampler = Choice(name or own, "as asked for" if request.sampler else "the model's own")
     if schedule is not None:
         return sampler, Choice(schedule, "as asked for")
-    usual = registry.SAMPLERS[name].schedule if name and name not in (own, spec.defaults.sampler) else None
+    usual = registry.SAMPLER_FACTS[name].schedule if name and name not in (own, spec.defaults.sampler) else None
     if name is not None and usual is not None and spec.parameterisation in registry.VP and spec.facts.few_step is None:
-        return sampler, Choice(usual, f"what {registry.SAMPLERS[name].label} is usually run on")
+        return sampler, Choice(usual, f"what {registry.SAMPLER_FACTS[name].label} is usually run on")
     return sampler, Choice(spec.defaults.schedule, "the model's own")
 
 
@@ -167,7 +167,7 @@ def make_stage(
         return stage
     placed = place(stage, settings, request, spec, tile_cells)
     chosen = settings.user.sampler or request.sampler
-    if not chosen and placed.shift_cells and registry.SAMPLERS[placed.sampler].multistep:
+    if not chosen and placed.shift_cells and registry.SAMPLER_FACTS[placed.sampler].multistep:
         return replace(placed, sampler=spec.defaults.sampler)
     return placed
 
@@ -227,7 +227,7 @@ def relay_stage(request: RenderRequest, settings: StageSettings, spec: ModelSpec
 
 def relay_end(settings: StageSettings, schedule: str, start: float) -> float:
     """The last noise level of a later stage; schedules that go down a checkpoint's timesteps end where those end."""
-    default = 0.0 if SCHEDULES[schedule].table else settings.preset.sigma_end or 0.0
+    default = 0.0 if SCHEDULE_FACTS[schedule].table else settings.preset.sigma_end or 0.0
     end = default if settings.user.sigma_end is None else settings.user.sigma_end
     return checked_end(end if end < start else 0.0, schedule)
 
@@ -277,7 +277,7 @@ def checked_sigma(sigma: float, spec: ModelSpec) -> float:
 
 def checked_end(sigma: float, schedule: str) -> float:
     """The last noise level. RequestError for a schedule that cannot end early."""
-    if sigma and SCHEDULES[schedule].table:
+    if sigma and SCHEDULE_FACTS[schedule].table:
         raise RequestError(
             f"stage: sigma ends at {sigma:g}, and schedule {schedule} goes down a checkpoint's timesteps: leave the end "
             "out, or take karras or exponential"

@@ -14,19 +14,6 @@ from hires.protocols import Condition, Denoiser, LowPass
 from hires.sampling.conditioning import Conditioning
 
 
-def guided(denoise: Denoiser, uncond: Conditioning, scale: float) -> Denoiser:
-    """D = D_u + scale (D_c - D_u): classifier-free guidance, one batch of 2B; scale 1 evaluates D_c alone."""
-    if scale == 1.0:
-        return denoise
-
-    def guide(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        both = denoise(x.repeat(2, 1, 1, 1), sigma, cond.concatenate(uncond))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    return guide
-
-
 def edit_guided(
     denoise: Denoiser, image_only: Conditioning, uncond: Conditioning, scale: float, image_scale: float
 ) -> Denoiser:
@@ -132,7 +119,7 @@ class Regions:
 NO_REGIONS = Regions(conds=(), masks=())
 
 
-def guided_by(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions: Regions | None = None) -> Denoiser:
+def guided(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions: Regions | None = None) -> Denoiser:
     """A guided denoiser: one batch of 2B inside the guidance interval, else of B.
 
     Each region adds B to the batch.

@@ -1,6 +1,7 @@
 """Facts about samplers and schedules: names, costs, and valid combinations.
 
-Imports no torch. The functions themselves are in `samplers.py` and `schedules.py` under the same names.
+Imports no torch. A new sampler takes three edits: its function in `single_step.py`, `multi_step.py` or a file of its own, its
+facts here, and its name in `samplers.py`. Options, help, the docs and the server's listings read the facts from here.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ScheduleFacts:
     """Whether it consists of a checkpoint's discrete timesteps."""
 
 
-SAMPLERS: Mapping[str, SamplerFacts] = {
+SAMPLER_FACTS: Mapping[str, SamplerFacts] = {
     facts.name: facts
     for facts in (
         SamplerFacts(name="euler", label="Euler", aliases=("k_euler",)),
@@ -153,7 +154,7 @@ SAMPLERS: Mapping[str, SamplerFacts] = {
         SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
     )
 }
-SCHEDULES: Mapping[str, ScheduleFacts] = {
+SCHEDULE_FACTS: Mapping[str, ScheduleFacts] = {
     facts.name: facts
     for facts in (
         ScheduleFacts(name="karras", label="Karras", aliases=("ka",)),
@@ -181,8 +182,8 @@ def _index(table: Mapping[str, SamplerFacts] | Mapping[str, ScheduleFacts]) -> d
     return {_plain(text): facts.name for facts in table.values() for text in (facts.name, facts.label, *facts.aliases)}
 
 
-_SAMPLER_INDEX = _index(SAMPLERS)
-_SCHEDULE_INDEX = _index(SCHEDULES)
+_SAMPLER_INDEX = _index(SAMPLER_FACTS)
+_SCHEDULE_INDEX = _index(SCHEDULE_FACTS)
 
 
 def find_sampler_name(text: str) -> tuple[str, str | None]:
@@ -199,13 +200,13 @@ def find_sampler_name(text: str) -> tuple[str, str | None]:
         schedule = _SCHEDULE_INDEX.get(_plain("".join(words[cut:])))
         if sampler and schedule:
             return sampler, schedule
-    raise RequestError(unknown("sampler", text, SAMPLERS))
+    raise RequestError(unknown("sampler", text, SAMPLER_FACTS))
 
 
 def find_schedule_name(text: str) -> str:
     """The schedule of a name from hires, A1111 or ComfyUI. RequestError, with the known names, for an unknown one."""
     if _plain(text) not in _SCHEDULE_INDEX:
-        raise RequestError(unknown("schedule", text, SCHEDULES))
+        raise RequestError(unknown("schedule", text, SCHEDULE_FACTS))
     return _SCHEDULE_INDEX[_plain(text)]
 
 
@@ -227,7 +228,7 @@ def evaluations(sampler: str, steps: int) -> int:
     Exact for every sampler whose `known` is true; an estimate for dpm_adaptive, whose tolerances decide. A single step is one
     evaluation.
     """
-    facts = SAMPLERS[sampler]
+    facts = SAMPLER_FACTS[sampler]
     if steps == 1:
         return 1
     return facts.evaluations * (steps - 1) + facts.last if facts.known else ADAPTIVE_EVALUATIONS
@@ -254,8 +255,8 @@ def check_combination(
     """RequestError, with a name that works, for a combination known to make wrong pictures.
 
     Args:
-        sampler: a name of `SAMPLERS`.
-        schedule: a name of `SCHEDULES`.
+        sampler: a name of `SAMPLER_FACTS`.
+        schedule: a name of `SCHEDULE_FACTS`.
         parameterisation: the checkpoint's, one of `PARAMETERISATIONS`.
         moving_tiles: whether the tile grid moves at every step.
         few_step: how the checkpoint was distilled: lcm, turbo, dmd, or None.
@@ -266,7 +267,7 @@ def check_combination(
         return
     _check_parameterisation(schedule, parameterisation)
     _check_few_step(sampler, schedule, few_step, steps)
-    if moving_tiles and SAMPLERS[sampler].multistep:
+    if moving_tiles and SAMPLER_FACTS[sampler].multistep:
         single = ", ".join(name for name in ("euler", "heun", "dpm_2", "dpmpp_2s_ancestral") if name != sampler)
         raise RequestError(
             f"sampler {sampler} reuses estimates of earlier steps, which amplifies the jitter of a tile grid that moves "
@@ -275,11 +276,11 @@ def check_combination(
 
 
 def _check_parameterisation(schedule: str, parameterisation: str) -> None:
-    facts = SCHEDULES[schedule]
+    facts = SCHEDULE_FACTS[schedule]
     if parameterisation not in PARAMETERISATIONS:
         raise RequestError(unknown("parameterisation", parameterisation, PARAMETERISATIONS))
     if parameterisation not in facts.fits:
-        others = ", ".join(other.name for other in SCHEDULES.values() if not other.table and other.name != "exponential")
+        others = ", ".join(other.name for other in SCHEDULE_FACTS.values() if not other.table and other.name != "exponential")
         raise RequestError(
             f"schedule {schedule} is made of a {' or '.join(facts.fits)} checkpoint's 1000 timesteps; this one is "
             f"{parameterisation}, trained on a range of sigma without timesteps: take exponential ({others} work too)"

@@ -2,7 +2,7 @@
 
 A sampler is a function `sampler(denoise, x, sigmas, cond, noise, on_step) -> latents`: x is (B, C, h, w) at noise level
 sigmas[0], the result are the latents at sigmas[-1]. A sampler sees no tiles. All noise is drawn on the canvas, so it does not
-depend on tiles, batches or threads. Names, costs and valid combinations are in `registry.py`.
+depend on tiles, batches or threads. Names, costs and valid combinations, and what a new sampler takes, are in `registry.py`.
 """
 
 from __future__ import annotations

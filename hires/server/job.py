@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hires.client.documents import ENDED, JobDocument, ResultDocument
 from hires.errors import HiresError, WriteError
+from hires.server.bodies import AnyTask
 from hires.server.errors import http_status
 from hires.server.progress import Meter
-from hires.server.tasks import AnyTask
 from hires.server.worker import FinishedPicture
 from hires.tiling.geometry import Size
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from hires.client.documents import ENDED, JobDocument
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event
+from hires.server.bodies import AnyTask, add_seeds, digest, without_seed
 from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import Job, read
 from hires.server.settings import Library, Settings
-from hires.server.tasks import AnyTask, add_seeds, digest, without_seed
 from hires.server.worker import Worker
 
 log = logging.getLogger(__name__)

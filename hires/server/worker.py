@@ -27,8 +27,7 @@ from hires.options.sizes import parse_size
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
-from hires.server.settings import Library, Settings
-from hires.server.tasks import (
+from hires.server.bodies import (
     AnyTask,
     EditTask,
     RenderTask,
@@ -39,6 +38,7 @@ from hires.server.tasks import (
     resolve_names,
     size_of,
 )
+from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
 ENLARGE_SHARE = 0.1

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks house` counts stays within the house rules, or does not grow where it is not there yet."""
+"""What `python -m benchmarks house` counts stays within the house rules."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ def test_the_formatter_lays_out_the_code(counts: Counts) -> None:
     assert counts.fmt_skips <= 10
 
 
-def test_what_is_not_there_yet_does_not_grow(counts: Counts) -> None:
-    """The rules want 8, 0, 200 and 0. Lower these numbers with the code, never raise them."""
+def test_functions_have_few_arguments_and_lines(counts: Counts) -> None:
     assert counts.most_arguments <= 8
-    assert len(counts.long_functions) <= 4, counts.long_functions
-    assert counts.any_lines <= 208
-    assert len(counts.flag_texts) <= 8, counts.flag_texts
+    assert not counts.long_functions
+
+
+def test_flags_are_the_command_lines(counts: Counts) -> None:
+    assert not counts.flag_texts
+
+
+def test_types_are_named(counts: Counts) -> None:
+    """The rule is 200; lower this number with the code, never raise it."""
+    assert counts.any_lines <= 100

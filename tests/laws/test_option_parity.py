@@ -23,7 +23,7 @@ from hires.options.plan import PlanOptions
 from hires.options.render import NOT_APPLICABLE, EditOptions, JournalOptions, RenderOptions, RenderRequest
 from hires.options.table import COMMANDS, option_table
 from hires.options.upscale import UpscaleOptions
-from hires.server.tasks import EditTask, RenderTask, Task, UpscaleTask
+from hires.server.bodies import EditTask, RenderTask, Task, UpscaleTask
 from tests.support.count_options import MOST, declarations
 
 FLAGS = Path(__file__).parent.parent / "resources" / "cli_flags.json"

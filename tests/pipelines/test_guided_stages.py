@@ -22,7 +22,7 @@ from hires.pipelines.base import guidance_of
 from hires.planning.plan import MemoryPlan, StagePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning
-from hires.sampling.guidance import guided_by
+from hires.sampling.guidance import guided
 from hires.sampling.noise import canvas_noise
 from hires.tiling.geometry import Box, Size, make_grid
 
@@ -53,7 +53,7 @@ class Family:
         return counted
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
-        return guided_by(on_canvas, NEGATIVE, guidance_of(stage)), PROMPT
+        return guided(on_canvas, NEGATIVE, guidance_of(stage)), PROMPT
 
     def preview(self, latents: Tensor) -> None:
         return None

@@ -24,7 +24,7 @@ from hires.pipelines.base import LoadedParts, Runtime
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import DecodePlan
 from hires.planning.planner import plan
-from hires.sampling.guidance import guided
+from hires.sampling.guidance import Guidance, guided
 from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box, Size
@@ -88,7 +88,11 @@ def sampled(ours: PixArtSigma, start: torch.Tensor, sigmas: torch.Tensor, size: 
     noise = CanvasNoise(0, 0, Box(0, 0, 1, 1), 4)
     with torch.inference_mode():
         return find_sampler("dpmpp_2m")(
-            guided(ours.denoiser(), unconditional, guidance), x, sigmas, conditional, StepNoise(source=noise)
+            guided(ours.denoiser(), unconditional, Guidance(low=guidance, high=guidance)),
+            x,
+            sigmas,
+            conditional,
+            StepNoise(source=noise),
         )
 
 

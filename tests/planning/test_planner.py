@@ -17,7 +17,7 @@ from hires.options.stage import StageSpec, WindowSpec
 from hires.planning.costs.network_memory import text_live_bytes
 from hires.planning.costs.text import choose_text
 from hires.planning.planner import plan
-from hires.sampling.registry import SAMPLERS, evaluations
+from hires.sampling.registry import SAMPLER_FACTS, evaluations
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
@@ -179,7 +179,9 @@ def test_sampler_and_schedule_are_named_with_their_reason(demo: ModelSpec) -> No
 def test_the_plan_counts_evaluations_and_flags_an_estimate(demo: ModelSpec) -> None:
     device, size = host_device(parse_bytes("2GiB")), Size(256, 256)
     flops = {
-        name: plan(request(size, sampler=name, steps=12), demo, device).costs[0].flops for name in SAMPLERS if name != "lcm"
+        name: plan(request(size, sampler=name, steps=12), demo, device).costs[0].flops
+        for name in SAMPLER_FACTS
+        if name != "lcm"
     }
     for name, cost in flops.items():
         assert cost / flops["euler"] == pytest.approx(evaluations(name, 12) / 12)

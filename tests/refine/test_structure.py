@@ -15,7 +15,7 @@ from hires.protocols import LowPass
 from hires.refine.low_pass import Area, Fourier, Wavelet
 from hires.refine.structure import centre_pulled, constant, masked, power_ramp, structure_guided, variance_ramp
 from hires.sampling.conditioning import Conditioning
-from hires.sampling.guidance import Guidance, Regions, guided, guided_by, rescaled, within
+from hires.sampling.guidance import Guidance, Regions, guided, rescaled, within
 from hires.sampling.noise import StepNoise
 from hires.sampling.samplers import SAMPLERS
 from hires.tiling.denoise import tiled
@@ -112,13 +112,14 @@ def test_what_a_mask_leaves_out_ends_at_what_is_known() -> None:
 @pytest.mark.parametrize("low_pass", [None, Area(4), Fourier(0.1)])
 def test_equal_weights_are_classifier_free_guidance(low_pass: LowPass | None) -> None:
     x, network = canvas(29, 43), Prompted()
-    split = guided_by(network, prompt(-0.3), Guidance(low=7.5, high=7.5, low_pass=low_pass))(x, 0.5, prompt(0.4))
-    assert torch.equal(split, guided(network, prompt(-0.3), 7.5)(x, 0.5, prompt(0.4)))
+    split = guided(network, prompt(-0.3), Guidance(low=7.5, high=7.5, low_pass=low_pass))(x, 0.5, prompt(0.4))
+    with_prompt, without = network(x, 0.5, prompt(0.4)), network(x, 0.5, prompt(-0.3))
+    assert torch.equal(split, without + 7.5 * (with_prompt - without))
 
 
 def test_split_weights_act_on_their_own_bands() -> None:
     x, network, low_pass = canvas(29, 43), Prompted(), Fourier(0.1)
-    result = guided_by(network, prompt(-0.3), Guidance(low=2.0, high=9.0, low_pass=low_pass))(x, 0.5, prompt(0.4))
+    result = guided(network, prompt(-0.3), Guidance(low=2.0, high=9.0, low_pass=low_pass))(x, 0.5, prompt(0.4))
     with_prompt, without = network(x, 0.5, prompt(0.4)), network(x, 0.5, prompt(-0.3))
     delta = (with_prompt - without).double()
     low = low_pass(delta.float()).double()
@@ -128,7 +129,7 @@ def test_split_weights_act_on_their_own_bands() -> None:
 
 def test_a_low_weight_of_one_keeps_the_prompts_own_low_band() -> None:
     x, network, low_pass = canvas(29, 43), Prompted(), Wavelet(1)
-    result = guided_by(network, prompt(-0.3), Guidance(low=1.0, high=7.5, low_pass=low_pass))(x, 0.5, prompt(0.4))
+    result = guided(network, prompt(-0.3), Guidance(low=1.0, high=7.5, low_pass=low_pass))(x, 0.5, prompt(0.4))
     torch.testing.assert_close(low_pass(result), low_pass(network(x, 0.5, prompt(0.4))), rtol=0, atol=2e-5)
 
 
@@ -147,7 +148,7 @@ def test_outside_its_interval_the_prompt_stands_alone_and_costs_half() -> None:
     x, network = canvas(22, 35, 2), Prompted()
     cond, uncond = prompt(0.4, 2), prompt(-0.3, 2)
     policy = Guidance(low=7.0, high=7.0, rescale=0.5, interval=(0.3, 2.0))
-    denoise = guided_by(network, uncond, policy)
+    denoise = guided(network, uncond, policy)
     for sigma, doubled in ((3.0, False), (2.0, True), (1.0, True), (0.3, False), (0.1, False)):
         network.batches.clear()
         found = denoise(x, sigma, cond)
@@ -159,7 +160,7 @@ def test_outside_its_interval_the_prompt_stands_alone_and_costs_half() -> None:
 
 def test_weights_of_one_cost_one_estimate_always() -> None:
     x, network = canvas(22, 35), Prompted()
-    guided_by(network, prompt(-0.3), Guidance(low=1.0, high=1.0))(x, 1.0, prompt(0.4))
+    guided(network, prompt(-0.3), Guidance(low=1.0, high=1.0))(x, 1.0, prompt(0.4))
     assert network.batches == [1] and not Guidance(low=1.0, high=1.0).needs_uncond(1.0)
 
 
@@ -170,17 +171,17 @@ def test_regions_draw_where_their_masks_are_and_cost_one_estimate_each() -> None
     cond, uncond, first, second = (prompt(v, 2) for v in (0.4, -0.3, 0.9, -1.1))
     regions = Regions(conds=(first, second), masks=(left, soft))
     policy = Guidance(low=2.0, high=5.0, low_pass=low_pass, interval=(0.3, 2.0))
-    found = guided_by(network, uncond, policy, regions)(x, 1.0, cond)
+    found = guided(network, uncond, policy, regions)(x, 1.0, cond)
     assert network.batches == [8]
     mixed = (1 - left - soft) * network(x, 1.0, cond) + left * network(x, 1.0, first) + soft * network(x, 1.0, second)
     torch.testing.assert_close(found, policy.combined(mixed, network(x, 1.0, uncond)), rtol=0, atol=1e-5)
     network.batches.clear()
-    outside = guided_by(network, uncond, policy, regions)(x, 0.1, cond)
+    outside = guided(network, uncond, policy, regions)(x, 0.1, cond)
     assert network.batches == [6]
     late = (1 - left - soft) * network(x, 0.1, cond) + left * network(x, 0.1, first) + soft * network(x, 0.1, second)
     torch.testing.assert_close(outside, late, rtol=0, atol=1e-5)
     whole = Regions(conds=(first,), masks=(torch.ones(1, 1, 22, 35),))
-    only = guided_by(network, uncond, Guidance(low=1.0, high=1.0), whole)(x, 1.0, cond)
+    only = guided(network, uncond, Guidance(low=1.0, high=1.0), whole)(x, 1.0, cond)
     torch.testing.assert_close(only, network(x, 1.0, first), rtol=0, atol=1e-6)
 
 
@@ -207,7 +208,7 @@ def test_a_guided_tiled_estimate_is_a_plain_loops() -> None:
     grid = make_grid(Size(h, w), Size(tile, tile), tile - stride)
     policy = Guidance(low=3.0, high=6.0, low_pass=low_pass)
     on_canvas = tiled(network, grid, batch=3, kind="linear")
-    denoise = structure_guided(guided_by(on_canvas, prompt(-0.3), policy), reference, constant(0.4), low_pass)
+    denoise = structure_guided(guided(on_canvas, prompt(-0.3), policy), reference, constant(0.4), low_pass)
 
     def fused(cond: Conditioning) -> Tensor:
         total, weight = torch.zeros(1, 4, h, w, dtype=torch.float64), torch.zeros(h, w, dtype=torch.float64)

@@ -28,7 +28,7 @@ from hires.resume.records import packed, read_whole, unpacked
 from hires.resume.unfinished import clean, unfinished
 from hires.sampling.conditioning import Conditioning
 from hires.sampling.noise import CanvasNoise, StepNoise
-from hires.sampling.registry import SAMPLERS
+from hires.sampling.registry import SAMPLER_FACTS
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box
 
@@ -57,7 +57,7 @@ def undisturbed() -> np.ndarray[Any, Any]:
     return hires.render(PROMPT, **SMALL).pixels  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLER_FACTS)
 def test_every_sampler_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Stopped before each evaluation, whatever the sampler keeps between its steps."""
     sigmas = torch.tensor([14.0, 6.0, 2.5, 1.0, 0.4, 0.0])

@@ -8,7 +8,7 @@ from torch import Tensor
 from hires.checkpoints.noise_levels import vp_sigmas
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.sampling.denoisers import edm_v, eps
-from hires.sampling.guidance import guided
+from hires.sampling.guidance import Guidance, guided
 from hires.tiling.geometry import Size
 
 
@@ -66,9 +66,9 @@ def test_guidance_shares_one_batch_and_follows_the_formula() -> None:
         return x * 0 + cond.tokens.mean(dim=(1, 2))[:, None, None, None]
 
     x = torch.zeros(1, 4, 2, 2)
-    assert (guided(denoise, conditioning(1.0), 3.0)(x, 1.0, conditioning(2.0)) == 1 + 3 * (2 - 1)).all()
+    assert (guided(denoise, conditioning(1.0), Guidance(low=3.0, high=3.0))(x, 1.0, conditioning(2.0)) == 1 + 3 * (2 - 1)).all()
     assert batches == [2]
-    assert guided(denoise, conditioning(1.0), 1.0) is denoise
+    assert guided(denoise, conditioning(1.0), Guidance(low=1.0, high=1.0)) is denoise
 
 
 def test_conditionings_join_in_order_and_must_agree() -> None:

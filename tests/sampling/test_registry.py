@@ -10,8 +10,8 @@ import pytest
 from hires.errors import RequestError
 from hires.options import render
 from hires.sampling.registry import (
-    SAMPLERS,
-    SCHEDULES,
+    SAMPLER_FACTS,
+    SCHEDULE_FACTS,
     check_combination,
     evaluations,
     find_sampler_name,
@@ -43,9 +43,9 @@ A1111 = {
 
 
 def test_every_sampler_has_its_name_of_a1111() -> None:
-    assert sorted(A1111.values()) == sorted(SAMPLERS)
+    assert sorted(A1111.values()) == sorted(SAMPLER_FACTS)
     for label, name in A1111.items():
-        assert SAMPLERS[name].label == label
+        assert SAMPLER_FACTS[name].label == label
         assert find_sampler_name(label) == (name, None)
         assert find_sampler_name(label.lower()) == (name, None)
         assert find_sampler_name(f"{label} Karras") == (name, "karras")
@@ -92,7 +92,7 @@ def test_names_of_schedules(text: str, found: str) -> None:
 def test_no_name_means_two_things() -> None:
     from hires.sampling.registry import _plain
 
-    tables: tuple[Any, ...] = (SAMPLERS, SCHEDULES)
+    tables: tuple[Any, ...] = (SAMPLER_FACTS, SCHEDULE_FACTS)
     for table in tables:
         meant: dict[str, str] = {}
         for facts in table.values():
@@ -123,9 +123,9 @@ def test_a_schedule_is_given_once() -> None:
 
 
 def test_types_have_the_names_of_the_catalogue() -> None:
-    assert tuple(SAMPLERS) == render.SAMPLERS
-    assert tuple(SCHEDULES) == render.SCHEDULES
-    assert all(facts.schedule is None or facts.schedule in SCHEDULES for facts in SAMPLERS.values())
+    assert tuple(SAMPLER_FACTS) == render.SAMPLER_FACTS
+    assert tuple(SCHEDULE_FACTS) == render.SCHEDULE_FACTS
+    assert all(facts.schedule is None or facts.schedule in SCHEDULE_FACTS for facts in SAMPLER_FACTS.values())
 
 
 def test_evaluations_by_the_formula() -> None:
@@ -133,10 +133,10 @@ def test_evaluations_by_the_formula() -> None:
     assert [evaluations(name, 42) for name in ("euler", "dpmpp_2m", "dpmpp_3m_sde", "dpm_fast")] == [42] * 4
     assert [evaluations(name, 42) for name in ("heun", "dpm_2", "dpmpp_sde", "dpmpp_2s_ancestral", "restart")] == [83] * 5
     assert evaluations("dpm_adaptive", 10) == evaluations("dpm_adaptive", 100)
-    assert [name for name, facts in SAMPLERS.items() if not facts.known] == ["dpm_adaptive"]
+    assert [name for name, facts in SAMPLER_FACTS.items() if not facts.known] == ["dpm_adaptive"]
 
 
-TABLED = [name for name, facts in SCHEDULES.items() if facts.table]
+TABLED = [name for name, facts in SCHEDULE_FACTS.items() if facts.table]
 
 
 @pytest.mark.parametrize("schedule", TABLED)
@@ -148,7 +148,7 @@ def test_a_schedule_of_timesteps_is_refused_on_cosxl(schedule: str) -> None:
 
 @pytest.mark.parametrize("parameterisation", ["edm_v", "eps", "v"])
 def test_everything_else_is_allowed(parameterisation: str) -> None:
-    for sampler, schedule in itertools.product(SAMPLERS, SCHEDULES):
+    for sampler, schedule in itertools.product(SAMPLER_FACTS, SCHEDULE_FACTS):
         if "lcm" in (sampler, schedule) or (parameterisation == "edm_v" and schedule in TABLED):
             with pytest.raises(RequestError):
                 check_combination(sampler, schedule, parameterisation)
@@ -183,11 +183,11 @@ def test_few_step_checkpoints_run_as_they_were_made() -> None:
     check_combination("euler", "trailing", "eps", few_step="dmd", steps=1)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLER_FACTS)
 def test_samplers_with_memory_are_refused_on_tile_grids_that_move(sampler: str) -> None:
     few_step = "lcm" if sampler == "lcm" else None
     asked = (sampler, "lcm" if few_step else "karras", "eps")
-    if SAMPLERS[sampler].multistep:
+    if SAMPLER_FACTS[sampler].multistep:
         with pytest.raises(RequestError, match=rf"sampler {sampler} reuses .*take a single-step sampler \(euler, heun"):
             check_combination(*asked, moving_tiles=True, few_step=few_step)
         check_combination(*asked, moving_tiles=True, few_step=few_step, force=True)

@@ -23,7 +23,7 @@ from tests.support.mixture import mixture
 
 MEAN, STD = 1.0, 0.5
 RECORDED = np.load(Path(__file__).parents[1] / "fixtures" / "k_diffusion.npz")
-STOCHASTIC = [name for name, facts in registry.SAMPLERS.items() if facts.stochastic and name != "lcm"]
+STOCHASTIC = [name for name, facts in registry.SAMPLER_FACTS.items() if facts.stochastic and name != "lcm"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "lms+order": {"order": 2},
     "dpm_adaptive+order": {"steps": AdaptiveSteps(order=2)},
@@ -133,7 +133,7 @@ def test_unipc_has_order_3() -> None:
 
 
 def test_names_on_the_command_line_are_the_samplers_there_are() -> None:
-    assert list(registry.SAMPLERS) == list(SAMPLERS)
+    assert list(registry.SAMPLER_FACTS) == list(SAMPLERS)
     assert find_sampler("DPM++ 2M Karras") is SAMPLERS["dpmpp_2m"]
     with pytest.raises(RequestError, match="did you mean 'euler'"):
         find_sampler("eular")
@@ -165,7 +165,7 @@ def test_evaluations_and_steps_are_as_the_catalogue_says(name: str, steps: int) 
     assert result.dtype == torch.float32
     assert torch.isfinite(result).all()
     assert reported == list(range(len(reported)))
-    if registry.SAMPLERS[name].known:
+    if registry.SAMPLER_FACTS[name].known:
         assert len(counted) == registry.evaluations(name, steps)
         assert len(reported) == steps
     else:

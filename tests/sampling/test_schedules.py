@@ -210,5 +210,5 @@ def test_a_strength_that_leaves_no_step_names_itself(strength: float, words: str
 
 
 def test_schedules_are_those_of_the_catalogue() -> None:
-    assert list(SCHEDULES) == list(registry.SCHEDULES)
+    assert list(SCHEDULES) == list(registry.SCHEDULE_FACTS)
     assert find_schedule("SGM Uniform") is SCHEDULES["sgm_uniform"]

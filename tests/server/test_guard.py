@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hires.cli.display import in_flags
+from hires.cli.serve import ServeOptions
 from hires.errors import ModelError, RequestError
 from hires.server.app import create_app
 from hires.server.settings import Library, Limits, Settings
@@ -77,7 +78,7 @@ def test_a_setting_is_refused_by_its_python_name_and_shown_by_its_flag(
     with pytest.raises(RequestError) as refused:
         Settings(folder=tmp_path, **options)
     assert python in str(refused.value)
-    assert flag in in_flags(str(refused.value))
+    assert flag in in_flags(str(refused.value), (ServeOptions,))
 
 
 def test_only_what_lies_in_the_folders_can_be_named(tmp_path: Path) -> None:

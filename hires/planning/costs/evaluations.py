@@ -19,7 +19,7 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
         sigma_max=spec.sigma_max,
         table=sigma_table(spec),
         start=stage.sigma_start,
-        discard_penultimate=registry.SAMPLERS[stage.sampler].discard_penultimate,
+        discard_penultimate=registry.SAMPLER_FACTS[stage.sampler].discard_penultimate,
     )
     return levels[stage.steps - stage.taken_steps :]
 

@@ -101,7 +101,7 @@ class CostModel:
     def stage_work(self, stage: StagePlan) -> StageWork:
         """Count the evaluations of a stage and the FLOPs of one of them."""
         spec, tile = self.spec, stage.grid.tile
-        buffers = CANVAS_BUFFERS + registry.SAMPLERS[stage.sampler].canvas_latents + (GUIDE_BUFFERS if stage.guides else 0)
+        buffers = CANVAS_BUFFERS + registry.SAMPLER_FACTS[stage.sampler].canvas_latents + (GUIDE_BUFFERS if stage.guides else 0)
         return StageWork(
             images=tuple(count * stage.grid.count for count in estimates(stage, spec)),
             image_flops=network_flops(spec.network, tile.height, tile.width, spec.facts.tokens, stage.attention),

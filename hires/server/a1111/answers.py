@@ -15,7 +15,7 @@ from hires._version import __version__
 from hires.errors import RequestError
 from hires.images import infotext
 from hires.images.formats import read_text
-from hires.sampling.registry import SAMPLERS
+from hires.sampling.registry import SAMPLER_FACTS
 from hires.server.a1111.documents import InfoDocument, ProgressDocument
 from hires.server.a1111.fields import Drawing, Img2Img
 from hires.server.a1111.translation import TranslatedRequest
@@ -101,7 +101,7 @@ def _info(job: Job, body: Drawing, translated: TranslatedRequest, saved: list[st
         "subseed_strength": 0,
         "width": first.size.width if first else body.width,
         "height": first.size.height if first else body.height,
-        "sampler_name": SAMPLERS[sampled.sampler].label if sampled else (body.sampler_name or ""),
+        "sampler_name": SAMPLER_FACTS[sampled.sampler].label if sampled else (body.sampler_name or ""),
         "cfg_scale": sampled.guidance if sampled else body.cfg_scale,
         "steps": sampled.steps if sampled else body.steps,
         "batch_size": body.batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from hires.sampling.registry import SAMPLERS, SCHEDULES
+from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
 from hires.server.a1111 import scripts
 from hires.server.a1111.documents import ModelDocument, UpscalerDocument
 from hires.server.queue import JobQueue
@@ -19,7 +19,7 @@ SAMPLERS_LISTED: list[dict[str, object]] = [
         "aliases": [facts.name, *facts.aliases],
         "options": {} if facts.schedule is None else {"scheduler": facts.schedule},
     }
-    for facts in SAMPLERS.values()
+    for facts in SAMPLER_FACTS.values()
 ]
 SCHEDULERS_LISTED: list[dict[str, object]] = [
     {
@@ -29,7 +29,7 @@ SCHEDULERS_LISTED: list[dict[str, object]] = [
         "default_rho": 7.0 if facts.name == "karras" else -1.0,
         "need_inner_model": facts.table,
     }
-    for facts in SCHEDULES.values()
+    for facts in SCHEDULE_FACTS.values()
 ]
 
 

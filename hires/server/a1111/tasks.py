@@ -22,10 +22,10 @@ from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
 from hires.server.a1111.inpainting import mask_picture
 from hires.server.a1111.scripts import ScriptSettings
 from hires.server.a1111.translation import PictureRequest, TranslatedRequest, redraw_strength
+from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, following_seed
 from hires.server.job import Job
 from hires.server.pictures import from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
-from hires.server.tasks import AnyTask, EditTask, RenderTask, Task, UpscaleTask, following_seed
 from hires.tiling.geometry import Size
 
 LORA = re.compile(r"<lora:([^:<>]+)(?::([-+]?[\d.]+))?(?::[^<>]*)?>")

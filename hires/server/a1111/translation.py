@@ -11,9 +11,9 @@ from PIL import Image
 from hires.checkpoints.spec import load_spec
 from hires.server.a1111.fields import Drawing, Img2Img
 from hires.server.a1111.scripts import ScriptSettings
+from hires.server.bodies import AnyTask
 from hires.server.job import Job
 from hires.server.pictures import store_png
-from hires.server.tasks import AnyTask
 
 INIT_STRENGTH = 0.75
 """A1111's strength where a client sends none."""

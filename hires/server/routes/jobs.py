@@ -1,4 +1,4 @@
-"""The routes `/jobs`, `/plan`, `/models` and `/health`."""
+"""The routes `/jobs`, `/plan`, `/models` and `/health`; `server/bodies.py` has the fields that they accept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hires._version import __version__
 from hires.client.documents import ENDED, ModelsDocument, PlanDocument
 from hires.planning.drawing import svg
 from hires.planning.plan import MemoryPlan
+from hires.server.bodies import AnyTask, following_seed
 from hires.server.job import Job
 from hires.server.pictures import png_bytes
 from hires.server.queue import JobQueue
-from hires.server.tasks import AnyTask, following_seed
 
 EVENT_SECONDS = 0.1
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a silent stream

@@ -17,12 +17,12 @@ from starlette.datastructures import FormData, UploadFile
 
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
+from hires.server.bodies import EditTask, RenderTask
 from hires.server.job import Job
 from hires.server.pictures import from_bytes, resize, store_png, turn_upright
 from hires.server.queue import JobQueue
 from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for
 from hires.server.settings import PROMPT_CHARACTERS
-from hires.server.tasks import EditTask, RenderTask
 
 EDIT_STRENGTH = 0.6
 """The strength of an edit by a model that only draws from text."""

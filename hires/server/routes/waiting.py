@@ -12,9 +12,9 @@ from pathlib import Path
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
+from hires.server.bodies import AnyTask
 from hires.server.job import Job
 from hires.server.queue import JobQueue
-from hires.server.tasks import AnyTask
 
 LOOK_SECONDS = 0.5
 """How often to look whether the client is still there."""

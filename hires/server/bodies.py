@@ -1,7 +1,8 @@
-"""What a job is made of: one picture each, to render, to edit or to enlarge.
+"""The bodies of `POST /jobs`: pictures to render, to edit or to enlarge.
 
-These are the bodies of `POST /jobs` and what `job.json` stores. A body has every option of its command that is not local, with
-the bounds of its declaration. Pictures come in base64 and are stored as files of the job's folder, whose names replace them.
+A body has a `kind`, the fields of its class here, and every option of its command that is not local, as
+`hires/options/declarations.py` declares it; `NARROWER` names those that a server bounds further. `job.json` stores the bodies
+as tasks. Pictures come in base64 and are stored as files of the job's folder, whose names replace them.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ STRATEGIES = ("auto", "direct", "tiled", "progressive")
 PRESETS = ("fast", "balanced", "best")
 COLOUR_FIXES = ("wavelet", "adain")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-SCHEDULES = tuple(registry.SCHEDULES)
+SCHEDULE_NAMES = tuple(registry.SCHEDULE_FACTS)
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
-SAMPLERS = tuple(registry.SAMPLERS)
+SAMPLER_NAMES = tuple(registry.SAMPLER_FACTS)
 BITS = (8, 16)
 
 
@@ -178,7 +178,7 @@ class SamplingOptions(Options):
     sampler: Annotated[
         str | None,
         Option(
-            help=f"One of {', '.join(SAMPLERS)}, or such as 'DPM++ 2M Karras'.",
+            help=f"One of {', '.join(SAMPLER_NAMES)}, or such as 'DPM++ 2M Karras'.",
             metavar="NAME",
             panel="Quality",
             advice="a name, such as euler",
@@ -186,7 +186,7 @@ class SamplingOptions(Options):
     ] = None
     schedule: Annotated[
         str | None,
-        Option(help=f"One of {', '.join(SCHEDULES)}.", metavar="NAME", panel="Quality", advice="a name, such as karras"),
+        Option(help=f"One of {', '.join(SCHEDULE_NAMES)}.", metavar="NAME", panel="Quality", advice="a name, such as karras"),
     ] = None
     strategy: Annotated[str, Option(help=f"One of {', '.join(STRATEGIES)}.", choices=STRATEGIES, panel="Quality")] = "auto"
     tile_px: Annotated[
