@@ -30,7 +30,9 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "parts", "vae")} | {"journal=None": "--no-journal"}
+UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "init", "parts", "strength", "vae")} | {
+    "journal=None": "--no-journal"
+}
 """Flags that no dataclass declares, of `hires measure` and `inspect`, and those of other commands that errors send on to."""
 
 
