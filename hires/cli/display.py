@@ -30,16 +30,19 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "parts", "vae")} | {
+UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "init", "parts", "strength", "vae")} | {
     "journal=None": "--no-journal",
     "waiting": "--queue",
 }
 """Flags that no dataclass declares, of `hires measure` and `inspect`, and those of other commands that errors send on to."""
 
 
-def in_flags(text: str, options: Sequence[type] = ()) -> str:
-    """A text of the library with the flags of the command at work, and of these declarations, for its options."""
-    return with_flags(text, UNDECLARED | flags_of(*options))
+def in_flags(text: str, options: Sequence[type] = (), report: bool = False) -> str:
+    """A text of the library with the flags of the command at work, and of these declarations, for its options.
+
+    report: whether the text begins with something else than an option, such as a file's name.
+    """
+    return with_flags(text, UNDECLARED | flags_of(*options), leading=not report)
 
 
 LOST = "nothing was written"

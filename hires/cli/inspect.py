@@ -21,7 +21,7 @@ def inspect(
     from hires.checkpoints import inspect as report
 
     document = guarded(lambda: report.inspect(name, family=family, parts=parts))
-    print(json.dumps(document) if as_json else in_flags("\n".join(report.lines(document))))
+    print(json.dumps(document) if as_json else in_flags("\n".join(report.lines(document)), report=True))
 
 
 def register(app: typer.Typer) -> None:

@@ -107,7 +107,7 @@ def plan(given: Given) -> None:
     if given["as_json"]:
         print(json.dumps(result.to_json(), default=str))
         return
-    print(in_flags(result.explain(), PLAN.options))
+    print(in_flags(result.explain(), PLAN.options, report=True))
     print(drawing.terminal(result))
     if given["device"] == "auto" and given["vram"] is not None:
         print("with other budgets:")

@@ -197,13 +197,14 @@ def flags_of(*classes: type) -> dict[str, str]:
     return {field.name: field.flag for field in fields if not field.option.python_only}
 
 
-def with_flags(message: str, flags: Mapping[str, str]) -> str:
+def with_flags(message: str, flags: Mapping[str, str], leading: bool = True) -> str:
     """A message with its options as the command line writes them; flags: by the option's name.
 
-    A name is an option where the message begins with it (`tile_px 0: ...`) or where it stands in backquotes; in these it may
-    have the value None, which has a flag of its own.
+    A name is an option where the message begins with it (`tile_px 0: ...`), with `leading`, or where it stands in backquotes;
+    in these it may have the value None, which has a flag of its own.
     """
-    message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
+    if leading:
+        message = re.sub(r"^([a-z_]+)(?=[ :=])", lambda match: flags.get(match[1], match[1]), message)
     return re.sub(r"`([a-z_]+(?:=None)?)`", lambda match: flags.get(match[1], match[0]), message)
 
 

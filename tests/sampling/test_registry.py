@@ -123,8 +123,8 @@ def test_a_schedule_is_given_once() -> None:
 
 
 def test_types_have_the_names_of_the_catalogue() -> None:
-    assert tuple(SAMPLER_FACTS) == render.SAMPLER_FACTS
-    assert tuple(SCHEDULE_FACTS) == render.SCHEDULE_FACTS
+    assert tuple(SAMPLER_FACTS) == render.SAMPLER_NAMES
+    assert tuple(SCHEDULE_FACTS) == render.SCHEDULE_NAMES
     assert all(facts.schedule is None or facts.schedule in SCHEDULE_FACTS for facts in SAMPLER_FACTS.values())
 
 
