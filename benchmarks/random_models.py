@@ -18,7 +18,7 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
-from hires.pipelines.base import LoadedParts
+from hires.pipelines.base import LoadedParts, Runtime
 from hires.planning.plan import MemoryPlan
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
@@ -126,12 +126,12 @@ def texts_of(family: str, toy: bool, dtype: str, device: torch.device) -> tuple[
 def random_weights(family: str, toy: bool) -> Iterator[None]:
     """Within, renders load no files: every part has random weights, on the device and in the type that are asked for."""
 
-    def load(request: Any, plan: MemoryPlan, spec: Any, device: Any, decode: Any, journal: Any = None) -> LoadedParts:
-        dtype, kept = plan.dtype, device if plan.offload == "none" else torch.device("cpu")
+    def load(request: Any, plan: MemoryPlan, spec: Any, runtime: Runtime, journal: Any = None) -> LoadedParts:
+        kept = runtime.device if runtime.offload == "none" else torch.device("cpu")
         return LoadedParts(
-            texts=texts_of(family, toy, dtype, device),
-            network=network_of(family, toy, dtype, kept),
-            vae=vae_of(toy, decode.rung.dtype, kept),
+            texts=texts_of(family, toy, runtime.dtype, runtime.device),
+            network=network_of(family, toy, runtime.dtype, kept),
+            vae=vae_of(toy, runtime.decode.rung.dtype, kept),
         )
 
     with mock.patch("hires.pipelines.load.load_parts", load):
