@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hires._version import __version__
+
 Row = dict[str, Any]
 
 
@@ -28,7 +30,7 @@ class Way:
 
 
 def version_of(*packages: str) -> str:
-    """'diffusers 0.42.1' of what is installed."""
+    """'diffusers 0.42.1' of what is installed; ours is hires whatever its distribution is called."""
     from importlib.metadata import version
 
-    return ", ".join(f"{name} {version(name)}" for name in packages)
+    return ", ".join(f"{name} {__version__ if name == 'hires' else version(name)}" for name in packages)
