@@ -1,4 +1,4 @@
-"""Every option of a render, declared once, in groups that commands compose."""
+"""Every option of a render, declared once, in groups that `render.py` and `upscale.py` compose."""
 
 from __future__ import annotations
 

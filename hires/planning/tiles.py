@@ -45,7 +45,7 @@ def choose_policy(request: RenderRequest, text: str | None, spec: ModelSpec) -> 
     option = f"attention_policy {text}"
     if policy.name == "global":
         return Global()
-    if request.strategy == "tiled" or request.tile_px or request.overlap_px:
+    if request.strategy == "tiled" or request.tile_px or request.overlap_px is not None:
         raise RequestError(f"{option}: goes over the whole canvas; leave `tile_px`, `overlap_px` and `strategy` tiled out")
     if policy.name == "kvpool" or policy.value is None:
         return make_policy(policy.name, spec.native_px // spec.cell_px, policy.value)

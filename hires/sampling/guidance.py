@@ -1,4 +1,4 @@
-"""Guidance: combines the estimates with and without the prompt on a canvas."""
+"""Classifier-free guidance (CFG): the estimates with and without the prompt, combined."""
 
 from __future__ import annotations
 

@@ -147,6 +147,7 @@ def test_a_policy_of_attention_takes_the_canvas_in_one_piece_and_is_named(cosxl:
 @pytest.mark.parametrize(("options", "said"), [
     ({"attention_policy": "npa:20"}, "a window of 128 px or more"),
     ({"attention_policy": "npa", "tile_px": 512}, "leave `tile_px`"),
+    ({"attention_policy": "npa", "overlap_px": 0}, "leave `tile_px`"),
     ({"attention_policy": "npa", "strategy": "tiled"}, "leave `tile_px`"),
     ({"attention_policy": "npa+shift", "sampler": "dpmpp_2m"}, "take a single-step sampler"),
     *(({"attention_policy": name}, "give one of global, npa")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.full_size import full_spec
 from hires.checkpoints.spec import ModelSpec, load_spec
@@ -22,6 +23,7 @@ from hires.tiling.geometry import Size
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"
 COUNT = 200
+HOST_BYTES, HOST_CORES = 20 * 2**30, 2  # what text encoders on the host are planned for: free memory and cores
 FAMILIES = ("demo", "cosxl", "cosxl-edit", "sdxl", "sdxl-turbo", "sd15", "sdxl-lcm", "pixart-sigma-2k", "pixart-sigma-1024")
 SIDES = (320, 512, 1000, 1024, 1536, 2048, 3840, 4096, 7680, 8192)
 CPU = DeviceSpec(name="cpu", kind="cpu", budget_bytes=2 * 2**30, flops=1e11, bf16=True, most_bytes=16 * 2**30, ram_bytes=0)
@@ -67,9 +69,13 @@ def cases() -> Iterator[tuple[RenderRequest, ModelSpec, DeviceSpec]]:
 
 
 def planned(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> dict[str, Any]:
-    """The plan as plain JSON values, or the error's class and words."""
+    """The plan as plain JSON values, or the error's class and words, on a host of HOST_CORES and HOST_BYTES."""
     try:
-        document = plan(request, spec, device).to_json()
+        with (
+            mock.patch("hires.devices.machines.available_host_bytes", return_value=HOST_BYTES),
+            mock.patch("os.cpu_count", return_value=HOST_CORES),
+        ):
+            document = plan(request, spec, device).to_json()
     except (RequestError, RunError) as error:
         return {"error": type(error).__name__, "message": str(error)}
     return json.loads(json.dumps(document, default=str))  # type: ignore[no-any-return]
