@@ -119,6 +119,7 @@ def test_an_error_names_the_python_option_and_the_command_line_its_flag(
 
 def test_flags_replace_names_in_backquotes_and_nothing_else() -> None:
     message = "seconds 3: `stages` and `model`, a model of `hires info`"
+    assert with_flags("vae: an autoencoder", {"vae": "--vae"}, leading=False).startswith("vae: ")
     shown = with_flags(message, flags_of(RenderOptions, JournalOptions))
     assert shown == "--journal-seconds 3: --stage and --model, a model of `hires info`"
 

@@ -19,7 +19,7 @@ from tests.support.server import Live
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `dev`)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.chromium, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
