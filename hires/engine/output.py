@@ -124,7 +124,7 @@ def _read(path: Path) -> Pixels:
 
 
 def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
-    """The text by which A1111 and the tools around it tell how a picture was plan."""
+    """The text by which A1111 and the tools around it tell how a picture was made."""
     first = plan.stages[0]
     values = {
         "Steps": first.taken_steps,
