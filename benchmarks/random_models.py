@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -18,8 +18,8 @@ from hires._imports import quiet_imports
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
-from hires.pipelines.base import LoadedParts, Runtime
-from hires.planning.plan import MemoryPlan
+from hires.devices.probe import TORCH_DTYPE
+from hires.models.text_encoders import TextEncoders
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
 
@@ -126,13 +126,12 @@ def texts_of(family: str, toy: bool, dtype: str, device: torch.device) -> tuple[
 def random_weights(family: str, toy: bool) -> Iterator[None]:
     """Within, renders load no files: every part has random weights, on the device and in the type that are asked for."""
 
-    def load(request: Any, plan: MemoryPlan, spec: Any, runtime: Runtime, journal: Any = None) -> LoadedParts:
-        kept = runtime.device if runtime.offload == "none" else torch.device("cpu")
-        return LoadedParts(
-            texts=texts_of(family, toy, runtime.dtype, runtime.device),
-            network=network_of(family, toy, runtime.dtype, kept),
-            vae=vae_of(toy, runtime.decode.rung.dtype, kept),
-        )
+    def encode(encoders: TextEncoders, prompts: Sequence[str]) -> list[Conditioning]:
+        return list(texts_of(family, toy, "fp32", encoders.device))
 
-    with mock.patch("hires.pipelines.load.load_parts", load):
+    def loaded(spec: ModelSpec, home: torch.device, types: tuple[torch.dtype, torch.dtype], loras: object) -> Any:
+        dtype, vae_dtype = (next(name for name, kind in TORCH_DTYPE.items() if kind == wanted) for wanted in types)
+        return network_of(family, toy, dtype, home), (), vae_of(toy, vae_dtype, home)
+
+    with mock.patch("hires.pipelines.load.encode", encode), mock.patch("hires.pipelines.load._loaded", loaded):
         yield

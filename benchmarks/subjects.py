@@ -17,7 +17,7 @@ from hires.devices import machines
 from hires.kernels.attention_policies import Policy
 from hires.options.render import RenderRequest
 from hires.pipelines.base import Runtime
-from hires.pipelines.load import load_family
+from hires.pipelines.load import load_session
 from hires.pipelines.progressive import stage_sigmas
 from hires.planning import planner
 from hires.planning.costs import flops as cost
@@ -85,7 +85,7 @@ class SceneSubject:
         request = RenderRequest(prompt=scene.caption, size=canvas, seed=scene.seed, strategy="progressive")
         device = machines.host_device()
         made = planner.plan(request, self.spec, device)
-        self.family = load_family(request, made, self.spec, Runtime.of(request, made, torch.device("cpu")))
+        self.family = load_session(request, made, self.spec, Runtime.of(request, made, torch.device("cpu")))
         sigma = made.stages[-1].sigma_start if relay_sigma is None else relay_sigma
         self.stages = tuple(replace(stage, sigma_start=sigma) if i else stage for i, stage in enumerate(made.stages))
         self.native, self.channels = self.spec.native_px // self.spec.cell_px, self.spec.facts.latent_channels

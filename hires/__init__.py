@@ -16,7 +16,9 @@ from hires._version import __version__
 if TYPE_CHECKING:
     from hires import errors
     from hires.client import Client
+    from hires.engine.background import Run
     from hires.engine.engine import edit, plan, render
+    from hires.engine.resident import Engine, load
     from hires.engine.results import RenderResult
     from hires.engine.upscale import upscale
     from hires.events import Event
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Client": "hires.client",
+    "Engine": "hires.engine.resident",
     "Event": "hires.events",
     "GuidePlan": "hires.options.stage",
     "JournalOptions": "hires.options.render",
     "MemoryPlan": "hires.planning.plan",
     "RenderResult": "hires.engine.results",
+    "Run": "hires.engine.background",
     "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
     "WindowSpec": "hires.options.stage",
@@ -40,6 +44,7 @@ _HOMES = {
     "detach": "hires.pipelines.attach",
     "edit": "hires.engine.engine",
     "errors": "hires.errors",
+    "load": "hires.engine.resident",
     "plan": "hires.engine.engine",
     "render": "hires.engine.engine",
     "upscale": "hires.engine.upscale",
@@ -48,11 +53,13 @@ _HOMES = {
 
 __all__ = [
     "Client",
+    "Engine",
     "Event",
     "GuidePlan",
     "JournalOptions",
     "MemoryPlan",
     "RenderResult",
+    "Run",
     "StageSpec",
     "TiledVAE",
     "WindowSpec",
@@ -61,6 +68,7 @@ __all__ = [
     "detach",
     "edit",
     "errors",
+    "load",
     "plan",
     "render",
     "upscale",

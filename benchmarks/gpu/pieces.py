@@ -192,7 +192,7 @@ def denoise_pieces(suite: Suite) -> Iterator[Piece]:
 def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
     """Seconds, TFLOP/s and peak bytes of a guided evaluation, planned and measured."""
     from hires.pipelines.base import Runtime
-    from hires.pipelines.load import load_family
+    from hires.pipelines.load import load_session
 
     spec = spec_of(family, suite.dry)
     request = RenderRequest(
@@ -206,7 +206,7 @@ def evaluated(suite: Suite, family: str, side: int, way: str) -> Rows:
         return [row | {"state": f"{type(error).__name__}: {str(error)[:160]}"}]
     stage = made.stages[-1]
     with random_weights(family, suite.dry):
-        model = load_family(request, made, spec, Runtime.of(request, made, suite.device))
+        model = load_session(request, made, spec, Runtime.of(request, made, suite.device))
     model.weights.ready("network")
     predicted: int | None = next(cost.peak_bytes for cost in made.costs if cost.stage == stage.name)
     if way == "global" and stage.attention != EVERYWHERE:

@@ -109,7 +109,7 @@ def denoise(side: int) -> Runs:
     from hires.devices import machines
     from hires.options.render import RenderRequest
     from hires.pipelines.base import Runtime
-    from hires.pipelines.load import load_family
+    from hires.pipelines.load import load_session
     from hires.planning import planner
     from hires.planning.costs.evaluations import estimates_per_step
     from hires.planning.costs.flops import network_flops
@@ -119,7 +119,7 @@ def denoise(side: int) -> Runs:
     spec = load_spec("demo")
     request = RenderRequest(prompt="a moon on the left over blue mountains and a lake at night", size=Size(side, side))
     plan = planner.plan(request, spec, machines.host_device())
-    family = load_family(request, plan, spec, Runtime.of(request, plan, torch.device("cpu")))
+    family = load_session(request, plan, spec, Runtime.of(request, plan, torch.device("cpu")))
     stage = plan.stages[-1]
     x = torch.randn(1, 4, *canvas_of(stage.grid.canvas), generator=torch.Generator().manual_seed(0))
 

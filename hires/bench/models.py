@@ -21,7 +21,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family, Runtime
+from hires.pipelines.base import Runtime, Session
 from hires.pipelines.progressive import attending
 from hires.planning.costs.evaluations import estimates_per_step
 from hires.planning.costs.flops import network_flops
@@ -91,12 +91,12 @@ def _vae_row(
     return replace(row, measure=f"PSNR dB to {name}", quality=same), result
 
 
-def evaluation(family: Family, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
+def evaluation(session: Session, stage: StagePlan, x: Tensor) -> Callable[[int], Tensor]:
     """A guided evaluation of a stage's denoiser at its first noise level, for x (1, C, h, w), by the pictures at once."""
 
     def run(batch: int) -> Tensor:
-        network = family.denoiser(attending(stage.attention, None))
-        denoise, cond = family.guided(tiled(network, stage.grid, batch=Batcher(batch)), stage)
+        network = session.denoiser(attending(stage.attention, None))
+        denoise, cond = session.guided(tiled(network, stage.grid, batch=Batcher(batch)), stage)
         result: Tensor = denoise(x, stage.sigma_start, cond)
         return result
 
@@ -136,14 +136,14 @@ def denoise_rows(setting: BenchSetup) -> Iterator[Row]:
 
 def _denoise_row(setting: BenchSetup, way: str, request: RenderRequest, planned: MemoryPlan) -> Row:
     """The last stage of a plan, evaluated once, and how far another batch differs from it."""
-    from hires.pipelines.load import load_family
+    from hires.pipelines.load import load_session
 
     spec, stage = setting.spec, planned.stages[-1]
-    family = load_family(request, planned, spec, Runtime.of(request, planned, setting.device))
-    family.weights.ready("network")
+    session = load_session(request, planned, spec, Runtime.of(request, planned, setting.device))
+    session.weights.ready("network")
     x = _start(spec, stage).to(setting.device)
     held = torch.cuda.memory_allocated(setting.device) if setting.device.type == "cuda" else 0  # plans count weights
-    run = evaluation(family, stage, x)
+    run = evaluation(session, stage, x)
     row = Row(
         suite="denoise",
         case=spec.name,

@@ -48,6 +48,7 @@ class ServeOptions(Options):
     device: Annotated[Sequence[str], option("auto, cpu or cuda:0; given for each of several cards.")] = ()
     queue: Annotated[int, option("Jobs that may wait; more get 429.", metavar="N")] = 64
     keep: Annotated[int, option("Finished jobs whose files stay.", metavar="N")] = 200
+    idle_unload: Annotated[float, option("Let models go after so long without a job.", metavar="SECONDS")] = 600.0
     max_body: Annotated[str, option("Longest body of a request.", metavar="SIZE")] = "256MiB"
     max_pixels: Annotated[int, option("Most pixels of a picture that is asked for.", metavar="N")] = 2**30
     allow_host: Annotated[Sequence[str], option("A further name that the server goes by.", metavar="NAME")] = ()
@@ -76,6 +77,7 @@ class ServeOptions(Options):
             vram=self.vram,
             ram=self.ram,
             devices=tuple(self.device) or ("auto",),
+            idle_unload_seconds=self.idle_unload,
             limits=limits,
         )
 

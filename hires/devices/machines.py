@@ -19,10 +19,10 @@ CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
 
 
-def host_device(budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSpec:
-    """The CPU of this machine, described without torch."""
+def host_device(budget_bytes: int | None = None, ram_bytes: int = 0, own_bytes: int = 0) -> DeviceSpec:
+    """The CPU of this machine, described without torch; own_bytes of models that this process can let go count as free."""
     cores = os.cpu_count() or 1
-    free = available_host_bytes()
+    free = available_host_bytes() + own_bytes
     budget = budget_bytes or min(CPU_BUDGET_BYTES, free // 2)
     most = 0 if budget_bytes else 4 * free // 5
     return DeviceSpec(

@@ -72,6 +72,15 @@ def peak_resident_bytes() -> int:
         return _peak_by_rusage()
 
 
+def resident_bytes() -> int:
+    """Resident memory of the process now; the peak where the system has no such figure."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    except (OSError, StopIteration):
+        return peak_resident_bytes()
+
+
 def reset_resident_peak() -> bool:
     """Reset `peak_resident_bytes`; returns whether the system supports it (Linux does)."""
     try:

@@ -31,19 +31,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def probe(device: torch.device, budget_bytes: int | None = None, ram_bytes: int = 0) -> DeviceSpec:
+def probe(device: torch.device, budget_bytes: int | None = None, ram_bytes: int = 0, own_bytes: int = 0) -> DeviceSpec:
     """The facts of a device that plans need.
 
     Args:
         device: a device of this machine.
         budget_bytes: replaces the free memory as budget; on a card never more than is free.
         ram_bytes: what the whole process may hold in host memory; 0 if unset.
+        own_bytes: of models that this process keeps there and lets go when a plan needs the room; they count as free.
     """
     if device.type == "cpu":
-        return host_device(budget_bytes, ram_bytes)
+        return host_device(budget_bytes, ram_bytes, own_bytes)
     facts = torch.cuda.get_device_properties(device)
     free, _ = torch.cuda.mem_get_info(device)
-    usable = int(free * CARD_SLACK)
+    usable = int((free + own_bytes) * CARD_SLACK)
     return DeviceSpec(
         name=facts.name,
         kind="cuda",

@@ -5,7 +5,8 @@ What the command line and Python call.
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
@@ -33,6 +34,9 @@ from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import Size
 
+if TYPE_CHECKING:
+    from hires.engine.loaded import LoadedModels
+
 
 @with_options(RenderOptions)
 def render(prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
@@ -56,18 +60,7 @@ def render(prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
         RunError: memory or disk ran out on the way; no file was written.
         Cancelled: raised by `on_event`.
     """
-    wanted = chosen(RenderOptions, "render", options)
-    strength = start_strength(wanted)
-    picture = None if wanted.init is None else picture_of(wanted.init)
-    size = size_of(wanted.size, None if picture is None else Size(*picture.shape[:2]))
-    request = request_from(prompt, wanted, size, strength=strength)
-    spec = text_to_image(spec_for(request), prompt)
-    images = Images(
-        init=picture,
-        edges=edges_of(wanted.control, spec),
-        mask=None if wanted.mask is None else picture_of(wanted.mask),
-    )
-    return _run(request, spec, images, wanted)
+    return render_on(None, prompt, chosen(RenderOptions, "render", options))
 
 
 @with_options(EditOptions)
@@ -84,10 +77,7 @@ def edit(picture: PictureLike, instruction: str, *, model: str, **options: Unpac
     Raises:
         RequestError, RunError, Cancelled: as `render` does; RequestError also for a model that only draws from text.
     """
-    wanted = chosen(EditOptions, "edit", {"model": model, **options})
-    pixels = picture_of(picture)
-    request = request_from(instruction, wanted, size_of(wanted.size, Size(*pixels.shape[:2])))
-    return _run(request, editing(spec_for(request)), Images(init=pixels), wanted)
+    return edit_on(None, picture, instruction, chosen(EditOptions, "edit", {"model": model, **options}))
 
 
 @with_options(PlanOptions)
@@ -98,7 +88,11 @@ def plan(prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
     `picture` and `refine`. With a `vram` and device "auto" the plan is for a card of that size, here or elsewhere, and torch is
     not imported; name the device to plan for this machine with that budget. RequestError as for `render`.
     """
-    wanted = chosen(PlanOptions, "plan", options)
+    return plan_of(prompt, chosen(PlanOptions, "plan", options))
+
+
+def plan_of(prompt: str, wanted: PlanOptions) -> MemoryPlan:
+    """The plan of options that are already checked; errors as in `plan`."""
     request, spec = planned(prompt, wanted)
     if wanted.output is not None:
         delivery(wanted.output, wanted.overwrite, request.size, wanted.bits)
@@ -106,7 +100,39 @@ def plan(prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
     return planner.plan(with_captions(request), spec, device)
 
 
-def _run(request: RenderRequest, spec: ModelSpec, images: Images, options: RenderOptions | EditOptions) -> RenderResult:
+def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderResult:
+    """A render with what `models` holds, or with a model of its own; errors as in `render`.
+
+    following: prompts that come after, encoded along while the text encoders are loaded.
+    """
+    strength = start_strength(wanted)
+    picture = None if wanted.init is None else picture_of(wanted.init)
+    size = size_of(wanted.size, None if picture is None else Size(*picture.shape[:2]))
+    request = request_from(prompt, wanted, size, strength=strength)
+    spec = text_to_image(spec_for(request), prompt)
+    images = Images(
+        init=picture,
+        edges=edges_of(wanted.control, spec),
+        mask=None if wanted.mask is None else picture_of(wanted.mask),
+    )
+    return _run(models, request, spec, images, wanted, tuple(following))
+
+
+def edit_on(models: LoadedModels | None, picture: PictureLike, instruction: str, wanted: EditOptions) -> RenderResult:
+    """An edit with what `models` holds, or with a model of its own; errors as in `edit`."""
+    pixels = picture_of(picture)
+    request = request_from(instruction, wanted, size_of(wanted.size, Size(*pixels.shape[:2])))
+    return _run(models, request, editing(spec_for(request)), Images(init=pixels), wanted)
+
+
+def _run(
+    models: LoadedModels | None,
+    request: RenderRequest,
+    spec: ModelSpec,
+    images: Images,
+    options: RenderOptions | EditOptions,
+    following: tuple[str, ...] = (),
+) -> RenderResult:
     """Open the output, then run; torch is imported only here."""
     output = delivery(options.output, options.overwrite, request.size, options.bits)
     from hires.engine.run import run
@@ -122,5 +148,7 @@ def _run(request: RenderRequest, spec: ModelSpec, images: Images, options: Rende
             ram=options.ram,
             journal=options.journal,
             on_event=options.on_event,
+            models=models,
+            following=following,
         )
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hires.engine.loaded import LoadedModels
+
     Image = NDArray[np.uint8]
 
 
@@ -49,6 +51,10 @@ class RenderJob:
     journal: JournalOptions | None = None
     """How unfinished work is kept beside the output; None keeps nothing."""
     on_event: OnEvent | None = None
+    models: LoadedModels | None = None
+    """What stays in memory from one request to the next; None loads for this render alone."""
+    following: tuple[str, ...] = ()
+    """Prompts of renders that come after, encoded along while the text encoders are loaded."""
 
     def tell(self, event: Event) -> None:
         """Hand an event to whoever listens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,12 @@ from hires.tiling.geometry import Size
 from hires.units import Json
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hires.images.boxes import Pixels
+
+THUMBNAIL_PX = 512
+"""The longest side of the picture that a notebook shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +64,7 @@ class UpscaleResult:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RenderResult:
     """A finished render."""
 
@@ -81,6 +87,32 @@ class RenderResult:
     def pixels(self) -> Any:
         """(height, width, 3) uint8 or uint16; if there is a file, read from it each time."""
         return self.drawn() if callable(self.drawn) else self.drawn
+
+    @property
+    def image(self) -> Image:
+        """The picture as a PIL image of 8 bits."""
+        from PIL import Image
+
+        pixels = self.pixels
+        return Image.fromarray(pixels if pixels.dtype == "uint8" else (pixels // 257).astype("uint8"))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the picture to a file of a format that hires writes, its text with it. OutputError for a file that is there."""
+        from hires.engine.output import save_result
+
+        return save_result(self, path, overwrite)
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else str(self.path)
+        return f"<hires.RenderResult {self.size}, seed {self.seed}, {self.seconds:.1f} s, {where}>"
+
+    def _repr_png_(self) -> bytes:
+        """A thumbnail of at most `THUMBNAIL_PX`, as notebooks show it."""
+        image = self.image
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        return stream.getvalue()
 
     def predictions(self) -> list[Json]:
         """Predicted and measured peak bytes and seconds of each stage; on a CPU the measured bytes are the whole process's."""

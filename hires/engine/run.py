@@ -19,6 +19,7 @@ from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import TORCH_DTYPE, choose_device, probe
 from hires.engine.fallback import cheaper_job, plan_cheaper
 from hires.engine.job import RenderJob
+from hires.engine.loaded import LoadedModels
 from hires.engine.output import Delivery, OpenSink, parameters
 from hires.engine.requests import with_captions
 from hires.engine.results import RenderResult
@@ -28,9 +29,9 @@ from hires.images.whole import on_canvas
 from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
-from hires.pipelines.base import Runtime
+from hires.pipelines.base import Runtime, Session
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
-from hires.pipelines.load import load_family
+from hires.pipelines.load import open_session
 from hires.planning import planner
 from hires.planning.plan import DecodePlan, MemoryPlan
 from hires.resume import journal as journals
@@ -51,7 +52,8 @@ def run(job: RenderJob) -> RenderResult:
         raise missing(job.spec.missing, job.spec.facts)
     job = replace(job, request=with_captions(job.request))
     vram, ram = budget_of(job.vram), budget_of(job.ram)
-    machine = calibrated(probe(device, vram, ram or 0), calibration.load(calibration.cache_folder()))
+    own = 0 if job.models is None else job.models.weight_bytes
+    machine = calibrated(probe(device, vram, ram or 0, own), calibration.load(calibration.cache_folder()))
     plan = planner.plan(job.request, job.spec, machine)
     while True:
         try:
@@ -143,16 +145,15 @@ def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jo
     runtime = Runtime.of(request, plan, device, ladder)
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
-    family = twice(lambda: load_family(request, plan, job.spec, runtime, condition, journal), "loading")
+    models = LoadedModels(stay=False) if job.models is None else job.models
+    texts = models.conditions(job, plan, runtime, journal)
+    family = twice(lambda: models.family(job, runtime), "loading")
     job.tell(Event(stage="load", done=1, total=1))
-    mask = None if images.mask is None else on_canvas(images.mask, request.size, plan.canvas)[..., 0]
-    denoised = progressive.run(family, plan, request.seed, job.tell, init, journal, mask)
-    fix = colour_fixer(family, plan, denoised, init)
-    if mask is not None:
-        assert init is not None, "a mask is of a picture"
-        fix = masked_fixer(init, mask, fix)
-    rows_journal = NO_JOURNAL if fix else journal  # fixed rows depend on more than the latents
-    decoded = decode(family, denoised.latents, lambda: open_sink(request.size), job.tell, rows_journal, fix)
+    try:
+        session = open_session(family, texts, request, runtime, condition)
+        denoised, decoded = draw(job, plan, session, journal, open_sink)
+    finally:
+        models.settle(family)
     return RenderResult(
         path=None,
         size=request.size,
@@ -162,6 +163,22 @@ def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jo
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_resident_bytes(),
     )
+
+
+def draw(
+    job: RenderJob, plan: MemoryPlan, session: Session, journal: Journal, open_sink: OpenSink
+) -> tuple[progressive.Denoised, StageStats]:
+    """Denoise and decode a session into a sink, which is left open: what each of the two took."""
+    request, images = job.request, job.images
+    init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
+    mask = None if images.mask is None else on_canvas(images.mask, request.size, plan.canvas)[..., 0]
+    denoised = progressive.run(session, plan, request.seed, job.tell, init, journal, mask)
+    fix = colour_fixer(session, plan, denoised, init)
+    if mask is not None:
+        assert init is not None, "a mask is of a picture"
+        fix = masked_fixer(init, mask, fix)
+    rows_journal = NO_JOURNAL if fix else journal  # fixed rows depend on more than the latents
+    return denoised, decode(session, denoised.latents, lambda: open_sink(request.size), job.tell, rows_journal, fix)
 
 
 def decode_ladder(plan: MemoryPlan) -> Ladder[DecodePlan]:

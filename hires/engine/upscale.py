@@ -19,7 +19,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
-from hires.engine.engine import render
+from hires.engine.engine import render_on
 from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
@@ -31,7 +31,7 @@ from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork, load_upscaler
 from hires.options.fields import chosen
 from hires.options.keywords import UpscaleKeywords
-from hires.options.render import RenderRequest
+from hires.options.render import RenderOptions, RenderRequest
 from hires.options.sizes import as_size
 from hires.options.table import with_options
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleOptions, UpscaleRequest
@@ -42,6 +42,7 @@ from hires.tiling.retry import free_memory
 from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
+    from hires.engine.loaded import LoadedModels
     from hires.images.sources import PictureLike
 
 
@@ -64,9 +65,13 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
     Raises:
         RequestError: a value, a file or a network that cannot be used. RunError: memory or disk ran out. No file is left then.
     """
-    wanted = chosen(UpscaleOptions, "upscale", options)
+    return upscale_on(None, image, chosen(UpscaleOptions, "upscale", options))
+
+
+def upscale_on(models: LoadedModels | None, image: PictureLike, wanted: UpscaleOptions) -> UpscaleResult:
+    """An enlargement whose refinement runs on what `models` holds, or on a model of its own; errors as in `upscale`."""
     path = None if wanted.output is None else check_output(Path(wanted.output).expanduser(), wanted.overwrite)
-    return Upscaler(upscale_request(wanted)).run(image, path, wanted.overwrite, wanted.on_event)
+    return Upscaler(upscale_request(wanted), models).run(image, path, wanted.overwrite, wanted.on_event)
 
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
@@ -85,10 +90,15 @@ def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
 
 
 class Upscaler:
-    """Pictures enlarged one after another with the network loaded once."""
+    """Pictures enlarged one after another with the network loaded once.
 
-    def __init__(self, options: UpscaleRequest) -> None:
-        self.options, self.device = options, choose_device(options.device)
+    Args:
+        options: for all of them.
+        models: what a refinement finds in memory; None loads its model for each picture.
+    """
+
+    def __init__(self, options: UpscaleRequest, models: LoadedModels | None = None) -> None:
+        self.options, self.models, self.device = options, models, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
         self._upscaler: UpscalerNetwork | None = None
 
@@ -164,8 +174,7 @@ class Upscaler:
         free_memory()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
-        drawn = render(
-            wanted.prompt,
+        refinement = RenderOptions(
             size=size,
             init=_bytes(colour),
             strength=wanted.strength,
@@ -187,6 +196,7 @@ class Upscaler:
             on_event=tell,
             bits=8 if sink.dtype == np.uint8 else 16,
         )
+        drawn = render_on(self.models, wanted.prompt, refinement)
         rows = max(1, 2**22 // (size.width * source.bands))
         for top in range(0, size.height, rows):
             fine = drawn.pixels[top : top + rows]

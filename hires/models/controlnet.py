@@ -85,6 +85,13 @@ def attach(transformer: Any, blocks: Sequence[ControlBlock]) -> Carrier:
     return carrier
 
 
+def detach(transformer: Any) -> None:
+    """Take copies that steer a transformer away again; nothing happens where there are none."""
+    for index, block in enumerate(transformer.transformer_blocks):
+        if isinstance(block, ControlledBlock):
+            transformer.transformer_blocks[index] = block.block
+
+
 def load_control(spec: ModelSpec, transformer: Any, dtype: torch.dtype, device: torch.device) -> tuple[ControlBlock, ...]:
     """The copies that a checkpoint holds beside its base model, in order; none for other checkpoints."""
     part = spec.parts["network"]

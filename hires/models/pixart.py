@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.single_precision import in_single
 from hires.models.attention_processors import DispatchedAttention
-from hires.models.controlnet import ControlBlock, attach
+from hires.models.controlnet import ControlBlock, attach, detach
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
 
@@ -54,6 +54,7 @@ class PixArtNetwork:
         self.transformer, self.span, self.global_share = transformer, span, global_share
         self._channels, self._patch = transformer.config.in_channels, transformer.config.patch_size
         self._policy: Attending = everywhere
+        detach(transformer)  # those of the session before
         transformer.pos_embed = PlacedPatches(transformer.pos_embed.proj)
         transformer.set_attn_processor(_processors(transformer, thin, backend, self._patch))
         modules: list[Any] = [module for block in control for module in block.modules() if hasattr(module, "set_processor")]

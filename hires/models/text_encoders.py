@@ -1,4 +1,4 @@
-"""Encodes prompts with a model's text encoders, which are loaded and freed.
+"""Encodes prompts with a model's text encoders.
 
 Two CLIPs (SDXL), one (SD1.5) or T5 (PixArt).
 """
@@ -46,20 +46,76 @@ class Encoded:
     """(B, P), or None."""
 
 
+class TextEncoders:
+    """The text encoders of a model, read when they first encode and kept until `unload`.
+
+    Args:
+        spec: the checkpoint.
+        dtype: of their weights; T5 overflows in half precision and takes bf16 then.
+        device: where they run.
+        loras: merged into CLIP's weights.
+    """
+
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> None:
+        self.spec, self.dtype, self.device, self.loras = spec, dtype, device, tuple(loras)
+        self._towers: dict[str, nn.Module] = {}
+        self._tokenizers: dict[str, Any] = {}
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """One Conditioning of batch 1 per prompt.
+
+        Two CLIPs: penultimate states of both side by side, pooled from the second. One CLIP: its last states after the final
+        norm, no pooled. T5: its states with their mask (1, T). An empty prompt is encoded like any other, never zeroed; a
+        longer one is cut at the model's length. ModelError where a tower or its vocabulary is missing.
+        """
+        check_parts(self.spec)
+        encode = _encode_t5 if self.spec.facts.text == ("t5",) else _encode_clips
+        conditions = encode(self, list(prompts))
+        check_width(conditions[0].tokens, self.spec)
+        return conditions
+
+    def tower(self, name: str) -> nn.Module:
+        """A text tower on the device, by its component's name."""
+        if name not in self._towers:
+            self._towers[name] = self._load(name)
+        return self._towers[name]
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of a component."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = load_tokenizer(self.spec, name)
+        return self._tokenizers[name]
+
+    def _load(self, name: str) -> nn.Module:
+        if self.spec.facts.text == ("t5",):
+            return load_t5(self.spec, torch.float32 if self.dtype == torch.float32 else torch.bfloat16, self.device)
+        return load_clip(self.spec, name, self.dtype, self.device, self.loras)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether any of them holds weights."""
+        return bool(self._towers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that are loaded."""
+        return sum(tensor.nbytes for tower in self._towers.values() for tensor in (*tower.parameters(), *tower.buffers()))
+
+    def move_to_host(self) -> None:
+        """Let them go and run on the CPU from now on."""
+        self.unload()
+        self.device = torch.device("cpu")
+
+    def unload(self) -> None:
+        """Let their weights go; the next prompt loads them again."""
+        self._towers.clear()
+
+
 def encode_prompts(
     spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()
 ) -> list[Conditioning]:
-    """One Conditioning of batch 1 per prompt.
-
-    Two CLIPs: penultimate states of both side by side, pooled from the second. One CLIP: its last states after the final
-    norm, no pooled. T5: its states with their mask (1, T). An empty prompt is encoded like any other, never zeroed; a longer
-    one is cut at the model's length. ModelError where a tower or its vocabulary is missing.
-    """
-    check_parts(spec)
-    encode = _encode_t5 if spec.facts.text == ("t5",) else _encode_clips
-    conditions = encode(spec, prompts, dtype, device, loras)
-    check_width(conditions[0].tokens, spec)
-    return conditions
+    """The conditions of prompts, by encoders that are loaded for them alone; see `TextEncoders.encode`."""
+    return TextEncoders(spec, dtype, device, loras).encode(prompts)
 
 
 def check_width(tokens: Tensor, spec: ModelSpec) -> None:
@@ -74,10 +130,9 @@ def check_width(tokens: Tensor, spec: ModelSpec) -> None:
         )
 
 
-def _encode_clips(
-    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
-) -> list[Conditioning]:
-    towers = [_encode_clip(spec, prompts, names, dtype, device, loras) for names in COMPONENTS[: len(spec.facts.text)]]
+def _encode_clips(encoders: TextEncoders, prompts: list[str]) -> list[Conditioning]:
+    spec = encoders.spec
+    towers = [_encode_clip(encoders, prompts, names) for names in COMPONENTS[: len(spec.facts.text)]]
     if len(towers) == 1:
         return [Conditioning(tokens=row[None], cell_px=spec.cell_px) for row in towers[0].last]
     together, pooled = torch.cat([tower.penultimate for tower in towers], dim=-1), towers[-1].pooled
@@ -95,41 +150,31 @@ def check_parts(spec: ModelSpec) -> None:
         raise missing(absent, spec.facts)
 
 
-def _encode_clip(
-    spec: ModelSpec,
-    prompts: list[str],
-    names: tuple[str, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    loras: Sequence[LoraRef],
-) -> Encoded:
+def _encode_clip(encoders: TextEncoders, prompts: list[str], names: tuple[str, str]) -> Encoded:
     tower, vocabulary = names
-    tokens = load_tokenizer(spec, vocabulary)
-    length = min(tokens.model_max_length, spec.facts.tokens)
+    tokens = encoders.tokenizer(vocabulary)
+    length = min(tokens.model_max_length, encoders.spec.facts.tokens)
     ids = torch.tensor(tokens(prompts, padding="max_length", max_length=length, truncation=True).input_ids)
     _tell_cut(tokens, prompts, length, tower)
-    model = load_clip(spec, tower, dtype, device, loras)
     with torch.inference_mode():
-        output = model(ids.to(device), output_hidden_states=True)
+        output = encoders.tower(tower)(ids.to(encoders.device), output_hidden_states=True)
     pooled = getattr(output, "text_embeds", None)
     return Encoded(
         output.hidden_states[-2].float(), output.last_hidden_state.float(), None if pooled is None else pooled.float()
     )
 
 
-def _encode_t5(
-    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
-) -> list[Conditioning]:
+def _encode_t5(encoders: TextEncoders, prompts: list[str]) -> list[Conditioning]:
     """T5's wo overflows in half precision: it runs in bf16 instead, or in float32 as asked for. No LoRA is made for it."""
+    spec, device = encoders.spec, encoders.device
     prompts = [prompt.lower().strip() for prompt in prompts]  # as every caption PixArt was trained on
-    tokens, length = load_tokenizer(spec, "tokenizer"), spec.facts.tokens
+    tokens, length = encoders.tokenizer("tokenizer"), spec.facts.tokens
     encoded = tokens(prompts, padding="max_length", max_length=length, truncation=True)
     _tell_cut(tokens, prompts, length, "T5")
     ids, mask = torch.tensor(encoded.input_ids), torch.tensor(encoded.attention_mask)
     _tell_unknown(ids == tokens.unk_token_id, mask)
-    model = load_t5(spec, torch.float32 if dtype == torch.float32 else torch.bfloat16, device)
     with torch.inference_mode():
-        states = model(ids.to(device), attention_mask=mask.to(device))[0].float()
+        states = encoders.tower("text_encoder")(ids.to(device), attention_mask=mask.to(device))[0].float()
     keep = mask.bool().to(device)
     return [Conditioning(tokens=states[i : i + 1], mask=keep[i : i + 1], cell_px=spec.cell_px) for i in range(len(prompts))]
 

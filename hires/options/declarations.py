@@ -94,8 +94,8 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(Options):
-    """How the network runs."""
+class LoadedNetworkOptions(Options):
+    """How the network is loaded."""
 
     dtype: Annotated[str, Option(help=f"One of {', '.join(DTYPES)}.", choices=DTYPES, group="machine", panel="Memory")] = "auto"
     attention: Annotated[
@@ -118,15 +118,6 @@ class NetworkOptions(Options):
             local=True,
         ),
     ] = None
-    position_mode: Annotated[
-        str,
-        Option(
-            help=f"Where a PixArt tile is told that it lies: {', '.join(POSITION_MODES)}.",
-            flag="--positions",
-            choices=POSITION_MODES,
-            panel="Quality",
-        ),
-    ] = "global"
     kv_compression: Annotated[
         str,
         Option(
@@ -136,6 +127,26 @@ class NetworkOptions(Options):
             panel="Quality",
         ),
     ] = "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(MachineOptions, ModelOptions, LoadedNetworkOptions):
+    """The options of `hires.load`: what belongs to the machine and to the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(LoadedNetworkOptions):
+    """How the network runs."""
+
+    position_mode: Annotated[
+        str,
+        Option(
+            help=f"Where a PixArt tile is told that it lies: {', '.join(POSITION_MODES)}.",
+            flag="--positions",
+            choices=POSITION_MODES,
+            panel="Quality",
+        ),
+    ] = "global"
 
 
 @dataclass(frozen=True, kw_only=True)

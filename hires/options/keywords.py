@@ -17,6 +17,21 @@ from hires.options.sizes import SizeLike
 from hires.options.stage_text import StageLike
 
 
+class LoadKeywords(TypedDict, total=False):
+    """The options of `hires.load` beside `model`."""
+
+    device: str
+    vram: str | int | None
+    ram: str | int | None
+    family: str | None
+    parts: str | Path | None
+    loras: Loras
+    dtype: str
+    attention: str | None
+    tiny_vae: str | Path | None
+    kv_compression: str
+
+
 class SharedKeywords(TypedDict, total=False):
     """What `render`, `edit`, `upscale` and `plan` take."""
 

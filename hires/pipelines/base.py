@@ -1,4 +1,7 @@
-"""What each family gives: conditions, a denoiser, and latents to pixels and back."""
+"""A loaded model (`Family`), and one request on it (`Session`).
+
+A session gives conditions, a denoiser, and latents to pixels and back.
+"""
 
 from __future__ import annotations
 
@@ -43,20 +46,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedParts:
-    """What is loaded for one request."""
-
-    texts: Sequence[Conditioning]
-    """Conditions of the prompt and of the negative prompt."""
-    network: nn.Module
-    vae: nn.Module
-    tiny: HaloVAE | None = None
-    control: tuple[ControlBlock, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """Where and how a family's networks run."""
+    """Where and how the networks of one request run."""
 
     device: torch.device
     dtype: str
@@ -75,6 +66,35 @@ class Runtime:
         """As a plan says; without a ladder the VAE decodes in the planned way only."""
         ladder = Ladder([plan.decode], str) if decode is None else decode
         return cls(device=device, dtype=plan.dtype, decode=ladder, backend=request.attention, offload=plan.offload)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Family:
+    """A model's networks in memory: nothing of a request, so that one after another can run on it."""
+
+    spec: ModelSpec
+    """The checkpoint with its LoRAs."""
+    network: nn.Module
+    """A UNet2DConditionModel or PixArtTransformer2DModel."""
+    vae: nn.Module
+    """An AutoencoderKL."""
+    weights: Weights
+    """Where the weights of both are kept; it goes on to a smaller place after an out-of-memory."""
+    tiny: HaloVAE | None = None
+    """A small autoencoder for previews."""
+    control: tuple[ControlBlock, ...] = ()
+    """The copies of a PixArt ControlNet."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, network: nn.Module, vae: nn.Module, runtime: Runtime) -> Family:
+        """Two modules as a family that runs as `runtime` says."""
+        return cls(spec=spec, network=network, vae=vae, weights=Weights(network, vae, runtime.device, runtime.offload))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all of its weights, wherever they are."""
+        modules = (self.network, self.vae, *self.control, *(() if self.tiny is None else (self.tiny.vae,)))
+        return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 def guidance_of(stage: StagePlan) -> Guidance:
@@ -98,28 +118,33 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
     return consistency(denoise, table) if spec.facts.few_step == "lcm" else denoise
 
 
-class Family(ABC):
-    """A loaded model, ready to be run by a strategy; each family adds its network.
+class Session(ABC):
+    """One request on a loaded model, ready to be run by a strategy; each kind of model adds its network.
 
-    Convolutions run channels-last on a CPU.
+    Convolutions run channels-last on a CPU. What it installs in the modules, the next session replaces.
 
     Args:
-        spec: the checkpoint.
-        parts: its networks and the conditions of the prompts.
-        runtime: where and how they run.
+        family: the model.
+        texts: the conditions of the prompt and of the negative prompt.
+        runtime: where and how the networks run.
         picture: (H, W, 3) uint8 that the network sees beside the noisy latents; `picture_at` encodes it once per canvas.
     """
 
     def __init__(
-        self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime, *, picture: NDArray[np.uint8] | None = None
+        self,
+        family: Family,
+        texts: Sequence[Conditioning],
+        runtime: Runtime,
+        *,
+        picture: NDArray[np.uint8] | None = None,
     ) -> None:
         device, decode = runtime.device, runtime.decode
         self.guard = Guarded()
-        self.backend, self.weights = runtime.backend, Weights(parts.network, parts.vae, device, runtime.offload)
-        self.spec, self.device, self.dtype = spec, device, TORCH_DTYPE[runtime.dtype]
-        self._texts, self._vae_dtype = parts.texts, TORCH_DTYPE[decode.rung.dtype]
-        self.vae = TiledVAE.on_ladder(convolutions_last(parts.vae, device), decode)
-        self.tiny, self.picture = parts.tiny, picture
+        self.backend, self.weights = runtime.backend, family.weights
+        self.spec, self.device, self.dtype = family.spec, device, TORCH_DTYPE[runtime.dtype]
+        self._texts, self._vae_dtype = texts, TORCH_DTYPE[decode.rung.dtype]
+        self.vae = TiledVAE.on_ladder(convolutions_last(family.vae, device), decode)
+        self.tiny, self.picture = family.tiny, picture
         self.picture_at = lru_cache(maxsize=1)(self._encoded)
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:

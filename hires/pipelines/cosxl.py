@@ -5,24 +5,24 @@ CLIP text encoders, a UNet, and SDXL's size conditions where there are any.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import Family, LoadedParts, Runtime, convolutions_last, preconditioned
+from hires.pipelines.base import Family, Runtime, Session, convolutions_last, preconditioned
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.tiling.geometry import Size
 
 
-class CosXL(Family):
+class CosXL(Session):
     """A UNet that draws from text."""
 
-    def __init__(self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime) -> None:
-        super().__init__(spec, parts, runtime)
-        network = dispatch_attention(parts.network, runtime.backend)
+    def __init__(self, family: Family, texts: Sequence[Conditioning], runtime: Runtime) -> None:
+        super().__init__(family, texts, runtime)
+        network = dispatch_attention(family.network, runtime.backend)
         self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

@@ -5,17 +5,17 @@ The UNet sees the picture beside the noisy latents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
-from hires.pipelines.base import Family, LoadedParts, Runtime, convolutions_last, preconditioned
+from hires.pipelines.base import Family, Runtime, Session, convolutions_last, preconditioned
 from hires.planning.plan import StagePlan
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
@@ -23,16 +23,16 @@ from hires.sampling.guidance import edit_guided, within
 from hires.tiling.geometry import Size
 
 
-class CosXLEdit(Family):
+class CosXLEdit(Session):
     """A UNet of 8 input channels and the picture (H, W, 3) uint8 that it changes.
 
     Every stage sees the picture at its own size: encoded once per canvas, the mean of the posterior, and zeros for the
     estimate without it.
     """
 
-    def __init__(self, spec: ModelSpec, parts: LoadedParts, runtime: Runtime, *, picture: NDArray[np.uint8]) -> None:
-        super().__init__(spec, parts, runtime, picture=picture)
-        network = dispatch_attention(parts.network, runtime.backend)
+    def __init__(self, family: Family, texts: Sequence[Conditioning], runtime: Runtime, *, picture: NDArray[np.uint8]) -> None:
+        super().__init__(family, texts, runtime, picture=picture)
+        network = dispatch_attention(family.network, runtime.backend)
         self._network = UNetNetwork(convolutions_last(network, runtime.device), self.dtype)
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

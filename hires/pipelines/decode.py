@@ -18,7 +18,7 @@ from hires.events import Event, OnEvent, StageStats
 from hires.images.sinks import ImageSink
 from hires.images.whole import fitted
 from hires.kernels.blend import to_integers
-from hires.pipelines.base import Family
+from hires.pipelines.base import Session
 from hires.pipelines.progressive import Denoised
 from hires.planning.plan import MemoryPlan
 from hires.refine.colour_fix import ColourStatistics, adain, wavelet_fixed
@@ -33,7 +33,7 @@ Fixer = Callable[[Callable[[], Iterator[torch.Tensor]]], Iterator[torch.Tensor]]
 """From what decodes a picture in bands, callable more than once, to its bands with other colours."""
 
 
-def colour_fixer(family: Family, plan: MemoryPlan, denoised: Denoised, picture: NDArray[np.uint8] | None) -> Fixer | None:
+def colour_fixer(session: Session, plan: MemoryPlan, denoised: Denoised, picture: NDArray[np.uint8] | None) -> Fixer | None:
     """The colour fix of a plan: towards the picture that was given, else towards the base picture; None without either."""
     if plan.colour_fix is None or (picture is None and len(plan.stages) == 1):
         return None
@@ -47,7 +47,7 @@ def colour_fixer(family: Family, plan: MemoryPlan, denoised: Denoised, picture: 
         return (adain(band.cpu(), own, target) for band in bands())
 
     def base_picture() -> Enlarged:
-        rows = [band.float().cpu() for band in family.decode_bands(denoised.first, lambda done, total: None)]
+        rows = [band.float().cpu() for band in session.decode_bands(denoised.first, lambda done, total: None)]
         base = torch.cat(rows, dim=-2)
         return Enlarged(base, *relay_view(Size(base.shape[-2], base.shape[-1]), plan.canvas))
 
@@ -78,7 +78,7 @@ def source_bands(source: PixelSource, rows: int = 256) -> Iterator[torch.Tensor]
 
 
 def decode(
-    family: Family,
+    session: Session,
     latents: torch.Tensor,
     open_sink: Callable[[], ImageSink],
     tell: OnEvent,
@@ -89,23 +89,23 @@ def decode(
 
     Where no exact way has room the small autoencoder starts over, if there is one.
     """
-    decoding = _Decoding(family=family, latents=latents, open_sink=open_sink, tell=tell, fix=fix)
-    if family.tiny is None:
-        return decoding.run(family.decode_bands, journal)
+    decoding = _Decoding(session=session, latents=latents, open_sink=open_sink, tell=tell, fix=fix)
+    if session.tiny is None:
+        return decoding.run(session.decode_bands, journal)
     try:
-        return decoding.run(family.decode_bands, journal)
+        return decoding.run(session.decode_bands, journal)
     except MemoryLadderError as error:
         message = str(error)
     free_memory()
     log.warning("%s; decoding with the tiny autoencoder, an approximation", message)
-    return replace(decoding.run(family.decode_tiny, NO_JOURNAL), stage="decode (tiny)")
+    return replace(decoding.run(session.decode_tiny, NO_JOURNAL), stage="decode (tiny)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoding:
     """Latents on their way into a sink."""
 
-    family: Family
+    session: Session
     latents: torch.Tensor
     open_sink: Callable[[], ImageSink]
     """Opens an empty sink; called again for each way that has to start over."""
@@ -114,9 +114,9 @@ class _Decoding:
 
     def run(self, decode_bands: Callable[..., Iterator[torch.Tensor]], journal: Journal) -> StageStats:
         """Decode band by band. A colour fix needs rows above the first missing one, so it has no journal of bands."""
-        vae, tiles, begun = self.family.vae, 0, time.monotonic()
+        vae, tiles, begun = self.session.vae, 0, time.monotonic()
         retries, recomputed = vae.retries, vae.recomputed
-        reset_peak(self.family.device)
+        reset_peak(self.session.device)
 
         def on_band(done: int, total: int) -> None:
             nonlocal tiles
@@ -131,7 +131,7 @@ class _Decoding:
         return StageStats(
             stage="decode",
             seconds=round(time.monotonic() - begun, 3),
-            peak_bytes=peak_device_bytes(self.family.device),
+            peak_bytes=peak_device_bytes(self.session.device),
             tiles=tiles,
             retries=vae.retries - retries,
             recomputed=vae.recomputed - recomputed,

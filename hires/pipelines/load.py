@@ -1,34 +1,33 @@
-"""Load what a request needs onto its device, by the pipeline of its family."""
+"""Loads models, and opens sessions on them: the only place that loads a network."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
 from hires.models.attention_processors import add_compression
-from hires.models.controlnet import load_control
+from hires.models.controlnet import ControlBlock, load_control
 from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
 from hires.models.offload import HOST
-from hires.models.text_encoders import encode_prompts
+from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family, LoadedParts, Runtime
+from hires.pipelines.base import Family, Runtime, Session
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import MemoryPlan
-from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.retry import attempt, free_memory, twice
@@ -36,76 +35,81 @@ from hires.tiling.retry import attempt, free_memory, twice
 log = logging.getLogger(__name__)
 
 
-def load_family(
+def load_session(
     request: RenderRequest,
     plan: MemoryPlan,
     spec: ModelSpec,
     runtime: Runtime,
     picture: NDArray[np.uint8] | None = None,
-    journal: Journal = NO_JOURNAL,
-) -> Family:
-    """The model of a request on its device, by the pipeline of its family.
-
-    picture: (H, W, 3) of the canvas, that an edit or a ControlNet sees.
-    """
-    parts = load_parts(request, plan, spec, runtime, journal)
-    if request.tiny_vae is not None:
-        parts = replace(parts, tiny=load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device))
-    if spec.facts.image_channels:
-        assert picture is not None, "an edit is of a picture"
-        return CosXLEdit(spec, parts, runtime, picture=picture)
-    if spec.facts.network == "pixart":
-        edges = picture if parts.control else None
-        return PixArtSigma(spec, parts, runtime, position_mode=request.position_mode, picture=edges)
-    return CosXL(spec, parts, runtime)
-
-
-def load_parts(
-    request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, runtime: Runtime, journal: Journal = NO_JOURNAL
-) -> LoadedParts:
-    """Everything that a request needs, on the device or, where the plan offloads weights, in host memory.
-
-    The text encoders come and go before the rest is loaded, where and in which type the plan says; they do not run at all where
-    the journal has the conditions.
-    """
-    texts: Sequence[Conditioning] | None = journal.texts()
-    if texts is None:
-        where = HOST if plan.text_on_host else runtime.device
-        texts = _encoded(spec, [request.prompt, request.negative], TORCH_DTYPE[plan.text_dtype], where, request.loras)
-        journal.keep_texts(texts)
+) -> Session:
+    """A request on a model that is loaded for it alone: the text encoders come and go before the rest is loaded."""
+    encoders = load_encoders(spec, plan, runtime.device, request.loras)
+    texts = encode(encoders, [request.prompt, request.negative])
+    del encoders
     free_memory()
+    return open_session(load_family(request, spec, runtime), texts, request, runtime, picture)
+
+
+def open_session(
+    family: Family,
+    texts: Sequence[Conditioning],
+    request: RenderRequest,
+    runtime: Runtime,
+    picture: NDArray[np.uint8] | None = None,
+) -> Session:
+    """A request on a loaded model, by the pipeline of its kind.
+
+    texts: the conditions of the prompt and of the negative prompt. picture: (H, W, 3) of the canvas, that an edit or a
+    ControlNet sees.
+    """
+    if family.spec.facts.image_channels:
+        assert picture is not None, "an edit is of a picture"
+        return CosXLEdit(family, texts, runtime, picture=picture)
+    if family.spec.facts.network == "pixart":
+        edges = picture if family.control else None
+        return PixArtSigma(family, texts, runtime, position_mode=request.position_mode, picture=edges)
+    return CosXL(family, texts, runtime)
+
+
+def load_family(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Family:
+    """The networks of a request's model, on the device or, where weights are offloaded, in host memory."""
     home = runtime.device if runtime.offload == "none" else HOST
     types = TORCH_DTYPE[runtime.dtype], TORCH_DTYPE[runtime.decode.rung.dtype]
-    return twice(lambda: _loaded(spec, texts, home, types, request.loras), "loading")
+    network, control, vae = twice(lambda: _loaded(spec, home, types, request.loras), "loading")
+    family = Family.of(spec, network, vae, runtime)
+    family.control = control
+    if request.tiny_vae is not None:
+        family.tiny = load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device)
+    return family
 
 
-def _encoded(
-    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef]
-) -> Sequence[Conditioning]:
+def load_encoders(spec: ModelSpec, plan: MemoryPlan, device: torch.device, loras: Sequence[LoraRef]) -> TextEncoders:
+    """The text encoders of a model, where and in which type the plan says; they are read when they first encode."""
+    where = HOST if plan.text_on_host else device
+    return TextEncoders(spec, TORCH_DTYPE[plan.text_dtype], where, loras)
+
+
+def encode(encoders: TextEncoders, prompts: Sequence[str]) -> list[Conditioning]:
     """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
-    texts, message = attempt(lambda where: encode_prompts(spec, prompts, dtype, where, loras), device)
+    texts, message = attempt(encoders.encode, prompts)
     if texts is not None:
         return texts
+    encoders.move_to_host()
     free_memory()
-    log.warning("out of memory with the text encoders on %s (%s); going on with them on the CPU", device, message)
-    return twice(lambda: encode_prompts(spec, prompts, dtype, HOST, loras), "encoding the prompts")
+    log.warning("out of memory with the text encoders on the device (%s); going on with them on the CPU", message)
+    return twice(lambda: encoders.encode(prompts), "encoding the prompts")
 
 
 def _loaded(
-    spec: ModelSpec,
-    texts: Sequence[Conditioning],
-    home: torch.device,
-    types: tuple[torch.dtype, torch.dtype],
-    loras: Sequence[LoraRef],
-) -> LoadedParts:
+    spec: ModelSpec, home: torch.device, types: tuple[torch.dtype, torch.dtype], loras: Sequence[LoraRef]
+) -> tuple[nn.Module, tuple[ControlBlock, ...], nn.Module]:
     """Network, ControlNet and VAE on `home`; types: of the network and of the VAE."""
     dtype, vae_dtype = types
     network = load_network(spec, dtype, home, loras)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    control = load_control(spec, network, dtype, home)
-    return LoadedParts(texts=texts, network=network, control=control, vae=load_vae(spec, vae_dtype, home))
+    return network, load_control(spec, network, dtype, home), load_vae(spec, vae_dtype, home)
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:

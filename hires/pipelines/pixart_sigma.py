@@ -5,6 +5,7 @@ T5, a transformer on patches of latents, an AutoencoderKL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,13 @@ from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.pixart import POSITION_MODES, PixArtNetwork
-from hires.pipelines.base import Family, LoadedParts, Runtime, preconditioned
+from hires.pipelines.base import Family, Runtime, Session, preconditioned
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, pixart_resolution
 from hires.tiling.geometry import Size
 
 
-class PixArtSigma(Family):
+class PixArtSigma(Session):
     """A PixArt transformer, steered by the edges of `picture` where its checkpoint has a ControlNet.
 
     position_mode: 'global' places a tile where it lies on the canvas, 'local' takes it for a whole picture, 'blend' lies
@@ -29,22 +30,23 @@ class PixArtSigma(Family):
 
     def __init__(
         self,
-        spec: ModelSpec,
-        parts: LoadedParts,
+        family: Family,
+        texts: Sequence[Conditioning],
         runtime: Runtime,
         *,
         position_mode: str = "global",
         picture: NDArray[np.uint8] | None = None,
     ) -> None:
         share = POSITION_MODES[position_mode]
-        super().__init__(spec, parts, runtime, picture=picture)
-        assert spec.facts.position_span is not None, f"{spec.family} has no position span"
+        super().__init__(family, texts, runtime, picture=picture)
+        span = family.spec.facts.position_span
+        assert span is not None, f"{family.spec.family} has no position span"
         self._network = PixArtNetwork(
-            parts.network,
-            span=spec.facts.position_span,
+            family.network,
+            span=span,
             global_share=share,
-            thin=_shape(spec).kv_compression,
-            control=parts.control,
+            thin=_shape(family.spec).kv_compression,
+            control=family.control,
             backend=runtime.backend,
         )
 

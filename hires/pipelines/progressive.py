@@ -26,7 +26,7 @@ from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
 from hires.images.whole import fitted
 from hires.kernels.attention_policies import NPA, Attending, Policy, Windows
-from hires.pipelines.base import Family
+from hires.pipelines.base import Session
 from hires.pipelines.progress import TileProgress
 from hires.planning.costs.evaluations import stage_levels
 from hires.planning.plan import MemoryPlan, StagePlan
@@ -89,7 +89,7 @@ class StageInput:
 
 
 def run(
-    family: Family,
+    session: Session,
     plan: MemoryPlan,
     seed: int,
     on_event: OnEvent,
@@ -105,12 +105,12 @@ def run(
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, recomputed = time.monotonic(), family.vae.retries, recomputed_parts(family)
-        batcher = Batcher(min(stage.batch, most), family.weights.relieve)
-        progress = TileProgress(stage, on_event, family.preview)
-        reset_peak(family.device)
+        begun, retries, recomputed = time.monotonic(), session.vae.retries, recomputed_parts(session)
+        batcher = Batcher(min(stage.batch, most), session.weights.relieve)
+        progress = TileProgress(stage, on_event, session.preview)
+        reset_peak(session.device)
         inputs = StageInput(stage=stage, index=index, seed=seed, before=result.latents, picture=picture, mask=mask)
-        work = partial(run_stage, family, inputs, progress, journal)
+        work = partial(run_stage, session, inputs, progress, journal)
         latents, message = journal.tensor(f"stage-{index}"), ""
         if latents is None:
             latents, message = attempt(work, batcher)
@@ -125,10 +125,10 @@ def run(
             StageStats(
                 stage=stage.name,
                 seconds=round(time.monotonic() - begun, 3),
-                peak_bytes=peak_device_bytes(family.device),
+                peak_bytes=peak_device_bytes(session.device),
                 tiles=progress.done,
-                retries=batcher.retries + family.vae.retries - retries,
-                recomputed=recomputed_parts(family) - recomputed,
+                retries=batcher.retries + session.vae.retries - retries,
+                recomputed=recomputed_parts(session) - recomputed,
             )
         )
         planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
@@ -139,30 +139,30 @@ def run(
     return result
 
 
-def recomputed_parts(family: Family) -> int:
+def recomputed_parts(session: Session) -> int:
     """Bands and tiles that overflowed in half precision and were computed again, so far."""
-    return family.vae.recomputed + family.guard.redone
+    return session.vae.recomputed + session.guard.redone
 
 
-def run_stage(family: Family, inputs: StageInput, progress: TileProgress, journal: Journal, batcher: Batcher) -> Tensor:
+def run_stage(session: Session, inputs: StageInput, progress: TileProgress, journal: Journal, batcher: Batcher) -> Tensor:
     """The latents of one stage, (1, C, h, w) float32 on the CPU. Run again, it gives the same."""
     stage, mask, cells = inputs.stage, inputs.mask, inputs.stage.grid.canvas
-    sigmas, box = stage_sigmas(family.spec, stage), Box(0, 0, cells.height, cells.width)
-    noise = CanvasNoise(inputs.seed, inputs.index, box, family.spec.facts.latent_channels, family.device)
+    sigmas, box = stage_sigmas(session.spec, stage), Box(0, 0, cells.height, cells.width)
+    noise = CanvasNoise(inputs.seed, inputs.index, box, session.spec.facts.latent_channels, session.device)
     name = f"stage-{inputs.index}-origin"
     begin = journal.tensor(name)
     if begin is None:
-        begin = origin(family, stage, inputs.before, inputs.picture, progress.on_event)
+        begin = origin(session, stage, inputs.before, inputs.picture, progress.on_event)
         if begin is not None:
             journal.keep(name, begin)
-    begin = None if begin is None else begin.to(family.device)
-    drawn = None if mask is None or begin is None else cell_mask(mask, cells).to(family.device)
+    begin = None if begin is None else begin.to(session.device)
+    drawn = None if mask is None or begin is None else cell_mask(mask, cells).to(session.device)
     reference = begin if stage.guides or drawn is not None else None
     start = Start(noisy(begin, first_sigma(stage, sigmas), noise(-1)), reference, sigmas, noise, drawn)
     del begin  # not held through the stage where no guide needs it
-    family.weights.ready("network")
+    session.weights.ready("network")
     progress.begin()
-    return denoise_stage(family, stage, start, batcher, progress, journal).float().cpu()
+    return denoise_stage(session, stage, start, batcher, progress, journal).float().cpu()
 
 
 def cell_mask(mask: NDArray[np.uint8], cells: Size) -> Tensor:
@@ -182,19 +182,19 @@ def first_sigma(stage: StagePlan, sigmas: Tensor) -> float:
 
 
 def origin(
-    family: Family, stage: StagePlan, before: Tensor, picture: NDArray[np.uint8] | None, on_event: OnEvent
+    session: Session, stage: StagePlan, before: Tensor, picture: NDArray[np.uint8] | None, on_event: OnEvent
 ) -> Tensor | None:
     """The latents that a stage starts from, (1, C, h, w): the stage before enlarged, a picture, or None for noise alone."""
     if stage.enlarger is not None:
         hear = (tell(on_event, f"{what} for {stage.name}") for what in ("decode", "encode"))
         target = Target(stage.canvas, stage.grid.canvas, *hear)
         with torch.inference_mode():
-            return ENLARGERS[stage.enlarger](family, before, target).to(family.device)
+            return ENLARGERS[stage.enlarger](session, before, target).to(session.device)
     if stage.strength is not None:
         assert picture is not None, "a strength is of a picture"
         with torch.inference_mode():
             source = Padded(fitted(picture, stage.canvas), stage.canvas)
-            return family.encode(source, tell(on_event, "encode")).to(family.device)
+            return session.encode(source, tell(on_event, "encode")).to(session.device)
     return None
 
 
@@ -209,15 +209,15 @@ def tell(on_event: OnEvent, stage: str) -> Callable[[int, int], None]:
 
 
 def denoise_stage(
-    family: Family, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress, journal: Journal = NO_JOURNAL
+    session: Session, stage: StagePlan, start: Start, batcher: Batcher, progress: TileProgress, journal: Journal = NO_JOURNAL
 ) -> Tensor:
     """Sample one stage down to 0: sampler(anchored(guided(tiled(precondition(network)))))."""
     noise = start.noise
     shift = seeded_shift(noise.seed, noise.stage, stage.shift_cells) if stage.shift_cells else None
-    network = family.denoiser(attending(stage.attention, shift))
+    network = session.denoiser(attending(stage.attention, shift))
     on_canvas = tiled(network, stage.grid, batch=batcher, kind=stage.blend, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
-        denoise, cond = family.guided(on_canvas, stage)
+        denoise, cond = session.guided(on_canvas, stage)
         recall = partial(progress.recall, stage.grid.count)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
         try:

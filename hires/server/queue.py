@@ -199,6 +199,11 @@ class JobQueue:
         with self._lock:
             job.skipping = True
 
+    def unload(self) -> None:
+        """Let the models of all devices go, each after the task in progress."""
+        for worker in self.workers:
+            worker.unload()
+
     def keep(self, job: Job) -> None:
         """Make the ended job of a waiting client durable, as those of `POST /jobs` are."""
         with self._lock:
@@ -214,7 +219,7 @@ class JobQueue:
 
     def _work(self, worker: Worker) -> None:
         """Run one job after another until the queue closes; a thread per worker."""
-        while (job := self._next_job()) is not None:
+        while (job := self._next_job(worker)) is not None:
             status = self._run_job(job, worker)
             with self._changed:
                 self._running.remove(job)
@@ -226,11 +231,12 @@ class JobQueue:
                     self._end(job, status)
             self._forget_oldest()
 
-    def _next_job(self) -> Job | None:
-        """Wait for a job and mark it as running; None when the queue closes."""
+    def _next_job(self, worker: Worker) -> Job | None:
+        """Wait for a job and mark it as running; None when the queue closes. A worker that waits long lets its models go."""
         with self._changed:
             while not self._waiting and not self._closing:
-                self._changed.wait()
+                if not self._changed.wait(self.settings.idle_unload_seconds):
+                    worker.unload()
             if self._closing:
                 return None
             job = self._waiting.pop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class Settings:
     """What the whole process may hold in host memory."""
     devices: tuple[str, ...] = ("auto",)
     """One job runs on each at a time."""
+    idle_unload_seconds: float = 600.0
+    """After how long without a job a device's models are let go."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class Settings:
         for amount in (self.vram, self.ram):
             if amount is not None:
                 parse_bytes(amount)
+        if not 1 <= self.idle_unload_seconds <= threading.TIMEOUT_MAX:
+            raise RequestError(f"idle_unload {self.idle_unload_seconds:g}: give seconds, 1 or more")
         if self.limits.waiting < 1:
             raise RequestError(f"waiting {self.limits.waiting}: give how many jobs may wait, 1 or more")
         if len(set(self.devices)) < len(self.devices) or not self.devices:

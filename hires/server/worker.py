@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image
 from hires._version import __version__
 from hires.devices.describe import budget_of, describe_device
 from hires.devices.probe import choose_device
-from hires.engine.engine import edit, render
+from hires.engine.engine import edit_on, render_on
+from hires.engine.loaded import LoadedModels
 from hires.engine.requests import DEFAULT_SCALE, editing, scaled, spec_for, text_to_image, with_captions
 from hires.engine.results import UpscaleResult
 from hires.errors import RequestError, SizeError
@@ -22,7 +24,8 @@ from hires.images.decoders import PILLOW_FORMATS
 from hires.images.formats import check_fits
 from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
-from hires.options.render import RenderRequest
+from hires.options.fields import chosen
+from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import parse_size
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
 from hires.planning import planner
@@ -63,12 +66,17 @@ class FinishedPicture:
 
 
 class Worker:
-    """Plans and runs tasks on one device. Errors are those of `hires.render`, `edit` and `upscale`."""
+    """Plans and runs tasks on one device, where models stay between them.
+
+    Errors are those of `hires.render`, `edit` and `upscale`.
+    """
 
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
         self.settings, self.library = settings, library
         self.device = str(choose_device(device))  # plans are for this machine, whatever its budget
         self.device_name = describe_device(self.device, None).name
+        self.models = LoadedModels()
+        self._at_work = threading.Lock()
 
     def plan(self, task: AnyTask, folder: Path) -> MemoryPlan | None:
         """What a task would do; None for an enlargement without a diffusion model. RequestError for what cannot be done."""
@@ -85,7 +93,7 @@ class Worker:
             if isinstance(task, RenderTask):
                 _check_start(task)
             spec = editing(spec_for(request)) if isinstance(task, EditTask) else text_to_image(spec_for(request), task.prompt)
-        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram))
+        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram), self.models.weight_bytes)
         return planner.plan(with_captions(request), spec, device)
 
     def weights(self, task: AnyTask, plan: MemoryPlan | None) -> dict[str, float]:
@@ -99,9 +107,15 @@ class Worker:
     def run(self, task: AnyTask, folder: Path, name: str, on_event: OnEvent) -> FinishedPicture:
         """Run a task; the file is `name` and the format's suffix. `on_event` may raise Cancelled."""
         output = folder / f"{name}.{task.format}"
-        if isinstance(task, UpscaleTask):
-            return self._upscale(task, folder, output, on_event)
-        return self._render(task, folder, output, on_event)
+        with self._at_work:
+            if isinstance(task, UpscaleTask):
+                return self._upscale(task, folder, output, on_event)
+            return self._render(task, folder, output, on_event)
+
+    def unload(self) -> None:
+        """Let the models go, after the task in progress; the next task loads what it needs."""
+        with self._at_work:
+            self.models.unload()
 
     def _render(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
         own: dict[str, object] = resolve_names(task, self.library) | {
@@ -116,10 +130,11 @@ class Worker:
         }
         options = task.options(*own) | own
         if isinstance(task, EditTask):
-            result = edit(folder / task.picture, task.prompt, **options)
+            wanted = chosen(EditOptions, "edit", options)
+            result = edit_on(self.models, folder / task.picture, task.prompt, wanted)
         else:
             pictures = {field: _within(folder, getattr(task, field)) for field in task.pictures}
-            result = render(task.prompt, **options | pictures)
+            result = render_on(self.models, task.prompt, chosen(RenderOptions, "render", options | pictures))
         stage = result.plan.stages[0]
         return FinishedPicture(
             file=output.name,
@@ -174,7 +189,7 @@ class Worker:
             vram=budget(task, self.settings.vram),
             ram=self.settings.ram,
         )
-        return Upscaler(options).run(picture, output, overwrite=True, on_event=on_event)
+        return Upscaler(options, self.models).run(picture, output, overwrite=True, on_event=on_event)
 
     def _refinement(self, task: UpscaleTask, folder: Path) -> RenderRequest | None:
         """The render that draws over the enlarged picture; None where the task does not refine."""

@@ -292,7 +292,7 @@ def test_a_named_attention_backend_runs_or_says_why_not_before_anything_is_loade
     assert default.plan.backends == (("attention", "sdpa"),)
     assert named.plan.backends == (("attention", "chunked"),)
     assert np.abs(default.pixels.astype(int) - named.pixels.astype(int)).max() <= 1
-    monkeypatch.setattr("hires.pipelines.load.load_parts", lambda *a: pytest.fail("it was loaded"))
+    monkeypatch.setattr("hires.pipelines.load.load_family", lambda *a: pytest.fail("it was loaded"))
     with pytest.raises(BackendError, match=r"attention triton: .*triton: "):
         hires.render(PROMPT, attention="triton", **options)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="no attention backend 'fast'; known: sdpa, xformers, triton"):

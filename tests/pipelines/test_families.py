@@ -24,7 +24,7 @@ from hires.images.whole import on_canvas
 from hires.models.text_encoders import encode_prompts
 from hires.options.render import RenderRequest
 from hires.pipelines import load, progressive
-from hires.pipelines.base import Family, Runtime
+from hires.pipelines.base import Runtime, Session
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.sampling.denoisers import timestep_of
@@ -53,7 +53,7 @@ class Run:
         self.plan: MemoryPlan = planner.plan(request, self.spec, machines.host_device(parse_bytes("4GiB")))
         drawn = None if picture is None else on_canvas(picture, SIZE, self.plan.canvas)
         runtime = Runtime.of(request, self.plan, CPU)
-        self.family: Family = load.load_family(request, self.plan, self.spec, runtime, drawn)
+        self.family: Session = load.load_session(request, self.plan, self.spec, runtime, drawn)
         self.latents = progressive.run(self.family, self.plan, 0, lambda event: None, drawn).latents
         self.words = encode_prompts(self.spec, [PROMPT, ""], torch.float32, CPU)
 

@@ -48,7 +48,7 @@ def test_cosxl(tmp_path: Path) -> None:
     )  # fmt: skip
     of = replace(spec_for(request), native_px=128)
     plan = planned(request, of)
-    ours = load.load_family(request, plan, of, Runtime.of(request, plan, CPU))
+    ours = load.load_session(request, plan, of, Runtime.of(request, plan, CPU))
     words = encode_prompts(of, ["a red sun", ""], torch.float32, CPU)
     unet: Any = copy.deepcopy(made.network)
 

@@ -20,7 +20,7 @@ from hires.events import Event
 from hires.models.loading import load_autoencoder
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
-from hires.pipelines.base import LoadedParts, Runtime
+from hires.pipelines.base import Family, Runtime
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import DecodePlan
 from hires.planning.planner import plan
@@ -39,9 +39,9 @@ DECODE = DecodePlan(policy="bands", band_rows=64, dtype="fp32")
 
 def family(of: ModelSpec, network: torch.nn.Module, tokens: int, **options: Any) -> PixArtSigma:
     vae = load_autoencoder(of.path / "vae", TORCH_DTYPE["fp32"], CPU)
-    parts = LoadedParts(texts=[prompt(9, tokens, 1), prompt(1, tokens, 2)], network=network, vae=vae)
     runtime = Runtime(device=CPU, dtype="fp32", decode=Ladder([DECODE], str))
-    return PixArtSigma(of, parts, runtime, **options)
+    texts = [prompt(9, tokens, 1), prompt(1, tokens, 2)]
+    return PixArtSigma(Family.of(of, network, vae, runtime), texts, runtime, **options)
 
 
 @pytest.mark.parametrize(

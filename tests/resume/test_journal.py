@@ -110,7 +110,7 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
     output = tmp_path / "a.png"
     with pytest.raises(Cancelled):
         hires.render(PROMPT, output=output, journal=AT_ONCE, on_event=stop_after(2, "decode"), **SMALL)
-    monkeypatch.setattr("hires.pipelines.load.encode_prompts", lambda *_: pytest.fail("the prompts are known"))
+    monkeypatch.setattr("hires.pipelines.load.encode", lambda *_: pytest.fail("the prompts are known"))
     monkeypatch.setattr("hires.pipelines.progressive.run_stage", lambda *_: pytest.fail("the stages are done"))
     hires.render(PROMPT, output=output, **SMALL)
     assert output.exists()

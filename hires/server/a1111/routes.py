@@ -99,6 +99,11 @@ class A1111Routes:
             self.checkpoint = checkpoint
         return {}
 
+    def unload_checkpoint(self) -> Mapping[str, object]:
+        """Let the models of all devices go, after the pictures in progress."""
+        self.queue.unload()
+        return {}
+
     async def _render(
         self, body: Body, request: Request, translate: Callable[[Body, str | None, Path], TranslatedRequest]
     ) -> JSONResponse:
@@ -142,6 +147,7 @@ def router(queue: JobQueue) -> APIRouter:
     routes.post("/options")(endpoints.set_options)
     for path, listing in listings(queue).items():
         routes.add_api_route(f"/{path}", listing, methods=["GET"])
-    for path in ("unload-checkpoint", "reload-checkpoint", "refresh-checkpoints", "refresh-vae", "refresh-loras"):
-        routes.add_api_route(f"/{path}", lambda: {}, methods=["POST"])  # models are loaded per job, folders read per request
+    routes.post("/unload-checkpoint")(endpoints.unload_checkpoint)
+    for path in ("reload-checkpoint", "refresh-checkpoints", "refresh-vae", "refresh-loras"):
+        routes.add_api_route(f"/{path}", lambda: {}, methods=["POST"])  # jobs load what they need, folders are read per request
     return routes

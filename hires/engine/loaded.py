@@ -1,0 +1,201 @@
+"""Models in memory between requests: which stay, which go, and what they are known by."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hires.checkpoints.spec import ModelSpec
+from hires.devices.machines import available_host_bytes
+from hires.devices.memory import resident_bytes
+from hires.engine.job import RenderJob
+from hires.models.text_encoders import TextEncoders
+from hires.pipelines import load
+from hires.pipelines.base import Family, Runtime
+from hires.planning.plan import MemoryPlan
+from hires.resume.journal import Journal
+from hires.sampling.conditioning import Conditioning
+from hires.tiling.retry import free_memory
+from hires.units import parse_bytes
+
+log = logging.getLogger(__name__)
+
+CONDITIONS_KEPT = 64
+"""Prompts, each with its negative one, whose conditions are kept."""
+TEXT_COMPONENTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+HOST_SHARE = 0.5
+"""The share of the free host memory that text encoders may take to stay."""
+
+Files = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyKey:
+    """What networks in memory are known by: another key is another load."""
+
+    files: Files
+    """Path, bytes and time of change of every file they were read from."""
+    shape: str
+    """The network's shape, KV compression included."""
+    loras: tuple[tuple[str, float], ...]
+    device: str
+    dtype: str
+    vae_dtype: str
+    offload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextKey:
+    """What text encoders in memory are known by."""
+
+    files: Files
+    loras: tuple[tuple[str, float], ...]
+    dtype: str
+    on_host: bool
+
+
+class LoadedModels:
+    """The models of one device between requests, the least recently used one first to go.
+
+    Not for several threads at once: an `Engine` and a server's worker run one request at a time.
+
+    Args:
+        stay: whether anything stays between requests; without, every request loads what it needs and lets it go.
+    """
+
+    def __init__(self, stay: bool = True) -> None:
+        self.stay = stay
+        self._families: OrderedDict[FamilyKey, Family] = OrderedDict()
+        self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
+        self._conditions: OrderedDict[tuple[TextKey, tuple[str, ...]], list[Conditioning]] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models whose networks are in memory, the least recently used one first."""
+        return tuple(family.spec.name for family in self._families.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in memory, those of text encoders included."""
+        networks = sum(family.weight_bytes for family in self._families.values())
+        return networks + sum(encoders.weight_bytes for encoders in self._encoders.values())
+
+    def conditions(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime, journal: Journal) -> Sequence[Conditioning]:
+        """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
+        texts = journal.texts()
+        if texts is not None:
+            return texts
+        request = job.request
+        prompts, *following = ((prompt, request.negative) for prompt in (request.prompt, *job.following))
+        key = TextKey(
+            files=files_of(job.spec, TEXT_COMPONENTS, [Path(lora.path) for lora in request.loras]),
+            loras=tuple((lora.path, lora.scale) for lora in request.loras),
+            dtype=plan.text_dtype,
+            on_host=plan.text_on_host or runtime.device.type == "cpu",
+        )
+        texts = self._conditions.get((key, prompts))
+        if texts is None:
+            self._encode(key, job, plan, runtime, [prompts, *following])
+            texts = self._conditions[key, prompts]
+        self._conditions.move_to_end((key, prompts))
+        journal.keep_texts(texts)
+        return texts
+
+    def _encode(
+        self, key: TextKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, wanted: Sequence[tuple[str, ...]]
+    ) -> None:
+        """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would, and keep the conditions."""
+        encoders = self._encoders.pop(key, None)
+        if encoders is None:
+            self._make_room(job, job.spec.text_params * 4)
+            encoders = load.load_encoders(job.spec, plan, runtime.device, job.request.loras)
+        for prompts in wanted:
+            if (key, prompts) not in self._conditions:
+                self._conditions[key, prompts] = load.encode(encoders, prompts)
+        while len(self._conditions) > max(CONDITIONS_KEPT, len(wanted)):
+            self._conditions.popitem(last=False)
+        if self.stay and key.on_host and job.ram is None and encoders.weight_bytes <= HOST_SHARE * available_host_bytes():
+            self._encoders[key] = encoders
+        elif runtime.device.type != "cpu":
+            encoders.unload()
+            free_memory()
+
+    def family(self, job: RenderJob, runtime: Runtime) -> Family:
+        """The networks of a job, from memory or loaded now; what has no room beside them goes first."""
+        key = family_key(job, runtime)
+        family = self._families.get(key)
+        if family is not None:
+            self._families.move_to_end(key)
+            return family
+        self._make_room(job, sum(size for _, size, _ in key.files))
+        family = load.load_family(job.request, job.spec, runtime)
+        self._families[key] = family
+        return family
+
+    def _make_room(self, job: RenderJob, needed: int) -> None:
+        """Let go of the least recently used networks until that many bytes of weights have room.
+
+        On a card, or where `ram` bounds the process, one model at a time has been planned for: all others go.
+        """
+        while self._families and not self._has_room(job, needed):
+            key, _ = self._families.popitem(last=False)
+            log.info("let %s go for %s", key.files[0][0] if key.files else "a model", job.spec.name)
+            free_memory()
+
+    def _has_room(self, job: RenderJob, needed: int) -> bool:
+        if job.ram is not None:
+            return resident_bytes() + needed <= parse_bytes(str(job.ram))
+        if any(key.device != "cpu" for key in self._families):
+            return False
+        return needed <= HOST_SHARE * available_host_bytes()
+
+    def settle(self, family: Family) -> None:
+        """After a request: what may not stay goes.
+
+        Networks that went to a smaller place after an out-of-memory are loaded again for the next request.
+        """
+        for key, held in [*self._families.items()]:
+            if not self.stay or (held is family and held.weights.offload != key.offload):
+                del self._families[key]
+        if not self.stay:
+            self._encoders.clear()
+            self._conditions.clear()
+
+    def unload(self) -> None:
+        """Let everything go."""
+        if not (self._families or self._encoders or self._conditions):
+            return
+        self._families.clear()
+        self._encoders.clear()
+        self._conditions.clear()
+        free_memory()
+
+
+def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:
+    """The key of the networks that a job runs on."""
+    request = job.request
+    beside = [Path(path) for path in (request.tiny_vae, *(lora.path for lora in request.loras)) if path is not None]
+    return FamilyKey(
+        files=files_of(job.spec, ("network", "vae"), beside),
+        shape=repr(job.spec.network),
+        loras=tuple((lora.path, lora.scale) for lora in request.loras),
+        device=str(runtime.device),
+        dtype=runtime.dtype,
+        vae_dtype=runtime.decode.rung.dtype,
+        offload=runtime.offload,
+    )
+
+
+def files_of(spec: ModelSpec, components: Sequence[str], beside: Sequence[Path]) -> Files:
+    """The files of a model's components and others, each with its size and the time of its last change."""
+    paths = [part.path for name in components if (part := spec.parts.get(name)) is not None and part.path is not None]
+    found = {}
+    for path in (*paths, *(extra.expanduser() for extra in beside)):
+        for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
+            if file.is_file():
+                state = file.stat()
+                found[str(file)] = (state.st_size, state.st_mtime_ns)
+    return tuple((name, *state) for name, state in found.items())

@@ -1,0 +1,189 @@
+"""A model that stays loaded from one render to the next: `hires.load`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+
+from hires.engine.engine import edit_on, plan_of, render_on
+from hires.engine.requests import request_from, spec_for
+from hires.engine.results import RenderResult, UpscaleResult
+from hires.errors import RequestError
+from hires.events import OnEvent
+from hires.options.declarations import LoadOptions
+from hires.options.fields import PictureLike, chosen, declared
+from hires.options.keywords import EditKeywords, LoadKeywords, PlanKeywords, RenderKeywords, UpscaleKeywords
+from hires.options.plan import PlanOptions
+from hires.options.render import EditOptions, RenderOptions
+from hires.options.table import with_options
+from hires.options.upscale import UpscaleOptions
+from hires.planning.plan import MemoryPlan
+from hires.tiling.geometry import Size
+from hires.units import gib
+
+if TYPE_CHECKING:
+    from hires.engine.background import Run
+    from hires.engine.loaded import LoadedModels
+
+Chosen = TypeVar("Chosen")
+Result = TypeVar("Result")
+
+
+@with_options(LoadOptions)
+def load(model: str = "demo", **options: Unpack[LoadKeywords]) -> Engine:
+    """A model that stays loaded: its renders after the first load nothing.
+
+    Reads the headers of the model's files; weights come with the first render. Use it as a context manager, or `close` it.
+
+    Args:
+        model: as `render` takes it.
+        **options: listed below; what belongs to the picture is given to `Engine.render`.
+
+    Raises:
+        RequestError: a value or a file that cannot be used.
+    """
+    return Engine({"model": model, **options})
+
+
+class Engine:
+    """One model on one device, kept from one render to the next; a used one draws what a fresh process draws, bit for bit.
+
+    Renders of several threads wait for each other. A render that fails or is cancelled leaves the engine usable; a file that
+    changed on disk is loaded again. A closed engine is a RequestError.
+
+    Args:
+        options: those of `load`, by name.
+    """
+
+    def __init__(self, options: Mapping[str, object]) -> None:
+        wanted = chosen(LoadOptions, "load", options)
+        self._options = {name: value for name, value in options.items() if value is not None}
+        render_options = RenderOptions(**{name: getattr(wanted, name) for name in declared(LoadOptions)})
+        self.spec = spec_for(request_from("", render_options, Size(512, 512)))
+        """The checkpoint, by its headers."""
+        self._models: LoadedModels | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The names of the models whose weights are in memory."""
+        return () if self._models is None else self._models.names
+
+    def plan(self, prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
+        """What `render`, `edit` or `upscale` would do with the same options; see `hires.plan`."""
+        return plan_of(prompt, self._options_of(PlanOptions, "plan", options))
+
+    def render(self, prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
+        """Render a prompt; see `hires.render`."""
+        wanted = self._options_of(RenderOptions, "render", options)
+        with self._models_at_work() as models:
+            return render_on(models, prompt, wanted)
+
+    def render_many(self, prompts: Sequence[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
+        """Render several prompts with the same options, one result after the other.
+
+        The text encoders work for all of them at once. RequestError for `output`, which would be one file for all.
+        """
+        wanted = self._options_of(RenderOptions, "render_many", options)
+        if wanted.output is not None:
+            raise RequestError(f"output {wanted.output}: would be one file for {len(prompts)} pictures; save each result")
+        prompts = [*prompts]
+        return (self._one_of(wanted, prompts[index], prompts[index + 1 :]) for index in range(len(prompts)))
+
+    def _one_of(self, wanted: RenderOptions, prompt: str, following: Sequence[str]) -> RenderResult:
+        with self._models_at_work() as models:
+            return render_on(models, prompt, wanted, following)
+
+    def edit(self, picture: PictureLike, instruction: str, **options: Unpack[EditKeywords]) -> RenderResult:
+        """Change a picture as an instruction says; see `hires.edit`."""
+        wanted = self._options_of(EditOptions, "edit", options)
+        with self._models_at_work() as models:
+            return edit_on(models, picture, instruction, wanted)
+
+    def upscale(self, image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleResult:
+        """Enlarge a picture, and draw over it with `refine`; see `hires.upscale`."""
+        wanted = self._options_of(UpscaleOptions, "upscale", options)
+        with self._models_at_work() as models:
+            from hires.engine.upscale import upscale_on
+
+            return upscale_on(models, image, wanted)
+
+    def start(self, prompt: str, **options: Unpack[RenderKeywords]) -> Run:
+        """Render in the background: the events of the render as they come, and its result."""
+        wanted = self._options_of(RenderOptions, "start", options)
+        if self._closed:
+            raise closed()
+        from hires.engine.background import Run
+
+        def work(on_event: OnEvent) -> RenderResult:
+            told = wanted.on_event
+            heard = on_event if told is None else _both(told, on_event)
+            listening: RenderKeywords = {**options, "on_event": heard}
+            return self.render(prompt, **listening)
+
+        return Run(work)
+
+    def unload(self) -> None:
+        """Let all weights go; the next render loads them again."""
+        with self._lock:
+            if self._models is not None:
+                self._models.unload()
+
+    def close(self) -> None:
+        """Let all weights go, for good."""
+        with self._lock:
+            self.unload()
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            state = "closed"
+        elif self._models is None or not self.loaded:
+            state = "nothing loaded yet"
+        else:
+            state = f"{gib(self._models.weight_bytes)} of weights in memory"
+        return f"<hires.Engine {self.spec.name}, {self.spec.facts.title}, {state}>"
+
+    def _options_of(self, cls: type[Chosen], function: str, options: Mapping[str, object]) -> Chosen:
+        """The options of a call beside those of `load`. RequestError for one that belongs to `load`."""
+        own = declared(LoadOptions).keys() & options.keys()
+        if own:
+            raise RequestError(f"{sorted(own)[0]}: belongs to the model or the machine; give it to hires.load")
+        shared = {name: value for name, value in self._options.items() if name in declared(cls)}
+        return chosen(cls, function, {**shared, **options})
+
+    @contextmanager
+    def _models_at_work(self) -> Iterator[LoadedModels]:
+        """What is loaded, for one request at a time."""
+        with self._lock:
+            if self._closed:
+                raise closed()
+            if self._models is None:
+                from hires.engine.loaded import LoadedModels
+
+                self._models = LoadedModels()
+            yield self._models
+
+
+def closed() -> RequestError:
+    """The error of a call on a closed engine."""
+    return RequestError("engine: is closed; load the model again with hires.load")
+
+
+def _both(first: OnEvent, second: OnEvent) -> OnEvent:
+    hearers: tuple[Callable[..., None], ...] = (first, second)
+
+    def hear(event: object) -> None:
+        for hearer in hearers:
+            hearer(event)
+
+    return hear
