@@ -1,0 +1,224 @@
+"""`hires.load`: a model stays loaded, and a used engine draws what a fresh process draws (law 10)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hires
+from hires.errors import Cancelled, NotFiniteError, RequestError
+from hires.events import Event
+from hires.models.text_encoders import TextEncoders
+from hires.tiling import retry
+from tests.support.checkpoints import Checkpoint
+
+PROMPT = "a sun on the right over green mountains and a lake at dusk"
+SMALL: dict[str, Any] = {"size": "96x64", "steps": 2}
+Get = Callable[[str, str], Checkpoint]
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often networks, autoencoders and text towers were loaded."""
+    counts: Counter[str] = Counter()
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def load(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, load)
+
+    from hires.pipelines import load as loading
+
+    counted(loading, "load_network")
+    counted(loading, "load_vae")
+    counted(TextEncoders, "_load")
+    return counts
+
+
+@pytest.fixture
+def engine() -> Iterator[hires.Engine]:
+    with hires.load() as engine:
+        yield engine
+
+
+def test_eight_renders_load_once(engine: hires.Engine, loads: Counter[str]) -> None:
+    assert engine.loaded == () and "nothing loaded" in repr(engine)
+    for index in range(8):
+        engine.render(f"{PROMPT} {index}", seed=index, **SMALL)
+    assert loads == {"load_network": 1, "load_vae": 1, "_load": 2}  # the shipped model has two text towers
+    assert engine.loaded == ("demo",) and "weights in memory" in repr(engine)
+    engine.unload()
+    assert engine.loaded == ()
+
+
+def options_of(index: int) -> dict[str, Any]:
+    """Another prompt, size, seed and sampler each time; every third one is of two stages."""
+    samplers = ("euler", "dpmpp_2m", "heun", "euler_ancestral")
+    size = ("96x64", "64x120", "264x96")[index % 3]
+    return {"size": size, "steps": 2, "seed": index, "sampler": samplers[index % 4]}
+
+
+def test_a_used_engine_is_a_fresh_one(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After other requests, an out-of-memory, a cancelled and a failed run."""
+    fresh = [hires.render(f"{PROMPT} {index % 2}", **options_of(index)).pixels for index in range(4)]
+
+    def stop(event: Event) -> None:
+        if event.stage == "base" and event.step == 1:
+            raise Cancelled("stop")
+
+    def scarce(run: object, item: object) -> tuple[object, str]:
+        if isinstance(item, list) and len(item) > 1:
+            return None, "CUDA out of memory (injected)"
+        return real(run, item)  # type: ignore[arg-type]
+
+    real = retry.attempt
+    for index in (*range(4), 1, 0):
+        result = engine.render(f"{PROMPT} {index % 2}", **options_of(index))
+        assert np.array_equal(result.pixels, fresh[index]), index
+        with monkeypatch.context() as disturbed:
+            if index == 0:
+                with pytest.raises(Cancelled):
+                    engine.render(PROMPT, on_event=stop, **SMALL)
+            elif index == 1:
+                disturbed.setattr(retry, "attempt", scarce)
+                engine.render(PROMPT, **SMALL)
+            elif index == 2:
+                disturbed.setattr("hires.models.precision.finite_pictures", lambda x: torch.zeros(len(x), dtype=torch.bool))
+                with pytest.raises(NotFiniteError):
+                    engine.render(PROMPT, **SMALL)
+
+
+@pytest.mark.parametrize("family", ["cosxl", "sd15", "pixart-sigma-256"])
+def test_every_family_stays_as_it_was(family: str, checkpoint: Get, loads: Counter[str]) -> None:
+    made = checkpoint(family, "folder")
+    with hires.load(str(made.path), parts=made.parts, vram="2GB", device="cpu") as engine:
+        used = [engine.render("a red sun", seed=seed, **SMALL).pixels for seed in (1, 2, 1)]
+        assert loads["load_network"] == loads["load_vae"] == 1
+    fresh = hires.render("a red sun", model=str(made.path), parts=made.parts, vram="2GB", device="cpu", seed=1, **SMALL).pixels
+    assert np.array_equal(used[0], fresh) and np.array_equal(used[2], fresh) and not np.array_equal(used[1], fresh)
+
+
+def test_an_edit_stays_as_it_was(checkpoint: Get) -> None:
+    made, picture = checkpoint("cosxl-edit", "folder"), np.full((64, 96, 3), 90, np.uint8)
+    with hires.load(str(made.path), parts=made.parts) as engine:
+        used = [engine.edit(picture + np.uint8(shade), "make it winter", steps=2).pixels for shade in (0, 80, 0)]
+    fresh = hires.edit(picture, "make it winter", model=str(made.path), parts=made.parts, steps=2).pixels
+    assert np.array_equal(used[0], fresh) and np.array_equal(used[2], fresh) and not np.array_equal(used[1], fresh)
+
+
+def test_a_file_that_changed_is_loaded_again(tmp_path: Path, eps_folder: Path, loads: Counter[str]) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(eps_folder, folder)
+    with hires.load(str(folder)) as engine:
+        engine.render(PROMPT, **SMALL)
+        weights = next(file for file in (folder / "unet").iterdir() if file.suffix == ".safetensors")
+        os.utime(weights, ns=(0, 0))
+        engine.render(PROMPT, **SMALL)
+    assert (loads["load_network"], loads["_load"]) == (2, 2)
+
+
+def test_many_prompts_are_those_of_each(engine: hires.Engine, loads: Counter[str]) -> None:
+    prompts = [f"{PROMPT} {index}" for index in range(3)]
+    results = [result.pixels for result in engine.render_many(prompts, seed=4, **SMALL)]
+    assert loads["load_network"] == 1
+    for prompt, pixels in zip(prompts, results, strict=True):
+        assert np.array_equal(pixels, hires.render(prompt, seed=4, **SMALL).pixels)
+    with pytest.raises(RequestError, match="output .*one file for 3 pictures"):
+        engine.render_many(prompts, output="a.png", **SMALL)
+
+
+def test_two_threads_wait_for_each_other(engine: hires.Engine) -> None:
+    fresh = [hires.render(PROMPT, seed=seed, **SMALL).pixels for seed in (1, 2)]
+    found: dict[int, Any] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = engine.render(PROMPT, seed=seed, **SMALL).pixels
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(found[1], fresh[0]) and np.array_equal(found[2], fresh[1])
+
+
+def test_what_belongs_elsewhere_and_a_closed_engine_are_refused(engine: hires.Engine) -> None:
+    with pytest.raises(RequestError, match="vram: belongs to the model or the machine; give it to hires.load"):
+        engine.render(PROMPT, vram="2GB", **SMALL)
+    with pytest.raises(TypeError, match="load\\(\\) takes no option 'sise'"):
+        hires.load("demo", sise="64x64")  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match="unknown model 'nothing'"):
+        hires.load("nothing")
+    engine.close()
+    with pytest.raises(RequestError, match="engine: is closed"):
+        engine.render(PROMPT, **SMALL)
+    with pytest.raises(RequestError, match="engine: is closed"):
+        engine.start(PROMPT, **SMALL)
+    assert "closed" in repr(engine)
+
+
+def test_plans_are_those_of_the_one_shot_function(engine: hires.Engine) -> None:
+    assert engine.plan(size="512x512").to_json() == hires.plan(size="512x512").to_json()
+
+
+def test_a_run_tells_its_events_and_gives_its_result(engine: hires.Engine) -> None:
+    heard: list[Event] = []
+    run = engine.start(PROMPT, seed=3, on_event=heard.append, **SMALL)
+    events = list(run)
+    assert {event.stage for event in events} >= {"load", "base", "decode"} and events == heard
+    assert run.done() and np.array_equal(run.result().pixels, hires.render(PROMPT, seed=3, **SMALL).pixels)
+    assert list(run) == [] and "finished" in repr(run)
+
+    async def wait() -> tuple[int, Any]:
+        awaited = engine.start(PROMPT, seed=3, **SMALL)
+        count = len([event async for event in awaited])
+        return count, (await awaited).pixels
+
+    count, pixels = asyncio.run(wait())
+    assert count == len(events) and np.array_equal(pixels, run.result().pixels)
+
+
+@pytest.mark.parametrize("stage", ["load", "base", "decode"])
+def test_a_run_is_cancelled_in_any_stage(engine: hires.Engine, stage: str) -> None:
+    started, runs = threading.Event(), []
+
+    def cancel(event: Event) -> None:
+        started.wait()
+        if event.stage == stage:
+            runs[0].cancel()
+
+    runs.append(engine.start(PROMPT, on_event=cancel, **SMALL))
+    started.set()
+    with pytest.raises(Cancelled):
+        runs[0].result(timeout=60)
+    assert engine.render(PROMPT, **SMALL).size == hires.plan(size="96x64").output
+
+
+def test_a_result_is_held_in_the_hand(engine: hires.Engine, tmp_path: Path) -> None:
+    result = engine.render(PROMPT, **SMALL)
+    assert repr(result).startswith("<hires.RenderResult 96x64, seed 0, ")
+    assert result.image.size == (96, 64) and np.array_equal(np.asarray(result.image), result.pixels)
+    path = result.save(tmp_path / "a.png")
+    with Image.open(path) as opened:
+        assert np.array_equal(np.asarray(opened), result.pixels) and "hires:plan" in opened.info
+    with pytest.raises(hires.errors.OutputError, match="a.png"):
+        result.save(path)
+    assert result._repr_png_().startswith(b"\x89PNG")
+    sixteen = engine.render(PROMPT, bits=16, **SMALL)
+    assert sixteen.image.mode == "RGB" and np.abs(np.asarray(sixteen.image).astype(int) - result.pixels).max() <= 1
