@@ -33,7 +33,7 @@ from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box
 
 PROMPT = "a sun over a lake"
-SMALL: dict[str, Any] = {"size": "400x272", "steps": 8, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands
+SMALL: dict[str, Any] = {"size": "400x272", "steps": 6, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands
 STOPS = [("base", 4), ("refine 1", 5), ("decode", 60), ("write", 1)]
 CHANGES = [{"seed": 6}, {"size": "384x272"}, {"negative": "rain"}]
 AT_ONCE = JournalOptions(seconds=0)
