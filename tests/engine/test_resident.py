@@ -139,7 +139,7 @@ def test_many_prompts_are_those_of_each(engine: hires.Engine, loads: Counter[str
     assert loads["load_network"] == 1
     for prompt, pixels in zip(prompts, results, strict=True):
         assert np.array_equal(pixels, hires.render(prompt, seed=4, **SMALL).pixels)
-    with pytest.raises(RequestError, match="output .*one file for 3 pictures"):
+    with pytest.raises(RequestError, match=r"output .*one file for 3 pictures"):
         engine.render_many(prompts, output="a.png", **SMALL)
 
 
@@ -159,9 +159,9 @@ def test_two_threads_wait_for_each_other(engine: hires.Engine) -> None:
 
 
 def test_what_belongs_elsewhere_and_a_closed_engine_are_refused(engine: hires.Engine) -> None:
-    with pytest.raises(RequestError, match="vram: belongs to the model or the machine; give it to hires.load"):
+    with pytest.raises(RequestError, match=r"vram: belongs to the model or the machine; give it to hires\.load"):
         engine.render(PROMPT, vram="2GB", **SMALL)
-    with pytest.raises(TypeError, match="load\\(\\) takes no option 'sise'"):
+    with pytest.raises(TypeError, match=r"load\(\) takes no option 'sise'"):
         hires.load("demo", sise="64x64")  # type: ignore[call-arg]
     with pytest.raises(RequestError, match="unknown model 'nothing'"):
         hires.load("nothing")
@@ -217,7 +217,7 @@ def test_a_result_is_held_in_the_hand(engine: hires.Engine, tmp_path: Path) -> N
     path = result.save(tmp_path / "a.png")
     with Image.open(path) as opened:
         assert np.array_equal(np.asarray(opened), result.pixels) and "hires:plan" in opened.info
-    with pytest.raises(hires.errors.OutputError, match="a.png"):
+    with pytest.raises(hires.errors.OutputError, match=r"a\.png"):
         result.save(path)
     assert result._repr_png_().startswith(b"\x89PNG")
     sixteen = engine.render(PROMPT, bits=16, **SMALL)
