@@ -148,7 +148,7 @@ def _run(
             ram=options.ram,
             journal=options.journal,
             on_event=options.on_event,
-            models=models,
             following=following,
-        )
+        ),
+        models,
     )

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hires.engine.loaded import LoadedModels
-
     Image = NDArray[np.uint8]
 
 
@@ -51,8 +49,6 @@ class RenderJob:
     journal: JournalOptions | None = None
     """How unfinished work is kept beside the output; None keeps nothing."""
     on_event: OnEvent | None = None
-    models: LoadedModels | None = None
-    """What stays in memory from one request to the next; None loads for this render alone."""
     following: tuple[str, ...] = ()
     """Prompts of renders that come after, encoded along while the text encoders are loaded."""
 

@@ -19,7 +19,7 @@ from hires.planning.plan import MemoryPlan
 from hires.resume.journal import Journal
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.retry import free_memory
-from hires.units import parse_bytes
+from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 log = logging.getLogger(__name__)
 
@@ -108,19 +108,21 @@ class LoadedModels:
         self, key: TextKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, wanted: Sequence[tuple[str, ...]]
     ) -> None:
         """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would, and keep the conditions."""
-        encoders = self._encoders.pop(key, None)
+        encoders = self._encoders.get(key)
         if encoders is None:
-            self._make_room(job, job.spec.text_params * 4)
-            encoders = load.load_encoders(job.spec, plan, runtime.device, job.request.loras)
+            size = job.spec.text_params * BYTES_PER_ELEMENT[plan.text_dtype]
+            self._make_room(job, size)
+            keep = self.stay and key.on_host and job.ram is None and size <= HOST_SHARE * available_host_bytes()
+            encoders = load.load_encoders(job.spec, plan, runtime.device, job.request.loras, stay=keep or len(wanted) > 1)
+            if keep:
+                self._encoders[key] = encoders
         for prompts in wanted:
             if (key, prompts) not in self._conditions:
                 self._conditions[key, prompts] = load.encode(encoders, prompts)
         while len(self._conditions) > max(CONDITIONS_KEPT, len(wanted)):
             self._conditions.popitem(last=False)
-        if self.stay and key.on_host and job.ram is None and encoders.weight_bytes <= HOST_SHARE * available_host_bytes():
-            self._encoders[key] = encoders
-        elif runtime.device.type != "cpu":
-            encoders.unload()
+        del encoders
+        if runtime.device.type != "cpu":
             free_memory()
 
     def family(self, job: RenderJob, runtime: Runtime) -> Family:

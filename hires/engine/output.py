@@ -115,25 +115,6 @@ class OpenDelivery:
             self._sink.abort()
 
 
-def save_result(result: RenderResult, path: str | Path, overwrite: bool) -> Path:
-    """Write a result's pixels and its plan to another file. OutputError where it cannot be written."""
-    from hires.images.sinks import ImageSink
-
-    pixels = result.pixels
-    target = delivery(path, overwrite, result.size, 8 * pixels.itemsize)
-    assert target.path is not None
-    text = {
-        "Software": f"hires {__version__}",
-        "seed": str(result.seed),
-        "model": result.plan.model,
-        "hires:plan": json.dumps(result.plan.to_json(), default=str, sort_keys=True),
-    }
-    with ImageSink.open(target.path, result.size, dtype=pixels.dtype.name, metadata=text, overwrite=overwrite) as sink:
-        sink.write(pixels)
-        sink.close()
-    return target.path
-
-
 def _read(path: Path) -> Pixels:
     from hires.images.sources import ImageSource
     from hires.tiling.geometry import Box

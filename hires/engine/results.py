@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,9 +99,23 @@ class RenderResult:
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the picture to a file of a format that hires writes, its text with it. OutputError for a file that is there."""
-        from hires.engine.output import save_result
+        from hires._version import __version__
+        from hires.images.formats import check_fits, check_output
+        from hires.images.sinks import ImageSink
 
-        return save_result(self, path, overwrite)
+        pixels = self.pixels
+        target = check_output(Path(path).expanduser(), overwrite)
+        check_fits(target, self.size, dtype=pixels.dtype.name)
+        text = {
+            "Software": f"hires {__version__}",
+            "seed": str(self.seed),
+            "model": self.plan.model,
+            "hires:plan": json.dumps(self.plan.to_json(), default=str, sort_keys=True),
+        }
+        with ImageSink.open(target, self.size, dtype=pixels.dtype.name, metadata=text, overwrite=overwrite) as sink:
+            sink.write(pixels)
+            sink.close()
+        return target
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else str(self.path)

@@ -41,8 +41,10 @@ from hires.tiling.retry import Ladder, is_out_of_memory, twice
 from hires.units import gib
 
 
-def run(job: RenderJob) -> RenderResult:
+def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
     """Plan a job and render it, and cheaper pictures if it runs out of memory and the request allows them.
+
+    models: what stays in memory from one job to the next; None loads for this job alone.
 
     Work that is unfinished when it fails or is cancelled stays in the job's journal. MemoryLadderError if nothing that the
     request allows has room.
@@ -52,24 +54,24 @@ def run(job: RenderJob) -> RenderResult:
         raise missing(job.spec.missing, job.spec.facts)
     job = replace(job, request=with_captions(job.request))
     vram, ram = budget_of(job.vram), budget_of(job.ram)
-    own = 0 if job.models is None else job.models.weight_bytes
-    machine = calibrated(probe(device, vram, ram or 0, own), calibration.load(calibration.cache_folder()))
+    models = LoadedModels(stay=False) if models is None else models
+    machine = calibrated(probe(device, vram, ram or 0, models.weight_bytes), calibration.load(calibration.cache_folder()))
     plan = planner.plan(job.request, job.spec, machine)
     while True:
         try:
-            return deliver(job, plan, device)
+            return deliver(job, plan, device, models)
         except MemoryLadderError as error:
             cheaper = cheaper_job(job, error)
         discard_journal(job)  # it is of another picture than the one that is drawn now
         job, plan = cheaper, plan_cheaper(cheaper, machine)
 
 
-def deliver(job: RenderJob, plan: MemoryPlan, device: torch.device) -> RenderResult:
+def deliver(job: RenderJob, plan: MemoryPlan, device: torch.device, models: LoadedModels) -> RenderResult:
     """Render a plan into the job's output: whole at the end, or not there."""
     head = parameters(job.request, plan)
     with open_journal(job, plan) as journal, job.output.open(head, folder_of(journal)) as output:
         with freed_pages(page_policy(job, plan, device)):
-            result = execute(job, plan, device, journal, output)
+            result = execute(job, plan, device, journal, output, models)
         return output.finish(result, job.request, job.tell)
 
 
@@ -116,16 +118,18 @@ def run_plan(
     """Render a plan that is already made, from text alone, into an array; errors as in `execute`."""
     job = RenderJob(request=request, spec=spec, output=Delivery(None), on_event=on_event)
     with job.output.open() as output:
-        return output.finish(execute(job, plan, device, NO_JOURNAL, output), request, on_event)
+        return output.finish(execute(job, plan, device, NO_JOURNAL, output, LoadedModels(stay=False)), request, on_event)
 
 
-def execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink) -> RenderResult:
+def execute(
+    job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink, models: LoadedModels
+) -> RenderResult:
     """Load the model, denoise and decode into a sink, which is left open.
 
     MemoryLadderError if even the smallest setting of the plan's ladder runs out of memory.
     """
     try:
-        return _execute(job, plan, device, journal, open_sink)
+        return _execute(job, plan, device, journal, open_sink, models)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -136,7 +140,9 @@ def execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jou
     )
 
 
-def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink) -> RenderResult:
+def _execute(
+    job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Journal, open_sink: OpenSink, models: LoadedModels
+) -> RenderResult:
     started, request, images = time.monotonic(), job.request, job.images
     backend = attention_backend(job.spec, plan.latent_grid.tile, device, TORCH_DTYPE[plan.dtype], request.attention)
     plan = replace(plan, backends=(("attention", backend),))
@@ -145,7 +151,6 @@ def _execute(job: RenderJob, plan: MemoryPlan, device: torch.device, journal: Jo
     runtime = Runtime.of(request, plan, device, ladder)
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
-    models = LoadedModels(stay=False) if job.models is None else job.models
     texts = models.conditions(job, plan, runtime, journal)
     family = twice(lambda: models.family(job, runtime), "loading")
     job.tell(Event(stage="load", done=1, total=1))

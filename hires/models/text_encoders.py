@@ -47,17 +47,25 @@ class Encoded:
 
 
 class TextEncoders:
-    """The text encoders of a model, read when they first encode and kept until `unload`.
+    """The text encoders of a model, read when they first encode.
 
     Args:
         spec: the checkpoint.
         dtype: of their weights; T5 overflows in half precision and takes bf16 then.
         device: where they run.
         loras: merged into CLIP's weights.
+        stay: whether they are kept until `unload`; without, each is let go before the next one is loaded.
     """
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> None:
-        self.spec, self.dtype, self.device, self.loras = spec, dtype, device, tuple(loras)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        loras: Sequence[LoraRef] = (),
+        stay: bool = False,
+    ) -> None:
+        self.spec, self.dtype, self.device, self.loras, self.stay = spec, dtype, device, tuple(loras), stay
         self._towers: dict[str, nn.Module] = {}
         self._tokenizers: dict[str, Any] = {}
 
@@ -76,9 +84,12 @@ class TextEncoders:
 
     def tower(self, name: str) -> nn.Module:
         """A text tower on the device, by its component's name."""
-        if name not in self._towers:
-            self._towers[name] = self._load(name)
-        return self._towers[name]
+        if name in self._towers:
+            return self._towers[name]
+        tower = self._load(name)
+        if self.stay:
+            self._towers[name] = tower
+        return tower
 
     def tokenizer(self, name: str) -> Any:
         """The tokenizer of a component."""
@@ -90,11 +101,6 @@ class TextEncoders:
         if self.spec.facts.text == ("t5",):
             return load_t5(self.spec, torch.float32 if self.dtype == torch.float32 else torch.bfloat16, self.device)
         return load_clip(self.spec, name, self.dtype, self.device, self.loras)
-
-    @property
-    def loaded(self) -> bool:
-        """Whether any of them holds weights."""
-        return bool(self._towers)
 
     @property
     def weight_bytes(self) -> int:

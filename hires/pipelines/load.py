@@ -83,10 +83,12 @@ def load_family(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Fa
     return family
 
 
-def load_encoders(spec: ModelSpec, plan: MemoryPlan, device: torch.device, loras: Sequence[LoraRef]) -> TextEncoders:
+def load_encoders(
+    spec: ModelSpec, plan: MemoryPlan, device: torch.device, loras: Sequence[LoraRef], stay: bool = False
+) -> TextEncoders:
     """The text encoders of a model, where and in which type the plan says; they are read when they first encode."""
     where = HOST if plan.text_on_host else device
-    return TextEncoders(spec, TORCH_DTYPE[plan.text_dtype], where, loras)
+    return TextEncoders(spec, TORCH_DTYPE[plan.text_dtype], where, loras, stay)
 
 
 def encode(encoders: TextEncoders, prompts: Sequence[str]) -> list[Conditioning]:
