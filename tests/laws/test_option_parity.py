@@ -17,8 +17,9 @@ from hires.cli.app import app
 from hires.cli.render import EDIT, PLAN, RENDER
 from hires.cli.upscale import UPSCALE
 from hires.errors import HiresError, RequestError
+from hires.options.declarations import LoadOptions
 from hires.options.fields import check, declared, flags_of, with_flags
-from hires.options.keywords import EditKeywords, PlanKeywords, RenderKeywords, UpscaleKeywords
+from hires.options.keywords import EditKeywords, LoadKeywords, PlanKeywords, RenderKeywords, UpscaleKeywords
 from hires.options.plan import PlanOptions
 from hires.options.render import NOT_APPLICABLE, EditOptions, JournalOptions, RenderOptions, RenderRequest
 from hires.options.table import COMMANDS, option_table
@@ -50,6 +51,13 @@ def test_the_keywords_are_those_declared(command: str) -> None:
     own = {"model": str} if command == "edit" else {}  # required, so it is an argument of its own
     fields = {name: field.type for name, field in declared(COMMANDS[command]).items()}
     assert get_type_hints(KEYWORDS[command]) | own == fields
+
+
+def test_load_takes_what_belongs_to_the_machine_and_the_model() -> None:
+    options = declared(RenderOptions)
+    assert set(declared(LoadOptions)) == {name for name, field in options.items() if field.option.group in ("machine", "model")}
+    hints = {name: field.type for name, field in declared(LoadOptions).items() if name != "model"}
+    assert get_type_hints(LoadKeywords) == hints
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -173,7 +173,7 @@ def _describe_plan(plan: MemoryPlan | None) -> PlanDocument:
 
 
 async def _events(queue: JobQueue, job: Job, request: Request) -> AsyncIterator[bytes]:
-    last, silent = "", 0.0
+    last, silent, ending = "", 0.0, asyncio.wrap_future(job.ended)
     while not await request.is_disconnected():
         document = queue.describe(job)
         ended = job.ended.done()
@@ -186,5 +186,5 @@ async def _events(queue: JobQueue, job: Job, request: Request) -> AsyncIterator[
             silent = 0.0
         if ended:
             return
-        await asyncio.sleep(EVENT_SECONDS)
+        await asyncio.wait([ending], timeout=EVENT_SECONDS)
         silent += EVENT_SECONDS
