@@ -222,3 +222,23 @@ def test_a_result_is_held_in_the_hand(engine: hires.Engine, tmp_path: Path) -> N
     assert result._repr_png_().startswith(b"\x89PNG")
     sixteen = engine.render(PROMPT, bits=16, **SMALL)
     assert sixteen.image.mode == "RGB" and np.abs(np.asarray(sixteen.image).astype(int) - result.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for both nothing is loaded after the first two; without, each switch loads once."""
+    from hires.engine.engine import render_on
+    from hires.engine.loaded import LoadedModels
+    from hires.options.render import RenderOptions
+
+    if not room:
+        monkeypatch.setattr("hires.engine.loaded.available_host_bytes", lambda: 0)
+    models = LoadedModels()
+    for index in range(4):
+        options = RenderOptions(model=("demo", str(eps_folder))[index % 2], vram="1GB", device="cpu", **SMALL)
+        pixels = render_on(models, PROMPT, options).pixels
+        fresh = hires.render(PROMPT, model=options.model, vram="1GB", device="cpu", **SMALL).pixels
+        assert np.array_equal(pixels, fresh)
+    of_the_fresh = 4
+    assert loads["load_network"] - of_the_fresh == (2 if room else 4)
+    assert len(models.names) == (2 if room else 1)
