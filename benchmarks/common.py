@@ -8,7 +8,8 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import hires
@@ -108,7 +109,11 @@ def digest(files: Iterable[Path]) -> str:
     return total.hexdigest()[:10]
 
 
-def _parts(file: Path) -> Iterator[bytes]:
+def _parts(file: Path) -> tuple[bytes, ...]:
     content = file.read_bytes()
-    texts = definitions(content.decode()) if file.suffix == ".py" else [content]
-    yield from (hashlib.sha256(text if isinstance(text, bytes) else text.encode()).digest() for text in texts)
+    return _of_code(content.decode()) if file.suffix == ".py" else (hashlib.sha256(content).digest(),)
+
+
+@cache
+def _of_code(source: str) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(text.encode()).digest() for text in definitions(source))

@@ -117,10 +117,10 @@ def test_plan_needs_no_torch_and_half_a_second() -> None:
 def test_render_prints_one_json_document_and_nothing_else(tmp_path: Path) -> None:
     """As a child process: library messages at import must not reach stdout or stderr."""
     path = tmp_path / "a.png"
-    done = spawn("render", PROMPT, "--size", "256x256", "--steps", "1", "-o", str(path), "--json", "--quiet")
+    done = spawn("render", PROMPT, "--size", "128x96", "--steps", "1", "-o", str(path), "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert (document["path"], document["size"], document["seed"]) == (str(path), "256x256", 0)
+    assert (document["path"], document["size"], document["seed"]) == (str(path), "128x96", 0)
     assert {"plan", "stats"} <= document.keys()
     assert path.exists()
     assert done.stderr == ""

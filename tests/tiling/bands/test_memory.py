@@ -59,8 +59,11 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
     return found
 
 
-FAST = [(1024, "bands"), (1024, "recompute_conv")]
-SLOW = [(side, policy) for side in (1024, 2048, 4096, 8192) for policy in ("bands", "recompute_up", "recompute_conv", "host")]
+FAST = [(640, "bands"), (640, "recompute_conv")]
+SIDES, POLICIES = (640, 1024, 2048, 4096, 8192), ("bands", "recompute_up", "recompute_conv", "host")
+SLOW = [(side, policy) for side in SIDES for policy in POLICIES]
+    (side, policy) for side in (640, 1024, 2048, 4096, 8192) for policy in ("bands", "recompute_up", "recompute_conv", "host")
+]
 
 
 @pytest.mark.parametrize("encode", [False, True])
