@@ -62,8 +62,6 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
 FAST = [(640, "bands"), (640, "recompute_conv")]
 SIDES, POLICIES = (640, 1024, 2048, 4096, 8192), ("bands", "recompute_up", "recompute_conv", "host")
 SLOW = [(side, policy) for side in SIDES for policy in POLICIES]
-    (side, policy) for side in (640, 1024, 2048, 4096, 8192) for policy in ("bands", "recompute_up", "recompute_conv", "host")
-]
 
 
 @pytest.mark.parametrize("encode", [False, True])
