@@ -24,6 +24,7 @@ from hires.checkpoints.spec import ModelSpec, load_spec
 from tests.support import speed
 
 if TYPE_CHECKING:
+    from hires.engine.loaded import LoadedModels
     from tests.support.checkpoints import Checkpoint
 
 # The same examples on every run: a change fails or passes for what it changed. HIRES_TEST_RANDOM=1 draws new ones.
@@ -52,6 +53,31 @@ def pytest_runtest_setup() -> None:
         frozen_modules = len(sys.modules)
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> LoadedModels:
+    """The models that tests with `warm` share."""
+    from hires.engine.loaded import LoadedModels
+
+    return LoadedModels()
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch, shared_models: LoadedModels) -> None:
+    """One-shot renders find the models of earlier tests in memory: for files that test something else than loading.
+
+    A used model draws what a fresh one draws (tests/engine/test_resident.py), in half the seconds of a small render.
+    """
+    monkeypatch.setattr("hires.engine.run.LoadedModels", lambda stay: shared_models)
+
+
+@pytest.fixture
+def cold(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file of `warm` tests one that does test loading."""
+    from hires.engine.loaded import LoadedModels
+
+    monkeypatch.setattr("hires.engine.run.LoadedModels", LoadedModels)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from hires.sampling.registry import evaluations
 from hires.sampling.samplers import make_sigmas
 from hires.tiling import retry
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 if TYPE_CHECKING:
     from tests.support.checkpoints import Checkpoint
 
@@ -141,6 +143,7 @@ def test_a_decode_rung_is_taken_logged_and_recorded(
     assert np.abs(whole.pixels.astype(int) - result.pixels.astype(int)).max() <= 1
 
 
+@pytest.mark.usefixtures("cold")
 def test_running_out_of_memory_anywhere_else_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB")

@@ -20,6 +20,8 @@ from hires.images.sinks import ImageSink
 from hires.images.sources import ImageSource
 from hires.tiling.geometry import Box, Size
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 pyvips = pytest.importorskip("pyvips")
 PROMPT = "a moon on the left over purple mountains and a lake at night"
 SMALL: dict[str, Any] = {"size": "150x333", "steps": 2, "seed": 3}

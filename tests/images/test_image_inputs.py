@@ -18,6 +18,8 @@ from hires.cli.app import app
 from hires.errors import RequestError, SizeError
 from tests.support.checkpoints import Checkpoint
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PROMPT = "a sun on the right over green mountains and a lake at dusk"
 
 

@@ -15,6 +15,8 @@ from hires.events import Event
 from hires.options.render import JournalOptions
 from hires.refine.colour_fix import smoothed
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PROMPT = "a sun over a lake"
 COMMON: dict[str, Any] = {"size": "328x264", "strength": 0.5, "steps": 4, "seed": 3}
 

@@ -18,6 +18,8 @@ from hires.models.previews import mapped
 from hires.pipelines.progressive import cell_mask
 from hires.tiling.geometry import Size
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SIZE = (150, 102)  # neither a multiple of 8
 OPTIONS = {"size": "150x102", "steps": 4, "seed": 6, "vram": "2GB"}
 

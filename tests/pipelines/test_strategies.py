@@ -24,6 +24,8 @@ from hires.sampling.noise import canvas_noise
 from hires.sampling.samplers import karras
 from hires.tiling.geometry import Box, Size, make_grid
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SUBJECT = OracleSubject()
 
 

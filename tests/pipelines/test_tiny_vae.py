@@ -20,6 +20,8 @@ from hires.images.formats import read_text
 from hires.planning.costs.network_memory import preview_bytes
 from hires.tiling.vae import TiledVAE
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PROMPT = "a sun on the right over green mountains and a lake at dusk"
 
 
@@ -86,6 +88,7 @@ def test_the_plan_names_it_as_the_last_rung_and_only_when_asked_for(tiny: Path) 
 
 
 @pytest.mark.parametrize(("channels", "levels", "message"), [(16, 4, "of 16 channels"), (4, 3, "4 px a cell")])
+@pytest.mark.usefixtures("cold")
 def test_another_kind_is_refused(tmp_path: Path, channels: int, levels: int, message: str) -> None:
     folder = save_tiny(tmp_path / "other", channels, levels)
     with pytest.raises(ModelError, match=message):

@@ -32,6 +32,8 @@ from hires.sampling.registry import SAMPLER_FACTS
 from hires.sampling.samplers import find_sampler
 from hires.tiling.geometry import Box
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PROMPT = "a sun over a lake"
 SMALL: dict[str, Any] = {"size": "400x272", "steps": 6, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands
 STOPS = [("base", 4), ("refine 1", 5), ("decode", 60), ("write", 1)]

@@ -29,6 +29,8 @@ from hires.resume.unfinished import clean, unfinished
 from hires.sampling.conditioning import Conditioning
 from tests.resume.test_journal import AT_ONCE, PROMPT, SMALL, stop_after
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 JOB = {"request": {"seed": 1}}
 LATENTS = torch.arange(64.0).view(1, 4, 4, 4)
 
