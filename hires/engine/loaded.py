@@ -71,17 +71,10 @@ class LoadedModels:
         self._families: OrderedDict[FamilyKey, Family] = OrderedDict()
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
         self._conditions: OrderedDict[tuple[TextKey, tuple[str, ...]], list[Conditioning]] = OrderedDict()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models whose networks are in memory, the least recently used one first."""
-        return tuple(family.spec.name for family in self._families.values())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights in memory, those of text encoders included."""
-        networks = sum(family.weight_bytes for family in self._families.values())
-        return networks + sum(encoders.weight_bytes for encoders in self._encoders.values())
+        self.names: tuple[str, ...] = ()
+        """The models whose networks stayed after the last request, the least recently used one first."""
+        self.weight_bytes = 0
+        """Bytes of all weights that stayed after the last request, those of text encoders included."""
 
     def conditions(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime, journal: Journal) -> Sequence[Conditioning]:
         """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
@@ -165,6 +158,7 @@ class LoadedModels:
         if not self.stay:
             self._encoders.clear()
             self._conditions.clear()
+        self._count()
 
     def unload(self) -> None:
         """Let everything go."""
@@ -173,7 +167,14 @@ class LoadedModels:
         self._families.clear()
         self._encoders.clear()
         self._conditions.clear()
+        self._count()
         free_memory()
+
+    def _count(self) -> None:
+        """Note what is in memory; other threads read the numbers while a request runs."""
+        self.names = tuple(family.spec.name for family in self._families.values())
+        networks = sum(family.weight_bytes for family in self._families.values())
+        self.weight_bytes = networks + sum(encoders.weight_bytes for encoders in self._encoders.values())
 
 
 def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:
