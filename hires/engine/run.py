@@ -155,7 +155,7 @@ def _execute(
     family = twice(lambda: models.family(job, runtime), "loading")
     job.tell(Event(stage="load", done=1, total=1))
     try:
-        session = open_session(family, texts, request, runtime, condition)
+        session = twice(lambda: open_session(family, texts, request, runtime, condition), "loading")
         denoised, decoded = draw(job, plan, session, journal, open_sink)
     finally:
         models.settle(family)

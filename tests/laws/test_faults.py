@@ -16,7 +16,7 @@ import hires
 from hires.engine.results import RenderResult
 from hires.errors import MemoryLadderError
 
-NEXT_MOVE = r"--\w|close other programs"
+NEXT_MOVE = r"`\w+`|close other programs"
 OPTIONS: dict[str, Any] = {"size": "400x272", "steps": 2, "seed": 5}
 
 
