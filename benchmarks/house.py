@@ -72,9 +72,8 @@ def _functions(name: Path, tree: ast.Module) -> Iterator[Function]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            own = [argument for argument in every if argument.arg not in ("self", "cls")]
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            yield Function(place=f"{name}:{node.lineno} {node.name}", arguments=len(own), lines=length)
+            yield Function(place=f"{name}:{node.lineno} {node.name}", arguments=len(every), lines=length)
 
 
 def _flag_texts(name: Path, tree: ast.Module) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,8 @@ class LoadedModels:
         """The models whose networks stayed after the last request, the least recently used one first."""
         self.weight_bytes = 0
         """Bytes of all weights that stayed after the last request, those of text encoders included."""
+        self.device_bytes = 0
+        """Those of them that are on the device: on a CPU all, on a card networks that are not offloaded."""
 
     def conditions(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime, journal: Journal) -> Sequence[Conditioning]:
         """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
@@ -104,7 +106,7 @@ class LoadedModels:
         encoders = self._encoders.get(key)
         if encoders is None:
             size = job.spec.text_params * BYTES_PER_ELEMENT[plan.text_dtype]
-            self._make_room(job, size)
+            self._make_room(lambda: self._text_has_room(key, job, plan, runtime, size))
             keep = self.stay and key.on_host and job.ram is None and size <= HOST_SHARE * available_host_bytes()
             encoders = load.load_encoders(job.spec, plan, runtime.device, job.request.loras, stay=keep or len(wanted) > 1)
             if keep:
@@ -118,34 +120,44 @@ class LoadedModels:
         if runtime.device.type != "cpu":
             free_memory()
 
-    def family(self, job: RenderJob, runtime: Runtime) -> Family:
-        """The networks of a job, from memory or loaded now; what has no room beside them goes first."""
+    def family(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime) -> Family:
+        """The networks of a job, from memory or loaded now; others that leave no room go first."""
         key = family_key(job, runtime)
-        family = self._families.get(key)
-        if family is not None:
-            self._families.move_to_end(key)
-            return family
-        self._make_room(job, sum(size for _, size, _ in key.files))
-        family = load.load_family(job.request, job.spec, runtime)
+        family = self._families.pop(key, None)  # so that it is not among those that go
+        self._make_room(lambda: self._networks_have_room(key, job, plan, runtime, loading=family is None))
+        if family is None:
+            family = load.load_family(job.request, job.spec, runtime)
         self._families[key] = family
         return family
 
-    def _make_room(self, job: RenderJob, needed: int) -> None:
-        """Let go of the least recently used networks until that many bytes of weights have room.
-
-        On a card, or where `ram` bounds the process, one model at a time has been planned for: all others go.
-        """
-        while self._families and not self._has_room(job, needed):
-            key, _ = self._families.popitem(last=False)
-            log.info("let %s go for %s", key.files[0][0] if key.files else "a model", job.spec.name)
+    def _make_room(self, has_room: Callable[[], bool]) -> None:
+        """Let go of networks, the least recently used ones first, until there is room."""
+        while self._families and not has_room():
+            _, family = self._families.popitem(last=False)
+            log.info("let %s go for another model", family.spec.name)
+            del family
             free_memory()
 
-    def _has_room(self, job: RenderJob, needed: int) -> bool:
+    def _text_has_room(self, key: TextKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, size: int) -> bool:
+        """Whether text encoders of `size` bytes may be loaded beside the networks in memory."""
+        if job.ram is not None and key.on_host:
+            return resident_bytes() + size <= parse_bytes(str(job.ram))
+        if runtime.device.type == "cpu":
+            return size <= HOST_SHARE * available_host_bytes()
+        peak = next((cost.peak_bytes for cost in plan.costs if cost.stage == "text"), size)
+        return key.on_host or self._device_bytes() + peak <= plan.budget_bytes
+
+    def _networks_have_room(self, key: FamilyKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, loading: bool) -> bool:
+        """Whether a job may run beside the other networks in memory; a plan knows of its own alone."""
         if job.ram is not None:
-            return resident_bytes() + needed <= parse_bytes(str(job.ram))
-        if any(key.device != "cpu" for key in self._families):
-            return False
-        return needed <= HOST_SHARE * available_host_bytes()
+            return not self._families
+        if runtime.device.type == "cpu":
+            return not loading or sum(size for _, size, _ in key.files) <= HOST_SHARE * available_host_bytes()
+        return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
+
+    def _device_bytes(self) -> int:
+        """Bytes of the networks that are on the device."""
+        return sum(family.weight_bytes for family in self._families.values() if family.weights.offload == "none")
 
     def settle(self, family: Family) -> None:
         """After a request: what may not stay goes.
@@ -173,8 +185,10 @@ class LoadedModels:
     def _count(self) -> None:
         """Note what is in memory; other threads read the numbers while a request runs."""
         self.names = tuple(family.spec.name for family in self._families.values())
-        networks = sum(family.weight_bytes for family in self._families.values())
-        self.weight_bytes = networks + sum(encoders.weight_bytes for encoders in self._encoders.values())
+        encoders = sum(encoders.weight_bytes for encoders in self._encoders.values())
+        self.weight_bytes = sum(family.weight_bytes for family in self._families.values()) + encoders
+        on_host = all(family.weights.device.type == "cpu" for family in self._families.values())
+        self.device_bytes = self._device_bytes() + (encoders if on_host else 0)
 
 
 def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:

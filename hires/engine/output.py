@@ -82,6 +82,8 @@ class OpenDelivery:
 
     def __call__(self, size: Size) -> ImageSink:
         """An empty sink; what the one before holds is thrown away."""
+        from hires.images.atomic_file import Unfinished
+        from hires.images.formats import check_output
         from hires.images.sinks import ArraySink, ImageSink
 
         self.abort()
@@ -90,9 +92,8 @@ class OpenDelivery:
             self._sink = ArraySink(size, dtype=dtype)
         else:
             within = self._within if self._within is not None and self._within.is_dir() else None
-            self._sink = ImageSink.open(
-                path, size, dtype=dtype, metadata=self._head, overwrite=self._delivery.overwrite, within=within
-            )
+            unfinished = Unfinished(check_output(path, self._delivery.overwrite), self._delivery.overwrite, within)
+            self._sink = ImageSink.open(unfinished, size, dtype=dtype, metadata=self._head)
         return self._sink
 
     def finish(self, result: RenderResult, request: RenderRequest, on_event: OnEvent) -> RenderResult:

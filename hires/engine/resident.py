@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
@@ -11,7 +11,7 @@ from hires.engine.engine import edit_on, plan_of, render_on
 from hires.engine.requests import request_from, spec_for
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import RequestError
-from hires.events import OnEvent
+from hires.events import Event, OnEvent
 from hires.options.declarations import LoadOptions
 from hires.options.fields import PictureLike, chosen, declared
 from hires.options.keywords import EditKeywords, LoadKeywords, PlanKeywords, RenderKeywords, UpscaleKeywords
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from hires.engine.loaded import LoadedModels
 
 Chosen = TypeVar("Chosen")
-Result = TypeVar("Result")
+ENCODED_AHEAD = 32
+"""Prompts of `render_many` that are encoded while the text encoders are loaded: some megabytes each."""
 
 
 @with_options(LoadOptions)
@@ -85,13 +86,13 @@ class Engine:
     def render_many(self, prompts: Sequence[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
         """Render several prompts with the same options, one result after the other.
 
-        The text encoders work for all of them at once. RequestError for `output`, which would be one file for all.
+        The text encoders work for `ENCODED_AHEAD` prompts at once. RequestError for `output`, which would be one file for all.
         """
         wanted = self._options_of(RenderOptions, "render_many", options)
         if wanted.output is not None:
             raise RequestError(f"output {wanted.output}: would be one file for {len(prompts)} pictures; save each result")
         prompts = [*prompts]
-        return (self._one_of(wanted, prompts[index], prompts[index + 1 :]) for index in range(len(prompts)))
+        return (self._one_of(wanted, prompts[i], prompts[i + 1 : i + ENCODED_AHEAD]) for i in range(len(prompts)))
 
     def _one_of(self, wanted: RenderOptions, prompt: str, following: Sequence[str]) -> RenderResult:
         with self._models_at_work() as models:
@@ -180,10 +181,8 @@ def closed() -> RequestError:
 
 
 def _both(first: OnEvent, second: OnEvent) -> OnEvent:
-    hearers: tuple[Callable[..., None], ...] = (first, second)
-
-    def hear(event: object) -> None:
-        for hearer in hearers:
-            hearer(event)
+    def hear(event: Event) -> None:
+        first(event)
+        second(event)
 
     return hear

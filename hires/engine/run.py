@@ -55,7 +55,7 @@ def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
     job = replace(job, request=with_captions(job.request))
     vram, ram = budget_of(job.vram), budget_of(job.ram)
     models = LoadedModels(stay=False) if models is None else models
-    machine = calibrated(probe(device, vram, ram or 0, models.weight_bytes), calibration.load(calibration.cache_folder()))
+    machine = calibrated(probe(device, vram, ram or 0, models.device_bytes), calibration.load(calibration.cache_folder()))
     plan = planner.plan(job.request, job.spec, machine)
     while True:
         try:
@@ -152,7 +152,7 @@ def _execute(
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
     texts = models.conditions(job, plan, runtime, journal)
-    family = twice(lambda: models.family(job, runtime), "loading")
+    family = twice(lambda: models.family(job, plan, runtime), "loading")
     job.tell(Event(stage="load", done=1, total=1))
     try:
         session = twice(lambda: open_session(family, texts, request, runtime, condition), "loading")

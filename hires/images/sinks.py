@@ -62,7 +62,7 @@ class ImageSink:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Unfinished,
         size: Size,
         bands: int = 3,
         dtype: DTypeLike = np.uint8,
@@ -70,31 +70,31 @@ class ImageSink:
         metadata: Mapping[str, str] | None = None,
         *,
         overwrite: bool = False,
-        within: Path | None = None,
     ) -> ImageSink:
         """A sink to a file by its name: .png (8, 16 bits), .tif (BigTIFF, tiled, with a pyramid; also float32), .jpg, .webp.
 
         Args:
-            path: where the file appears.
+            path: where the file appears, or an unfinished file that becomes it.
             size: height and width in pixels.
             bands: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (not multiplied in).
             dtype: the type of the values.
             icc: the colour profile; None says sRGB (nothing for grey outside PNG).
             metadata: text by key; what `close` is given comes on top.
-            overwrite: whether a file that is there is replaced.
-            within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
+            overwrite: whether a file that is there is replaced; an unfinished file says so itself.
 
         Raises:
             OutputError: the format cannot hold the picture, or the place cannot be written. WriteError: the disk refuses.
         """
-        place, kind = check_output(Path(path), overwrite), np.dtype(dtype)
-        fmt = check_fits(place, size, bands, kind)
-        unfinished = Unfinished(place, overwrite, within)
+        kind, unfinished = np.dtype(dtype), path if isinstance(path, Unfinished) else None
         try:
+            place = check_output(Path(path), overwrite) if not isinstance(path, Unfinished) else path.path
+            fmt = check_fits(place, size, bands, kind)
+            unfinished = unfinished or Unfinished(place, overwrite)
             with refusing(place):
                 encoder = _encoder(fmt, unfinished, _Picture(size, bands, kind, icc, dict(metadata or {})))
         except BaseException:
-            unfinished.discard()
+            if unfinished is not None:
+                unfinished.discard()
             raise
         return cls(encoder, size, bands, kind, unfinished)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hires.errors import OutputError, RequestError
+from hires.images.atomic_file import Unfinished
 from hires.images.boxes import unit
 from hires.images.decoders import PILLOW_FORMATS
 from hires.images.formats import check_output
@@ -43,7 +44,8 @@ def save_png(
     within: a folder for the unfinished file that is cleared after a kill, such as a journal's.
     """
     size = Size(*pixels.shape[:2])
-    with ImageSink.open(path, size, metadata=text, overwrite=overwrite, within=within) as sink:
+    place = path if within is None else Unfinished(check_output(path, overwrite), overwrite, within)
+    with ImageSink.open(place, size, metadata=text, overwrite=overwrite) as sink:
         sink.write(pixels)
 
 

@@ -219,7 +219,11 @@ class JobQueue:
 
     def _work(self, worker: Worker) -> None:
         """Run one job after another until the queue closes; a thread per worker."""
-        while (job := self._next_job(worker)) is not None:
+        while not self._closing:
+            job = self._next_job()
+            if job is None:
+                worker.unload()  # outside the lock: others may queue jobs meanwhile
+                continue
             status = self._run_job(job, worker)
             with self._changed:
                 self._running.remove(job)
@@ -231,13 +235,11 @@ class JobQueue:
                     self._end(job, status)
             self._forget_oldest()
 
-    def _next_job(self, worker: Worker) -> Job | None:
-        """Wait for a job and mark it as running; None when the queue closes. A worker that waits long lets its models go."""
+    def _next_job(self) -> Job | None:
+        """Wait for a job and mark it as running; None after `idle_unload_seconds` without one, and when the queue closes."""
         with self._changed:
-            while not self._waiting and not self._closing:
-                if not self._changed.wait(self.settings.idle_unload_seconds):
-                    worker.unload()
-            if self._closing:
+            self._changed.wait_for(lambda: self._waiting or self._closing, self.settings.idle_unload_seconds)
+            if self._closing or not self._waiting:
                 return None
             job = self._waiting.pop(0)
             self._running.append(job)

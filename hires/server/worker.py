@@ -93,7 +93,7 @@ class Worker:
             if isinstance(task, RenderTask):
                 _check_start(task)
             spec = editing(spec_for(request)) if isinstance(task, EditTask) else text_to_image(spec_for(request), task.prompt)
-        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram), self.models.weight_bytes)
+        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram), self.models.device_bytes)
         return planner.plan(with_captions(request), spec, device)
 
     def weights(self, task: AnyTask, plan: MemoryPlan | None) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,41 @@ class VaeRun:
     """How often the last map's bands were halved after an out-of-memory."""
 
 
+class MidBlockKeywords(TypedDict, total=False):
+    """How the mid block of a `TiledVAE` attends; the meanings are those of `MidBlock`."""
+
+    attention: Policy
+    attention_window: int | None
+    backend: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MidBlock:
+    """How the mid block of an autoencoder attends. RequestError for what cannot be."""
+
+    attention: Policy = EVERYWHERE
+    """Which latent cells it attends to."""
+    attention_window: int | None = None
+    """Short for `Rows(n)`."""
+    backend: str | None = None
+    """The attention backend, by its name in `kernels.dispatch`."""
+
+    def __post_init__(self) -> None:
+        if self.attention_window is not None and self.attention_window < 1:
+            raise RequestError(f"attention_window={self.attention_window}: give at least 1 row")
+        if self.attention_window is not None and self.attention != EVERYWHERE:
+            raise RequestError(f"attention_window={self.attention_window} and attention {self.attention}: give one of the two")
+        if isinstance(self.attention, Global) and self.attention.trained is not None:
+            raise RequestError(
+                f"attention {self.attention}: scores are not scaled in an autoencoder; give Global() or a window"
+            )
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that either of the two gives."""
+        return self.attention if self.attention_window is None else Rows(self.attention_window)
+
+
 class TiledVAE:
     """Runs an AutoencoderKL of any widths in the memory of a few bands. Works beside any diffusers pipeline; no gradients.
 
@@ -116,23 +151,16 @@ class TiledVAE:
         policy: str | None = None,
         band_px: int | None = None,
         wrap: tuple[bool, bool] | None = None,
-        attention: Policy = EVERYWHERE,
-        attention_window: int | None = None,
-        backend: str | None = None,
+        **mid_block: Unpack[MidBlockKeywords],
     ) -> None:
         if policy is not None and policy not in VAE_POLICIES:
             raise RequestError(unknown("VAE policy", policy, VAE_POLICIES))
-        for name, rows in (("band_px", band_px), ("attention_window", attention_window)):
-            if rows is not None and rows < 1:
-                raise RequestError(f"{name}={rows}: give at least 1 row")
+        if band_px is not None and band_px < 1:
+            raise RequestError(f"band_px={band_px}: give at least 1 row")
         config: Any = vae.config
         self.vae, self.budget_bytes, self.policy, self.band_px = vae, budget_bytes, policy, band_px
-        if attention_window is not None and attention != EVERYWHERE:
-            raise RequestError(f"attention_window={attention_window} and attention {attention}: give one of the two")
-        if isinstance(attention, Global) and attention.trained is not None:
-            raise RequestError(f"attention {attention}: scores are not scaled in an autoencoder; give Global() or a window")
-        self.attention = attention if attention_window is None else Rows(attention_window)
-        self.backend = backend
+        attending = MidBlock(**mid_block)
+        self.attention, self.backend = attending.policy, attending.backend
         self.ladder: Ladder[Any] | None = None
         self.cell_px = 2 ** (len(config.block_out_channels) - 1)
         circular = is_circular(vae)

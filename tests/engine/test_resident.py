@@ -242,3 +242,27 @@ def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str],
     of_the_fresh = 4
     assert loads["load_network"] - of_the_fresh == (2 if room else 4)
     assert len(models.names) == (2 if room else 1)
+
+
+@pytest.mark.parametrize(("budget", "stays"), [(100, ("a", "b")), (70, ("b",)), (50, ())])
+def test_on_a_card_others_stay_while_the_plan_fits_beside_them(budget: int, stays: tuple[str, ...]) -> None:
+    """Two networks of 20 bytes and 30, and a plan that takes 40: the least recently used one goes first."""
+    from types import SimpleNamespace
+
+    from hires.engine.loaded import LoadedModels
+
+    models, card = LoadedModels(), SimpleNamespace(device=torch.device("cuda"))
+    for name, size in (("a", 20), ("b", 30)):
+        family: Any = SimpleNamespace(
+            spec=SimpleNamespace(name=name), weight_bytes=size, weights=SimpleNamespace(offload="none", device=card.device)
+        )
+        key: Any = name
+        models._families[key] = family
+    job: Any = SimpleNamespace(ram=None)
+    plan: Any = SimpleNamespace(peak_bytes=40, budget_bytes=budget, costs=())
+    text: Any = SimpleNamespace(on_host=True)
+    where: Any = card
+    assert models._text_has_room(text, job, plan, where, 10**15), "encoders in host memory take nothing from the card"
+    models._make_room(lambda: models._networks_have_room(key, job, plan, where, loading=True))
+    models._count()
+    assert models.names == stays and models.device_bytes == models.weight_bytes
