@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Progress of one stage of a run."""
+    """Progress of one stage of a run, and of the whole run."""
 
     stage: str
     """The name of the stage."""
@@ -26,6 +26,16 @@ class Event:
 
     The preview autoencoder draws it if the request names one, else one linear map per latent cell.
     """
+    recalled: int = 0
+    """How many of `done` an earlier run had finished: read from its journal, not computed now."""
+    fraction: float = 0.0
+    """How much of the whole run is done, 0 to 1; it never falls, and loading does not count."""
+    eta_seconds: float | None = None
+    """Expected seconds until the whole run is done; None before anything was measured."""
+    elapsed: float = 0.0
+    """Seconds since the run began, loading included."""
+    device: str = ""
+    """Where it runs, such as "cuda:0"."""
 
 
 OnEvent = Callable[[Event], None]

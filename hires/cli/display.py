@@ -67,27 +67,25 @@ def guarded(work: Callable[[], Result], stopped: str = LOST, options: Sequence[t
 
 
 class progress_display:
-    """A live line on stderr: stage, step, tile, time left, memory. Plain lines where stderr is no terminal."""
+    """A live line on stderr for the whole run: its bar, time left, stage, step, tile, memory.
+
+    Where stderr is no terminal, a plain line after each stage.
+    """
 
     def __init__(self, shown: bool, preview: Path | None = None) -> None:
         self.shown, self.preview = shown, preview
         self._bar: Any = None
         self._task: Any = None
-        self._stage, self._begun = "", 0.0
+        self._stage, self._begun, self._fraction = "", 0.0, 0.0
 
     def __enter__(self) -> OnEvent | None:
         if not self.shown:
             return None if self.preview is None else self._draw
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-            columns = (
-                TextColumn("{task.description:<22}"),
-                BarColumn(),
-                TextColumn("{task.fields[detail]}"),
-                TimeRemainingColumn(),
-            )
+            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
         return self._on_event
@@ -107,23 +105,47 @@ class progress_display:
         from hires.devices.memory import peak_bytes_so_far
 
         self._draw(event)
-
-        fresh = event.stage != self._stage
-        if fresh:
+        if event.stage != self._stage:
             self._stage, self._begun = event.stage, time.monotonic()
-        detail = (
-            f"step {event.step}/{event.steps} tile {event.done}/{event.total}" if event.steps else f"{event.done}/{event.total}"
-        )
-        detail += f"  peak {gib(peak_bytes_so_far())}"
+        peak = gib(peak_bytes_so_far())
         if self._bar is None:
             if event.done == event.total and event.step == event.steps and event.total > 0:
-                print(f"{event.stage}: {detail}, {time.monotonic() - self._begun:.1f} s", file=sys.stderr)
+                print(stage_line(event, time.monotonic() - self._begun, peak), file=sys.stderr)
             return
-        if fresh:
+        if self._task is None or event.fraction < self._fraction:  # the next picture of several
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(event.stage, total=event.total, detail=detail)
-        self._bar.update(self._task, completed=event.done, detail=detail)
+            self._task = self._bar.add_task("", total=1.0)
+        self._fraction = event.fraction
+        self._bar.update(self._task, completed=event.fraction, description=f"{left_of(event)}{work_of(event)}, peak {peak}")
+
+
+def work_of(event: Event) -> str:
+    """The stage of an event, and how far it has come."""
+    step = f" step {event.step}/{event.steps}," if event.steps else ""
+    return f"{event.stage}{step} {'tile' if event.steps else 'part'} {event.done}/{event.total}"
+
+
+def left_of(event: Event) -> str:
+    """The time left, followed by a comma; nothing before it is known."""
+    return "" if event.eta_seconds is None else f"{duration(event.eta_seconds)} left, "
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3:05, 1:02:05."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def stage_line(event: Event, seconds: float, peak: str) -> str:
+    """A finished stage as one line, and how far the whole run is then."""
+    whole = f", {100 * event.fraction:.0f} % of the whole" if event.fraction < 1 else ""
+    left = "" if event.eta_seconds is None or event.fraction >= 1 else f", {duration(event.eta_seconds)} left"
+    return f"{work_of(event)}, peak {peak}, {seconds:.1f} s{whole}{left}"
 
 
 Report = Callable[["MemoryPlan"], str]

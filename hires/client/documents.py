@@ -29,7 +29,13 @@ class ProgressDocument(TypedDict):
     step: int
     steps: int
     eta_seconds: float | None
-    """Expected seconds until the job is done; None before anything is known."""
+    """Expected seconds until the job is done; None before anything was measured."""
+    elapsed: float
+    """Seconds since its first image began."""
+    device: str
+    """Where it runs; empty before that is known."""
+    peak_bytes: int
+    """The most memory that was held so far: of the card at work, else of the process."""
     previews: int
     """How many previews there have been."""
 

@@ -149,4 +149,8 @@ def _event(progress: ProgressDocument) -> Event:
         total=progress["total"],
         step=progress["step"],
         steps=progress["steps"],
+        fraction=progress["fraction"],
+        eta_seconds=progress["eta_seconds"],
+        elapsed=progress["elapsed"],
+        device=progress["device"],
     )

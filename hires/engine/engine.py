@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from hires._imports import collection_paused
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
 from hires.engine.job import Images, RenderJob
@@ -135,7 +136,8 @@ def _run(
 ) -> RenderResult:
     """Open the output, then run; torch is imported only here."""
     output = delivery(options.output, options.overwrite, request.size, options.bits)
-    from hires.engine.run import run
+    with collection_paused():
+        from hires.engine.run import run
 
     return run(
         RenderJob(

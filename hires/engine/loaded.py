@@ -15,10 +15,11 @@ from hires.engine.job import RenderJob
 from hires.models.text_encoders import TextEncoders
 from hires.pipelines import load
 from hires.pipelines.base import Family, Runtime
+from hires.pipelines.clock import Paces
 from hires.planning.plan import MemoryPlan
 from hires.resume.journal import Journal
 from hires.sampling.conditioning import Conditioning
-from hires.tiling.retry import free_memory
+from hires.tiling.retry import empty_cache, free_memory
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class LoadedModels:
         """Bytes of all weights that stayed after the last request, those of text encoders included."""
         self.device_bytes = 0
         """Those of them that are on the device: on a CPU all, on a card networks that are not offloaded."""
+        self.paces: dict[str, Paces] = {}
+        """How the last render of each model went beside its plan, by the model's name."""
 
     def conditions(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime, journal: Journal) -> Sequence[Conditioning]:
         """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
@@ -117,8 +120,7 @@ class LoadedModels:
         while len(self._conditions) > max(CONDITIONS_KEPT, len(wanted)):
             self._conditions.popitem(last=False)
         del encoders
-        if runtime.device.type != "cpu":
-            free_memory()
+        empty_cache()
 
     def family(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime) -> Family:
         """The networks of a job, from memory or loaded now; others that leave no room go first."""

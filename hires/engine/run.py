@@ -30,6 +30,7 @@ from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Runtime, Session
+from hires.pipelines.clock import RenderClock, parts_of
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import open_session
 from hires.planning import planner
@@ -57,9 +58,14 @@ def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
     models = LoadedModels(stay=False) if models is None else models
     machine = calibrated(probe(device, vram, ram or 0, models.device_bytes), calibration.load(calibration.cache_folder()))
     plan = planner.plan(job.request, job.spec, machine)
+    clock = RenderClock(job.on_event, str(device), models.paces.get(plan.model))
+    job = replace(job, on_event=clock.hear)
     while True:
+        clock.follow(parts_of(plan))
         try:
-            return deliver(job, plan, device, models)
+            result = deliver(job, plan, device, models)
+            models.paces[plan.model] = clock.paces()
+            return result
         except MemoryLadderError as error:
             cheaper = cheaper_job(job, error)
         discard_journal(job)  # it is of another picture than the one that is drawn now

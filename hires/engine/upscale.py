@@ -35,6 +35,7 @@ from hires.options.render import RenderOptions, RenderRequest
 from hires.options.sizes import as_size
 from hires.options.table import with_options
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleOptions, UpscaleRequest
+from hires.pipelines.clock import as_part, clocked
 from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+ENLARGE_SHARE = 0.1
+"""The share of the whole time that enlarging is taken for where the result is then drawn over."""
 OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale")  # of another picture than the enlarged one
 
 
@@ -123,7 +126,7 @@ class Upscaler:
             sink = _sink(path, source, size, dtype, overwrite, text_of(image))
             with sink, _beside(image, source) as beside:
                 if self.options.refinement is None:
-                    outcome = self._enlarged(source, beside, size, sink, tell)
+                    outcome = self._enlarged(source, beside, size, sink, clocked(tell, str(self.device), ("enlarge",)))
                 else:
                     outcome = self._refined(source, beside, size, sink, tell)
                 sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": outcome.notes})} | outcome.text)
@@ -168,10 +171,12 @@ class Upscaler:
         options, wanted = self.options, self.options.refinement
         assert wanted is not None
         self._check_refinement(wanted, size)
-        whole = ArraySink(size, source.bands, sink.dtype)
-        enlarged = self._enlarged(source, beside, size, whole, tell)
-        self._upscaler = None  # the diffusion model gets its memory; loading it again costs less than a refinement
-        free_memory()
+        whole, begun = ArraySink(size, source.bands, sink.dtype), time.monotonic()
+        first = clocked(as_part(tell, 0.0, ENLARGE_SHARE, begun), str(self.device), ("enlarge",))
+        enlarged = self._enlarged(source, beside, size, whole, first)
+        if self._upscaler is not None:  # the diffusion model gets its memory; loading it again costs less than a refinement
+            self._upscaler = None
+            free_memory()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
         refinement = RenderOptions(
@@ -193,7 +198,7 @@ class Upscaler:
             colour_fix=wanted.colour_fix,
             vram=options.vram,
             ram=options.ram,
-            on_event=tell,
+            on_event=as_part(tell, ENLARGE_SHARE, 1.0, begun),
             bits=8 if sink.dtype == np.uint8 else 16,
         )
         drawn = render_on(self.models, wanted.prompt, refinement)

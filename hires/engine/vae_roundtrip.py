@@ -147,6 +147,7 @@ def vae_roundtrip(
     from hires.images.whole import read_picture
     from hires.kernels.blend import to_integers
     from hires.metrics.fidelity import psnr
+    from hires.pipelines.clock import clocked
     from hires.tiling.resize import Padded
 
     begun = time.monotonic()
@@ -158,10 +159,11 @@ def vae_roundtrip(
     tiled = _autoencoder(options, device)
     canvas = Size(*(round_up(side, tiled.cell_px) for side in (size.height, size.width)))
     cells, sink = canvas.divided(tiled.cell_px), ArraySink(size)
+    hear = clocked(on_event, str(device), ("encode", "decode"))
     with freed_pages("kept" if device.type == "cpu" and options.vram is None else "usual"), torch.inference_mode():
-        latents = tiled.encode(Padded(pixels, canvas), _progress(on_event, "encode"))
+        latents = tiled.encode(Padded(pixels, canvas), _progress(hear, "encode"))
         encoded = _finished_way(tiled, cells, encode=True)
-        for band in tiled.decode_bands(latents, _progress(on_event, "decode")):
+        for band in tiled.decode_bands(latents, _progress(hear, "decode")):
             sink.put(to_integers(band[0]).cpu().numpy())
     decoded = _finished_way(tiled, cells)
     sink.close()
@@ -211,11 +213,10 @@ def _finished_way(tiled: TiledVAE | HaloVAE, cells: Size, *, encode: bool = Fals
     return tiled.plan(cells.height, cells.width, encode=encode)[tiled.last.taken if tiled.last else 0]
 
 
-def _progress(on_event: OnEvent | None, stage: str) -> Callable[[int, int], None]:
+def _progress(hear: OnEvent, stage: str) -> Callable[[int, int], None]:
     """Bands done and in all as events of a stage."""
 
     def report(done: int, total: int) -> None:
-        if on_event is not None:
-            on_event(Event(stage=stage, done=done, total=total))
+        hear(Event(stage=stage, done=done, total=total))
 
     return report

@@ -12,7 +12,7 @@ from torch import nn
 
 from hires._imports import quiet_imports
 from hires.planning.search import OFFLOADS, WHERE
-from hires.tiling.retry import free_memory
+from hires.tiling.retry import empty_cache, free_memory
 
 HOST = torch.device("cpu")
 
@@ -36,7 +36,7 @@ class Weights:
             if name != part and not streamed:
                 module.to(HOST)
         if not (part == "network" and self.offload == "layers"):
-            free_memory()
+            empty_cache()
             self.parts[part].to(self.device)
 
     def relieve(self) -> str | None:

@@ -30,7 +30,7 @@ from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import MemoryPlan
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
-from hires.tiling.retry import attempt, free_memory, twice
+from hires.tiling.retry import attempt, empty_cache, free_memory, twice
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load_session(
     encoders = load_encoders(spec, plan, runtime.device, request.loras)
     texts = encode(encoders, [request.prompt, request.negative])
     del encoders
-    free_memory()
+    empty_cache()
     return open_session(load_family(request, spec, runtime), texts, request, runtime, picture)
 
 

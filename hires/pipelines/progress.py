@@ -49,11 +49,21 @@ class TileProgress:
         if evaluated and SAMPLER_FACTS[self.stage.sampler].known:
             return
         self.total = self._shown = evaluated or self.total
+        self._recalled = self._recalled if evaluated else self.total
         self.steps_done = self.stage.taken_steps
         self._tell()
 
     def _tell(self, preview: NDArray[np.uint8] | None = None) -> None:
         stage, steps = self.stage, self.stage.taken_steps
         self._shown = max(self._shown, self.done + self._recalled)
-        event = Event(stage=stage.name, done=self._shown, total=self.total, step=self.steps_done, steps=steps, preview=preview)
-        self.on_event(event)
+        self.on_event(
+            Event(
+                stage=stage.name,
+                done=self._shown,
+                total=self.total,
+                step=self.steps_done,
+                steps=steps,
+                preview=preview,
+                recalled=min(self._recalled, self._shown),
+            )
+        )

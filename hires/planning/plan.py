@@ -26,6 +26,8 @@ class StageCost:
     """FLOPs of all its evaluations."""
     seconds: float
     """By what the machine sustains."""
+    enlarge_seconds: float = 0.0
+    """Those of them that it takes to decode the stage before, enlarge it and encode it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

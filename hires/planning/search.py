@@ -164,6 +164,7 @@ def with_enlarging(cost: StageCost, enlarging: StageCost) -> StageCost:
         peak_bytes=max(cost.peak_bytes, enlarging.peak_bytes),
         flops=cost.flops + enlarging.flops,
         seconds=cost.seconds + enlarging.seconds,
+        enlarge_seconds=enlarging.seconds,
     )
 
 

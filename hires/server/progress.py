@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hires.client.documents import ProgressDocument
+from hires.devices.memory import peak_bytes_so_far
 from hires.events import Event
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-STEP = 0.02
-"""A fraction of the work; before it, the time left comes from the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,13 @@ class Progress:
     step: int = 0
     steps: int = 0
     eta_seconds: float | None = None
-    """Expected seconds until the job is done; None before anything is known."""
+    """Expected seconds until the job is done; None before anything was measured."""
+    elapsed: float = 0.0
+    """Seconds since its first picture began."""
+    device: str = ""
+    """Where it runs; empty before that is known."""
+    peak_bytes: int = 0
+    """The most memory that was held so far: of the card at work, else of the process."""
     previews: int = 0
     """How many previews there have been."""
 
@@ -52,6 +55,9 @@ class Progress:
             "step": self.step,
             "steps": self.steps,
             "eta_seconds": None if self.eta_seconds is None else round(self.eta_seconds, 1),
+            "elapsed": round(self.elapsed, 1),
+            "device": self.device,
+            "peak_bytes": self.peak_bytes,
             "previews": self.previews,
         }
 
@@ -63,38 +69,28 @@ class Meter:
         self.now = Progress(pictures=pictures)
         self.preview: NDArray[np.uint8] | None = None
         """The latest, (h, w, 3); None before the first."""
-        self._weights: Mapping[str, float] = {}
-        self._finished = 0.0
-        self._stage = ""
-        self._begun = time.monotonic()
+        self._begun = self._picture_begun = time.monotonic()
 
-    def begin(self, picture: int, weights: Mapping[str, float]) -> None:
-        """Begin a picture; weights: the seconds that each of its stages is expected to take."""
+    def begin(self, picture: int) -> None:
+        """Begin a picture."""
+        self._picture_begun = time.monotonic()
         if picture == 0:
-            self._begun = time.monotonic()
-        self._weights, self._finished, self._stage = weights, 0.0, ""
-        self._show(picture, picture / self.now.pictures, Event(stage="plan", done=0, total=1))
+            self._begun = self._picture_begun
+        self._show(picture, Event(stage="plan", done=0, total=1))
 
     def hear(self, event: Event) -> None:
         """Take in an event of the picture in progress."""
         if event.preview is not None:
             self.preview = event.preview
-        if event.stage != self._stage:
-            self._finished += self._weights.get(self._stage, 0.0)
-            self._stage = event.stage
-        share = self._weights.get(event.stage, 0.0) * min(1.0, event.done / max(1, event.total))
-        within = (self._finished + share) / max(sum(self._weights.values()), 1e-9)
-        picture = self.now.picture
-        self._show(picture, (picture + min(1.0, within)) / self.now.pictures, event)
+        self._show(self.now.picture, event)
 
     def finish(self) -> None:
         """Show all pictures as finished."""
-        self._show(self.now.pictures - 1, 1.0, Event(stage="done", done=1, total=1))
+        self._show(self.now.pictures - 1, Event(stage="done", done=1, total=1, fraction=1.0, eta_seconds=0.0))
 
-    def _show(self, picture: int, fraction: float, event: Event) -> None:
-        fraction = min(1.0, max(fraction, self.now.fraction))
+    def _show(self, picture: int, event: Event) -> None:
         self.now = Progress(
-            fraction=fraction,
+            fraction=min(1.0, max((picture + event.fraction) / self.now.pictures, self.now.fraction)),
             picture=picture,
             pictures=self.now.pictures,
             stage=event.stage,
@@ -102,14 +98,18 @@ class Meter:
             total=event.total,
             step=event.step,
             steps=event.steps,
-            eta_seconds=self._eta(fraction),
+            eta_seconds=self._eta(picture, event),
+            elapsed=time.monotonic() - self._begun,
+            device=event.device or self.now.device,
+            peak_bytes=peak_bytes_so_far(),
             previews=self.now.previews + (event.preview is not None),
         )
 
-    def _eta(self, fraction: float) -> float | None:
-        if fraction >= 1:
-            return 0.0
-        passed, planned = time.monotonic() - self._begun, sum(self._weights.values()) * self.now.pictures
-        if fraction < STEP:
-            return planned * (1 - fraction) if planned else None
-        return passed * (1 - fraction) / fraction
+    def _eta(self, picture: int, event: Event) -> float | None:
+        """Those of the picture in progress, and for each picture to come as many as one took so far."""
+        if event.eta_seconds is None:
+            return None
+        rest = self.now.pictures - picture - 1
+        whole = event.eta_seconds / (1 - event.fraction) if event.fraction < 1 else time.monotonic() - self._picture_begun
+        each = (self._picture_begun - self._begun) / picture if picture else whole
+        return event.eta_seconds + rest * each

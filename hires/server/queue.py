@@ -272,7 +272,7 @@ class JobQueue:
         key = without_seed(task)
         if key not in job.weights:  # an earlier server planned it
             job.weights[key] = worker.weights(task, worker.plan(task, job.folder))
-        job.meter.begin(index, job.weights[key])
+        job.meter.begin(index)
 
         def hear(event: Event) -> None:
             job.meter.hear(event)

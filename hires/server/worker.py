@@ -28,6 +28,7 @@ from hires.options.fields import chosen
 from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import parse_size
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
+from hires.pipelines.clock import as_part
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
 from hires.server.bodies import (
@@ -160,7 +161,10 @@ class Worker:
         assert task.mixed is not None
         begun = time.monotonic()
         names = (self.library.upscaler(task.upscaler), self.library.upscaler(task.mixed[0]))
-        first, second = (self._enlarge(task, source, size, name, None, on_event).pixels for name in names)
+        halves = (as_part(on_event, 0.0, 0.5, begun), as_part(on_event, 0.5, 1.0, begun))
+        first, second = (
+            self._enlarge(task, source, size, name, None, half).pixels for name, half in zip(names, halves, strict=True)
+        )
         mixed = Image.blend(_pillow(first), _pillow(second), task.mixed[1])
         pixels = np.asarray(mixed).reshape(size.height, size.width, -1)
         metadata = {"Software": f"hires {__version__}"}

@@ -36,8 +36,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Collect garbage and empty the CUDA allocator's cache."""
+    """Collect garbage and empty the CUDA allocator's cache: for an out-of-memory and to unload, as it takes up to a second."""
     gc.collect()
+    empty_cache()
+
+
+def empty_cache() -> None:
+    """Give what the CUDA allocator keeps of freed tensors back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

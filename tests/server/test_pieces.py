@@ -99,23 +99,32 @@ def test_progress_never_falls_and_ends_at_one() -> None:
     meter = Meter(2)
     seen = []
     for picture in range(2):
-        meter.begin(picture, {"base": 1.0, "refine 1": 3.0, "decode": 1.0})
-        for stage, total in (
-            ("load", 1),
-            ("base", 4),
-            ("decode for refine 1", 2),
-            ("refine 1", 6),
-            ("decode", 2),
-            ("write", 1),
-        ):
-            for done in range(total + 1):
-                meter.hear(Event(stage=stage, done=done, total=total, preview=np.zeros((2, 2, 3), np.uint8) if done else None))
-                seen.append(meter.now.fraction)
+        meter.begin(picture)
+        for done in range(17):
+            preview = np.zeros((2, 2, 3), np.uint8) if done else None
+            meter.hear(Event(stage="base", done=done, total=16, fraction=done / 16, eta_seconds=16.0 - done, preview=preview))
+            seen.append(meter.now.fraction)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1.0) and 0.5 in seen
     meter.hear(Event(stage="base", done=0, total=4))
     assert meter.now.fraction == pytest.approx(1.0)
     meter.finish()
     assert meter.now.fraction == 1.0 and meter.now.eta_seconds == 0.0 and meter.now.previews == 32
+
+
+def test_time_left_is_that_of_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("hires.server.progress.time.monotonic", lambda: now)
+    meter = Meter(4)
+    meter.begin(0)
+    meter.hear(Event(stage="load", done=0, total=1))
+    assert meter.now.eta_seconds is None, "nothing was measured"
+    meter.hear(Event(stage="base", done=1, total=4, fraction=0.25, eta_seconds=30.0))
+    assert meter.now.eta_seconds == pytest.approx(30 + 3 * 40), "a picture takes 40 s by what was drawn of the first"
+    now = 150.0
+    meter.begin(1)
+    meter.hear(Event(stage="base", done=2, total=4, fraction=0.5, eta_seconds=20.0))
+    assert meter.now.eta_seconds == pytest.approx(20 + 2 * 50), "the first took 50 s"
+    assert meter.now.fraction == pytest.approx(1.5 / 4) and meter.now.elapsed == pytest.approx(50)
 
 
 @given(
