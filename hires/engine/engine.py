@@ -6,6 +6,7 @@ What the command line and Python call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from hires._imports import collection_paused
@@ -101,8 +102,13 @@ def plan_of(prompt: str, wanted: PlanOptions) -> MemoryPlan:
     return planner.plan(with_captions(request), spec, device)
 
 
-def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderResult:
-    """A render with what `models` holds, or with a model of its own; errors as in `render`.
+def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions) -> RenderResult:
+    """A render with what `models` holds, or with a model of its own; errors as in `render`."""
+    return run_on(models, render_job(prompt, wanted))
+
+
+def render_job(prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderJob:
+    """A render, its output checked; errors as in `render`.
 
     following: prompts that come after, encoded along while the text encoders are loaded.
     """
@@ -116,41 +122,33 @@ def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, f
         edges=edges_of(wanted.control, spec),
         mask=None if wanted.mask is None else picture_of(wanted.mask),
     )
-    return _run(models, request, spec, images, wanted, tuple(following))
+    return replace(_job(request, spec, images, wanted), following=tuple(following))
 
 
 def edit_on(models: LoadedModels | None, picture: PictureLike, instruction: str, wanted: EditOptions) -> RenderResult:
     """An edit with what `models` holds, or with a model of its own; errors as in `edit`."""
     pixels = picture_of(picture)
     request = request_from(instruction, wanted, size_of(wanted.size, Size(*pixels.shape[:2])))
-    return _run(models, request, editing(spec_for(request)), Images(init=pixels), wanted)
+    return run_on(models, _job(request, editing(spec_for(request)), Images(init=pixels), wanted))
 
 
-def _run(
-    models: LoadedModels | None,
-    request: RenderRequest,
-    spec: ModelSpec,
-    images: Images,
-    options: RenderOptions | EditOptions,
-    following: tuple[str, ...] = (),
-) -> RenderResult:
-    """Open the output, then run; torch is imported only here."""
-    output = delivery(options.output, options.overwrite, request.size, options.bits)
+def run_on(models: LoadedModels | None, job: RenderJob) -> RenderResult:
+    """The result of a job; torch is imported only here."""
     with collection_paused():
         from hires.engine.run import run
 
-    return run(
-        RenderJob(
-            request=request,
-            spec=spec,
-            output=output,
-            images=images,
-            device=options.device,
-            vram=options.vram,
-            ram=options.ram,
-            journal=options.journal,
-            on_event=options.on_event,
-            following=following,
-        ),
-        models,
+    return run(job, models)
+
+
+def _job(request: RenderRequest, spec: ModelSpec, images: Images, options: RenderOptions | EditOptions) -> RenderJob:
+    return RenderJob(
+        request=request,
+        spec=spec,
+        output=delivery(options.output, options.overwrite, request.size, options.bits),
+        images=images,
+        device=options.device,
+        vram=options.vram,
+        ram=options.ram,
+        journal=options.journal,
+        on_event=options.on_event,
     )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from hires.checkpoints.spec import ModelSpec
 from hires.engine.output import Delivery
-from hires.events import Event, OnEvent
+from hires.events import Event, OnEvent, StageStats
 from hires.options.render import JournalOptions, RenderRequest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Image = NDArray[np.uint8]
 
@@ -31,8 +32,25 @@ class Images:
     mask: Image | None = None
     """White where `init` is drawn anew; elsewhere its pixels stay as they are."""
 
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return any(image is not None for image in (self.init, self.edges, self.mask))
+
 
 NO_IMAGES = Images()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedBase:
+    """The first stage of a picture that was drawn in the same batches as others."""
+
+    latents: Tensor
+    """(1, C, h, w) float32 on the CPU."""
+    stats: StageStats
+    """What it took; of the seconds the picture's share."""
+    peak_bytes: int
+    """The predicted peak of all pictures together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,8 @@ class RenderJob:
     on_event: OnEvent | None = None
     following: tuple[str, ...] = ()
     """Prompts of renders that come after, encoded along while the text encoders are loaded."""
+    base: SharedBase | None = None
+    """Its first stage, where that is done."""
 
     def tell(self, event: Event) -> None:
         """Hand an event to whoever listens."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-from hires.engine.engine import edit_on, plan_of, render_on
+from hires.engine.engine import edit_on, plan_of, render_job, render_on, run_on
+from hires.engine.job import RenderJob
 from hires.engine.requests import request_from, spec_for
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import RequestError
@@ -20,6 +21,7 @@ from hires.options.render import EditOptions, RenderOptions
 from hires.options.table import with_options
 from hires.options.upscale import UpscaleOptions
 from hires.planning.plan import MemoryPlan
+from hires.planning.planner import PICTURES_TOGETHER
 from hires.tiling.geometry import Size
 from hires.units import gib
 
@@ -86,17 +88,32 @@ class Engine:
     def render_many(self, prompts: Sequence[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
         """Render several prompts with the same options, one result after the other.
 
-        The text encoders work for `ENCODED_AHEAD` prompts at once. RequestError for `output`, which would be one file for all.
+        The text encoders work for `ENCODED_AHEAD` prompts at once, and base pictures share batches of the network where that
+        saves calls of it: each picture is that of `render` to the rounding of another batch, at most a level of 255 here and
+        there on a CPU. RequestError for `output`, which would be one file for all.
         """
         wanted = self._options_of(RenderOptions, "render_many", options)
         if wanted.output is not None:
             raise RequestError(f"output {wanted.output}: would be one file for {len(prompts)} pictures; save each result")
-        prompts = [*prompts]
-        return (self._one_of(wanted, prompts[i], prompts[i + 1 : i + ENCODED_AHEAD]) for i in range(len(prompts)))
+        return self._render_jobs(wanted, [*prompts])
 
-    def _one_of(self, wanted: RenderOptions, prompt: str, following: Sequence[str]) -> RenderResult:
-        with self._models_at_work() as models:
-            return render_on(models, prompt, wanted, following)
+    def _render_jobs(self, wanted: RenderOptions, prompts: Sequence[str]) -> Iterator[RenderResult]:
+        """The results of prompts in turn; the engine is free for others between them."""
+        jobs: list[RenderJob] = []
+        for index in range(len(prompts)):
+            with self._models_at_work() as models:
+                if not jobs:
+                    jobs = self._next_jobs(models, wanted, prompts[index:])
+                result = run_on(models, jobs.pop(0))
+            yield result
+
+    def _next_jobs(self, models: LoadedModels, wanted: RenderOptions, prompts: Sequence[str]) -> list[RenderJob]:
+        """The jobs of the next prompts, with their first stages where they can be drawn together."""
+        from hires.engine.run import with_shared_bases
+
+        first = render_job(prompts[0], wanted, prompts[1:ENCODED_AHEAD])
+        others = [render_job(prompt, wanted) for prompt in prompts[1:PICTURES_TOGETHER]]
+        return with_shared_bases([first, *others], models)
 
     def edit(self, picture: PictureLike, instruction: str, **options: Unpack[EditKeywords]) -> RenderResult:
         """Change a picture as an instruction says; see `hires.edit`."""

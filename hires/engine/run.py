@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,29 +18,34 @@ from hires.devices.calibration import calibrated
 from hires.devices.describe import budget_of
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import TORCH_DTYPE, choose_device, probe
+from hires.devices.spec import DeviceSpec
 from hires.engine.fallback import cheaper_job, plan_cheaper
-from hires.engine.job import RenderJob
+from hires.engine.job import RenderJob, SharedBase
 from hires.engine.loaded import LoadedModels
 from hires.engine.output import Delivery, OpenSink, parameters
 from hires.engine.requests import with_captions
 from hires.engine.results import RenderResult
-from hires.errors import MemoryLadderError
+from hires.errors import MemoryLadderError, RunError
 from hires.events import Event, OnEvent, StageStats
 from hires.images.whole import on_canvas
 from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Runtime, Session
-from hires.pipelines.clock import RenderClock, parts_of
+from hires.pipelines.clock import RenderClock, as_part, parts_of
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import open_session
 from hires.planning import planner
 from hires.planning.plan import DecodePlan, MemoryPlan
+from hires.planning.planner import Together
 from hires.resume import journal as journals
 from hires.resume.fingerprint import describe_job
-from hires.resume.journal import NO_JOURNAL, FileJournal, Journal
+from hires.resume.journal import NO_JOURNAL, Begun, FileJournal, Journal
+from hires.sampling.registry import SAMPLER_FACTS
 from hires.tiling.retry import Ladder, is_out_of_memory, twice
 from hires.units import gib
+
+log = logging.getLogger(__name__)
 
 
 def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
@@ -50,14 +56,11 @@ def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
     Work that is unfinished when it fails or is cancelled stays in the job's journal. MemoryLadderError if nothing that the
     request allows has room.
     """
-    device = choose_device(job.device)
-    if job.spec.missing:
-        raise missing(job.spec.missing, job.spec.facts)
-    job = replace(job, request=with_captions(job.request))
-    vram, ram = budget_of(job.vram), budget_of(job.ram)
     models = LoadedModels(stay=False) if models is None else models
-    machine = calibrated(probe(device, vram, ram or 0, models.device_bytes), calibration.load(calibration.cache_folder()))
+    job, device, machine = on_device(job, models)
     plan = planner.plan(job.request, job.spec, machine)
+    if job.base is not None:
+        plan = plan.with_peak(job.base.stats.stage, job.base.peak_bytes)
     clock = RenderClock(job.on_event, str(device), models.paces.get(plan.model))
     job = replace(job, on_event=clock.hear)
     while True:
@@ -72,6 +75,19 @@ def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
         job, plan = cheaper, plan_cheaper(cheaper, machine)
 
 
+def on_device(job: RenderJob, models: LoadedModels) -> tuple[RenderJob, torch.device, DeviceSpec]:
+    """A job with its captions, its device, and the facts of that. ModelError where parts of the model are missing."""
+    device = choose_device(job.device)
+    if job.spec.missing:
+        raise missing(job.spec.missing, job.spec.facts)
+    machine = probe(device, budget_of(job.vram), budget_of(job.ram) or 0, models.device_bytes)
+    return (
+        replace(job, request=with_captions(job.request)),
+        device,
+        calibrated(machine, calibration.load(calibration.cache_folder())),
+    )
+
+
 def deliver(job: RenderJob, plan: MemoryPlan, device: torch.device, models: LoadedModels) -> RenderResult:
     """Render a plan into the job's output: whole at the end, or not there."""
     head = parameters(job.request, plan)
@@ -84,6 +100,9 @@ def deliver(job: RenderJob, plan: MemoryPlan, device: torch.device, models: Load
 @contextmanager
 def open_journal(job: RenderJob, plan: MemoryPlan) -> Iterator[Journal]:
     """The journal of a job's unfinished work: kept on failure, removed on success."""
+    if job.base is not None:
+        yield Begun(job.base.latents)
+        return
     if job.output.path is None or job.journal is None:
         yield NO_JOURNAL
         return
@@ -184,6 +203,8 @@ def draw(
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     mask = None if images.mask is None else on_canvas(images.mask, request.size, plan.canvas)[..., 0]
     denoised = progressive.run(session, plan, request.seed, job.tell, init, journal, mask)
+    if job.base is not None:
+        denoised.stats[0] = job.base.stats
     fix = colour_fixer(session, plan, denoised, init)
     if mask is not None:
         assert init is not None, "a mask is of a picture"
@@ -219,3 +240,55 @@ def with_decode_used(plan: MemoryPlan, decoded: StageStats, ladder: Ladder[Decod
     else:
         return plan
     return replace(plan, decode=used, notes=(*plan.notes, note))
+
+
+def with_shared_bases(jobs: Sequence[RenderJob], models: LoadedModels) -> list[RenderJob]:
+    """The first one or more of these jobs, their first stage drawn in shared batches where that saves calls of the network.
+
+    The jobs differ in prompt and seed alone. Each picture equals that of its job alone to rounding: in the order of sums within
+    a batch. Where one of them cannot be drawn with the others, each is left to draw its own.
+    """
+    first, device, machine = on_device(jobs[0], models)
+    plan = planner.plan(first.request, first.spec, machine)
+    together = planner.pictures_together(plan, first.spec, machine)
+    group = list(jobs[: together.pictures])
+    if len(group) < 2 or not may_share(group, plan):
+        return list(jobs[:1])
+    try:
+        return draw_bases(group, plan, together, device, models)
+    except (RunError, torch.OutOfMemoryError) as error:
+        log.warning("%d pictures cannot share batches (%s); each is drawn alone", len(group), error)
+        return group
+
+
+def may_share(jobs: Sequence[RenderJob], plan: MemoryPlan) -> bool:
+    """Whether pictures may share the batches of their first stage: it starts from noise, at steps that are the same for all."""
+    stage = plan.stages[0]
+    moved_apart = stage.shift_cells and len({job.request.seed for job in jobs}) > 1
+    alone = any(job.images.given or job.output.path is not None for job in jobs)
+    return SAMPLER_FACTS[stage.sampler].known and not moved_apart and not alone
+
+
+def draw_bases(
+    jobs: Sequence[RenderJob], plan: MemoryPlan, together: Together, device: torch.device, models: LoadedModels
+) -> list[RenderJob]:
+    """The jobs with their first stages, drawn together; errors as in `execute`."""
+    first, began = jobs[0], time.monotonic()
+    share = plan.costs[0].seconds / max(plan.seconds, 1e-9)
+    clock = RenderClock(as_part(first.tell, 0.0, share, began), str(device))
+    clock.follow({plan.stages[0].name: parts_of(plan)[plan.stages[0].name]})
+    runtime = Runtime.of(first.request, plan, device, decode_ladder(plan))
+    texts = [models.conditions(job, plan, runtime, NO_JOURNAL) for job in jobs]
+    family = twice(lambda: models.family(first, plan, runtime), "loading")
+    try:
+        joined = [each[0].concatenate(*each[1:]) for each in zip(*texts, strict=True)]
+        session = open_session(family, joined, first.request, runtime)
+        with freed_pages(page_policy(first, plan, device)):
+            seeds = [job.request.seed for job in jobs]
+            latents, stats = progressive.first_stage(session, plan.stages[0], seeds, together.batch, clock.hear)
+    finally:
+        models.settle(family)
+    own = replace(stats, seconds=round(stats.seconds / len(jobs), 3))
+    bases = [SharedBase(latents=picture[None], stats=own, peak_bytes=together.peak_bytes) for picture in latents]
+    begun = replace(first, on_event=as_part(first.tell, share, 1.0, began))
+    return [replace(job, base=base) for job, base in zip((begun, *jobs[1:]), bases, strict=True)]

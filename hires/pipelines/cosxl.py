@@ -27,7 +27,7 @@ class CosXL(Session):
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """With SDXL's size numbers, where the family has them."""
-        return replace(text, size_ids=sdxl_size_ids(canvas_px)) if self.spec.facts.size_conditions else text
+        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch)) if self.spec.facts.size_conditions else text
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         """The preconditioned UNet, its estimates checked to be finite."""

@@ -37,7 +37,7 @@ class CosXLEdit(Session):
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """With SDXL's size numbers."""
-        return replace(text, size_ids=sdxl_size_ids(canvas_px))
+        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         """The preconditioned UNet, its estimates checked to be finite."""

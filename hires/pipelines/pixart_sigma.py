@@ -52,7 +52,7 @@ class PixArtSigma(Session):
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """With the canvas in cells, and PixArt-α's resolution and aspect ratio."""
-        resolution = pixart_resolution(canvas_px) if self.spec.facts.size_conditions == "pixart" else None
+        resolution = pixart_resolution(canvas_px, text.batch) if self.spec.facts.size_conditions == "pixart" else None
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
 
     def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:

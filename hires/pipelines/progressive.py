@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -35,7 +35,7 @@ from hires.refine.enlargers import ENLARGERS, Target
 from hires.refine.low_pass import Fourier
 from hires.refine.structure import centre_pulled, masked, structure_guided, variance_ramp
 from hires.resume.journal import NO_JOURNAL, Journal
-from hires.sampling.noise import CanvasNoise, StepNoise
+from hires.sampling.noise import CanvasNoise, PicturesNoise, StepNoise
 from hires.sampling.registry import SCHEDULE_FACTS
 from hires.sampling.samplers import as_sigmas, find_sampler
 from hires.tiling.denoise import Shift, seeded_shift, tiled
@@ -61,13 +61,13 @@ class Start:
     """A stage before its first step."""
 
     x: Tensor
-    """(1, C, h, w) at sigmas[0]."""
+    """(B, C, h, w) at sigmas[0]."""
     origin: Tensor | None
     """The latents that x was made from, without noise, where guides or a mask hold the stage to them."""
     sigmas: Tensor
     """The noise levels, falling, ending with 0."""
-    noise: CanvasNoise
-    """The noise of the canvas."""
+    noise: PicturesNoise
+    """The noise of the canvas of each picture."""
     drawn: Tensor | None = None
     """The mask's share of every cell, (1, 1, h, w): 1 where the picture is drawn anew."""
 
@@ -79,9 +79,10 @@ class StageInput:
     stage: StagePlan
     index: int
     """The stage's place in the plan, from 0."""
-    seed: int
+    seeds: tuple[int, ...]
+    """One for each picture of the batch."""
     before: Tensor
-    """The latents of the stage before, (1, C, h, w); empty for the first stage."""
+    """The latents of the stage before, (B, C, h, w); empty for the first stage."""
     picture: NDArray[np.uint8] | None = None
     """(H, W, 3), where the stage starts from a picture by its strength."""
     mask: NDArray[np.uint8] | None = None
@@ -105,38 +106,60 @@ def run(
     result = Denoised(latents=torch.empty(0))
     most = plan.batch
     for index, stage in enumerate(plan.stages):
-        begun, retries, recomputed = time.monotonic(), session.vae.retries, recomputed_parts(session)
         batcher = Batcher(min(stage.batch, most), session.weights.relieve)
-        progress = TileProgress(stage, on_event, session.preview)
-        reset_peak(session.device)
-        inputs = StageInput(stage=stage, index=index, seed=seed, before=result.latents, picture=picture, mask=mask)
-        work = partial(run_stage, session, inputs, progress, journal)
-        latents, message = journal.tensor(f"stage-{index}"), ""
-        if latents is None:
-            latents, message = attempt(work, batcher)
-        while latents is None:  # outside the tiles, which have their own retries: the stage begins again with less
-            batcher.lessen(batcher.batch, message)
-            latents, message = attempt(work, batcher)
-        journal.finish_stage(index, latents)
+        inputs = StageInput(stage=stage, index=index, seeds=(seed,), before=result.latents, picture=picture, mask=mask)
+        latents, stats = finish_stage(session, inputs, on_event, journal, batcher)
         result.latents, result.first = latents, result.first if index else latents
-        progress.finish()
+        result.stats.append(stats)
         most = batcher.batch if batcher.retries else most
-        result.stats.append(
-            StageStats(
-                stage=stage.name,
-                seconds=round(time.monotonic() - begun, 3),
-                peak_bytes=peak_device_bytes(session.device),
-                tiles=progress.done,
-                retries=batcher.retries + session.vae.retries - retries,
-                recomputed=recomputed_parts(session) - recomputed,
-            )
-        )
-        planned = next((cost for cost in plan.costs if cost.stage == stage.name), None)
-        if planned is not None:
-            last, peaks = result.stats[-1], (gib(result.stats[-1].peak_bytes), gib(planned.peak_bytes))
-            seconds = last.seconds, planned.seconds
-            log.info("stage %s took %.1f s (predicted %.1f), peak %s (predicted %s)", stage.name, *seconds, *peaks)
+        log_stage(plan, stats)
     return result
+
+
+def first_stage(
+    session: Session, stage: StagePlan, seeds: Sequence[int], batch: int, on_event: OnEvent
+) -> tuple[Tensor, StageStats]:
+    """The first stage of several pictures from noise, (B, C, h, w), `batch` images at once, and what it took for all of them.
+
+    The session's conditions are of B pictures.
+    """
+    inputs = StageInput(stage=stage, index=0, seeds=tuple(seeds), before=torch.empty(0))
+    return finish_stage(session, inputs, on_event, NO_JOURNAL, Batcher(batch, session.weights.relieve))
+
+
+def finish_stage(
+    session: Session, inputs: StageInput, on_event: OnEvent, journal: Journal, batcher: Batcher
+) -> tuple[Tensor, StageStats]:
+    """The latents of one stage, from the journal where it has them, and what it took."""
+    begun, retries, recomputed = time.monotonic(), session.vae.retries, recomputed_parts(session)
+    progress = TileProgress(inputs.stage, on_event, session.preview)
+    reset_peak(session.device)
+    work = partial(run_stage, session, inputs, progress, journal)
+    latents, message = journal.tensor(f"stage-{inputs.index}"), ""
+    if latents is None:
+        latents, message = attempt(work, batcher)
+    while latents is None:  # outside the tiles, which have their own retries: the stage begins again with less
+        batcher.lessen(batcher.batch, message)
+        latents, message = attempt(work, batcher)
+    journal.finish_stage(inputs.index, latents)
+    progress.finish()
+    stats = StageStats(
+        stage=inputs.stage.name,
+        seconds=round(time.monotonic() - begun, 3),
+        peak_bytes=peak_device_bytes(session.device),
+        tiles=progress.done,
+        retries=batcher.retries + session.vae.retries - retries,
+        recomputed=recomputed_parts(session) - recomputed,
+    )
+    return latents, stats
+
+
+def log_stage(plan: MemoryPlan, stats: StageStats) -> None:
+    """Log what a stage took beside what was planned."""
+    planned = next((cost for cost in plan.costs if cost.stage == stats.stage), None)
+    if planned is not None:
+        peaks, seconds = (gib(stats.peak_bytes), gib(planned.peak_bytes)), (stats.seconds, planned.seconds)
+        log.info("stage %s took %.1f s (predicted %.1f), peak %s (predicted %s)", stats.stage, *seconds, *peaks)
 
 
 def recomputed_parts(session: Session) -> int:
@@ -145,10 +168,11 @@ def recomputed_parts(session: Session) -> int:
 
 
 def run_stage(session: Session, inputs: StageInput, progress: TileProgress, journal: Journal, batcher: Batcher) -> Tensor:
-    """The latents of one stage, (1, C, h, w) float32 on the CPU. Run again, it gives the same."""
+    """The latents of one stage, (B, C, h, w) float32 on the CPU. Run again, it gives the same."""
     stage, mask, cells = inputs.stage, inputs.mask, inputs.stage.grid.canvas
     sigmas, box = stage_sigmas(session.spec, stage), Box(0, 0, cells.height, cells.width)
-    noise = CanvasNoise(inputs.seed, inputs.index, box, session.spec.facts.latent_channels, session.device)
+    channels = session.spec.facts.latent_channels
+    noise = PicturesNoise(inputs.seeds, lambda seed: CanvasNoise(seed, inputs.index, box, channels, session.device))
     name = f"stage-{inputs.index}-origin"
     begin = journal.tensor(name)
     if begin is None:

@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.options.stage import GuidePlan
@@ -175,6 +175,11 @@ class MemoryPlan:
     def flops(self) -> float:
         """The FLOPs of all stages."""
         return sum(cost.flops for cost in self.costs)
+
+    def with_peak(self, stage: str, peak_bytes: int) -> MemoryPlan:
+        """The plan where one stage has at least this peak."""
+        costs = [replace(c, peak_bytes=max(c.peak_bytes, peak_bytes)) if c.stage == stage else c for c in self.costs]
+        return replace(self, costs=tuple(costs))
 
     def to_json(self) -> Json:
         """The plan as plain JSON values."""

@@ -8,7 +8,7 @@ Every choice is made here, before the first kernel, by pure functions of shapes;
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.spec import DeviceSpec
@@ -19,8 +19,10 @@ from hires.planning.describe import describe
 from hires.planning.draft import Draft
 from hires.planning.explain import approximated, explain
 from hires.planning.plan import MemoryPlan, StageCost
-from hires.planning.search import Way, search
+from hires.planning.search import BATCHES, CPU_BATCHES, Way, search
 
+PICTURES_TOGETHER = 8
+"""The most pictures that share batches: the first of them waits for all."""
 TILED = {"direct": "tiled"}  # a canvas in one piece has no tiles that could be smaller
 
 
@@ -111,3 +113,30 @@ def costs_of(draft: Draft, way: Way) -> tuple[StageCost, ...]:
     if draft.request.colour_fix == "adain":
         decode = replace(decode, flops=2 * decode.flops, seconds=2 * decode.seconds)
     return (*stages, decode, text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """Pictures that share the batches of their first stage."""
+
+    pictures: int
+    """How many; 1 where sharing saves nothing or has no room."""
+    batch: int
+    """Images (pictures times conditions) evaluated at once."""
+    peak_bytes: int
+    """Predicted, weights included."""
+
+
+def pictures_together(plan: MemoryPlan, spec: ModelSpec, device: DeviceSpec) -> Together:
+    """How many pictures share the batches of a plan's first stage: the largest batch within the device's budget.
+
+    Where the host's memory is limited, within the peak that the plan has anyway.
+    """
+    stage, costs = plan.stages[0], CostModel(spec, device, plan.dtype)
+    each = costs.most_images(stage)
+    room = plan.peak_bytes if device.ram_bytes else max(plan.peak_bytes, int(device.budget_bytes / (1 + device.slack)))
+    for batch in CPU_BATCHES if costs.on_cpu else BATCHES:
+        pictures = min(batch // each, PICTURES_TOGETHER)
+        if pictures > 1 and (peak := costs.together(stage, pictures, pictures * each, plan.offload)) <= room:
+            return Together(pictures=pictures, batch=pictures * each, peak_bytes=peak)
+    return Together(pictures=1, batch=stage.batch, peak_bytes=plan.peak_bytes)

@@ -124,6 +124,21 @@ class NoJournal:
 NO_JOURNAL = NoJournal()
 
 
+class Begun(NoJournal):
+    """A journal in memory that has the first stage's latents and records nothing more.
+
+    Args:
+        latents: (1, C, h, w) float32 on the CPU.
+    """
+
+    def __init__(self, latents: Tensor) -> None:
+        self._latents = latents
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The latents, where they are asked for."""
+        return self._latents if name == "stage-0" else None
+
+
 @dataclass
 class FileJournal:
     """A journal in a folder. Records wait in memory for at most `seconds` before they are written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,24 @@ class CanvasNoise:
         """The noise of a step, (1, C, h, w) float32; step -1 is the start."""
         values = canvas_noise(self.seed, self.stage, step, self.box, self.channels, part)
         return torch.from_numpy(values)[None].to(self.device)
+
+
+class PicturesNoise:
+    """The noise of several pictures in one batch, each its own as if it were alone."""
+
+    def __init__(self, seeds: Sequence[int], alone: Callable[[int], CanvasNoise]) -> None:
+        each = {seed: alone(seed) for seed in seeds}
+        self.seeds, self.each, self.stage = tuple(seeds), each, each[seeds[0]].stage
+
+    @property
+    def seed(self) -> int:
+        """The first picture's."""
+        return self.seeds[0]
+
+    def __call__(self, step: int, part: int = 0) -> Tensor:
+        """The noise of a step, (B, C, h, w) float32; step -1 is the start."""
+        drawn = {seed: noise(step, part) for seed, noise in self.each.items()}
+        return torch.cat([drawn[seed] for seed in self.seeds])
 
 
 def canvas_noise(seed: int, stage: int, step: int, box: Box, channels: int, part: int = 0) -> NDArray[np.float32]:

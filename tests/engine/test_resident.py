@@ -133,14 +133,64 @@ def test_a_file_that_changed_is_loaded_again(tmp_path: Path, eps_folder: Path, l
     assert (loads["load_network"], loads["_load"]) == (2, 2)
 
 
-def test_many_prompts_are_those_of_each(engine: hires.Engine, loads: Counter[str]) -> None:
-    prompts = [f"{PROMPT} {index}" for index in range(3)]
-    results = [result.pixels for result in engine.render_many(prompts, seed=4, **SMALL)]
-    assert loads["load_network"] == 1
-    for prompt, pixels in zip(prompts, results, strict=True):
-        assert np.array_equal(pixels, hires.render(prompt, seed=4, **SMALL).pixels)
-    with pytest.raises(RequestError, match=r"output .*one file for 3 pictures"):
+def network_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of a UNet evaluates, from now on."""
+    from hires.models.unet import UNetNetwork
+
+    calls, real = list[int](), UNetNetwork.__call__
+
+    def counted(self: Any, x: Any, *args: Any) -> Any:
+        calls.append(len(x))
+        return real(self, x, *args)
+
+    monkeypatch.setattr(UNetNetwork, "__call__", counted)
+    return calls
+
+
+def test_many_prompts_share_batches_and_are_those_of_each(
+    engine: hires.Engine, loads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, calls = [f"{PROMPT} {index}" for index in range(5)], network_calls(monkeypatch)
+    results = list(engine.render_many(prompts, seed=4, sampler="euler_ancestral", **SMALL))
+    assert loads == {"load_network": 1, "load_vae": 1, "_load": 2}
+    assert calls == [8, 8, 2, 2], "four pictures with two estimates each, then the fifth, two steps each"
+    alone = [hires.render(prompt, seed=4, sampler="euler_ancestral", **SMALL).pixels for prompt in prompts]
+    different = [np.abs(result.pixels.astype(int) - pixels) for result, pixels in zip(results, alone, strict=True)]
+    print("largest difference", max(int(each.max()) for each in different), "of 255")
+    assert all(each.max() <= 1 and (each > 0).mean() < 1e-3 for each in different), "rounding of sums in another batch"
+    assert [stage.stage for stage in results[1].stats] == ["base", "decode"] and results[1].stats[0].tiles == 2
+    with pytest.raises(RequestError, match=r"output .*one file for 5 pictures"):
         engine.render_many(prompts, output="a.png", **SMALL)
+
+
+def test_many_that_cannot_share_are_drawn_alone(
+    engine: hires.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, calls = [PROMPT, "a lake"], network_calls(monkeypatch)
+    picture = np.full((64, 96, 3), 120, np.uint8)
+    for options in ({"init": picture}, {"sampler": "dpm_adaptive"}):
+        assert len([*engine.render_many(prompts, **{**SMALL, **options})]) == 2  # type: ignore[typeddict-item]
+        assert set(calls) == {2}, options
+        calls.clear()
+    fresh = [hires.render(prompt, **SMALL).pixels for prompt in prompts]
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr("hires.pipelines.progressive.first_stage", out_of_memory)
+        drawn = [result.pixels for result in engine.render_many(prompts, **SMALL)]
+    assert all(np.array_equal(*pair) for pair in zip(drawn, fresh, strict=True))
+    assert "2 pictures cannot share batches (no room)" in caplog.text
+
+
+def out_of_memory(*args: object) -> None:
+    raise torch.OutOfMemoryError("no room")
+
+
+def test_events_of_many_rise_for_each_picture(engine: hires.Engine) -> None:
+    fractions: list[float] = []
+    ends = []
+    for _ in engine.render_many([PROMPT, "a lake", "a hill"], on_event=lambda event: fractions.append(event.fraction), **SMALL):
+        ends.append(len(fractions))
+    pictures = [fractions[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    assert len(pictures) == 3 and all(picture == sorted(picture) and picture[-1] == 1.0 for picture in pictures), pictures
 
 
 def test_two_threads_wait_for_each_other(engine: hires.Engine) -> None:

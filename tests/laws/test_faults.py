@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from pathlib import Path
@@ -65,6 +66,21 @@ def drawn(count: int, total: int, each: int = 1) -> list[set[int]]:
 def test_one_fault_anywhere_changes_nothing(undisturbed: tuple[RenderResult, int], count: int) -> None:
     for at in drawn(count, undisturbed[1]):
         check(at, undisturbed)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_an_engine_after_a_fault_is_a_fresh_one(undisturbed: tuple[RenderResult, int], count: int) -> None:
+    """Out of memory at any call of a used engine, then the same picture as if it had not been (law 10)."""
+    with hires.load() as engine:
+        engine.render("a sun over a lake", **OPTIONS)
+        with Faults(set()) as counted:
+            engine.render("a sun over a lake", **OPTIONS)
+        assert counted.calls < undisturbed[1], "nothing is loaded"
+        for at in drawn(count, counted.calls, each=2):
+            with Faults(at) as faults, contextlib.suppress(MemoryLadderError):
+                engine.render("a sun over a lake", **OPTIONS)
+            assert faults.raised, "the fault happened"
+            assert np.array_equal(engine.render("a sun over a lake", **OPTIONS).pixels, undisturbed[0].pixels), at
 
 
 @pytest.mark.slow

@@ -98,6 +98,11 @@ class CostModel:
             seconds=seconds,
         )
 
+    def together(self, stage: StagePlan, pictures: int, batch: int, offload: str) -> int:
+        """Peak bytes of a stage of several pictures at once, of which `batch` images (tiles times conditions) are evaluated."""
+        cost = self.stage_cost(replace(stage, batch=1), batch, offload)
+        return cost.peak_bytes + (pictures - 1) * self.stage_work(stage).canvas_bytes
+
     def stage_work(self, stage: StagePlan) -> StageWork:
         """Count the evaluations of a stage and the FLOPs of one of them."""
         spec, tile = self.spec, stage.grid.tile
