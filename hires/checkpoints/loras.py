@@ -34,6 +34,12 @@ def lora_file(ref: LoraRef) -> Path:
     raise ModelError(f"loras {ref.path}: no such file; give a .safetensors file, and a scale after a colon if it is not 1")
 
 
+def tower_loras(loras: Sequence[LoraRef]) -> tuple[LoraRef, ...]:
+    """Those LoRAs that change a text tower."""
+    prefixes = tuple(prefix for prefixes in TOWERS for prefix in prefixes)
+    return tuple(ref for ref in loras if any(name.startswith(prefixes) for name in read_header(lora_file(ref)).tensors))
+
+
 def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
     """The facts of a model with these LoRAs: an LCM-LoRA brings its own defaults. ModelError for one of another family."""
     for ref in loras:

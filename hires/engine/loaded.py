@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.file_states import Files, files_of, states
+from hires.checkpoints.loras import tower_loras
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
 from hires.engine.job import RenderJob
 from hires.models.text_encoders import TextEncoders
+from hires.options.lora import LoraRef
 from hires.pipelines import load
 from hires.pipelines.base import Family, Runtime
 from hires.pipelines.clock import Paces
@@ -28,20 +32,19 @@ CONDITIONS_KEPT = 64
 """Prompts, each with its negative one, whose conditions are kept."""
 TEXT_COMPONENTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 HOST_SHARE = 0.5
-"""The share of the free host memory that text encoders may take to stay."""
-
-Files = tuple[tuple[str, int, int], ...]
+"""The share of the free host memory that weights may take to stay there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyKey:
-    """What networks in memory are known by: another key is another load."""
+    """What networks in memory are known by, their LoRAs apart: another key is another load."""
 
+    model: str
+    """The model's path."""
     files: Files
-    """Path, bytes and time of change of every file they were read from."""
+    """Every file that they were read from."""
     shape: str
     """The network's shape, KV compression included."""
-    loras: tuple[tuple[str, float], ...]
     device: str
     dtype: str
     vae_dtype: str
@@ -50,116 +53,200 @@ class FamilyKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextKey:
-    """What text encoders in memory are known by."""
+    """What text encoders in memory are known by, their LoRAs apart."""
 
+    model: str
+    """The model's path."""
     files: Files
-    loras: tuple[tuple[str, float], ...]
     dtype: str
     on_host: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """The LoRAs that weights in memory hold, and their files as they were read."""
+
+    loras: tuple[LoraRef, ...] = ()
+    files: Files = ()
+
+    @classmethod
+    def of(cls, loras: Sequence[LoraRef]) -> Merged:
+        """These LoRAs as they are on disk now."""
+        return cls(loras=tuple(loras), files=states(Path(lora.path) for lora in loras))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files are on disk as they were read: only then is it known which weights they are in."""
+        return self.files == Merged.of(self.loras).files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """A request that is about to run, which needs a model."""
+
+    job: RenderJob
+    plan: MemoryPlan
+    runtime: Runtime
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it runs on the CPU, where there is one memory."""
+        return self.runtime.device.type == "cpu"
 
 
 class LoadedModels:
     """The models of one device between requests, the least recently used one first to go.
 
-    Not for several threads at once: an `Engine` and a server's worker run one request at a time.
+    One thread at a time: whoever runs a request holds `lock`.
 
     Args:
         stay: whether anything stays between requests; without, every request loads what it needs and lets it go.
     """
 
     def __init__(self, stay: bool = True) -> None:
-        self.stay = stay
+        self.keep_weights = "auto" if stay else "no"
+        """Where networks stay after a request: on the 'device', on the 'host', 'auto' for the device as long as the next plan
+        leaves room and then the host, 'no' for nowhere."""
+        self.lock = threading.RLock()
+        self.viewers: weakref.WeakSet[Hashable] = weakref.WeakSet()
+        """The engines that are a view of a model here."""
         self._families: OrderedDict[FamilyKey, Family] = OrderedDict()
+        self._merged: dict[FamilyKey | TextKey, Merged] = {}
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
-        self._conditions: OrderedDict[tuple[TextKey, tuple[str, ...]], list[Conditioning]] = OrderedDict()
+        self._conditions: OrderedDict[tuple[TextKey, Merged, tuple[str, ...]], list[Conditioning]] = OrderedDict()
         self.names: tuple[str, ...] = ()
         """The models whose networks stayed after the last request, the least recently used one first."""
         self.weight_bytes = 0
         """Bytes of all weights that stayed after the last request, those of text encoders included."""
+        self.weight_bytes_of: Counter[str] = Counter()
+        """Those of each model, by its path."""
         self.device_bytes = 0
         """Those of them that are on the device: on a CPU all, on a card networks that are not offloaded."""
         self.paces: dict[str, Paces] = {}
         """How the last render of each model went beside its plan, by the model's name."""
 
-    def conditions(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime, journal: Journal) -> Sequence[Conditioning]:
+    def conditions(self, demand: Demand, journal: Journal) -> Sequence[Conditioning]:
         """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
         texts = journal.texts()
         if texts is not None:
             return texts
-        request = job.request
-        prompts, *following = ((prompt, request.negative) for prompt in (request.prompt, *job.following))
+        job, plan = demand.job, demand.plan
+        prompts, *following = ((prompt, job.request.negative) for prompt in (job.request.prompt, *job.following))
         key = TextKey(
-            files=files_of(job.spec, TEXT_COMPONENTS, [Path(lora.path) for lora in request.loras]),
-            loras=tuple((lora.path, lora.scale) for lora in request.loras),
+            model=str(job.spec.path),
+            files=files_of(job.spec, TEXT_COMPONENTS),
             dtype=plan.text_dtype,
-            on_host=plan.text_on_host or runtime.device.type == "cpu",
+            on_host=plan.text_on_host or demand.on_cpu,
         )
-        texts = self._conditions.get((key, prompts))
-        if texts is None:
-            self._encode(key, job, plan, runtime, [prompts, *following])
-            texts = self._conditions[key, prompts]
-        self._conditions.move_to_end((key, prompts))
+        merged = Merged.of(tower_loras(job.request.loras))
+        if (key, merged, prompts) not in self._conditions:
+            self._encode(key, merged, demand, [prompts, *following])
+        self._conditions.move_to_end((key, merged, prompts))
+        texts = self._conditions[key, merged, prompts]
         journal.keep_texts(texts)
         return texts
 
-    def _encode(
-        self, key: TextKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, wanted: Sequence[tuple[str, ...]]
-    ) -> None:
+    def _encode(self, key: TextKey, merged: Merged, demand: Demand, wanted: Sequence[tuple[str, ...]]) -> None:
         """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would, and keep the conditions."""
-        encoders = self._encoders.get(key)
-        if encoders is None:
-            size = job.spec.text_params * BYTES_PER_ELEMENT[plan.text_dtype]
-            self._make_room(lambda: self._text_has_room(key, job, plan, runtime, size))
-            keep = self.stay and key.on_host and job.ram is None and size <= HOST_SHARE * available_host_bytes()
-            encoders = load.load_encoders(job.spec, plan, runtime.device, job.request.loras, stay=keep or len(wanted) > 1)
-            if keep:
-                self._encoders[key] = encoders
+        encoders = self._encoders_of(key, merged, demand, several=len(wanted) > 1)
         for prompts in wanted:
-            if (key, prompts) not in self._conditions:
-                self._conditions[key, prompts] = load.encode(encoders, prompts)
+            if (key, merged, prompts) not in self._conditions:
+                self._conditions[key, merged, prompts] = load.encode(encoders, prompts)
         while len(self._conditions) > max(CONDITIONS_KEPT, len(wanted)):
             self._conditions.popitem(last=False)
+        if key in self._encoders:
+            encoders.rest_on_host()
         del encoders
         empty_cache()
 
-    def family(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime) -> Family:
+    def _encoders_of(self, key: TextKey, merged: Merged, demand: Demand, several: bool) -> TextEncoders:
+        """The text encoders with these LoRAs, from memory or to be loaded; kept where the host has room."""
+        job, plan = demand.job, demand.plan
+        size = job.spec.text_params * BYTES_PER_ELEMENT[plan.text_dtype]
+        encoders, before = self._encoders.pop(key, None), self._merged.pop(key, merged)
+        if encoders is not None and before != merged and not before.unchanged:
+            encoders = None
+        self._make_room(lambda: self._text_has_room(key, demand, 0 if encoders is not None else size))
+        keep = encoders is not None
+        if encoders is None:
+            room = job.ram is None and size <= HOST_SHARE * available_host_bytes()
+            keep = self.keep_weights != "no" and room
+            encoders = load.load_encoders(job.spec, plan, demand.runtime.device, merged.loras, stay=keep or several)
+        else:
+            encoders.take_loras(merged.loras)
+        if keep:
+            self._encoders[key], self._merged[key] = encoders, merged
+        return encoders
+
+    def family(self, demand: Demand) -> Family:
         """The networks of a job, from memory or loaded now; others that leave no room go first."""
-        key = family_key(job, runtime)
-        family = self._families.pop(key, None)  # so that it is not among those that go
-        self._make_room(lambda: self._networks_have_room(key, job, plan, runtime, loading=family is None))
+        job, runtime = demand.job, demand.runtime
+        key, merged = family_key(job, runtime), Merged.of(job.request.loras)
+        family, before = self._families.pop(key, None), self._merged.pop(key, merged)  # not among those that go
+        if family is not None and before != merged and not (before.unchanged and load.can_remerge(family)):
+            family = None
+            free_memory()
+        self._make_room(lambda: self._networks_have_room(key, demand, loading=family is None))
         if family is None:
             family = load.load_family(job.request, job.spec, runtime)
-        self._families[key] = family
+        else:
+            family.weights.wake()
+            if before != merged:
+                load.remerge(family, before.loras, merged.loras)
+        family.spec = job.spec  # with these LoRAs
+        self._families[key], self._merged[key] = family, merged
         return family
 
     def _make_room(self, has_room: Callable[[], bool]) -> None:
-        """Let go of networks, the least recently used ones first, until there is room."""
-        while self._families and not has_room():
-            _, family = self._families.popitem(last=False)
-            log.info("let %s go for another model", family.spec.name)
-            del family
-            free_memory()
+        """Let networks go, the least recently used ones first, until there is room: to the host where they fit, or for good."""
+        for resting in (False, True):
+            for key in [key for key, family in self._families.items() if family.weights.resting == resting]:
+                if has_room():
+                    return
+                log.info("let %s go for another model", self._families[key].spec.name)
+                if resting or not self._rest(self._families[key]):
+                    self._drop(key)
+                free_memory()
 
-    def _text_has_room(self, key: TextKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, size: int) -> bool:
-        """Whether text encoders of `size` bytes may be loaded beside the networks in memory."""
+    def _rest(self, family: Family) -> bool:
+        """Move networks from a card to the host where there is room; False where that is not to be, or saves nothing."""
+        on_card = family.weights.device.type != "cpu" and family.weights.offload == "none"
+        free = available_host_bytes()
+        if not on_card or self.keep_weights not in ("auto", "host") or family.weight_bytes > HOST_SHARE * free:
+            return False
+        family.weights.rest(pinned=family.weight_bytes <= HOST_SHARE * HOST_SHARE * free)
+        return True
+
+    def _drop(self, key: FamilyKey) -> None:
+        del self._families[key]
+        self._merged.pop(key, None)
+
+    def _text_has_room(self, key: TextKey, demand: Demand, size: int) -> bool:
+        """Whether text encoders of which `size` bytes are not in memory yet may run beside the networks in memory."""
+        job, plan = demand.job, demand.plan
         if job.ram is not None and key.on_host:
             return resident_bytes() + size <= parse_bytes(str(job.ram))
-        if runtime.device.type == "cpu":
+        if demand.on_cpu:
             return size <= HOST_SHARE * available_host_bytes()
         peak = next((cost.peak_bytes for cost in plan.costs if cost.stage == "text"), size)
         return key.on_host or self._device_bytes() + peak <= plan.budget_bytes
 
-    def _networks_have_room(self, key: FamilyKey, job: RenderJob, plan: MemoryPlan, runtime: Runtime, loading: bool) -> bool:
+    def _networks_have_room(self, key: FamilyKey, demand: Demand, loading: bool) -> bool:
         """Whether a job may run beside the other networks in memory; a plan knows of its own alone."""
-        if job.ram is not None:
+        plan = demand.plan
+        if demand.job.ram is not None:
             return not self._families
-        if runtime.device.type == "cpu":
-            return not loading or sum(size for _, size, _ in key.files) <= HOST_SHARE * available_host_bytes()
+        if demand.on_cpu:
+            return not loading or sum(file.size for file in key.files) <= HOST_SHARE * available_host_bytes()
         return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
 
     def _device_bytes(self) -> int:
         """Bytes of the networks that are on the device."""
-        return sum(family.weight_bytes for family in self._families.values() if family.weights.offload == "none")
+        return sum(
+            family.weight_bytes
+            for family in self._families.values()
+            if family.weights.offload == "none" and not family.weights.resting
+        )
 
     def settle(self, family: Family) -> None:
         """After a request: what may not stay goes.
@@ -167,54 +254,66 @@ class LoadedModels:
         Networks that went to a smaller place after an out-of-memory are loaded again for the next request.
         """
         for key, held in [*self._families.items()]:
-            if not self.stay or (held is family and held.weights.offload != key.offload):
-                del self._families[key]
-        if not self.stay:
+            if self.keep_weights == "no" or (held is family and held.weights.offload != key.offload):
+                self._drop(key)
+        if self.keep_weights == "host" and family in self._families.values():
+            self._rest(family)
+        if self.keep_weights == "no":
             self._encoders.clear()
             self._conditions.clear()
         self._count()
 
-    def unload(self) -> None:
-        """Let everything go."""
-        if not (self._families or self._encoders or self._conditions):
-            return
-        self._families.clear()
-        self._encoders.clear()
-        self._conditions.clear()
+    def unload(self, model: str | None = None) -> None:
+        """Let everything go, or all of one model by its path."""
+        families = [key for key in self._families if model in (None, key.model)]
+        encoders = [key for key in self._encoders if model in (None, key.model)]
+        for key in families:
+            self._drop(key)
+        for text in encoders:
+            del self._encoders[text]
+            self._merged.pop(text, None)
+        for entry in [entry for entry in self._conditions if model in (None, entry[0].model)]:
+            del self._conditions[entry]
         self._count()
-        free_memory()
+        if families or encoders:
+            free_memory()
 
     def _count(self) -> None:
         """Note what is in memory; other threads read the numbers while a request runs."""
         self.names = tuple(family.spec.name for family in self._families.values())
-        encoders = sum(encoders.weight_bytes for encoders in self._encoders.values())
-        self.weight_bytes = sum(family.weight_bytes for family in self._families.values()) + encoders
+        sizes: Counter[str] = Counter()
+        for key, family in self._families.items():
+            sizes[key.model] += family.weight_bytes
+        for text, towers in self._encoders.items():
+            sizes[text.model] += towers.weight_bytes
+        self.weight_bytes_of, self.weight_bytes = sizes, sizes.total()
         on_host = all(family.weights.device.type == "cpu" for family in self._families.values())
+        encoders = sum(encoders.weight_bytes for encoders in self._encoders.values())
         self.device_bytes = self._device_bytes() + (encoders if on_host else 0)
+
+
+_devices: weakref.WeakValueDictionary[str, LoadedModels] = weakref.WeakValueDictionary()
+_finding = threading.Lock()
+
+
+def models_on(device: str) -> LoadedModels:
+    """The models of a device of this process, shared by all who hold them; gone with the last of these."""
+    with _finding:
+        models = _devices.get(device)
+        if models is None:
+            models = _devices[device] = LoadedModels()
+        return models
 
 
 def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:
     """The key of the networks that a job runs on."""
-    request = job.request
-    beside = [Path(path) for path in (request.tiny_vae, *(lora.path for lora in request.loras)) if path is not None]
+    tiny = job.request.tiny_vae
     return FamilyKey(
-        files=files_of(job.spec, ("network", "vae"), beside),
+        model=str(job.spec.path),
+        files=files_of(job.spec, ("network", "vae")) + states(() if tiny is None else (Path(tiny),)),
         shape=repr(job.spec.network),
-        loras=tuple((lora.path, lora.scale) for lora in request.loras),
         device=str(runtime.device),
         dtype=runtime.dtype,
         vae_dtype=runtime.decode.rung.dtype,
         offload=runtime.offload,
     )
-
-
-def files_of(spec: ModelSpec, components: Sequence[str], beside: Sequence[Path]) -> Files:
-    """The files of a model's components and others, each with its size and the time of its last change."""
-    paths = [part.path for name in components if (part := spec.parts.get(name)) is not None and part.path is not None]
-    found = {}
-    for path in (*paths, *(extra.expanduser() for extra in beside)):
-        for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
-            if file.is_file():
-                state = file.stat()
-                found[str(file)] = (state.st_size, state.st_mtime_ns)
-    return tuple((name, *state) for name, state in found.items())

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
+from hires._imports import collection_paused
 from hires.engine.engine import edit_on, plan_of, render_job, render_on, run_on
 from hires.engine.job import RenderJob
 from hires.engine.requests import request_from, spec_for
@@ -51,10 +52,12 @@ def load(model: str = "demo", **options: Unpack[LoadKeywords]) -> Engine:
 
 
 class Engine:
-    """One model on one device, kept from one render to the next; a used one draws what a fresh process draws, bit for bit.
+    """A view of one model on one device, kept from one render to the next.
 
-    Renders of several threads wait for each other. A render that fails or is cancelled leaves the engine usable; a file that
-    changed on disk is loaded again. A closed engine is a RequestError.
+    A used engine draws what a fresh process draws, bit for bit. Renders on one device wait for each other, whatever the engine
+    and the thread, and models of all engines on it share its memory: the least recently used one goes first. A render that
+    fails or is cancelled leaves the engine usable; a file that changed on disk is loaded again, and other LoRAs are merged
+    into what is loaded. A closed engine is a RequestError.
 
     Args:
         options: those of `load`, by name.
@@ -63,16 +66,18 @@ class Engine:
     def __init__(self, options: Mapping[str, object]) -> None:
         wanted = chosen(LoadOptions, "load", options)
         self._options = {name: value for name, value in options.items() if value is not None}
-        render_options = RenderOptions(**{name: getattr(wanted, name) for name in declared(LoadOptions)})
+        shared = declared(LoadOptions).keys() & declared(RenderOptions).keys()
+        render_options = RenderOptions(**{name: getattr(wanted, name) for name in shared})
         self.spec = spec_for(request_from("", render_options, Size(512, 512)))
         """The checkpoint, by its headers."""
+        self._device, self._keep_weights = wanted.device, wanted.keep_weights
         self._models: LoadedModels | None = None
-        self._lock = threading.RLock()
+        self._finding = threading.Lock()
         self._closed = False
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """The names of the models whose weights are in memory."""
+        """The names of the models whose weights are in memory on the device, those of other engines included."""
         return () if self._models is None else self._models.names
 
     def plan(self, prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
@@ -145,16 +150,21 @@ class Engine:
         return Run(work)
 
     def unload(self) -> None:
-        """Let all weights go; the next render loads them again."""
-        with self._lock:
-            if self._models is not None:
-                self._models.unload()
+        """Let the model's weights go; the next render loads them again."""
+        if self._models is not None:
+            with self._models.lock:
+                self._models.unload(str(self.spec.path))
 
     def close(self) -> None:
-        """Let all weights go, for good."""
-        with self._lock:
-            self.unload()
-            self._closed = True
+        """Let the model's weights go, for good; they stay where another engine views the same model."""
+        self._closed = True
+        if self._models is None:
+            return
+        with self._models.lock:
+            self._models.viewers.discard(self)
+            others = [viewer.spec.path for viewer in self._models.viewers if isinstance(viewer, Engine)]
+            if self.spec.path not in others:
+                self.unload()
 
     def __enter__(self) -> Self:
         return self
@@ -165,10 +175,10 @@ class Engine:
     def __repr__(self) -> str:
         if self._closed:
             state = "closed"
-        elif self._models is None or not self.loaded:
+        elif self._models is None or not (held := self._models.weight_bytes_of[str(self.spec.path)]):
             state = "nothing loaded yet"
         else:
-            state = f"{gib(self._models.weight_bytes)} of weights in memory"
+            state = f"{gib(held)} of weights in memory"
         return f"<hires.Engine {self.spec.name}, {self.spec.facts.title}, {state}>"
 
     def _options_of(self, cls: type[Chosen], function: str, options: Mapping[str, object]) -> Chosen:
@@ -181,15 +191,26 @@ class Engine:
 
     @contextmanager
     def _models_at_work(self) -> Iterator[LoadedModels]:
-        """What is loaded, for one request at a time."""
-        with self._lock:
+        """What is loaded on the device, for one request at a time."""
+        models = self._models_here()
+        with models.lock:
+            if self._closed:
+                raise closed()
+            models.keep_weights = self._keep_weights
+            yield models
+
+    def _models_here(self) -> LoadedModels:
+        with self._finding:
             if self._closed:
                 raise closed()
             if self._models is None:
-                from hires.engine.loaded import LoadedModels
+                with collection_paused():
+                    from hires.devices.probe import choose_device
+                    from hires.engine.loaded import models_on
 
-                self._models = LoadedModels()
-            yield self._models
+                self._models = models_on(str(choose_device(self._device)))
+                self._models.viewers.add(self)
+            return self._models
 
 
 def closed() -> RequestError:

@@ -21,7 +21,7 @@ from hires.devices.probe import TORCH_DTYPE, choose_device, probe
 from hires.devices.spec import DeviceSpec
 from hires.engine.fallback import cheaper_job, plan_cheaper
 from hires.engine.job import RenderJob, SharedBase
-from hires.engine.loaded import LoadedModels
+from hires.engine.loaded import Demand, LoadedModels
 from hires.engine.output import Delivery, OpenSink, parameters
 from hires.engine.requests import with_captions
 from hires.engine.results import RenderResult
@@ -176,8 +176,9 @@ def _execute(
     runtime = Runtime.of(request, plan, device, ladder)
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
-    texts = models.conditions(job, plan, runtime, journal)
-    family = twice(lambda: models.family(job, plan, runtime), "loading")
+    demand = Demand(job=job, plan=plan, runtime=runtime)
+    texts = models.conditions(demand, journal)
+    family = twice(lambda: models.family(demand), "loading")
     job.tell(Event(stage="load", done=1, total=1))
     try:
         session = twice(lambda: open_session(family, texts, request, runtime, condition), "loading")
@@ -278,8 +279,9 @@ def draw_bases(
     clock = RenderClock(as_part(first.tell, 0.0, share, began), str(device))
     clock.follow({plan.stages[0].name: parts_of(plan)[plan.stages[0].name]})
     runtime = Runtime.of(first.request, plan, device, decode_ladder(plan))
-    texts = [models.conditions(job, plan, runtime, NO_JOURNAL) for job in jobs]
-    family = twice(lambda: models.family(first, plan, runtime), "loading")
+    demands = [Demand(job=job, plan=plan, runtime=runtime) for job in jobs]
+    texts = [models.conditions(demand, NO_JOURNAL) for demand in demands]
+    family = twice(lambda: models.family(demands[0]), "loading")
     try:
         joined = [each[0].concatenate(*each[1:]) for each in zip(*texts, strict=True)]
         session = open_session(family, joined, first.request, runtime)

@@ -5,7 +5,7 @@ Files are mapped, not read: each tensor goes from the file to its place, through
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,41 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
     part = spec.parts["network"]
-    config = network_config(_found(spec), spec.facts)
     kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
     assert part.path is not None
+    state, module = network_state(spec), build(kind, network_config(_found(spec), spec.facts))
+    return take_weights(module, state, part.path, dtype, device, network_layers(loras, _weights(state), spec))
+
+
+def network_state(spec: ModelSpec) -> dict[str, Tensor]:
+    """The network's tensors under diffusers' names, mapped and not read."""
+    part = spec.parts["network"]
+    assert part.path is not None
     if part.layout == "ldm":
-        state = unet_state(part.path, part.prefix, config)
-    elif part.layout == "pixart":
-        state = pixart_state(part.path, part.prefix)[0]
-    else:
-        state = read_weights(part.path)
-    module = build(kind, config)
-    layers = network_layers(loras, [name for name in state if name.endswith(".weight")], spec)
-    return take_weights(module, state, part.path, dtype, device, layers)
+        return unet_state(part.path, part.prefix, network_config(_found(spec), spec.facts))
+    return pixart_state(part.path, part.prefix)[0] if part.layout == "pixart" else read_weights(part.path)
+
+
+def _weights(state: Iterable[str]) -> list[str]:
+    return [name for name in state if name.endswith(".weight")]
+
+
+def remerge_network(network: nn.Module, spec: ModelSpec, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> nn.Module:
+    """The network that holds the LoRAs `before` with others instead, as if it had been loaded with these, bit for bit."""
+    state = network_state(spec)
+    touched = network_layers(before, _weights(state), spec).keys()
+    merge_anew(network, state, touched, network_layers(loras, _weights(state), spec))
+    return network
+
+
+def merge_anew(
+    module: nn.Module, state: Mapping[str, Tensor], touched: Collection[str], layers: Mapping[str, Sequence[LoraLayer]]
+) -> None:
+    """Replace the weights of a module that LoRAs were merged into, and those that others go into, from those of its file."""
+    weights = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in {*touched, *layers}:
+            weights[name].copy_(merged(state[name], layers.get(name, ())).to(weights[name].dtype))
 
 
 def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:

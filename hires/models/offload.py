@@ -24,6 +24,8 @@ class Weights:
         assert offload in OFFLOADS, offload
         self.parts: dict[str, nn.Module] = {"network": network, "vae": vae}
         self.device, self.offload = device, "none"
+        self.resting = False
+        """Whether all of them are in host memory until `wake`."""
         for name in OFFLOADS[1 : OFFLOADS.index(offload) + 1]:
             self._take(name)
 
@@ -38,6 +40,20 @@ class Weights:
         if not (part == "network" and self.offload == "layers"):
             empty_cache()
             self.parts[part].to(self.device)
+
+    def rest(self, pinned: bool) -> None:
+        """Move what is on the device to host memory; pinned, it comes back faster and cannot be swapped out."""
+        for module in self.parts.values():
+            to_host(module, pinned)
+        self.resting = True
+        empty_cache()
+
+    def wake(self) -> None:
+        """Move everything to where it was before `rest`."""
+        if self.resting:
+            for module in self.parts.values():
+                module.to(self.device, non_blocking=True)
+            self.resting = False
 
     def relieve(self) -> str | None:
         """After out of memory with everything else at its least: what was moved away, or None where nothing is left to move."""
@@ -54,6 +70,14 @@ class Weights:
             stream(self.parts["network"], self.device)
         self.offload = offload
         free_memory()
+
+
+def to_host(module: nn.Module, pinned: bool = False) -> None:
+    """Move a module's weights to host memory."""
+    module.to(HOST)
+    if pinned:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.pin_memory()
 
 
 def stream(module: nn.Module, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import VOCABULARIES, Part, missing
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.models.loading import take_weights
+from hires.models.loading import merge_anew, read_weights, take_weights
 from hires.models.lora import LoraLayer, merged, tower_layers
 from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
@@ -85,7 +85,7 @@ class TextEncoders:
     def tower(self, name: str) -> nn.Module:
         """A text tower on the device, by its component's name."""
         if name in self._towers:
-            return self._towers[name]
+            return self._towers[name].to(self.device)
         tower = self._load(name)
         if self.stay:
             self._towers[name] = tower
@@ -106,6 +106,18 @@ class TextEncoders:
     def weight_bytes(self) -> int:
         """Bytes of the weights that are loaded."""
         return sum(tensor.nbytes for tower in self._towers.values() for tensor in (*tower.parameters(), *tower.buffers()))
+
+    def take_loras(self, loras: Sequence[LoraRef]) -> None:
+        """Change the LoRAs of what is loaded: weights that either set touches are read and merged anew."""
+        if self.loras != tuple(loras):
+            for name, tower in self._towers.items():
+                remerge_tower(tower, self.spec.parts[name], self.loras, loras)
+            self.loras = tuple(loras)
+
+    def rest_on_host(self) -> None:
+        """Keep what is loaded in host memory until the next prompt."""
+        for tower in self._towers.values():
+            tower.to("cpu")
 
     def move_to_host(self) -> None:
         """Let them go and run on the CPU from now on."""
@@ -257,6 +269,30 @@ def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: S
         state = clip_state(part.path, part.prefix, model.state_dict().keys())
     layers = tower_layers(loras, _weights(model), part.component)
     return take_weights(model, state, part.path, dtype, device, layers)
+
+
+def remerge_tower(tower: nn.Module, part: Part, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> None:
+    """Give a CLIP tower that holds the LoRAs `before` others, as if it had been loaded with these, bit for bit."""
+    names = _weights(tower)
+    touched, layers = (tower_layers(refs, names, part.component) for refs in (before, loras))
+    if touched or layers:
+        merge_anew(tower, _tower_state(part, tower), touched, layers)
+
+
+def _tower_state(part: Part, tower: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a tower's file under the names of the loaded module, mapped and not read."""
+    assert part.path is not None
+    wanted = tower.state_dict().keys()
+    if part.layout == "ldm":
+        second = part.component == "text_encoder_2"
+        return open_clip_state(part.path, part.prefix, tower) if second else clip_state(part.path, part.prefix, wanted)
+    state = read_weights(part.path)
+    return state | {other: state[name] for name in state for other in _other_names(name) if other in wanted}
+
+
+def _other_names(name: str) -> tuple[str, str]:
+    """CLIP's tensors with and without the prefix that transformers once wrote and now leaves out."""
+    return f"text_model.{name}", name.removeprefix("text_model.")
 
 
 def load_t5(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:

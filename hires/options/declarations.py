@@ -27,6 +27,7 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULE_NAMES = tuple(registry.SCHEDULE_FACTS)
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
+KEEP_WEIGHTS = ("auto", "device", "host", "no")
 SAMPLER_NAMES = tuple(registry.SAMPLER_FACTS)
 BITS = (8, 16)
 
@@ -130,7 +131,23 @@ class LoadedNetworkOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions(MachineOptions, ModelOptions, LoadedNetworkOptions):
+class KeepOptions(Options):
+    """Where models stay between requests."""
+
+    keep_weights: Annotated[
+        str,
+        Option(
+            help="Where a model stays between pictures: device, host, no, or auto (the device while the next plan has room).",
+            choices=KEEP_WEIGHTS,
+            group="machine",
+            panel="Memory",
+            local=True,
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(MachineOptions, ModelOptions, LoadedNetworkOptions, KeepOptions):
     """The options of `hires.load`: what belongs to the machine and to the model."""
 
 

@@ -30,6 +30,7 @@ class LoadKeywords(TypedDict, total=False):
     attention: str | None
     tiny_vae: str | Path | None
     kv_compression: str
+    keep_weights: str
 
 
 class SharedKeywords(TypedDict, total=False):

@@ -18,7 +18,7 @@ from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
 from hires.models.attention_processors import add_compression
 from hires.models.controlnet import ControlBlock, load_control
-from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
+from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression, remerge_network
 from hires.models.offload import HOST
 from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
@@ -81,6 +81,16 @@ def load_family(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Fa
     if request.tiny_vae is not None:
         family.tiny = load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device)
     return family
+
+
+def can_remerge(family: Family) -> bool:
+    """Whether a family's weights are where LoRAs can be merged into them: not in the hands of hooks that stream layers."""
+    return family.weights.offload != "layers"
+
+
+def remerge(family: Family, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> None:
+    """Change the LoRAs of a family in memory: weights that either set touches are read and merged anew."""
+    family.network = twice(lambda: remerge_network(family.network, family.spec, before, loras), "merging LoRAs")
 
 
 def load_encoders(

@@ -7,17 +7,22 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import hires
+from hires.engine.loaded import LoadedModels
 from hires.errors import Cancelled, NotFiniteError, RequestError
 from hires.events import Event
+from hires.models.loading import network_state
 from hires.models.text_encoders import TextEncoders
 from hires.tiling import retry
 from tests.support.checkpoints import Checkpoint
@@ -278,7 +283,6 @@ def test_a_result_is_held_in_the_hand(engine: hires.Engine, tmp_path: Path) -> N
 def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for both nothing is loaded after the first two; without, each switch loads once."""
     from hires.engine.engine import render_on
-    from hires.engine.loaded import LoadedModels
     from hires.options.render import RenderOptions
 
     if not room:
@@ -297,22 +301,119 @@ def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str],
 @pytest.mark.parametrize(("budget", "stays"), [(100, ("a", "b")), (70, ("b",)), (50, ())])
 def test_on_a_card_others_stay_while_the_plan_fits_beside_them(budget: int, stays: tuple[str, ...]) -> None:
     """Two networks of 20 bytes and 30, and a plan that takes 40: the least recently used one goes first."""
-    from types import SimpleNamespace
-
-    from hires.engine.loaded import LoadedModels
-
-    models, card = LoadedModels(), SimpleNamespace(device=torch.device("cuda"))
+    models = LoadedModels()
+    models.keep_weights = "device"
     for name, size in (("a", 20), ("b", 30)):
-        family: Any = SimpleNamespace(
-            spec=SimpleNamespace(name=name), weight_bytes=size, weights=SimpleNamespace(offload="none", device=card.device)
-        )
-        key: Any = name
-        models._families[key] = family
-    job: Any = SimpleNamespace(ram=None)
-    plan: Any = SimpleNamespace(peak_bytes=40, budget_bytes=budget, costs=())
+        key: Any = SimpleKey(name)
+        models._families[key] = networks(name, size)
+    demand: Any = demanded(budget)
     text: Any = SimpleNamespace(on_host=True)
-    where: Any = card
-    assert models._text_has_room(text, job, plan, where, 10**15), "encoders in host memory take nothing from the card"
-    models._make_room(lambda: models._networks_have_room(key, job, plan, where, loading=True))
+    assert models._text_has_room(text, demand, 10**15), "encoders in host memory take nothing from the card"
+    models._make_room(lambda: models._networks_have_room(key, demand, loading=True))
     models._count()
     assert models.names == stays and models.device_bytes == models.weight_bytes
+
+
+@dataclass(frozen=True)
+class SimpleKey:
+    model: str
+    files: tuple[Any, ...] = ()
+    offload: str = "none"
+
+
+def networks(name: str, size: int) -> Any:
+    """Networks on a card, whose weights note when they are moved."""
+    weights = SimpleNamespace(offload="none", device=torch.device("cuda"), resting=False)
+    weights.rest = lambda pinned: setattr(weights, "resting", True)
+    weights.wake = lambda: setattr(weights, "resting", False)
+    return SimpleNamespace(spec=SimpleNamespace(name=name, path=name), weight_bytes=size, weights=weights)
+
+
+def demanded(budget: int) -> Any:
+    job, plan = SimpleNamespace(ram=None), SimpleNamespace(peak_bytes=40, budget_bytes=budget, costs=())
+    return SimpleNamespace(job=job, plan=plan, on_cpu=False)
+
+
+@pytest.mark.parametrize(("keep", "free", "rests"), [("auto", 1000, ("a", "b")), ("auto", 10, ()), ("device", 1000, ())])
+def test_what_leaves_a_card_rests_on_the_host_where_that_has_room(
+    keep: str, free: int, rests: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hires.engine.loaded.available_host_bytes", lambda: free)
+    models = LoadedModels()
+    models.keep_weights = keep
+    for name, size in (("a", 20), ("b", 30)):
+        key: Any = SimpleKey(name)
+        models._families[key] = networks(name, size)
+    models._make_room(lambda: models._networks_have_room(key, demanded(50), loading=True))
+    models._count()
+    assert models.names == rests and models.device_bytes == 0, "the plan and either of the two exceed the budget"
+    assert all(family.weights.resting for family in models._families.values())
+
+
+def test_weights_on_the_host_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, family, key = LoadedModels(), networks("a", 20), SimpleKey("a")
+    models._families[key] = family  # type: ignore[index]
+    for keep, resting in (("auto", False), ("host", True)):
+        models.keep_weights = keep
+        models.settle(family)
+        assert family.weights.resting == resting and models.names == ("a",)
+    models.keep_weights = "no"
+    models.settle(family)
+    assert models.names == ()
+
+
+def test_engines_of_a_device_share_what_is_loaded(eps_folder: Path, loads: Counter[str]) -> None:
+    with hires.load() as first, hires.load() as second, hires.load(str(eps_folder)) as other:
+        first.render(PROMPT, **SMALL)
+        second.render(PROMPT, **SMALL)
+        assert (loads["load_network"], loads["_load"]) == (1, 2) and repr(first) == repr(second)
+        other.render(PROMPT, **SMALL)
+        assert first.loaded == other.loaded == ("demo", other.spec.name)
+        first.close()
+        assert second.loaded == ("demo", other.spec.name), "the second one still views it"
+        second.close()
+        assert other.loaded == (other.spec.name,)
+    with hires.load(keep_weights="no") as engine:
+        engine.render(PROMPT, **SMALL)
+        assert engine.loaded == ()
+    with pytest.raises(RequestError, match="keep_weights"):
+        hires.load(keep_weights="cellar")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_other_loras_are_merged_into_what_is_loaded(text: bool, loads: Counter[str], tmp_path: Path) -> None:
+    """Scales, files and none at all, each as a fresh process draws it; what changed on disk is loaded again."""
+    one, two = lora_file(tmp_path / "one.safetensors", 1, text), lora_file(tmp_path / "two.safetensors", 2, text)
+    wanted = [(), (f"{one}:0.5",), (f"{one}:1.5",), (f"{one}:1.5", f"{two}:-1"), (f"{two}:0.5",), ()]
+    fresh = [hires.render(PROMPT, loras=loras, **SMALL).pixels for loras in wanted]
+    loads.clear()
+    engines = [hires.load(loras=loras) for loras in wanted]
+    used = [engine.render(PROMPT, **SMALL).pixels for engine in engines]
+    assert loads == {"load_network": 1, "load_vae": 1, "_load": 2}
+    assert all(np.array_equal(*pair) for pair in zip(used, fresh, strict=True))
+    assert not any(np.array_equal(fresh[0], other) for other in fresh[1:-1]), "LoRAs that change nothing show nothing"
+    engines[4].render(PROMPT, **SMALL)
+    lora_file(two, 3, text)
+    changed = engines[4].render(PROMPT, **SMALL).pixels
+    assert loads["load_network"] == 2, "the weights that the old file touched are not known any more"
+    assert np.array_equal(changed, hires.render(PROMPT, loras=(f"{two}:0.5",), **SMALL).pixels)
+    for engine in engines:
+        engine.close()
+
+
+WIDTHS = {"text_encoder": 64, "text_encoder_2": 128}
+
+
+def lora_file(path: Path, seed: int, text: bool) -> Path:
+    """A LoRA of rank 2 for some layers of the shipped model's network, and of its text towers."""
+    generator, state = torch.Generator().manual_seed(seed), dict[str, torch.Tensor]()
+    weights = network_state(hires.load().spec)
+    names = [name for name in weights if name.endswith(("attn1.to_q.weight", "attn2.to_v.weight"))][seed::2]
+    shapes = {f"unet.{name.removesuffix('.weight')}": tuple(weights[name].shape) for name in names}
+    if text:
+        shapes |= {f"{tower}.text_model.encoder.layers.0.self_attn.q_proj": (width, width) for tower, width in WIDTHS.items()}
+    for name, (rows, cols) in shapes.items():
+        state[f"{name}.lora_A.weight"] = torch.randn(2, cols, generator=generator)
+        state[f"{name}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.3
+    save_file(state, path)
+    return path

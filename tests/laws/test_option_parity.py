@@ -55,7 +55,8 @@ def test_the_keywords_are_those_declared(command: str) -> None:
 
 def test_load_takes_what_belongs_to_the_machine_and_the_model() -> None:
     options = declared(RenderOptions)
-    assert set(declared(LoadOptions)) == {name for name, field in options.items() if field.option.group in ("machine", "model")}
+    shared = {name for name, field in options.items() if field.option.group in ("machine", "model")}
+    assert set(declared(LoadOptions)) == shared | {"keep_weights"}  # a one-shot render keeps nothing
     hints = {name: field.type for name, field in declared(LoadOptions).items() if name != "model"}
     assert get_type_hints(LoadKeywords) == hints
 
