@@ -11,14 +11,17 @@ from pathlib import Path
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
+from hires.devices.probe import choose_device
 from hires.engine.job import RenderJob
+from hires.errors import MemoryLadderError
 from hires.models.text_encoders import TextEncoders
+from hires.options.render import RenderRequest
 from hires.pipelines import load
 from hires.pipelines.base import Family, Runtime
 from hires.planning.plan import MemoryPlan
-from hires.resume.journal import Journal
+from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
-from hires.tiling.retry import free_memory
+from hires.tiling.retry import attempt, free_memory
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -71,8 +74,10 @@ class LoadedModels:
         self._families: OrderedDict[FamilyKey, Family] = OrderedDict()
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
         self._conditions: OrderedDict[tuple[TextKey, tuple[str, ...]], list[Conditioning]] = OrderedDict()
+        self.keys: tuple[FamilyKey, ...] = ()
+        """The networks that stayed after the last request, the least recently used ones first."""
         self.names: tuple[str, ...] = ()
-        """The models whose networks stayed after the last request, the least recently used one first."""
+        """The models that they belong to."""
         self.weight_bytes = 0
         """Bytes of all weights that stayed after the last request, those of text encoders included."""
         self.device_bytes = 0
@@ -122,13 +127,30 @@ class LoadedModels:
 
     def family(self, job: RenderJob, plan: MemoryPlan, runtime: Runtime) -> Family:
         """The networks of a job, from memory or loaded now; others that leave no room go first."""
-        key = family_key(job, runtime)
+        key = family_key(job.request, job.spec, runtime)
         family = self._families.pop(key, None)  # so that it is not among those that go
         self._make_room(lambda: self._networks_have_room(key, job, plan, runtime, loading=family is None))
         if family is None:
             family = load.load_family(job.request, job.spec, runtime)
         self._families[key] = family
         return family
+
+    def load(self, job: RenderJob, plan: MemoryPlan) -> None:
+        """Load the networks of a job, and the text encoders where they stay. MemoryLadderError where they have no room."""
+        runtime = Runtime.of(job.request, plan, choose_device(job.device))
+
+        def load_all() -> Family:
+            if job.ram is None and (plan.text_on_host or runtime.device.type == "cpu"):
+                self.conditions(job, plan, runtime, NO_JOURNAL)
+            return self.family(job, plan, runtime)
+
+        try:
+            family, reason = attempt(lambda _: load_all(), None)
+            if family is None:
+                raise MemoryLadderError(f"out of memory while loading {job.spec.name} ({reason}): close other programs")
+            self.settle(family)
+        finally:
+            self._count()
 
     def _make_room(self, has_room: Callable[[], bool]) -> None:
         """Let go of networks, the least recently used ones first, until there is room."""
@@ -184,6 +206,7 @@ class LoadedModels:
 
     def _count(self) -> None:
         """Note what is in memory; other threads read the numbers while a request runs."""
+        self.keys = tuple(self._families)
         self.names = tuple(family.spec.name for family in self._families.values())
         encoders = sum(encoders.weight_bytes for encoders in self._encoders.values())
         self.weight_bytes = sum(family.weight_bytes for family in self._families.values()) + encoders
@@ -191,13 +214,12 @@ class LoadedModels:
         self.device_bytes = self._device_bytes() + (encoders if on_host else 0)
 
 
-def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:
-    """The key of the networks that a job runs on."""
-    request = job.request
+def family_key(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> FamilyKey:
+    """The key of the networks that a request runs on."""
     beside = [Path(path) for path in (request.tiny_vae, *(lora.path for lora in request.loras)) if path is not None]
     return FamilyKey(
-        files=files_of(job.spec, ("network", "vae"), beside),
-        shape=repr(job.spec.network),
+        files=files_of(spec, ("network", "vae"), beside),
+        shape=repr(spec.network),
         loras=tuple((lora.path, lora.scale) for lora in request.loras),
         device=str(runtime.device),
         dtype=runtime.dtype,
