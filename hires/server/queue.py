@@ -282,9 +282,8 @@ class JobQueue:
         """Run one job after another until the queue closes; a thread per worker."""
         while not self._closing:
             job = self._next_job(worker)
-            if job is None:
-                if self._closing or worker.idle_seconds >= self.settings.idle_unload_seconds:  # else a model was just loaded
-                    worker.unload()  # outside the lock: others may queue jobs meanwhile
+            if job is None:  # outside the lock: others may queue jobs meanwhile
+                worker.unload(after_idle=0.0 if self._closing else self.settings.idle_unload_seconds)
                 continue
             status = self._run_job(job, worker)
             with self._changed:
@@ -300,7 +299,8 @@ class JobQueue:
     def _next_job(self, worker: Worker) -> Job | None:
         """Wait for a job that a worker can run and mark it as running.
 
-        None when the worker was idle for `idle_unload_seconds`, and when the queue closes.
+        None when the worker was idle for `idle_unload_seconds`, and when the queue closes. Jobs of an earlier server are
+        planned once they are among the `LOOK_AHEAD` oldest, and not chosen before.
         """
         planner = self._planners[worker]
         while True:

@@ -171,15 +171,19 @@ class Worker:
         with self._work():
             load_on(self.models, wanted)
 
-    def unload(self) -> None:
-        """Let the models go, after the task in progress; the next task loads what it needs."""
-        with self._work():
-            self.models.unload()
-            self.used_last = None
+    def unload(self, after_idle: float = 0.0) -> None:
+        """Let the models go, after the task in progress; the next task loads what it needs.
+
+        after_idle: only if nothing was done for so many seconds by then.
+        """
+        with self._at_work:
+            if self.idle_seconds >= after_idle:
+                self.models.unload()
+                self.used_last, self._used_at = None, time.monotonic()
 
     @contextmanager
     def _work(self) -> Iterator[None]:
-        """One thing at a time."""
+        """One thing at a time; idle time counts from its end."""
         with self._at_work:
             try:
                 yield

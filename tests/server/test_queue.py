@@ -276,18 +276,16 @@ def test_a_default_whose_file_is_gone_is_told_and_another_can_be_chosen(queues: 
     assert queue.submit([render("a")]).tasks[0].model == "demo"
 
 
-def test_a_worker_that_just_loaded_a_model_keeps_it_for_the_whole_idle_time(queues: Queues) -> None:
+def test_a_worker_that_just_loaded_a_model_keeps_it_for_the_whole_idle_time(
+    queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it began to load when the time was nearly over, and was at it when it was over."""
     queues.settings = replace(queues.settings, idle_unload_seconds=1.5)
     _, [worker] = queues.open(CARD)
-    real, unloads = worker.unload, []
-
-    def unload() -> None:
-        real()
-        unloads.append(time.monotonic())
-
-    worker.unload = unload  # type: ignore[method-assign]
-    time.sleep(1.0)
+    unloads: list[float] = []
+    monkeypatch.setattr(worker.models, "unload", lambda: unloads.append(time.monotonic()))
     with worker._work():
+        time.sleep(2.0)
         loaded = time.monotonic()
     while not any(at > loaded for at in unloads):
         time.sleep(0.02)
