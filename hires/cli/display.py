@@ -122,8 +122,8 @@ class progress_display:
 
 def work_of(event: Event) -> str:
     """The stage of an event, and how far it has come."""
-    step = f" step {event.step}/{event.steps}," if event.steps else ""
-    return f"{event.stage}{step} {'tile' if event.steps else 'part'} {event.done}/{event.total}"
+    tiles = f"{event.done}/{event.total}"
+    return f"{event.stage}: step {event.step}/{event.steps}, tile {tiles}" if event.steps else f"{event.stage}: {tiles}"
 
 
 def left_of(event: Event) -> str:

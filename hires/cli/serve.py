@@ -13,7 +13,8 @@ import typer
 from hires.cli.display import guarded
 from hires.cli.options import Command, Given, keywords
 from hires.errors import OutputError, RequestError
-from hires.options.fields import Option, Options
+from hires.options.declarations import LoadOptions
+from hires.options.fields import Option, Options, declared
 from hires.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ServeOptions(Options):
     queue: Annotated[int, option("Jobs that may wait; more get 429.", metavar="N")] = 64
     keep: Annotated[int, option("Finished jobs whose files stay.", metavar="N")] = 200
     idle_unload: Annotated[float, option("Let models go after so long without a job.", metavar="SECONDS")] = 600.0
+    keep_weights: Annotated[str, declared(LoadOptions)["keep_weights"].option] = "auto"
     max_body: Annotated[str, option("Longest body of a request.", metavar="SIZE")] = "256MiB"
     max_pixels: Annotated[int, option("Most pixels of a picture that is asked for.", metavar="N")] = 2**30
     allow_host: Annotated[Sequence[str], option("A further name that the server goes by.", metavar="NAME")] = ()
@@ -78,6 +80,7 @@ class ServeOptions(Options):
             ram=self.ram,
             devices=tuple(self.device) or ("auto",),
             idle_unload_seconds=self.idle_unload,
+            keep_weights=self.keep_weights,
             limits=limits,
         )
 

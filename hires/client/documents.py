@@ -63,7 +63,10 @@ class JobDocument(TypedDict):
     status: str
     """'queued', 'running', or one of `ENDED`."""
     position: int | None
-    """How many jobs are before it in the queue; None where it does not wait."""
+    """How many of the waiting jobs came before it; None where it does not wait.
+
+    Shorter jobs, and those whose model is loaded, may go first.
+    """
     created: float
     started: float | None
     finished: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,51 @@ FreedPages = Literal["kept", "returned", "usual"]
 
 MALLOC: dict[FreedPages, dict[int, int]] = {
     "kept": {M_MMAP_THRESHOLD: 2**27, M_TRIM_THRESHOLD: -1},  # a higher limit would double what whole maps hold
-    "returned": {M_MMAP_THRESHOLD: 2**22},
+    "returned": {M_MMAP_THRESHOLD: 2**22, M_TRIM_THRESHOLD: 2**26},  # a lower one would fault small blocks in anew
     "usual": {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26},  # where glibc's own adaptation ends
 }
+"""The options of each way: all of them each time, as another way may have been in force before."""
+FRUGAL: tuple[FreedPages, ...] = ("returned", "usual", "kept")
+"""The ways from the one that holds the least memory to the one that holds the most."""
+
+
+class PagePolicy:
+    """What the C library does with freed pages while several blocks of `freed_pages` are at work.
+
+    Its options belong to the whole process, so the most frugal of the ways at work is in force: a render that must return
+    memory gets that beside one that would keep it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_work: list[FreedPages] = []
+        self._in_force: FreedPages = "usual"
+        self._changed = False  # since nothing was at work
+
+    def enter(self, way: FreedPages) -> None:
+        """A block begins."""
+        with self._lock:
+            self._at_work.append(way)
+            self._apply()
+
+    def leave(self, way: FreedPages) -> None:
+        """A block ends: the others get what they want; after the last one the default holds and free pages are returned."""
+        with self._lock:
+            self._at_work.remove(way)
+            self._apply()
+            if not self._at_work and self._changed:
+                self._changed = False
+                _return_free_pages()
+
+    def _apply(self) -> None:
+        way: FreedPages = min(self._at_work, key=FRUGAL.index, default="usual")
+        if way != self._in_force:
+            _set_malloc_options(MALLOC[way])
+            self._in_force, self._changed = way, True
+
+
+PAGE_POLICY = PagePolicy()
+"""That of this process."""
 
 
 @contextlib.contextmanager
@@ -28,19 +71,21 @@ def freed_pages(way: FreedPages) -> Iterator[None]:
     By default glibc maps every block above 32 MiB anew, so each band of a large decode has to fault in fresh pages: a
     quarter of the time at 4096 px on two cores, half of it for a small network. "kept" avoids that, at the price of 1 % more
     memory in bands and a third more in whole maps. Smaller blocks glibc keeps by default: a tiled render, whose maps have
-    many sizes, then holds up to twice its working set. "returned" gives blocks from 4 MiB on back at once. After the block
-    the default policy holds again and all free pages are returned.
+    many sizes, then holds up to twice its working set. "returned" gives blocks from 4 MiB on back at once.
+
+    Blocks of several threads may overlap: the most frugal way of those at work holds for all of them. After the last one the
+    default policy holds again and all free pages are returned; blocks that are all "usual" touch nothing.
     """
-    if way == "usual":
-        yield
-        return
-    _set_malloc_options(MALLOC[way])
+    PAGE_POLICY.enter(way)
     try:
         yield
     finally:
-        _set_malloc_options(MALLOC["usual"])
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        PAGE_POLICY.leave(way)
+
+
+def _return_free_pages() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set_malloc_options(options: Mapping[int, int]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from hires._imports import collection_paused
+from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
 from hires.engine.job import Images, RenderJob
@@ -123,6 +124,27 @@ def render_job(prompt: str, wanted: RenderOptions, following: Sequence[str] = ()
         mask=None if wanted.mask is None else picture_of(wanted.mask),
     )
     return replace(_job(request, spec, images, wanted), following=tuple(following))
+
+
+def load_on(models: LoadedModels, wanted: RenderOptions) -> None:
+    """Load what a render needs without rendering, so that it finds its networks in memory; errors as in `render`.
+
+    Text encoders are loaded along where they stay. A model that edits is loaded as well.
+    """
+    request = request_from("", wanted, size_of(wanted.size, None))
+    spec = spec_for(request)
+    if spec.missing:
+        raise missing(spec.missing, spec.facts)
+    device = describe_device(wanted.device, budget_of(wanted.vram), budget_of(wanted.ram), models.device_bytes)
+    job = RenderJob(
+        request=request,
+        spec=spec,
+        output=delivery(None, False, request.size, wanted.bits),
+        device=wanted.device,
+        vram=wanted.vram,
+        ram=wanted.ram,
+    )
+    models.load(job, planner.plan(request, spec, device))
 
 
 def edit_on(models: LoadedModels | None, picture: PictureLike, instruction: str, wanted: EditOptions) -> RenderResult:

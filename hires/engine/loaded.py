@@ -12,18 +12,22 @@ from pathlib import Path
 
 from hires.checkpoints.file_states import Files, files_of, states
 from hires.checkpoints.loras import tower_loras
+from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
+from hires.devices.probe import choose_device
 from hires.engine.job import RenderJob
+from hires.errors import MemoryLadderError
 from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
+from hires.options.render import RenderRequest
 from hires.pipelines import load
 from hires.pipelines.base import Family, Runtime
 from hires.pipelines.clock import Paces
 from hires.planning.plan import MemoryPlan
-from hires.resume.journal import Journal
+from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
-from hires.tiling.retry import empty_cache, free_memory
+from hires.tiling.retry import attempt, empty_cache, free_memory
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -114,8 +118,10 @@ class LoadedModels:
         self._merged: dict[FamilyKey | TextKey, Merged] = {}
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
         self._conditions: OrderedDict[tuple[TextKey, Merged, tuple[str, ...]], list[Conditioning]] = OrderedDict()
+        self.keys: tuple[FamilyKey, ...] = ()
+        """The networks that stayed after the last request, the least recently used ones first."""
         self.names: tuple[str, ...] = ()
-        """The models whose networks stayed after the last request, the least recently used one first."""
+        """The models that they belong to."""
         self.weight_bytes = 0
         """Bytes of all weights that stayed after the last request, those of text encoders included."""
         self.weight_bytes_of: Counter[str] = Counter()
@@ -181,7 +187,7 @@ class LoadedModels:
     def family(self, demand: Demand) -> Family:
         """The networks of a job, from memory or loaded now; others that leave no room go first."""
         job, runtime = demand.job, demand.runtime
-        key, merged = family_key(job, runtime), Merged.of(job.request.loras)
+        key, merged = family_key(job.request, job.spec, runtime), Merged.of(job.request.loras)
         family, before = self._families.pop(key, None), self._merged.pop(key, merged)  # not among those that go
         if family is not None and before != merged and not (before.unchanged and load.can_remerge(family)):
             family = None
@@ -196,6 +202,23 @@ class LoadedModels:
         family.spec = job.spec  # with these LoRAs
         self._families[key], self._merged[key] = family, merged
         return family
+
+    def load(self, job: RenderJob, plan: MemoryPlan) -> None:
+        """Load the networks of a job, and the text encoders where they stay. MemoryLadderError where they have no room."""
+        demand = Demand(job=job, plan=plan, runtime=Runtime.of(job.request, plan, choose_device(job.device)))
+
+        def load_all() -> Family:
+            if job.ram is None:
+                self.conditions(demand, NO_JOURNAL)
+            return self.family(demand)
+
+        try:
+            family, reason = attempt(lambda _: load_all(), None)
+            if family is None:
+                raise MemoryLadderError(f"out of memory while loading {job.spec.name} ({reason}): close other programs")
+            self.settle(family)
+        finally:
+            self._count()
 
     def _make_room(self, has_room: Callable[[], bool]) -> None:
         """Let networks go, the least recently used ones first, until there is room: to the host where they fit, or for good."""
@@ -280,6 +303,7 @@ class LoadedModels:
 
     def _count(self) -> None:
         """Note what is in memory; other threads read the numbers while a request runs."""
+        self.keys = tuple(self._families)
         self.names = tuple(family.spec.name for family in self._families.values())
         sizes: Counter[str] = Counter()
         for key, family in self._families.items():
@@ -305,13 +329,13 @@ def models_on(device: str) -> LoadedModels:
         return models
 
 
-def family_key(job: RenderJob, runtime: Runtime) -> FamilyKey:
-    """The key of the networks that a job runs on."""
-    tiny = job.request.tiny_vae
+def family_key(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> FamilyKey:
+    """The key of the networks that a request runs on."""
+    tiny = request.tiny_vae
     return FamilyKey(
-        model=str(job.spec.path),
-        files=files_of(job.spec, ("network", "vae")) + states(() if tiny is None else (Path(tiny),)),
-        shape=repr(job.spec.network),
+        model=str(spec.path),
+        files=files_of(spec, ("network", "vae")) + states(() if tiny is None else (Path(tiny),)),
+        shape=repr(spec.network),
         device=str(runtime.device),
         dtype=runtime.dtype,
         vae_dtype=runtime.decode.rung.dtype,

@@ -32,7 +32,7 @@ Name = Annotated[str, Field(max_length=300)]
 Short = Annotated[str, Field(max_length=40)]
 
 NARROWER: dict[str, tuple[object, object]] = {
-    "model": (Name | None, None),  # None: the server's first
+    "model": (Name | None, None),  # None: the server's default
     "upscaler": (Name | None, None),
     "seed": (Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None, None),  # None draws one
     "size": (Short | None, None),

@@ -20,7 +20,8 @@ from hires.errors import HiresError, WriteError
 from hires.server.bodies import AnyTask
 from hires.server.errors import http_status
 from hires.server.progress import Meter
-from hires.server.worker import FinishedPicture
+from hires.server.schedule import Waiting
+from hires.server.worker import Estimate, FinishedPicture, Worker
 from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,11 @@ class Job:
     """Those that are finished."""
     request_digest: str = ""
     """A digest of the request, where the client chose the id."""
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The seconds that each stage is expected to take, by the task without its seed."""
+    estimates: dict[Worker, tuple[Estimate, ...]] | None = None
+    """What each task is expected to take on each kind of device that can run them, by the worker that plans for the kind.
+
+    None where an earlier server planned it, and this one has not yet.
+    """
     skipping: bool = False
     """Leave the picture in progress out."""
     stop: str = ""
@@ -85,7 +89,7 @@ class Job:
         self.meter = Meter(max(1, len(self.tasks)))
 
     def to_json(self, position: int | None) -> JobDocument:
-        """What `GET /jobs/{id}` answers. position: how many jobs are before it in the queue."""
+        """What `GET /jobs/{id}` answers. position: how many of the waiting jobs came before it."""
         progress = self.meter.now.to_json()
         if self.status == "done":
             progress["fraction"] = 1.0
@@ -103,6 +107,20 @@ class Job:
             "results": [self._result(index, picture) for index, picture in enumerate(self.pictures)],
         }
 
+    def fits(self, planner: Worker) -> bool:
+        """Whether it was planned on that worker's kind of device, and fits there."""
+        return self.estimates is not None and planner in self.estimates
+
+    def as_waiting(self, planner: Worker, now: float) -> Waiting:
+        """The job as a free worker of a kind that it fits sees it. now: seconds since 1970."""
+        assert self.estimates is not None, "only a planned job is chosen"
+        left = self.estimates[planner][len(self.pictures) :]
+        return Waiting(
+            model=left[0].model if left else None,
+            planned_seconds=sum(estimate.seconds for estimate in left),
+            waited_seconds=max(0.0, now - self.created),
+        )
+
     def _result(self, index: int, picture: FinishedPicture) -> ResultDocument:
         path = self.folder / picture.file
         return {
@@ -115,9 +133,14 @@ class Job:
             "notes": list(picture.notes),
         }
 
-    def fail(self, error: BaseException) -> None:
-        """Note an error and its HTTP status."""
+    def fail(self, error: Exception) -> None:
+        """Note an error and its HTTP status, and log it; one that hires does not raise on purpose with where it came from."""
         self.error, self.error_status = str(error), http_status(error)
+        if isinstance(error, HiresError):
+            log.warning("job %s: %s", self.id, error)
+            return
+        log.error("job %s", self.id, exc_info=error)
+        self.error = f"an error in hires, {type(error).__name__}: {self.error[:300]}; the server's log has more"
 
     def save(self) -> None:
         """Write the job's file, whole and on the disk before this returns. WriteError where the disk refuses."""

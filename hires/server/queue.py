@@ -1,4 +1,4 @@
-"""The jobs of a server: run in the order they came, one at a time per device."""
+"""The jobs of a server: one at a time per device, in the order that `schedule` chooses."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from hires.client.documents import ENDED, JobDocument
-from hires.errors import Cancelled, HiresError, RequestError
+from hires.errors import BudgetError, Cancelled, HiresError, RequestError
 from hires.events import Event
+from hires.planning.plan import MemoryPlan
 from hires.server.bodies import AnyTask, add_seeds, digest, without_seed
 from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import Job, read
+from hires.server.schedule import LOOK_AHEAD, choose, planners
 from hires.server.settings import Library, Settings
-from hires.server.worker import Worker
+from hires.server.worker import Estimate, Worker
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -29,6 +33,7 @@ MOST_ATTEMPTS = 3
 Prepare = Callable[[AnyTask, Path, int], AnyTask]
 """Called with a task, its job's folder and its index; puts its pictures there and returns the task that names them."""
 SEED_BITS = 32
+Planned = TypeVar("Planned")
 
 
 class Skipped(Cancelled):
@@ -36,17 +41,26 @@ class Skipped(Cancelled):
 
 
 class JobQueue:
-    """Jobs by id. Threads may call all methods; `start` reads what an earlier server left and begins to work."""
+    """Jobs by id. Threads may call all methods; `start` reads what an earlier server left and begins to work.
 
-    def __init__(self, settings: Settings, library: Library) -> None:
+    Args:
+        settings: of the server.
+        library: what jobs may name.
+        workers: by default one for each of the settings' devices.
+    """
+
+    def __init__(self, settings: Settings, library: Library, workers: Sequence[Worker] | None = None) -> None:
         self.settings, self.library = settings, library
         self.folder = settings.folder / "jobs"
-        self.workers = [Worker(settings, library, device) for device in settings.devices]
+        self.workers = [Worker(settings, library, device) for device in settings.devices] if workers is None else [*workers]
+        stand_for = planners([worker.spec for worker in self.workers])
+        self._planners = {worker: self.workers[i] for worker, i in zip(self.workers, stand_for, strict=True)}
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._planning = threading.Lock()
         self._closing = False
         self._next = 0
         self._threads: list[threading.Thread] = []
@@ -76,7 +90,7 @@ class JobQueue:
             job.error = f"the server stopped {job.attempts} times at this job; ask for a smaller size or budget"
             self._end(job, "failed")
             return
-        job.status = "queued"
+        job.status, job.tasks = "queued", self._name_models(job.tasks)
         self._waiting.append(job)
 
     def close(self, timeout: float = 30.0) -> None:
@@ -104,8 +118,10 @@ class JobQueue:
     ) -> Job:
         """Check a job's tasks, store the job and queue it.
 
+        It is planned on every kind of device. A task that names no model gets the one that is the default now.
+
         id: the client's own, so that a request sent again gets the same job. QueueFullError; ConflictError where another job
-        has the id; RequestError for what cannot be run.
+        has the id; RequestError for what runs on none of the devices.
         """
         name = uuid.uuid4().hex if id is None else id
         if not ID.fullmatch(name):
@@ -120,10 +136,8 @@ class JobQueue:
             self._check_room()
         folder = self.folder / name
         try:
-            prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(tasks)]
-            worker = self.workers[0]
-            distinct = {without_seed(task): task for task in prepared}
-            weights = {key: worker.weights(task, worker.plan(task, folder)) for key, task in distinct.items()}
+            named = self._name_models(tasks)
+            prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(named)]
             job = Job(
                 id=name,
                 sequence=0,
@@ -132,14 +146,48 @@ class JobQueue:
                 durable=durable,
                 origin=origin,
                 request_digest=request_digest,
-                weights=weights,
             )
+            job.estimates = self._estimates(job)
             return self._enqueue(job)
         except BaseException:
             with self._lock:
                 if name not in self._jobs:
                     shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def plan(self, task: AnyTask, folder: Path) -> MemoryPlan | None:
+        """What a task would do on the first kind of device that it fits; None without a diffusion model. Errors of `submit`."""
+        return next(iter(self._where_it_fits(lambda planner: planner.plan(task, folder)).values()))
+
+    def _name_models(self, tasks: Sequence[AnyTask]) -> list[AnyTask]:
+        """The same tasks; those without a model get the default, which may be another one by the time they run."""
+        if all(task.model is not None for task in tasks):
+            return [*tasks]
+        default = self.library.default_model().name
+        return [task if task.model is not None else task.model_copy(update={"model": default}) for task in tasks]
+
+    def _estimates(self, job: Job) -> dict[Worker, tuple[Estimate, ...]]:
+        """What the tasks of a job take on each kind of device that can run all that are left. Errors of `submit`."""
+        keys, done = [without_seed(task) for task in job.tasks], len(job.pictures)
+        left = dict(zip(keys[done:], job.tasks[done:], strict=True))
+
+        def estimate(planner: Worker) -> tuple[Estimate, ...]:
+            each = {key: planner.estimate(task, job.folder) for key, task in left.items()}
+            return tuple(each.get(key, Estimate(seconds=0.0)) for key in keys)
+
+        return self._where_it_fits(estimate)
+
+    def _where_it_fits(self, plan: Callable[[Worker], Planned]) -> dict[Worker, Planned]:
+        """What `plan` gives on each kind of device where it gives anything; else the error of the kind with most memory."""
+        planned, errors = {}, []
+        for planner in dict.fromkeys(self._planners.values()):
+            try:
+                planned[planner] = plan(planner)
+            except RequestError as error:
+                errors.append((isinstance(error, BudgetError), planner.spec.budget_bytes, error))
+        if not planned:
+            raise max(errors, key=lambda each: each[:2])[2]
+        return planned
 
     def _check_room(self) -> None:
         if len(self._waiting) >= self.settings.limits.waiting:
@@ -151,12 +199,12 @@ class JobQueue:
             if job.id in self._jobs:
                 return self._jobs[job.id]
             self._check_room()
-            job.sequence = self._next
+            job.sequence, job.created = self._next, time.time()  # together, so that older is longer waiting
             job.save()
             self._next += 1
             self._jobs[job.id] = job
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()  # not every worker can run it
             return job
 
     def get(self, name: str) -> Job | None:
@@ -201,8 +249,21 @@ class JobQueue:
 
     def unload(self) -> None:
         """Let the models of all devices go, each after the task in progress."""
-        for worker in self.workers:
-            worker.unload()
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            for unloading in [pool.submit(worker.unload) for worker in self.workers]:
+                unloading.result()
+
+    def load_default(self) -> None:
+        """Load the default model on every device that it fits, each after the task in progress. HiresError if it fits none."""
+        name = self.library.default_model().name
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            loads = [pool.submit(worker.load, name) for worker in self.workers]
+        errors = [error for load in loads if (error := load.exception()) is not None]
+        unexpected = [error for error in errors if not isinstance(error, HiresError)]
+        if unexpected or len(errors) == len(loads):
+            raise (unexpected or errors)[0]
+        for error in errors:
+            log.warning("%s was not loaded everywhere: %s", name, error)
 
     def keep(self, job: Job) -> None:
         """Make the ended job of a waiting client durable, as those of `POST /jobs` are."""
@@ -220,9 +281,9 @@ class JobQueue:
     def _work(self, worker: Worker) -> None:
         """Run one job after another until the queue closes; a thread per worker."""
         while not self._closing:
-            job = self._next_job()
-            if job is None:
-                worker.unload()  # outside the lock: others may queue jobs meanwhile
+            job = self._next_job(worker)
+            if job is None:  # outside the lock: others may queue jobs meanwhile
+                worker.unload(after_idle=0.0 if self._closing else self.settings.idle_unload_seconds)
                 continue
             status = self._run_job(job, worker)
             with self._changed:
@@ -235,18 +296,55 @@ class JobQueue:
                     self._end(job, status)
             self._forget_oldest()
 
-    def _next_job(self) -> Job | None:
-        """Wait for a job and mark it as running; None after `idle_unload_seconds` without one, and when the queue closes."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing, self.settings.idle_unload_seconds)
-            if self._closing or not self._waiting:
-                return None
-            job = self._waiting.pop(0)
-            self._running.append(job)
-            job.status, job.started, job.attempts = "running", time.time(), job.attempts + 1
-            with contextlib.suppress(HiresError):
-                job.save()
-            return job
+    def _next_job(self, worker: Worker) -> Job | None:
+        """Wait for a job that a worker can run and mark it as running.
+
+        None when the worker was idle for `idle_unload_seconds`, and when the queue closes. Jobs of an earlier server are
+        planned once they are among the `LOOK_AHEAD` oldest, and not chosen before.
+        """
+        planner = self._planners[worker]
+        while True:
+            with self._changed:
+                patience = max(0.0, self.settings.idle_unload_seconds - worker.idle_seconds)
+                self._changed.wait_for(lambda: self._closing or self._within_reach(planner), patience)
+                reach = self._within_reach(planner)
+                if self._closing or not reach:
+                    return None
+                unplanned = next((job for job in reach[:LOOK_AHEAD] if job.estimates is None), None)
+                if unplanned is None:
+                    return self._take(worker, [job for job in reach if job.estimates is not None])
+            self._plan_restored(unplanned)  # outside the lock: others may queue jobs meanwhile
+
+    def _within_reach(self, planner: Worker) -> list[Job]:
+        """The waiting jobs that a kind of device can run, or that have yet to be planned, in the order they came."""
+        return [job for job in self._waiting if job.estimates is None or job.fits(planner)]
+
+    def _take(self, worker: Worker, jobs: Sequence[Job]) -> Job:
+        """Mark one of the jobs that a worker can run as running."""
+        planner, now = self._planners[worker], time.time()
+        chosen = choose([job.as_waiting(planner, now) for job in jobs], worker.resident)
+        assert chosen is not None, "a job is within reach"
+        job = jobs[chosen]
+        self._waiting.remove(job)
+        self._running.append(job)
+        job.status, job.started, job.attempts = "running", now, job.attempts + 1
+        with contextlib.suppress(HiresError):
+            job.save()
+        return job
+
+    def _plan_restored(self, job: Job) -> None:
+        """Plan a job of an earlier server; one that runs on no device fails with the error of its plan."""
+        with self._planning:
+            if job.estimates is not None:
+                return
+            try:
+                job.estimates = self._estimates(job)
+            except Exception as error:  # noqa: BLE001  one job's defect must not end the server; `fail` logs it
+                with self._changed:
+                    if job in self._waiting:  # it was not cancelled meanwhile
+                        self._waiting.remove(job)
+                        job.fail(error)
+                        self._end(job, "failed")
 
     def _run_job(self, job: Job, worker: Worker) -> str:
         """Make the pictures that are not finished and return the job's new status."""
@@ -256,22 +354,15 @@ class JobQueue:
             job.meter.finish()
         except Cancelled:
             return "queued" if job.stop == "shutdown" and job.durable else "cancelled"
-        except HiresError as error:
-            log.warning("job %s: %s", job.id, error)
+        except Exception as error:  # noqa: BLE001  one job's defect must not end the server; `fail` logs it
             job.fail(error)
-            return "failed"
-        except Exception as error:  # one job's defect must not end the server
-            log.exception("job %s", job.id)
-            job.fail(error)
-            job.error = f"an error in hires, {type(error).__name__}: {str(error)[:300]}; the server's log has more"
             return "failed"
         return "done" if job.pictures or not job.tasks else "cancelled"
 
     def _make_picture(self, job: Job, index: int, worker: Worker) -> None:
         task, job.skipping = job.tasks[index], False
-        key = without_seed(task)
-        if key not in job.weights:  # an earlier server planned it
-            job.weights[key] = worker.weights(task, worker.plan(task, job.folder))
+        assert job.estimates is not None, "only a planned job is taken"
+        estimate = job.estimates[self._planners[worker]][index]
         job.meter.begin(index)
 
         def hear(event: Event) -> None:
@@ -286,6 +377,7 @@ class JobQueue:
         except Skipped:
             job.clear()
             return
+        worker.used_last = estimate.model or worker.used_last
         with self._lock:
             job.pictures.append(picture)
         with contextlib.suppress(HiresError):

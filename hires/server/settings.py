@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hires.checkpoints.detect_folder import is_model_folder
-from hires.checkpoints.locate import NAMED_MODELS
+from hires.checkpoints.locate import NAMED_MODELS, missing
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError, unknown
+from hires.options.declarations import KEEP_WEIGHTS
 from hires.options.lora import LoraRef, parse_lora
 from hires.units import parse_bytes
 
@@ -52,7 +54,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Further host names that the server answers to."""
     model: str = "demo"
-    """The model where a request names none."""
+    """The model where a request names none, until the server is switched to another."""
     models: Path | None = None
     loras: Path | None = None
     upscalers: Path | None = None
@@ -66,6 +68,8 @@ class Settings:
     """One job runs on each at a time."""
     idle_unload_seconds: float = 600.0
     """After how long without a job a device's models are let go."""
+    keep_weights: str = "auto"
+    """Where models stay between pictures, one of `KEEP_WEIGHTS`."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class Settings:
                 parse_bytes(amount)
         if not 1 <= self.idle_unload_seconds <= threading.TIMEOUT_MAX:
             raise RequestError(f"idle_unload {self.idle_unload_seconds:g}: give seconds, 1 or more")
+        if self.keep_weights not in KEEP_WEIGHTS:
+            raise RequestError(unknown("keep_weights", self.keep_weights, KEEP_WEIGHTS))
         if self.limits.waiting < 1:
             raise RequestError(f"waiting {self.limits.waiting}: give how many jobs may wait, 1 or more")
         if len(set(self.devices)) < len(self.devices) or not self.devices:
@@ -109,32 +115,53 @@ class Offer:
 
 
 class Library:
-    """The models, LoRAs and upscaling networks that a server offers by name."""
+    """The models, LoRAs and upscaling networks that a server offers by name; threads may call all methods."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._lock = threading.Lock()
+        self._default = _stem(settings.model)
 
     def models(self) -> list[Offer]:
-        """The server's own model first, then the shipped one, then those of the folder."""
+        """The default model first, then the server's own, the shipped one and those of the folder."""
         own = self.settings.model
         paths = {_stem(own): own} | {name: name for name in NAMED_MODELS}
         for path in _listed(self.settings.models):
             if path.suffix in WEIGHTS or (path.is_dir() and is_model_folder(path)):
                 paths.setdefault(path.stem if path.suffix in WEIGHTS else path.name, str(path))
-        return [Offer(name, path, name if name == path else Path(path).name) for name, path in paths.items()]
+        offers = [Offer(name, path, name if name == path else Path(path).name) for name, path in paths.items()]
+        with self._lock:
+            default = self._default
+        return sorted(offers, key=lambda offer: offer.name != default)
+
+    def default_model(self) -> Offer:
+        """The model of requests that name none. ModelError where it is offered no more."""
+        with self._lock:
+            default = self._default
+        return self._offered_model(default)
+
+    def switch_model(self, name: str) -> None:
+        """Make another model the default, until the server stops. ModelError, and no change, for one that cannot be used."""
+        offer = self._offered_model(name)
+        spec = load_spec(offer.path)
+        if spec.missing:
+            raise missing(spec.missing, spec.facts)
+        with self._lock:
+            self._default = offer.name
 
     def model(self, name: str | None) -> str:
-        """What `hires.render(model=)` takes for a name, title or file name; None is the server's own model.
+        """What `hires.render(model=)` takes for a name, title or file name; None is the default model.
 
         ModelError lists what is offered.
         """
+        return (self.default_model() if name is None else self._offered_model(name)).path
+
+    def _offered_model(self, name: str) -> Offer:
         offers = self.models()
-        if name is None:
-            return offers[0].path
-        plain = name.split(" [")[0].strip()  # A1111 shows "file.safetensors [hash]"
-        for offer in offers:
-            if plain in (offer.name, offer.title):
-                return offer.path
+        for wanted in (name, name.split(" [")[0].strip()):  # A1111 shows "file.safetensors [hash]"
+            for offer in offers:
+                if wanted in (offer.name, offer.title):
+                    return offer
         raise ModelError(unknown("model", name[:200], [offer.name for offer in offers]))
 
     def loras(self) -> list[Offer]:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from hires._version import __version__
+from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.devices.describe import budget_of, describe_device
 from hires.devices.probe import choose_device
-from hires.engine.engine import edit_on, render_on
-from hires.engine.loaded import LoadedModels
+from hires.devices.spec import DeviceSpec
+from hires.engine.engine import edit_on, load_on, render_on
+from hires.engine.loaded import FamilyKey, LoadedModels, family_key
 from hires.engine.requests import DEFAULT_SCALE, editing, scaled, spec_for, text_to_image, with_captions
 from hires.engine.results import UpscaleResult
+from hires.engine.upscale import ENLARGE_SHARE, Upscaler
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
 from hires.images.decoders import PILLOW_FORMATS
@@ -28,6 +34,7 @@ from hires.options.fields import chosen
 from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import parse_size
 from hires.options.upscale import REFINE_STRENGTH, REFINEMENT, Refinement, UpscaleRequest
+from hires.pipelines.base import Runtime
 from hires.pipelines.clock import as_part
 from hires.planning import planner
 from hires.planning.plan import MemoryPlan
@@ -45,8 +52,8 @@ from hires.server.bodies import (
 from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
-ENLARGE_SHARE = 0.1
-"""The share of the whole time that enlarging takes where the result is then drawn over."""
+SECONDS_WITHOUT_A_MODEL = 1.0
+"""What an enlargement alone is taken for: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +73,15 @@ class FinishedPicture:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a task is expected to take on a kind of device."""
+
+    seconds: float
+    model: FamilyKey | None = None
+    """What its networks are known by, on whichever device of the kind; None where it needs none."""
+
+
 class Worker:
     """Plans and runs tasks on one device, where models stay between them.
 
@@ -75,48 +91,101 @@ class Worker:
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
         self.settings, self.library = settings, library
         self.device = str(choose_device(device))  # plans are for this machine, whatever its budget
-        self.device_name = describe_device(self.device, None).name
         self.models = LoadedModels()
+        self.models.keep_weights = settings.keep_weights
+        self.spec = self.describe(settings.vram)
+        """The device as it was at the start."""
+        self.used_last: FamilyKey | None = None
+        """The model of the picture that ran last, as its estimate names it; whoever runs pictures notes it."""
         self._at_work = threading.Lock()
+        self._used_at = time.monotonic()
+
+    def describe(self, vram: str | None) -> DeviceSpec:
+        """The device as it is now, with a budget."""
+        return describe_device(self.device, budget_of(vram), budget_of(self.settings.ram), self.models.device_bytes)
+
+    @property
+    def resident(self) -> frozenset[FamilyKey]:
+        """The models in memory and the one used last, as estimates name them."""
+        last = () if self.used_last is None else (self.used_last,)
+        return frozenset((*map(_on_any_device, self.models.keys), *last))
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long no task has run and no model was loaded or let go."""
+        return time.monotonic() - self._used_at
 
     def plan(self, task: AnyTask, folder: Path) -> MemoryPlan | None:
         """What a task would do; None for an enlargement without a diffusion model. RequestError for what cannot be done."""
-        vram = budget(task, self.settings.vram)
-        if isinstance(task, UpscaleTask):
-            request = self._refinement(task, folder)
-            if request is None:
-                return None
-            spec = text_to_image(spec_for(request), task.prompt)
-        else:
-            size = size_of(task, self.settings.limits, self._picture_size(task, folder))
-            check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
-            request = request_of(task, size, self.library)
-            if isinstance(task, RenderTask):
-                _check_start(task)
-            spec = editing(spec_for(request)) if isinstance(task, EditTask) else text_to_image(spec_for(request), task.prompt)
-        device = describe_device(self.device, budget_of(vram), budget_of(self.settings.ram), self.models.device_bytes)
-        return planner.plan(with_captions(request), spec, device)
+        drawing = self._drawing(task, folder)
+        return None if drawing is None else self._plan(task, *drawing)
 
-    def weights(self, task: AnyTask, plan: MemoryPlan | None) -> dict[str, float]:
-        """The share of its time that each stage of a task is expected to take."""
-        costs = {} if plan is None else {cost.stage: max(cost.seconds, 1e-3) for cost in plan.costs}
+    def estimate(self, task: AnyTask, folder: Path) -> Estimate:
+        """What a task is expected to take. RequestError for what cannot be done."""
+        drawing = self._drawing(task, folder)
+        if drawing is None:
+            return Estimate(seconds=SECONDS_WITHOUT_A_MODEL)
+        plan = self._plan(task, *drawing)
+        runtime = Runtime.of(drawing[0], plan, torch.device(self.device))
+        return Estimate(seconds=_seconds(task, plan), model=_on_any_device(family_key(*drawing, runtime)))
+
+    def _drawing(self, task: AnyTask, folder: Path) -> tuple[RenderRequest, ModelSpec] | None:
+        """What a task draws, and with which model; None for an enlargement without a diffusion model."""
         if isinstance(task, UpscaleTask):
-            share = sum(costs.values()) * ENLARGE_SHARE / (1 - ENLARGE_SHARE) if costs else 1.0
-            return {"enlarge": share, **costs}
-        return costs
+            refinement = self._refinement(task, folder)
+            return None if refinement is None else (refinement, text_to_image(spec_for(refinement), task.prompt))
+        size = size_of(task, self.settings.limits, self._picture_size(task, folder))
+        check_fits(Path(f"result.{task.format}"), size, dtype=f"uint{task.bits or 8}")
+        request = request_of(task, size, self.library)
+        if isinstance(task, EditTask):
+            return request, editing(spec_for(request))
+        _check_start(task)
+        return request, text_to_image(spec_for(request), task.prompt)
+
+    def _plan(self, task: AnyTask, request: RenderRequest, spec: ModelSpec) -> MemoryPlan:
+        return planner.plan(with_captions(request), spec, self.describe(budget(task, self.settings.vram)))
 
     def run(self, task: AnyTask, folder: Path, name: str, on_event: OnEvent) -> FinishedPicture:
         """Run a task; the file is `name` and the format's suffix. `on_event` may raise Cancelled."""
         output = folder / f"{name}.{task.format}"
-        with self._at_work:
+        with self._work():
             if isinstance(task, UpscaleTask):
                 return self._upscale(task, folder, output, on_event)
             return self._render(task, folder, output, on_event)
 
-    def unload(self) -> None:
-        """Let the models go, after the task in progress; the next task loads what it needs."""
+    def load(self, model: str) -> None:
+        """Load a model that the library offers, as its pictures of the trained size need it, after the task in progress."""
+        path = self.library.model(model)
+        side = load_spec(path).native_px
+        wanted = RenderOptions(
+            model=path,
+            size=f"{side}x{side}",
+            tiny_vae=self.settings.tiny_vae,
+            device=self.device,
+            vram=self.settings.vram,
+            ram=self.settings.ram,
+        )
+        with self._work():
+            load_on(self.models, wanted)
+
+    def unload(self, after_idle: float = 0.0) -> None:
+        """Let the models go, after the task in progress; the next task loads what it needs.
+
+        after_idle: only if nothing was done for so many seconds by then.
+        """
         with self._at_work:
-            self.models.unload()
+            if self.idle_seconds >= after_idle:
+                self.models.unload()
+                self.used_last, self._used_at = None, time.monotonic()
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """One thing at a time; idle time counts from its end."""
+        with self._at_work:
+            try:
+                yield
+            finally:
+                self._used_at = time.monotonic()
 
     def _render(self, task: RenderTask | EditTask, folder: Path, output: Path, on_event: OnEvent) -> FinishedPicture:
         own: dict[str, object] = resolve_names(task, self.library) | {
@@ -175,8 +244,6 @@ class Worker:
     def _enlarge(
         self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
     ) -> UpscaleResult:
-        from hires.engine.upscale import Upscaler
-
         own = resolve_names(task, self.library) | {"strength": task.strength or REFINE_STRENGTH, "tile_px": task.tile_px}
         shared = {name: value for name, value in task.options(*own).items() if name in REFINEMENT}
         picture: Path | Image.Image = source
@@ -221,7 +288,7 @@ class Worker:
             tile_px=task.tile_px,
             colour_fix=task.colour_fix,
         )
-        return request_of(refinement, size, self.library)
+        return replace(request_of(refinement, size, self.library), tiny_vae=None)  # as `Upscaler` draws it
 
     def _target(self, task: UpscaleTask, folder: Path) -> Size:
         """The size to enlarge to. SizeError where it is over the limit or given twice."""
@@ -239,6 +306,16 @@ class Worker:
             return None
         with Image.open(folder / name, formats=PILLOW_FORMATS) as opened:
             return opened.size
+
+
+def _on_any_device(key: FamilyKey) -> FamilyKey:
+    """What networks are known by, whichever of several equal devices they are on."""
+    return replace(key, device="")
+
+
+def _seconds(task: AnyTask, plan: MemoryPlan) -> float:
+    """What a task with a plan is expected to take, the enlarging before it included."""
+    return plan.seconds / (1 - ENLARGE_SHARE) if isinstance(task, UpscaleTask) else plan.seconds
 
 
 def _check_start(task: RenderTask) -> None:

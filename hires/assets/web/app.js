@@ -132,7 +132,7 @@ function progress(job) {
   const step = now.steps ? `, step ${now.step} of ${now.steps}` : "";
   const left = now.eta_seconds === null ? "" : `, about ${duration(now.eta_seconds)} left`;
   element("status").textContent = job.status === "queued"
-    ? `waiting, ${job.position} before it`
+    ? `waiting, ${job.position} came before it`
     : `${percent}: ${now.stage}, ${now.done} of ${now.total}${step}${left}, memory ${(now.peak_bytes / 2 ** 30).toFixed(2)} GiB`;
   if (now.previews > shown.previews) {
     shown.previews = now.previews;

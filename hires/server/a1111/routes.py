@@ -22,16 +22,17 @@ from hires.server.queue import JobQueue
 from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for
 
 ORIGIN = "a1111"
+FIXED_OPTIONS = {"samples_format": "png"}
+"""Options that tell how this server works, and cannot be set."""
 Body = TypeVar("Body", bound=Drawing)
 
 
 class A1111Routes:
-    """The endpoints over a queue; `sd_model_checkpoint` of the options is the model of later calls."""
+    """The endpoints over a queue."""
 
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
         self.translator = Translator(queue.settings, queue.library)
-        self.checkpoint = queue.library.models()[0].title
 
     async def txt2img(self, body: Txt2Img, request: Request) -> JSONResponse:
         """Render a prompt, with `enable_hr` in two stages."""
@@ -87,29 +88,39 @@ class A1111Routes:
         return {}
 
     def options(self) -> Mapping[str, object]:
-        """The options that can be read; `sd_model_checkpoint` is the model of later calls."""
-        return {"sd_model_checkpoint": self.checkpoint, "samples_format": "png"}
+        """The options that can be read; `sd_model_checkpoint` is the model of requests that name none, of every API."""
+        return {"sd_model_checkpoint": self.queue.library.default_model().title, **FIXED_OPTIONS}
 
     def set_options(self, body: dict[str, object]) -> Mapping[str, object]:
-        """Set `sd_model_checkpoint`; other options are left as they are."""
+        """Switch the server to another model: `sd_model_checkpoint`, as `GET /sdapi/v1/sd-models` lists it.
+
+        It draws all later requests that name none, those of the other APIs too, until the server stops; jobs that wait keep
+        theirs. The model before stays in memory while there is room. Other options are left as they are; those that ask for
+        something else than they are get named in the answer's `ignored`.
+        """
         if "sd_model_checkpoint" in body:
-            name = body["sd_model_checkpoint"]
-            checkpoint = name if isinstance(name, str) else ""
-            self.queue.library.model(checkpoint)
-            self.checkpoint = checkpoint
-        return {}
+            self.queue.library.switch_model(str(body["sd_model_checkpoint"]))
+        others = body.keys() - {"sd_model_checkpoint"}
+        ignored = sorted(name[:100] for name in others if name not in FIXED_OPTIONS or body[name] != FIXED_OPTIONS[name])
+        return {"ignored": ignored} if ignored else {}
 
     def unload_checkpoint(self) -> Mapping[str, object]:
-        """Let the models of all devices go, after the pictures in progress."""
+        """Let the models of all devices go, after the pictures in progress; the next job loads what it needs."""
         self.queue.unload()
         return {}
 
-    async def _render(
-        self, body: Body, request: Request, translate: Callable[[Body, str | None, Path], TranslatedRequest]
-    ) -> JSONResponse:
+    def reload_checkpoint(self) -> Mapping[str, object]:
+        """Load the model of `sd_model_checkpoint` on all devices that it fits, after the pictures in progress.
+
+        The next picture of its trained size loads nothing. One whose plan keeps the weights elsewhere, as a much larger one may
+        on a small card, loads them there.
+        """
+        self.queue.load_default()
+        return {}
+
+    async def _render(self, body: Body, request: Request, translate: Callable[[Body, Path], TranslatedRequest]) -> JSONResponse:
         with incoming_folder(self.queue) as folder:
-            model = None if "sd_model_checkpoint" in body.override_settings else self.checkpoint
-            translated = await run_in_threadpool(translate, body, model, folder)
+            translated = await run_in_threadpool(translate, body, folder)
             job = await submit_waiting(self.queue, translated.tasks, ORIGIN, folder)
             await wait_for(self.queue, job, request, keep=body.save_images)
             try:
@@ -148,6 +159,7 @@ def router(queue: JobQueue) -> APIRouter:
     for path, listing in listings(queue).items():
         routes.add_api_route(f"/{path}", listing, methods=["GET"])
     routes.post("/unload-checkpoint")(endpoints.unload_checkpoint)
-    for path in ("reload-checkpoint", "refresh-checkpoints", "refresh-vae", "refresh-loras"):
-        routes.add_api_route(f"/{path}", lambda: {}, methods=["POST"])  # jobs load what they need, folders are read per request
+    routes.post("/reload-checkpoint")(endpoints.reload_checkpoint)
+    for path in ("refresh-checkpoints", "refresh-vae", "refresh-loras"):
+        routes.add_api_route(f"/{path}", lambda: {}, methods=["POST"])  # folders are read per request
     return routes

@@ -42,12 +42,12 @@ class Translator:
     def __init__(self, settings: Settings, library: Library) -> None:
         self.settings, self.library = settings, library
 
-    def txt2img(self, body: Txt2Img, model: str | None, folder: Path) -> TranslatedRequest:
+    def txt2img(self, body: Txt2Img, folder: Path) -> TranslatedRequest:
         """A render; hires fix is its second stage."""
         script = _read_scripts(body)
         if script.enlarge:
             raise HTTPException(422, f"Script '{body.script_name}' not found")
-        translated, options = self._common(body, model, script)
+        translated, options = self._common(body, script)
         width, height = script.size or (body.width, body.height)
         stages: list[str] = []
         if body.enable_hr:
@@ -55,10 +55,10 @@ class Translator:
         task = RenderTask(**options, size=f"{width}x{height}", stages=stages, **_tile_options(script))
         return self._repeat(translated, body, [task])
 
-    def img2img(self, body: Img2Img, model: str | None, folder: Path) -> TranslatedRequest:
+    def img2img(self, body: Img2Img, folder: Path) -> TranslatedRequest:
         """A render from each picture, an edit where the model edits, an enlargement where a script asks for one."""
         script = _read_scripts(body)
-        translated, options = self._common(body, model, script)
+        translated, options = self._common(body, script)
         pictures = [turn_upright(from_base64(text, self.settings.limits, "init image")) for text in body.init_images or ()]
         request = PictureRequest(body=body, translated=translated, options=options, script=script, folder=folder)
         if body.mask is not None:
@@ -84,12 +84,11 @@ class Translator:
             tasks.append(task)
         return tasks
 
-    def _common(self, body: Drawing, model: str | None, script: ScriptSettings) -> tuple[TranslatedRequest, dict[str, object]]:
+    def _common(self, body: Drawing, script: ScriptSettings) -> tuple[TranslatedRequest, dict[str, object]]:
         """A request without tasks yet, and the options that all its tasks share."""
         override = body.override_settings
-        name = override.get("sd_model_checkpoint") or model
-        path = self.library.model(name if isinstance(name, str) else None)
-        translated = TranslatedRequest(model=path, notes=list(script.notes), ignored=ignored(body))
+        name = str(override.get("sd_model_checkpoint") or self.library.default_model().name)
+        translated = TranslatedRequest(model=self.library.model(name), notes=list(script.notes), ignored=ignored(body))
         translated.ignored += [f"override_settings.{key[:80]}" for key in override if key != "sd_model_checkpoint"]
         translated.ignored += ["styles"] if body.styles else []
         try:

@@ -41,7 +41,11 @@ class JobRoutes:
         count: Annotated[int, Query(ge=1)] = 1,
         idempotency_key: Annotated[str | None, Header(max_length=64)] = None,
     ) -> JSONResponse:
-        """Queue a picture, or `count` of it with following seeds. The same Idempotency-Key gets the same job."""
+        """Queue a picture, or `count` of it with following seeds. The same Idempotency-Key gets the same job.
+
+        It is refused where it fits none of the server's devices. Without a `model` it is drawn by the one that is the default
+        when it is queued.
+        """
         if count > self.limits.pictures:
             raise HTTPException(422, f"count {count}: this server makes {self.limits.pictures} at most in one job")
 
@@ -61,7 +65,11 @@ class JobRoutes:
         return [*self.queue.documents()]
 
     def job(self, name: str) -> Mapping[str, object]:
-        """A job: its status, position in the queue, progress and results."""
+        """A job: its status, position in the queue, progress and results.
+
+        `position` is how many of the waiting jobs came before it. It is no promise of the order: shorter jobs, and those whose
+        model is loaded, may go first, until a job has waited for a minute.
+        """
         return self.queue.describe(find_job(self.queue, name))
 
     def cancel(self, name: str) -> Mapping[str, object]:
@@ -101,16 +109,16 @@ class JobRoutes:
         )
 
     async def plan(self, task: Annotated[AnyTask, Body()]) -> Mapping[str, object]:
-        """What a job would do, without doing it: as text, as JSON and drawn as SVG."""
+        """What a job would do, without doing it, on the first device that it fits: as text, as JSON and drawn as SVG."""
         return _describe_plan(await run_in_threadpool(self._plan, task))
 
     def _plan(self, task: AnyTask) -> MemoryPlan | None:
         with tempfile.TemporaryDirectory() as folder:
             stored = task.store_pictures(Path(folder), self.limits)
-            return self.queue.workers[0].plan(stored, Path(folder))
+            return self.queue.plan(stored, Path(folder))
 
     def models(self) -> Mapping[str, object]:
-        """The names of models, LoRAs and upscalers that a request may give."""
+        """The names of models, LoRAs and upscalers that a request may give; the first model is the default."""
         library = self.queue.library
         document: ModelsDocument = {
             "models": [offer.name for offer in library.models()],
@@ -124,7 +132,7 @@ class JobRoutes:
         return {
             "version": __version__,
             "jobs": self.queue.count(),
-            "devices": [worker.device_name for worker in self.queue.workers],
+            "devices": [worker.spec.name for worker in self.queue.workers],
             "vram": self.queue.settings.vram,
         }
 

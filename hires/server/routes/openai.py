@@ -49,7 +49,7 @@ class Generation(BaseModel):
 
     @property
     def model_name(self) -> str | None:
-        """The server's model; None for one of OpenAI's names, which stand for its first."""
+        """The server's model; None for one of OpenAI's names, which stand for the default."""
         return None if self.model in MODELS else self.model
 
     def task_fields(self, queue: JobQueue) -> dict[str, object]:
@@ -58,10 +58,11 @@ class Generation(BaseModel):
             raise HTTPException(400, "stream: is not done here; send the request without it, or use /jobs and its events")
         if self.quality is not None and self.quality not in PRESETS:
             raise HTTPException(400, f"quality {self.quality!r}: give one of {', '.join(PRESETS)}")
-        _model_path(queue, self.model_name)
+        model = queue.library.default_model().name if self.model_name is None else self.model_name
+        _model_path(queue, model)
         return {
             "prompt": self.prompt,
-            "model": self.model_name,
+            "model": model,
             "preset": PRESETS[self.quality or "auto"],
             "format": FORMAT[self.output_format or "png"],
         }
@@ -117,7 +118,7 @@ class OpenAIRoutes:
         common = body.task_fields(self.queue)
         picture = turn_upright(from_bytes(form.picture, self.limits))
         size = f"{picture.width}x{picture.height}" if body.size in (None, "auto") else str(body.size)
-        if load_spec(_model_path(self.queue, body.model_name)).facts.image_channels:
+        if load_spec(_model_path(self.queue, str(common["model"]))).facts.image_channels:
             if form.mask is not None:
                 raise HTTPException(400, "mask: this model edits whole pictures; send the picture without one")
             name = store_png(picture.convert("RGB"), folder, "picture.png")
@@ -167,8 +168,8 @@ def router(queue: JobQueue) -> APIRouter:
     return routes
 
 
-def _model_path(queue: JobQueue, name: str | None) -> str:
-    """The model of a name; None is the server's first. 404 where it is not offered."""
+def _model_path(queue: JobQueue, name: str) -> str:
+    """The model of a name. 404 where it is not offered."""
     try:
         return queue.library.model(name)
     except ModelError as error:
