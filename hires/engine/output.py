@@ -20,7 +20,6 @@ from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
-    from hires.images.boxes import Pixels
     from hires.images.sinks import ImageSink
 
 
@@ -101,27 +100,18 @@ class OpenDelivery:
         from hires.images.sinks import ArraySink
 
         assert self._sink is not None, "a picture was decoded"
+        text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
         if isinstance(self._sink, ArraySink):
-            return replace(result, drawn=self._sink.pixels)
-        path = self._delivery.path
-        assert path is not None, "an image sink writes a file"
+            return replace(result, drawn=self._sink.pixels, text=self._head | text)
         on_event(Event(stage="write", done=0, total=1))
-        self._sink.close(metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())})
+        self._sink.close(text)
         on_event(Event(stage="write", done=1, total=1))
-        return replace(result, path=path, drawn=lambda: _read(path))
+        return replace(result, path=self._delivery.path)
 
     def abort(self) -> None:
         """Remove what was written."""
         if self._sink is not None:
             self._sink.abort()
-
-
-def _read(path: Path) -> Pixels:
-    from hires.images.sources import ImageSource
-    from hires.tiling.geometry import Box
-
-    with ImageSource.open(path) as source:
-        return source.read(Box(0, 0, source.size.height, source.size.width))
 
 
 def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
