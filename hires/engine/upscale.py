@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hires._version import __version__
@@ -89,45 +90,88 @@ def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
     )
 
 
+PER_PICTURE = ("output", "overwrite", "on_event")
+"""Options of `upscale` that belong to one picture."""
+CPU = torch.device("cpu")
+
+
 class Upscaler:
-    """Pictures enlarged one after another with the network loaded once.
+    """Enlarges pictures one after another; the network, and the model of a refinement, are loaded once.
+
+    Both are loaded when they are first needed. Use it as a context manager, or `close` it. Not for several threads at once.
 
     Args:
-        options: for all of them.
-        models: what a refinement finds in memory; None loads its model for each picture.
+        options: what applies to every picture, already as a request; None where it is given by keyword.
+        models: what a refinement finds in memory, with `options`; None loads its model for each picture.
+        **keywords: those of `hires.upscale`, but for `output`, `overwrite` and `on_event`, which `run` takes.
+
+    Raises:
+        RequestError: a value that cannot be used.
     """
 
-    def __init__(self, options: UpscaleRequest, models: LoadedModels | None = None) -> None:
+    @with_options(UpscaleOptions)
+    def __init__(
+        self, options: UpscaleRequest | None = None, models: LoadedModels | None = None, **keywords: Unpack[UpscaleKeywords]
+    ) -> None:
+        self._own_models: LoadedModels | None = None
+        if options is None:
+            options = _request_of_all(keywords)
+            if models is None and options.refinement is not None:
+                models = self._own_models = kept_models()
+        elif keywords:
+            raise TypeError(f"Upscaler() takes a request, or options by keyword such as {next(iter(keywords))!r}; not both")
         self.options, self.models, self.device = options, models, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
         self._upscaler: UpscalerNetwork | None = None
+        self._closed = False
 
     @property
     def upscaler(self) -> UpscalerNetwork | None:
         """The network, loaded when it is first needed; None for Lanczos."""
         if self._upscaler is None and self.options.upscaler != "lanczos":
             self._upscaler = load_upscaler(self.options.upscaler, self.device, self.options.dtype)
+        if self._upscaler is not None:
+            self._upscaler.move(self.device)
         return self._upscaler
 
     def run(
-        self, image: PictureLike, path: Path | None = None, overwrite: bool = False, on_event: OnEvent | None = None
+        self,
+        image: PictureLike,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        on_event: OnEvent | None = None,
     ) -> UpscaleResult:
-        """One picture; errors as in `upscale`."""
-        begun = time.monotonic()
+        """Enlarge one picture.
+
+        Args:
+            image: as `hires.upscale` takes it.
+            output: the file to write; without one the picture stays in memory.
+            overwrite: whether a file that is there is replaced.
+            on_event: called with an Event as the work goes on; raising Cancelled in it stops the picture.
+
+        Returns:
+            An UpscaleResult, as `hires.upscale` gives it.
+
+        Raises:
+            RequestError, RunError, Cancelled: as `hires.upscale` does; RequestError also for one that is closed.
+        """
+        if self._closed:
+            raise RequestError("upscaler: is closed; make another hires.Upscaler")
+        begun, path = time.monotonic(), None if output is None else Path(output).expanduser()
         tell: OnEvent = on_event or (lambda event: None)
         with ImageSource.open(image) as source:
             size = target_size(source.size, self.options, self.upscaler)
             dtype = values_of(source, path, self.options.bits)
             if path is not None:
                 check_fits(path, size, source.bands, dtype)
-            sink = _sink(path, source, size, dtype, overwrite, text_of(image))
-            with sink, _beside(image, source) as beside:
+            text = text_of(image)
+            with _sink(path, source, size, dtype, overwrite, text) as sink, _beside(image, source) as beside:
                 if self.options.refinement is None:
                     outcome = self._enlarged(source, beside, size, sink, tell)
                 else:
                     outcome = self._refined(source, beside, size, sink, tell)
                 sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": outcome.notes})} | outcome.text)
-            return UpscaleResult(
+            result = UpscaleResult(
                 path=path,
                 source=source.size,
                 size=size,
@@ -138,8 +182,29 @@ class Upscaler:
                 seconds=time.monotonic() - begun,
                 peak_rss_bytes=peak_resident_bytes(),
                 refined=outcome.refined,
-                pixels=sink.pixels if isinstance(sink, ArraySink) else None,
             )
+            return (
+                replace(result, drawn=sink.pixels, icc=source.icc, text=text | sink.text)
+                if isinstance(sink, ArraySink)
+                else result
+            )
+
+    def close(self) -> None:
+        """Let the network and the model go, for good."""
+        self._upscaler, self._closed = None, True
+        if self._own_models is not None:
+            self._own_models.unload()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        refinement = self.options.refinement
+        drawn_over = "" if refinement is None else f", refined by {refinement.model}"
+        return f"<hires.Upscaler {self.options.upscaler}{drawn_over} on {self.device}{', closed' if self._closed else ''}>"
 
     def _enlarged(
         self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
@@ -170,8 +235,7 @@ class Upscaler:
         self._check_refinement(wanted, size)
         whole = ArraySink(size, source.bands, sink.dtype)
         enlarged = self._enlarged(source, beside, size, whole, tell)
-        self._upscaler = None  # the diffusion model gets its memory; loading it again costs less than a refinement
-        free_memory()
+        self._step_aside()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
         refinement = RenderOptions(
@@ -206,6 +270,14 @@ class Upscaler:
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
         return replace(enlarged, refined=replace(drawn, drawn=None), text=text)
+
+    def _step_aside(self) -> None:
+        """Leave the device to the diffusion model: the network waits in host memory, or goes where that is counted."""
+        if self.options.ram is not None:
+            self._upscaler = None
+        elif self._upscaler is not None:
+            self._upscaler.move(CPU)
+        free_memory()
 
     def _freed(self) -> FreedPages:
         """What becomes of freed memory: it goes back where host memory is counted, and a network keeps it where nothing is."""
@@ -244,10 +316,33 @@ class Upscaler:
         return request, text_to_image(spec_for(request), wanted.prompt)
 
     def _working_bytes(self) -> int | None:
-        """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""
+        """What a tile may take on the device: on a card what the budget leaves beside models in memory; on a CPU the budget.
+
+        Models that take over half of a card's budget go first.
+        """
         if self.device.type != "cuda":
             return self._budget
-        return probe(self.device, self._budget).budget_bytes
+        held = 0 if self.models is None else self.models.device_bytes
+        budget = probe(self.device, self._budget, own_bytes=held).budget_bytes
+        if self.models is not None and 2 * held > budget:
+            self.models.unload()
+            held = 0
+        return budget - held
+
+
+def kept_models() -> LoadedModels:
+    """An empty place for the models of refinements, which stay there from one picture to the next."""
+    from hires.engine.loaded import LoadedModels
+
+    return LoadedModels()
+
+
+def _request_of_all(keywords: UpscaleKeywords) -> UpscaleRequest:
+    """The request that applies to every picture. RequestError for an option that belongs to one."""
+    for name in PER_PICTURE:
+        if name in keywords:
+            raise RequestError(f"{name}: belongs to one picture; give it to Upscaler.run")
+    return upscale_request(chosen(UpscaleOptions, "Upscaler", keywords))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,16 +449,16 @@ def upscale_files(
     doubled = sorted({path.name for path in named.values() if list(named.values()).count(path) > 1})
     if doubled:
         raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
-    batch = Upscaler(options)
     tell: OnEvent = on_event or (lambda event: None)
-    batch.prepare()
-    for done, (file, path) in enumerate(named.items()):
-        tell(Event(stage="files", done=done, total=len(named)))
-        try:
-            yield Outcome(file=file, result=batch.run(file, check_output(path, overwrite), overwrite, on_event))
-        except Cancelled:
-            raise
-        except HiresError as error:
-            log.debug("%s: %s", file, error)
-            yield Outcome(file=file, error=error)
-    tell(Event(stage="files", done=len(named), total=len(named)))
+    with Upscaler(options, None if options.refinement is None else kept_models()) as batch:
+        batch.prepare()
+        for done, (file, path) in enumerate(named.items()):
+            tell(Event(stage="files", done=done, total=len(named)))
+            try:
+                yield Outcome(file=file, result=batch.run(file, check_output(path, overwrite), overwrite, on_event))
+            except Cancelled:
+                raise
+            except HiresError as error:
+                log.debug("%s: %s", file, error)
+                yield Outcome(file=file, error=error)
+        tell(Event(stage="files", done=len(named), total=len(named)))
