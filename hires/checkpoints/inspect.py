@@ -40,7 +40,7 @@ class Inspection:
 
     @property
     def family(self) -> str | None:
-        """Such as sdxl or cosxl; None where a LoRA or an autoencoder does not tell."""
+        """Such as sdxl or cosxl; for a LoRA what it was made for, in words; None for an autoencoder."""
         return str(self.document["family"] or "") or None
 
     @property

@@ -140,7 +140,9 @@ def test_python_gets_the_same_as_a_value(tmp_path: Path, checkpoint: Get) -> Non
     lacking = hires.inspect(checkpoint("pixart-sigma-2k").path)
     assert lacking.missing == ("vae", "text_encoder", "tokenizer") and "missing    vae" in repr(lacking)
     style = hires.inspect(lora(tmp_path / "style.safetensors", checkpoint("sdxl"), "kohya").path)
-    assert (style.kind, style.missing) == ("lora", ()) and style.family in ("sdxl", None)
+    assert (style.kind, style.missing) == ("lora", ()) and style.family is not None and "text width" in style.family
+    vae = hires.inspect(checkpoint("sdxl", "folder").path / "vae")
+    assert (vae.kind, vae.family, "autoencoder" in vae.explain()) == ("vae", None, True)
     with pytest.raises(hires.errors.ModelError, match="did you mean 'demo'"):
         hires.inspect("demmo")
     with pytest.raises(hires.errors.RequestError, match="parts"):
