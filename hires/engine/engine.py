@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
 from hires.engine.job import Images, RenderJob
@@ -15,6 +16,7 @@ from hires.engine.output import delivery
 from hires.engine.requests import (
     edges_of,
     editing,
+    encoded_ahead,
     picture_of,
     planned,
     request_from,
@@ -100,8 +102,8 @@ def plan_of(prompt: str, wanted: PlanOptions) -> MemoryPlan:
     return planner.plan(with_captions(request), spec, device)
 
 
-def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderResult:
-    """A render with what `models` holds, or with a model of its own; errors as in `render`.
+def render_job(prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderJob:
+    """The job of a render: its pictures are read, its output is checked; errors as in `render`.
 
     following: prompts that come after, encoded along while the text encoders are loaded.
     """
@@ -115,40 +117,55 @@ def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, f
         edges=edges_of(wanted.control, spec),
         mask=None if wanted.mask is None else picture_of(wanted.mask),
     )
-    return _run(models, request, spec, images, wanted, tuple(following))
+    return _job(request, spec, images, wanted, tuple(following))
+
+
+def check_runs(job: RenderJob) -> None:
+    """Plan a job on this machine, so that what cannot run is an error before anything is drawn. RequestError then."""
+    from hires.devices.probe import choose_device
+
+    if job.spec.missing:
+        raise missing(job.spec.missing, job.spec.facts)
+    device = describe_device(str(choose_device(job.device)), budget_of(job.vram), budget_of(job.ram))
+    planner.plan(with_captions(job.request), job.spec, device)
+
+
+def render_on(models: LoadedModels | None, prompt: str, wanted: RenderOptions, following: Sequence[str] = ()) -> RenderResult:
+    """A render with what `models` holds, or with a model of its own; `following` as in `render_job`, errors as in `render`."""
+    return _run(models, render_job(prompt, wanted, following))
 
 
 def edit_on(models: LoadedModels | None, picture: PictureLike, instruction: str, wanted: EditOptions) -> RenderResult:
     """An edit with what `models` holds, or with a model of its own; errors as in `edit`."""
     pixels = picture_of(picture)
     request = request_from(instruction, wanted, size_of(wanted.size, Size(*pixels.shape[:2])))
-    return _run(models, request, editing(spec_for(request)), Images(init=pixels), wanted)
+    return _run(models, _job(request, editing(spec_for(request)), Images(init=pixels), wanted))
 
 
-def _run(
-    models: LoadedModels | None,
+def _job(
     request: RenderRequest,
     spec: ModelSpec,
     images: Images,
     options: RenderOptions | EditOptions,
     following: tuple[str, ...] = (),
-) -> RenderResult:
-    """Open the output, then run; torch is imported only here."""
-    output = delivery(options.output, options.overwrite, request.size, options.bits)
+) -> RenderJob:
+    """The job of a request; its output is checked here."""
+    return RenderJob(
+        request=request,
+        spec=spec,
+        output=delivery(options.output, options.overwrite, request.size, options.bits),
+        images=images,
+        device=options.device,
+        vram=options.vram,
+        ram=options.ram,
+        journal=options.journal,
+        on_event=options.on_event,
+        following=encoded_ahead(request, following),
+    )
+
+
+def _run(models: LoadedModels | None, job: RenderJob) -> RenderResult:
+    """Carry a job out; torch is imported only here."""
     from hires.engine.run import run
 
-    return run(
-        RenderJob(
-            request=request,
-            spec=spec,
-            output=output,
-            images=images,
-            device=options.device,
-            vram=options.vram,
-            ram=options.ram,
-            journal=options.journal,
-            on_event=options.on_event,
-            following=following,
-        ),
-        models,
-    )
+    return run(job, models)

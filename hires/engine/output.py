@@ -43,8 +43,24 @@ def _path(output: str | Path) -> Path:
         raise OutputError(f"output {output}: {error}; give a full path") from None
 
 
+def is_marked(path: Path, mark: str, size: Size) -> bool:
+    """Whether a file is the finished picture of the request that a mark is of, and still of its size."""
+    from hires.images.formats import read_text
+    from hires.images.sources import ImageSource
+
+    try:
+        if read_text(path).get(MARK) != mark:
+            return False
+        with ImageSource.open(path) as source:
+            return source.size == size
+    except RequestError:
+        return False
+
+
 OpenSink = Callable[["Size"], "ImageSink"]
 DEPTHS = (8, 16)
+MARK = "hires:request"
+"""The key of a file's text under which its mark is written."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,8 @@ class Delivery:
     """Whether a file that is there is replaced."""
     bits: int = 8
     """Of each value, 8 or 16."""
+    mark: str = ""
+    """What the file is known by as the picture of its request (`resume.fingerprint.mark_of`); empty for nothing."""
 
     @contextmanager
     def open(self, head: Mapping[str, str] | None = None, within: Path | None = None) -> Iterator[OpenDelivery]:
@@ -101,6 +119,7 @@ class OpenDelivery:
 
         assert self._sink is not None, "a picture was decoded"
         text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
+        text |= {MARK: self._delivery.mark} if self._delivery.mark else {}
         if isinstance(self._sink, ArraySink):
             return replace(result, drawn=self._sink.pixels, text=self._head | text)
         on_event(Event(stage="write", done=0, total=1))

@@ -21,6 +21,7 @@ from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
 from hires.engine.engine import render_on
+from hires.engine.output import MARK
 from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale")  # of another picture than the enlarged one
+OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale", MARK)  # of another picture than the enlarged one
 
 
 @with_options(UpscaleOptions)

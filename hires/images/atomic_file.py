@@ -37,6 +37,23 @@ def _check_place(path: Path, overwrite: bool) -> Path:
     return path
 
 
+def check_folder(folder: Path) -> Path:
+    """The path, if a folder for several pictures is there or can be made. OutputError says what is in the way."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output {folder}: is a file; give the name of a folder for several pictures")
+    if not folder.parent.is_dir():
+        raise OutputError(f"output {folder}: the folder {folder.parent} does not exist; create it first")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for several pictures where it is not there; OutputError as in `check_folder`."""
+    try:
+        check_folder(folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output {folder}: cannot be made ({error.strerror or error}); give another `output`") from None
+
+
 class Unfinished:
     """A file beside its place, or `within` a folder that is cleared after a kill (a journal's), until `commit` renames it.
 
