@@ -39,30 +39,45 @@ class Picture:
     """Its file."""
 
 
-def pictures_of(prompts: Sequence[str], seeds: Sequence[int], output: str, suffix: str | None) -> list[Picture]:
-    """Every prompt with every seed, and the files that they go into: of a folder, or a name with numbers in it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where several pictures go: into files of a folder, or into files whose name gets numbers."""
 
-    RequestError for a prompt that is given twice, and for a suffix without a folder.
-    """
+    path: Path
+    is_folder: bool
+    suffix: str | None = None
+    """The ending of files in a folder; None for PNG."""
+
+    @staticmethod
+    def of(output: str, suffix: str | None) -> Place:
+        """A folder is one that is there, or a name without an ending. RequestError for a suffix that is none, or has no folder."""
+        from hires.engine.output import path_of
+
+        path = path_of(output)
+        is_folder = output.endswith(("/", os.sep)) or not path.suffix or os.path.isdir(path)  # noqa: PTH112  never an OSError
+        if suffix is not None and not is_folder:
+            raise RequestError(f"suffix {suffix}: applies to the files of a folder; give the name's own ending with `output`")
+        if suffix is not None and not re.fullmatch(r"\.\w+", suffix):
+            raise RequestError(f"suffix {suffix}: give an ending such as .tif")
+        return Place(path=path, is_folder=is_folder, suffix=suffix)
+
+    def numbered(self, number: int) -> Path:
+        """The file with a number before its ending."""
+        return self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
+
+
+def pictures_of(prompts: Sequence[str], seeds: Sequence[int], place: Place) -> list[Picture]:
+    """Every prompt with every seed, and the files that they go into. RequestError for a prompt that is given twice."""
     again = next((prompt for prompt, times in Counter(prompts).items() if times > 1), None)
     if again is not None:
         raise RequestError(f"PROMPT {again[:80]!r}: is given more than once; give it once, and `count` for more seeds")
     asked = [(prompt, seed) for prompt in prompts for seed in seeds]
-    path = Path(output).expanduser()
-    if is_folder(output):
-        stems = slugs(prompts)
-        names = [f"{stems[prompt]}-{seed}{suffix or DEFAULT_SUFFIX}" for prompt, seed in asked]
-        files = [path / name for name in names]
-    elif suffix is not None:
-        raise RequestError(f"suffix {suffix}: applies to the files of a folder; give the name's own ending with `output`")
+    if place.is_folder:
+        stems, ending = slugs(prompts), place.suffix or DEFAULT_SUFFIX
+        files = [place.path / f"{stems[prompt]}-{seed}{ending}" for prompt, seed in asked]
     else:
-        files = [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, len(asked) + 1)]
+        files = [place.numbered(number) for number in range(1, len(asked) + 1)]
     return [Picture(prompt=prompt, seed=seed, path=file) for (prompt, seed), file in zip(asked, files, strict=True)]
-
-
-def is_folder(output: str) -> bool:
-    """Whether an output of several pictures is a folder: one that is there, or a name without an ending."""
-    return Path(output).expanduser().is_dir() or output.endswith(("/", os.sep)) or not Path(output).suffix
 
 
 def slugs(prompts: Sequence[str]) -> dict[str, str]:
@@ -110,10 +125,11 @@ class Report:
 
     def begin(self, batch: Batch) -> None:
         """Tell how many pictures there are, and which of them are skipped."""
-        self.total, self.skipped = len(batch.pictures), [batch.pictures[place] for place in sorted(batch.finished)]
+        self.total, self.skipped = len(batch.pictures), [batch.pictures[index] for index in sorted(batch.finished)]
         if not self.quiet:
             first, last = batch.pictures[0].path, batch.pictures[-1].path
-            print(f"{self.total} picture{'s' if self.total > 1 else ''}: {first} to {last.name}", file=sys.stderr)
+            several = f"{self.total} pictures: {first} to {last.name}"
+            print(several if self.total > 1 else f"1 picture: {first}", file=sys.stderr)
         for picture in self.skipped:
             print(f"skipped {picture.path}: an earlier run finished it (--overwrite draws it again)", file=sys.stderr)
 
@@ -156,23 +172,23 @@ class Batch:
     jobs: tuple[RenderJob, ...]
     """The job of each picture."""
     finished: frozenset[int]
-    """The places of those that an earlier run finished."""
+    """The indices of those that an earlier run finished."""
 
     def pending(self) -> Iterator[tuple[int, Picture, RenderJob]]:
-        """Place, picture and job of those that are to be drawn; each job knows which prompts come after it."""
+        """Index, picture and job of those that are to be drawn; each job knows which prompts come after it."""
         from hires.engine.requests import encoded_ahead
         from hires.engine.resident import ENCODED_AHEAD
 
-        left = [place for place in range(len(self.jobs)) if place not in self.finished]
-        prompts = [*dict.fromkeys(self.pictures[place].prompt for place in left)]
-        for place in left:
-            picture, job = self.pictures[place], self.jobs[place]
+        left = [index for index in range(len(self.jobs)) if index not in self.finished]
+        prompts = [*dict.fromkeys(self.pictures[index].prompt for index in left)]
+        for index in left:
+            picture, job = self.pictures[index], self.jobs[index]
             after = prompts.index(picture.prompt) + 1
             following = encoded_ahead(job.request, prompts[after : after + ENCODED_AHEAD - 1])
-            yield place, picture, replace(job, following=following)
+            yield index, picture, replace(job, following=following)
 
 
-def checked(pictures: Sequence[Picture], options: RenderOptions, folder: Path | None) -> Batch:
+def checked(pictures: Sequence[Picture], options: RenderOptions, place: Place) -> Batch:
     """The jobs of pictures, with everything checked that can be before the first is drawn; then the folder is made.
 
     RequestError for what no picture can be drawn with; OutputError for a file that is in the way and is not the picture itself.
@@ -182,14 +198,13 @@ def checked(pictures: Sequence[Picture], options: RenderOptions, folder: Path | 
 
     first = render_job(pictures[0].prompt, replace(options, output=None))
     jobs = [*_jobs(first, pictures, options)]
-    if folder is not None:
-        check_folder(folder)
-    to_be_made = folder is not None and not folder.exists()
-    finished = [] if to_be_made else [place for place, job in enumerate(jobs) if _is_finished(job)]
+    to_be_made = place.is_folder and not check_folder(place.path).exists()
+    finished = [] if to_be_made else [index for index, job in enumerate(jobs) if _is_finished(job)]
     jobs = _with_journals(jobs, finished)
-    check_runs(first)
-    if folder is not None:
-        make_folder(folder)
+    if len(finished) < len(jobs):
+        check_runs(first)
+    if to_be_made:
+        make_folder(place.path)
     return Batch(pictures=tuple(pictures), jobs=tuple(jobs), finished=frozenset(finished))
 
 
@@ -224,7 +239,7 @@ def _is_finished(job: RenderJob) -> bool:
 
     output, path = job.output, job.output.path
     assert path is not None, "each of several pictures has a file"
-    if path.is_file() and not output.overwrite:
+    if os.path.isfile(path) and not output.overwrite:  # noqa: PTH113  a name that is too long is told below
         if is_marked(path, output.mark, job.request.size):
             return True
         raise OutputError(f"output {path}: exists already, and is another picture than this; give `overwrite` or another name")
@@ -252,10 +267,10 @@ def draw(batch: Batch, options: RenderOptions, report: Report, preview: Path | N
     from hires.engine.resident import load
 
     with load(**{name: getattr(options, name) for name in declared(LoadOptions)}) as engine:
-        for place, picture, job in batch.pending():
+        for index, picture, job in batch.pending():
             try:
                 with progress_display(shown=not report.quiet, preview=preview) as on_event:
-                    listener = numbered(on_event, place + 1, len(batch.jobs))
+                    listener = numbered(on_event, index + 1, len(batch.jobs))
                     result = engine.carry_out(replace(job, on_event=listener))
             except Cancelled:
                 raise

@@ -127,9 +127,9 @@ def render_several(given: Given) -> None:
         preview = preview_file(_path(given["preview"]))
         options = chosen(RenderOptions, "render", keywords(RenderOptions, given) | {"journal": journal(given)})
         count = CountFlags(**keywords(CountFlags, given)).count or 1
-        seeds, output = range(options.seed, options.seed + count), str(options.output)
-        pictures = batch.pictures_of(given["prompts"], seeds, output, given["suffix"])
-        drawn = batch.checked(pictures, options, Path(output).expanduser() if batch.is_folder(output) else None)
+        place = batch.Place.of(str(options.output), given["suffix"])
+        pictures = batch.pictures_of(given["prompts"], range(options.seed, options.seed + count), place)
+        drawn = batch.checked(pictures, options, place)
         report.begin(drawn)
         batch.draw(drawn, options, report, preview)
 

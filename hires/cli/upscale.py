@@ -95,11 +95,12 @@ class Report:
 
 def enlarge_pictures(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
     """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as in `upscale`."""
+    from hires.engine.output import path_of
     from hires.engine.upscale import Upscaler, upscale_files, upscale_request
     from hires.images.atomic_file import make_folder
     from hires.images.formats import check_output
 
-    output, overwrite, request = Path(str(options.output)).expanduser(), options.overwrite, upscale_request(options)
+    output, overwrite, request = path_of(str(options.output)), options.overwrite, upscale_request(options)
     files, several = picture_files(names)
     if not several and not output.is_dir():
         if suffix is not None:

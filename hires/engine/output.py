@@ -31,12 +31,13 @@ def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int |
         return Delivery(None, bits=bits or 8)
     from hires.images.formats import check_fits, check_output
 
-    path = check_output(_path(output), overwrite)
+    path = check_output(path_of(output), overwrite)
     check_fits(path, size, dtype=f"uint{bits or 8}")
     return Delivery(path, overwrite, bits or 8)
 
 
-def _path(output: str | Path) -> Path:
+def path_of(output: str | Path) -> Path:
+    """An output's path, with a leading ~ expanded. OutputError where that is nobody's."""
     try:
         return Path(output).expanduser()
     except RuntimeError as error:

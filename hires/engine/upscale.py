@@ -21,7 +21,7 @@ from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
 from hires.engine.engine import render_on
-from hires.engine.output import MARK
+from hires.engine.output import MARK, path_of
 from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
@@ -72,8 +72,7 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
 
 def upscale_on(models: LoadedModels | None, image: PictureLike, wanted: UpscaleOptions) -> UpscaleResult:
     """An enlargement whose refinement runs on what `models` holds, or on a model of its own; errors as in `upscale`."""
-    path = None if wanted.output is None else check_output(Path(wanted.output).expanduser(), wanted.overwrite)
-    return Upscaler(upscale_request(wanted), models).run(image, path, wanted.overwrite, wanted.on_event)
+    return Upscaler(upscale_request(wanted), models).run(image, wanted.output, wanted.overwrite, wanted.on_event)
 
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
@@ -158,7 +157,7 @@ class Upscaler:
         """
         if self._closed:
             raise RequestError("upscaler: is closed; make another hires.Upscaler")
-        begun, path = time.monotonic(), None if output is None else Path(output).expanduser()
+        begun, path = time.monotonic(), None if output is None else check_output(path_of(output), overwrite)
         tell: OnEvent = on_event or (lambda event: None)
         with ImageSource.open(image) as source:
             size = target_size(source.size, self.options, self.upscaler)
@@ -184,11 +183,9 @@ class Upscaler:
                 peak_rss_bytes=peak_resident_bytes(),
                 refined=outcome.refined,
             )
-            return (
-                replace(result, drawn=sink.pixels, icc=source.icc, text=text | sink.text)
-                if isinstance(sink, ArraySink)
-                else result
-            )
+            if isinstance(sink, ArraySink):
+                result = replace(result, drawn=sink.pixels, icc=source.icc, text=text | sink.text)
+            return result
 
     def close(self) -> None:
         """Let the network and the model go, for good."""
@@ -270,7 +267,7 @@ class Upscaler:
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
-        return replace(enlarged, refined=replace(drawn, drawn=None), text=text)
+        return replace(enlarged, refined=replace(drawn, drawn=None, text={}), text=text)
 
     def _step_aside(self) -> None:
         """Leave the device to the diffusion model: the network waits in host memory, or goes where that is counted."""
@@ -296,7 +293,8 @@ class Upscaler:
         """Plan the refinement, so that what cannot run is an error before anything is enlarged."""
         request, spec = self._refinement_of(wanted, size)
         ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
-        planner.plan(request, spec, describe_device(str(self.device), self._budget, ram))
+        own = 0 if self.models is None else self.models.device_bytes
+        planner.plan(request, spec, describe_device(str(self.device), self._budget, ram, own))
 
     def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
         request = RenderRequest(

@@ -221,6 +221,10 @@ def test_a_picture_that_was_changed_since_is_not_taken_for_the_finished_one(tmp_
         (["-o", "out", "--profile", "a.json"], "--profile a.json: is of one picture; give one prompt without --count"),
         (["-o", "out", "--memory-timeline", "a.png"], "--memory-timeline a.png: is of one picture"),
         (["-o", "out", "--preview", "a.jpg"], "must end in .png"),
+        (["-o", "out", "--suffix", "/../a.png"], "--suffix /../a.png: give an ending such as .tif"),
+        (["-o", "x" * 252 + ".png"], "cannot be written (File name too long)"),
+        (["-o", "x" * 300], "cannot be written (File name too long)"),
+        (["-o", "~nosuchuser/out"], "nosuchuser"),
         (["-o", "out", "--resume"], "--resume: nothing of out"),
         (["-o", "out", "--resume", "--no-journal"], "--no-journal"),
         (["-o", "out", "--strength", "0.5"], "--strength 0.5"),
@@ -340,7 +344,9 @@ def test_slugs(prompt: str, name: str) -> None:
 def test_prompts_of_one_slug_get_names_of_their_own(tmp_path: Path) -> None:
     """Whatever their order; and a prompt that ends in a number is not another one with that seed."""
     prompts = ["a disk", "A disk!", "a disk 1", "!", "?"]
-    one, other = (batch.pictures_of(given, range(2), f"{tmp_path}/out/", ".tif") for given in (prompts, prompts[::-1]))
+    one, other = (
+        batch.pictures_of(given, range(2), batch.Place.of(f"{tmp_path}/out/", ".tif")) for given in (prompts, prompts[::-1])
+    )
     assert len({picture.path.name.lower() for picture in one}) == 10
     assert {(p.prompt, p.seed, p.path) for p in one} == {(p.prompt, p.seed, p.path) for p in other}
     found = {picture.path.name for picture in one}
@@ -353,11 +359,13 @@ def test_prompts_of_one_slug_get_names_of_their_own(tmp_path: Path) -> None:
     [("out", True), ("out/", True), ("out.png/", True), ("out.png", False), (".", True), ("a.b/out", True)],
 )
 def test_what_is_a_folder(output: str, folder: bool) -> None:
-    assert batch.is_folder(output) == folder
+    assert batch.Place.of(output, None).is_folder == folder
 
 
 def test_numbers_go_before_the_ending() -> None:
-    found = [str(picture.path) for picture in batch.pictures_of(["a", "b"], range(7, 9), "x.y/my.out.jpg", None)]
+    found = [
+        str(picture.path) for picture in batch.pictures_of(["a", "b"], range(7, 9), batch.Place.of("x.y/my.out.jpg", None))
+    ]
     assert found == [f"x.y/my.out-{number}.jpg" for number in (1, 2, 3, 4)]
 
 
