@@ -50,7 +50,10 @@ class Place:
 
     @staticmethod
     def of(output: str, suffix: str | None) -> Place:
-        """A folder is one that is there, or a name without an ending. RequestError for a suffix that is none, or has no folder."""
+        """A folder is one that is there, or a name without an ending.
+
+        RequestError for a suffix that is no ending, or that is given with a file.
+        """
         from hires.engine.output import path_of
 
         path = path_of(output)

@@ -447,9 +447,17 @@ def test_an_upscaler_takes_the_options_of_upscale_and_is_closed(tmp_path: Path) 
 
 
 def test_an_upscaler_keeps_the_model_of_its_refinement(monkeypatch: pytest.MonkeyPatch) -> None:
-    families = counted(monkeypatch, "hires.pipelines.load.load_family")
+    families, own = counted(monkeypatch, "hires.pipelines.load.load_family"), []
+    described = upscale.describe_device
+
+    def watched(*given: Any) -> Any:
+        own.append(given[3])
+        return described(*given)
+
+    monkeypatch.setattr(upscale, "describe_device", watched)
     with hires.Upscaler(scale=2, refine=True, steps=2, strength=0.5) as upscaler:
         pixels = [upscaler.run(picture(32, 48, seed=seed)).pixels for seed in (0, 1, 0)]
         assert len(families) == 1 and upscaler.models is not None and upscaler.models.names == ("demo",)
+        assert own == [0, upscaler.models.device_bytes, upscaler.models.device_bytes] and own[1] > 10**7
     assert upscaler.models.names == ()
     assert np.array_equal(pixels[0], pixels[2]) and not np.array_equal(pixels[0], pixels[1])
