@@ -15,13 +15,15 @@ from hires._version import __version__
 
 if TYPE_CHECKING:
     from hires import errors
+    from hires.checkpoints.inspect import inspect
     from hires.client import Client
     from hires.engine.background import Run
     from hires.engine.engine import edit, plan, render
     from hires.engine.resident import Engine, load
     from hires.engine.results import RenderResult
-    from hires.engine.upscale import upscale
+    from hires.engine.upscale import Upscaler, upscale
     from hires.events import Event
+    from hires.metrics.measure_file import measure
     from hires.options.render import JournalOptions
     from hires.options.stage import GuidePlan, StageSpec, WindowSpec
     from hires.pipelines.attach import attach, detach
@@ -39,12 +41,15 @@ _HOMES = {
     "Run": "hires.engine.background",
     "StageSpec": "hires.options.stage",
     "TiledVAE": "hires.tiling.vae",
+    "Upscaler": "hires.engine.upscale",
     "WindowSpec": "hires.options.stage",
     "attach": "hires.pipelines.attach",
     "detach": "hires.pipelines.attach",
     "edit": "hires.engine.engine",
     "errors": "hires.errors",
+    "inspect": "hires.checkpoints.inspect",
     "load": "hires.engine.resident",
+    "measure": "hires.metrics.measure_file",
     "plan": "hires.engine.engine",
     "render": "hires.engine.engine",
     "upscale": "hires.engine.upscale",
@@ -62,13 +67,16 @@ __all__ = [
     "Run",
     "StageSpec",
     "TiledVAE",
+    "Upscaler",
     "WindowSpec",
     "__version__",
     "attach",
     "detach",
     "edit",
     "errors",
+    "inspect",
     "load",
+    "measure",
     "plan",
     "render",
     "upscale",

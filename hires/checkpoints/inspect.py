@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hires.checkpoints.configs import PIXART_TABLES, below
@@ -26,17 +26,64 @@ FLAGS = flags_of(ModelOptions, SizeOptions)
 """How the command lines that are shown spell their options."""
 
 
-def inspect(name: str, *, family: str | None = None, parts: str | Path | None = None) -> Json:
-    """Everything that is known of a checkpoint, LoRA or autoencoder without reading a tensor, as JSON values.
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection:
+    """What is known of a checkpoint, LoRA or autoencoder. Printed, it is the text of `hires inspect`."""
 
-    ModelError for a file that is damaged, of no known kind, or not what `family` says.
+    document: Json
+    """All of it as JSON values: what `hires inspect --json` prints."""
+
+    @property
+    def kind(self) -> str:
+        """`model`, `lora` or `vae`."""
+        return str(self.document["kind"])
+
+    @property
+    def family(self) -> str | None:
+        """Such as sdxl or cosxl; for a LoRA what it was made for, in words; None for an autoencoder."""
+        return str(self.document["family"] or "") or None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Components that a render would lack: tokenizers, text encoders, VAE."""
+        return tuple(str(gap["component"]) for gap in self.document.get("missing", ()))
+
+    def explain(self) -> str:
+        """What it is and why, what it holds, what it lacks, and how to run it, in a few lines."""
+        return "\n".join(lines(self.document))
+
+    def to_json(self) -> Json:
+        """The document."""
+        return self.document
+
+    def __repr__(self) -> str:
+        return self.explain()
+
+
+def inspect(name: str | Path, *, family: str | None = None, parts: str | Path | None = None) -> Inspection:
+    """Tell what a checkpoint, a LoRA or an autoencoder is and why, what it holds, what it lacks, and how to run it.
+
+    Reads headers and configs only, no tensor; torch is not loaded.
+
+    Args:
+        name: demo, a .safetensors or .pth file, a diffusers folder, or org/name on the hub.
+        family: what it is where its keys are those of several, such as sdxl-turbo.
+        parts: a diffusers folder with parts that it lacks: tokenizers, text encoders, VAE.
+
+    Returns:
+        An Inspection: printed it is a few lines for people, `to_json()` gives plain values.
+
+    Raises:
+        ModelError: a file that is not there, damaged, of no known kind, or not what `family` says. RequestError: a folder of
+            parts that is none.
     """
+    name = str(name)
     path = find_model(name)
     try:
         finding = identify(path, family)
         if finding.kind != "model":
-            return _part_alone(finding)
-        return _model(name, finding, spec_of(name, finding, parts_folder(parts)), family, parts)
+            return Inspection(_part_alone(finding))
+        return Inspection(_model(name, finding, spec_of(name, finding, parts_folder(parts)), family, parts))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from hires._version import __version__
-from hires.cli import bench, info, inspect, jobs, measure, render, serve, upscale, vae_roundtrip
+from hires.cli import render, serve, upscale
+from hires.cli.tools import bench, info, inspect, jobs, measure, vae_roundtrip
 
 app = typer.Typer(
     add_completion=False,

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -148,6 +149,14 @@ def stage_line(event: Event, seconds: float, peak: str) -> str:
     return f"{work_of(event)}, peak {peak}, {seconds:.1f} s{whole}{left}"
 
 
+def numbered(on_event: OnEvent | None, number: int, total: int) -> OnEvent | None:
+    """A listener that is told each stage with the picture's number among several."""
+    if on_event is None:
+        return None
+    tell = on_event
+    return lambda event: tell(replace(event, stage=f"{number}/{total} {event.stage}"))
+
+
 Report = Callable[["MemoryPlan"], str]
 """What a listener tells of a render, by its plan, when it is done."""
 Watching = tuple[OnEvent | None, list[Report]]
@@ -189,4 +198,9 @@ def say(result: RenderResult, as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(result.to_json(), default=str))
     elif not quiet:
-        print(f"{result.path}: {result.size}, {result.seconds:.1f} s, peak memory {gib(result.peak_rss_bytes)}")
+        print(summary(result))
+
+
+def summary(result: RenderResult) -> str:
+    """A finished render in one line."""
+    return f"{result.path}: {result.size}, {result.seconds:.1f} s, peak memory {gib(result.peak_rss_bytes)}"

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from hires.errors import RequestError
 from hires.options.declarations import JournalOptions, ModelOptions
-from hires.options.fields import Field, Option, declared
+from hires.options.fields import Field, Option, Options, declared
 
 PANELS = ("Picture", "Model", "Memory", "Quality", "Output")
 Given = dict[str, Any]
@@ -94,6 +94,27 @@ class BatchFlags:
     suffix: Annotated[
         str | None,
         Option(help="Format of the files in a folder; default: their own.", metavar=".EXT", group="run", panel="Output"),
+    ] = None
+
+
+MOST_PICTURES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountFlags(Options):
+    """How many pictures of a prompt are drawn."""
+
+    count: Annotated[
+        int | None,
+        Option(
+            help="Pictures of each prompt, with the seeds SEED, SEED + 1, ...",
+            metavar="N",
+            ge=1,
+            le=MOST_PICTURES,
+            group="run",
+            panel="Picture",
+            advice=f"a number of pictures from 1 to {MOST_PICTURES}",
+        ),
     ] = None
 
 

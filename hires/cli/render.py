@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from hires.cli import batch
 from hires.cli.display import KEPT, LOST, guarded, in_flags, preview_file, progress_display, say, watched
 from hires.cli.options import (
+    BatchFlags,
     Command,
+    CountFlags,
     DrawingFlags,
     Given,
     JournalFlags,
@@ -24,6 +28,8 @@ from hires.cli.options import (
     journal,
     keywords,
 )
+from hires.errors import RequestError
+from hires.options.fields import chosen, declared
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, JournalOptions, RenderOptions
 
@@ -39,10 +45,27 @@ def register(app: typer.Typer) -> None:
     PLAN.add(app, "plan", plan)
 
 
+OUTPUT = declared(RenderOptions)["output"].option
 RENDER = Command(
-    arguments=(argument("prompt", "PROMPT", "What to draw."),),
-    options=(RenderOptions, PreviewFlags, MeasuringFlags, JournalOptions, JournalFlags, ReportFlags),
+    arguments=(argument("prompts", "PROMPT...", "What to draw; several prompts are several pictures.", kind=list[str]),),
+    options=(
+        RenderOptions,
+        CountFlags,
+        BatchFlags,
+        PreviewFlags,
+        MeasuringFlags,
+        JournalOptions,
+        JournalFlags,
+        ReportFlags,
+    ),
     required=("output",),
+    changes={
+        "output": replace(
+            OUTPUT,
+            help="The file to write: .png, .tif, .jpg, .webp. Several pictures: a folder, or a name that gets numbers.",
+        ),
+        "suffix": replace(declared(BatchFlags)["suffix"].option, help="Format of several pictures in a folder; default: .png."),
+    },
 )
 EDIT = Command(
     arguments=(
@@ -59,20 +82,67 @@ PLAN = Command(
 
 
 def render(given: Given) -> None:
-    """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise."""
+    """Render PROMPT at exactly WxH pixels into a file; with --init from a picture instead of noise.
+
+    Several prompts, or --count, give several pictures, with the model loaded once: in a folder FILE, named by prompt and seed,
+    or as FILE-1.png, FILE-2.png, ... The same command goes on after a stop and skips what is finished.
+    """
+    if len(given["prompts"]) > 1 or given["count"] is not None:
+        render_several(given)
+    else:
+        render_one(given)
+
+
+def render_one(given: Given) -> None:
+    """Render the prompt into the file that is named."""
     from hires.engine import engine
 
     def work() -> RenderResult:
-        files = (_path(given[name]) for name in ("preview", "profile", "memory_timeline"))
+        if given["suffix"] is not None:
+            raise RequestError(f"suffix {given['suffix']}: is of several pictures; give the name's own ending with `output`")
+        files = (_path(given[name]) for name in ("preview", *MEASURING))
         with watched(given["quiet"], *files) as (on_event, after):
             options = keywords(RenderOptions, given) | {"journal": journal(given), "on_event": on_event}
-            result = engine.render(given["prompt"], **options)
+            result = engine.render(given["prompts"][0], **options)
         for report in after:
             print(report(result.plan), file=sys.stderr)
         return result
 
     stopped = LOST if given["no_journal"] else KEPT
     say(guarded(work, stopped, RENDER.options), given["as_json"], given["quiet"])
+
+
+MEASURING = tuple(declared(MeasuringFlags))
+STOPPED = "finished pictures stay, the same command goes on from here (see hires jobs)"
+STOPPED_LOST = "finished pictures stay, the one in progress is lost"
+
+
+def render_several(given: Given) -> None:
+    """Render each prompt with each seed; what is finished is told whatever stops the others. Exit code 1 where one failed."""
+
+    def work() -> None:
+        for name in MEASURING:
+            if given[name] is not None:
+                raise RequestError(f"{name} {given[name]}: is of one picture; give one prompt without `count`, or leave it out")
+        preview = preview_file(_path(given["preview"]))
+        options = chosen(RenderOptions, "render", keywords(RenderOptions, given) | {"journal": journal(given)})
+        count = CountFlags(**keywords(CountFlags, given)).count or 1
+        place = batch.Place.of(str(options.output), given["suffix"])
+        pictures = batch.pictures_of(given["prompts"], range(options.seed, options.seed + count), place)
+        drawn = batch.checked(pictures, options, place)
+        report.begin(drawn)
+        batch.draw(drawn, options, report, preview)
+
+    report = batch.Report(options=RENDER.options, as_json=given["as_json"], quiet=given["quiet"])
+    try:
+        guarded(work, STOPPED_LOST if given["no_journal"] else STOPPED, RENDER.options)
+    except typer.Exit as end:
+        if end.exit_code != RequestError.exit_code:  # with that one nothing was drawn
+            report.end()
+        raise
+    report.end()
+    if report.failed:
+        raise typer.Exit(1)
 
 
 def edit(given: Given) -> None:

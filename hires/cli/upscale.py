@@ -95,20 +95,22 @@ class Report:
 
 def enlarge_pictures(names: list[str], options: UpscaleOptions, suffix: str | None, on_event: OnEvent | None) -> Report:
     """Enlarge what is named: one file into `output`, several into the folder that it is. RequestError as in `upscale`."""
+    from hires.engine.output import path_of
     from hires.engine.upscale import Upscaler, upscale_files, upscale_request
+    from hires.images.atomic_file import make_folder
     from hires.images.formats import check_output
 
-    output, overwrite, request = Path(str(options.output)), options.overwrite, upscale_request(options)
+    output, overwrite, request = path_of(str(options.output)), options.overwrite, upscale_request(options)
     files, several = picture_files(names)
     if not several and not output.is_dir():
         if suffix is not None:
             raise RequestError(f"--suffix {suffix}: is of files in a folder; give the name's own ending with -o")
-        path = check_output(output.expanduser(), overwrite)
+        path = check_output(output, overwrite)
         return Report([Upscaler(request).run(files[0], path, overwrite, on_event)], [], one=True)
     if not output.is_dir():
         if output.suffix or output.exists():
             raise RequestError(f"-o {output}: {len(files)} pictures go into a folder; give the name of one")
-        output.mkdir()
+        make_folder(output)
     numbered = _counted(on_event)
     outcomes = list(upscale_files(files, output, request, suffix=suffix, overwrite=overwrite, on_event=numbered))
     done = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -149,14 +151,6 @@ def _counted(on_event: OnEvent | None) -> OnEvent | None:
         if event.stage == "files":
             place = f"{min(event.done + 1, event.total)}/{event.total}"
             return
-        named = Event(
-            stage=f"{place} {event.stage}",
-            done=event.done,
-            total=event.total,
-            step=event.step,
-            steps=event.steps,
-            preview=event.preview,
-        )
-        on_event(named)
+        on_event(replace(event, stage=f"{place} {event.stage}"))
 
     return tell

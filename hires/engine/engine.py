@@ -6,7 +6,6 @@ What the command line and Python call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from hires._imports import collection_paused
@@ -18,6 +17,7 @@ from hires.engine.output import delivery
 from hires.engine.requests import (
     edges_of,
     editing,
+    encoded_ahead,
     picture_of,
     planned,
     request_from,
@@ -123,7 +123,7 @@ def render_job(prompt: str, wanted: RenderOptions, following: Sequence[str] = ()
         edges=edges_of(wanted.control, spec),
         mask=None if wanted.mask is None else picture_of(wanted.mask),
     )
-    return replace(_job(request, spec, images, wanted), following=tuple(following))
+    return _job(request, spec, images, wanted, tuple(following))
 
 
 def load_on(models: LoadedModels, wanted: RenderOptions) -> None:
@@ -147,6 +147,16 @@ def load_on(models: LoadedModels, wanted: RenderOptions) -> None:
     models.load(job, planner.plan(request, spec, device))
 
 
+def check_runs(job: RenderJob) -> None:
+    """Plan a job on this machine, so that what cannot run is an error before anything is drawn. RequestError then."""
+    from hires.devices.probe import choose_device
+
+    if job.spec.missing:
+        raise missing(job.spec.missing, job.spec.facts)
+    device = describe_device(str(choose_device(job.device)), budget_of(job.vram), budget_of(job.ram))
+    planner.plan(with_captions(job.request), job.spec, device)
+
+
 def edit_on(models: LoadedModels | None, picture: PictureLike, instruction: str, wanted: EditOptions) -> RenderResult:
     """An edit with what `models` holds, or with a model of its own; errors as in `edit`."""
     pixels = picture_of(picture)
@@ -162,7 +172,14 @@ def run_on(models: LoadedModels | None, job: RenderJob) -> RenderResult:
     return run(job, models)
 
 
-def _job(request: RenderRequest, spec: ModelSpec, images: Images, options: RenderOptions | EditOptions) -> RenderJob:
+def _job(
+    request: RenderRequest,
+    spec: ModelSpec,
+    images: Images,
+    options: RenderOptions | EditOptions,
+    following: tuple[str, ...] = (),
+) -> RenderJob:
+    """The job of a request; its output is checked here."""
     return RenderJob(
         request=request,
         spec=spec,
@@ -173,4 +190,5 @@ def _job(request: RenderRequest, spec: ModelSpec, images: Images, options: Rende
         ram=options.ram,
         journal=options.journal,
         on_event=options.on_event,
+        following=encoded_ahead(request, following),
     )

@@ -20,7 +20,6 @@ from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
 from hires.tiling.geometry import Size
 
 if TYPE_CHECKING:
-    from hires.images.boxes import Pixels
     from hires.images.sinks import ImageSink
 
 
@@ -32,20 +31,37 @@ def delivery(output: str | Path | None, overwrite: bool, size: Size, bits: int |
         return Delivery(None, bits=bits or 8)
     from hires.images.formats import check_fits, check_output
 
-    path = check_output(_path(output), overwrite)
+    path = check_output(path_of(output), overwrite)
     check_fits(path, size, dtype=f"uint{bits or 8}")
     return Delivery(path, overwrite, bits or 8)
 
 
-def _path(output: str | Path) -> Path:
+def path_of(output: str | Path) -> Path:
+    """An output's path, with a leading ~ expanded. OutputError where that is nobody's."""
     try:
         return Path(output).expanduser()
     except RuntimeError as error:
         raise OutputError(f"output {output}: {error}; give a full path") from None
 
 
+def is_marked(path: Path, mark: str, size: Size) -> bool:
+    """Whether a file is the finished picture of the request that a mark is of, and still of its size."""
+    from hires.images.formats import read_text
+    from hires.images.sources import ImageSource
+
+    try:
+        if read_text(path).get(MARK) != mark:
+            return False
+        with ImageSource.open(path) as source:
+            return source.size == size
+    except RequestError:
+        return False
+
+
 OpenSink = Callable[["Size"], "ImageSink"]
 DEPTHS = (8, 16)
+MARK = "hires:request"
+"""The key of a file's text under which its mark is written."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,8 @@ class Delivery:
     """Whether a file that is there is replaced."""
     bits: int = 8
     """Of each value, 8 or 16."""
+    mark: str = ""
+    """What the file is known by as the picture of its request (`resume.fingerprint.mark_of`); empty for nothing."""
 
     @contextmanager
     def open(self, head: Mapping[str, str] | None = None, within: Path | None = None) -> Iterator[OpenDelivery]:
@@ -101,27 +119,19 @@ class OpenDelivery:
         from hires.images.sinks import ArraySink
 
         assert self._sink is not None, "a picture was decoded"
+        text = metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())}
+        text |= {MARK: self._delivery.mark} if self._delivery.mark else {}
         if isinstance(self._sink, ArraySink):
-            return replace(result, drawn=self._sink.pixels)
-        path = self._delivery.path
-        assert path is not None, "an image sink writes a file"
+            return replace(result, drawn=self._sink.pixels, text=self._head | text)
         on_event(Event(stage="write", done=0, total=1))
-        self._sink.close(metadata(request, result.plan) | {"hires:predictions": json.dumps(result.predictions())})
+        self._sink.close(text)
         on_event(Event(stage="write", done=1, total=1))
-        return replace(result, path=path, drawn=lambda: _read(path))
+        return replace(result, path=self._delivery.path)
 
     def abort(self) -> None:
         """Remove what was written."""
         if self._sink is not None:
             self._sink.abort()
-
-
-def _read(path: Path) -> Pixels:
-    from hires.images.sources import ImageSource
-    from hires.tiling.geometry import Box
-
-    with ImageSource.open(path) as source:
-        return source.read(Box(0, 0, source.size.height, source.size.width))
 
 
 def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:

@@ -5,6 +5,7 @@ Imports neither torch nor numpy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +230,11 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     if not request.clean_caption:
         return request
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
+
+
+def encoded_ahead(request: RenderRequest, following: Iterable[str]) -> tuple[str, ...]:
+    """Prompts of later renders of the same options, as their requests will have them."""
+    return tuple(captions.clean(prompt) if request.clean_caption else prompt for prompt in following)
 
 
 def size_of(size: SizeLike | None, picture: Size | None = None) -> Size:

@@ -28,6 +28,7 @@ from hires.units import gib
 
 if TYPE_CHECKING:
     from hires.engine.background import Run
+    from hires.engine.job import RenderJob
     from hires.engine.loaded import LoadedModels
 
 Chosen = TypeVar("Chosen")
@@ -89,6 +90,11 @@ class Engine:
         wanted = self._options_of(RenderOptions, "render", options)
         with self._models_at_work() as models:
             return render_on(models, prompt, wanted)
+
+    def carry_out(self, job: RenderJob) -> RenderResult:
+        """Render a job that `engine.render_job` made for this model."""
+        with self._models_at_work() as models:
+            return run_on(models, job)
 
     def render_many(self, prompts: Sequence[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
         """Render several prompts with the same options, one result after the other.

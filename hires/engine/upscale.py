@@ -6,12 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hires._version import __version__
@@ -20,6 +21,7 @@ from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
 from hires.engine.engine import render_on
+from hires.engine.output import MARK, path_of
 from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
@@ -39,7 +41,7 @@ from hires.pipelines.clock import as_part, clocked
 from hires.pipelines.upscale import bands_of, enlarge, plan_tiles
 from hires.planning import planner
 from hires.tiling.geometry import Size
-from hires.tiling.retry import free_memory
+from hires.tiling.retry import empty_cache, free_memory
 from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ENLARGE_SHARE = 0.1
 """The share of the whole time that enlarging is taken for where the result is then drawn over."""
-OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale")  # of another picture than the enlarged one
+OWN_TEXT = ("hires:plan", "hires:predictions", "hires:upscale", MARK)  # of another picture than the enlarged one
 
 
 @with_options(UpscaleOptions)
@@ -73,8 +75,7 @@ def upscale(image: PictureLike, **options: Unpack[UpscaleKeywords]) -> UpscaleRe
 
 def upscale_on(models: LoadedModels | None, image: PictureLike, wanted: UpscaleOptions) -> UpscaleResult:
     """An enlargement whose refinement runs on what `models` holds, or on a model of its own; errors as in `upscale`."""
-    path = None if wanted.output is None else check_output(Path(wanted.output).expanduser(), wanted.overwrite)
-    return Upscaler(upscale_request(wanted), models).run(image, path, wanted.overwrite, wanted.on_event)
+    return Upscaler(upscale_request(wanted), models).run(image, wanted.output, wanted.overwrite, wanted.on_event)
 
 
 def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
@@ -92,45 +93,91 @@ def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
     )
 
 
+PER_PICTURE = ("output", "overwrite", "on_event")
+"""Options of `upscale` that belong to one picture."""
+CPU = torch.device("cpu")
+
+
 class Upscaler:
-    """Pictures enlarged one after another with the network loaded once.
+    """Enlarges pictures one after another; the network, and the model of a refinement, are loaded once.
+
+    Both are loaded when they are first needed. Use it as a context manager, or `close` it. Not for several threads at once.
 
     Args:
-        options: for all of them.
-        models: what a refinement finds in memory; None loads its model for each picture.
+        options: what applies to every picture, already as a request; None where it is given by keyword.
+        models: what a refinement finds in memory, with `options`; None loads its model for each picture.
+        **keywords: those of `hires.upscale`, but for `output`, `overwrite` and `on_event`, which `run` takes.
+
+    Raises:
+        RequestError: a value that cannot be used.
     """
 
-    def __init__(self, options: UpscaleRequest, models: LoadedModels | None = None) -> None:
+    @with_options(UpscaleOptions)
+    def __init__(
+        self, options: UpscaleRequest | None = None, models: LoadedModels | None = None, **keywords: Unpack[UpscaleKeywords]
+    ) -> None:
+        if options is None:
+            options = _request_of_all(keywords)
+            if models is None and options.refinement is not None:
+                models = shared_models(options.device)
+        elif keywords:
+            raise TypeError(f"Upscaler() takes a request, or options by keyword such as {next(iter(keywords))!r}; not both")
         self.options, self.models, self.device = options, models, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
         self._upscaler: UpscalerNetwork | None = None
+        self._closed = False
 
     @property
     def upscaler(self) -> UpscalerNetwork | None:
         """The network, loaded when it is first needed; None for Lanczos."""
         if self._upscaler is None and self.options.upscaler != "lanczos":
             self._upscaler = load_upscaler(self.options.upscaler, self.device, self.options.dtype)
+        if self._upscaler is not None:
+            self._upscaler.move(self.device)
         return self._upscaler
 
     def run(
-        self, image: PictureLike, path: Path | None = None, overwrite: bool = False, on_event: OnEvent | None = None
+        self,
+        image: PictureLike,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        on_event: OnEvent | None = None,
     ) -> UpscaleResult:
-        """One picture; errors as in `upscale`."""
+        """Enlarge one picture.
+
+        Args:
+            image: as `hires.upscale` takes it.
+            output: the file to write; without one the picture stays in memory.
+            overwrite: whether a file that is there is replaced.
+            on_event: called with an Event as the work goes on; raising Cancelled in it stops the picture.
+
+        Returns:
+            An UpscaleResult, as `hires.upscale` gives it.
+
+        Raises:
+            RequestError, RunError, Cancelled: as `hires.upscale` does; RequestError also for one that is closed.
+        """
+        if self._closed:
+            raise RequestError("upscaler: is closed; make another hires.Upscaler")
+        path = None if output is None else check_output(path_of(output), overwrite)
+        with nullcontext() if self.models is None else self.models.lock:
+            return self._run(image, path, overwrite, on_event or (lambda event: None))
+
+    def _run(self, image: PictureLike, path: Path | None, overwrite: bool, tell: OnEvent) -> UpscaleResult:
         begun = time.monotonic()
-        tell: OnEvent = on_event or (lambda event: None)
         with ImageSource.open(image) as source:
             size = target_size(source.size, self.options, self.upscaler)
             dtype = values_of(source, path, self.options.bits)
             if path is not None:
                 check_fits(path, size, source.bands, dtype)
-            sink = _sink(path, source, size, dtype, overwrite, text_of(image))
-            with sink, _beside(image, source) as beside:
+            text = text_of(image)
+            with _sink(path, source, size, dtype, overwrite, text) as sink, _beside(image, source) as beside:
                 if self.options.refinement is None:
                     outcome = self._enlarged(source, beside, size, sink, clocked(tell, str(self.device), ("enlarge",)))
                 else:
                     outcome = self._refined(source, beside, size, sink, tell)
                 sink.close({"hires:upscale": json.dumps({"source": str(source.size), "notes": outcome.notes})} | outcome.text)
-            return UpscaleResult(
+            result = UpscaleResult(
                 path=path,
                 source=source.size,
                 size=size,
@@ -141,8 +188,28 @@ class Upscaler:
                 seconds=time.monotonic() - begun,
                 peak_rss_bytes=peak_resident_bytes(),
                 refined=outcome.refined,
-                pixels=sink.pixels if isinstance(sink, ArraySink) else None,
             )
+            if isinstance(sink, ArraySink):
+                result = replace(result, drawn=sink.pixels, icc=source.icc, text=text | sink.text)
+            return result
+
+    def close(self) -> None:
+        """Let the network and the model go, for good."""
+        self._upscaler, self._closed = None, True
+        if self.models is not None:
+            self.models = None  # the last one who holds them lets them go
+            free_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        refinement = self.options.refinement
+        drawn_over = "" if refinement is None else f", refined by {refinement.model}"
+        return f"<hires.Upscaler {self.options.upscaler}{drawn_over} on {self.device}{', closed' if self._closed else ''}>"
 
     def _enlarged(
         self, source: ImageSource, beside: ImageSource | None, size: Size, sink: ImageSink, tell: OnEvent
@@ -174,9 +241,7 @@ class Upscaler:
         whole, begun = ArraySink(size, source.bands, sink.dtype), time.monotonic()
         first = clocked(as_part(tell, 0.0, ENLARGE_SHARE, begun), str(self.device), ("enlarge",))
         enlarged = self._enlarged(source, beside, size, whole, first)
-        if self._upscaler is not None:  # the diffusion model gets its memory; loading it again costs less than a refinement
-            self._upscaler = None
-            free_memory()
+        self._step_aside()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
         refinement = RenderOptions(
@@ -210,7 +275,18 @@ class Upscaler:
             sink.write(coded)
         text = {"prompt": wanted.prompt, "seed": str(wanted.seed), "model": wanted.model}
         text["hires:plan"] = json.dumps(drawn.plan.to_json(), default=str, sort_keys=True)
-        return replace(enlarged, refined=replace(drawn, drawn=None), text=text)
+        return replace(enlarged, refined=replace(drawn, drawn=None, text={}), text=text)
+
+    def _step_aside(self) -> None:
+        """Leave the device to the diffusion model: the network waits in host memory, or goes where that is counted."""
+        if self._upscaler is None:
+            return
+        if self.options.ram is None:
+            self._upscaler.move(CPU)
+            empty_cache()
+        else:
+            self._upscaler = None
+            free_memory()
 
     def _freed(self) -> FreedPages:
         """What becomes of freed memory: it goes back where host memory is counted, and a network keeps it where nothing is."""
@@ -228,7 +304,8 @@ class Upscaler:
         """Plan the refinement, so that what cannot run is an error before anything is enlarged."""
         request, spec = self._refinement_of(wanted, size)
         ram = None if self.options.ram is None else parse_bytes(str(self.options.ram))
-        planner.plan(request, spec, describe_device(str(self.device), self._budget, ram))
+        own = 0 if self.models is None else self.models.device_bytes
+        planner.plan(request, spec, describe_device(str(self.device), self._budget, ram, own))
 
     def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
         request = RenderRequest(
@@ -249,10 +326,33 @@ class Upscaler:
         return request, text_to_image(spec_for(request), wanted.prompt)
 
     def _working_bytes(self) -> int | None:
-        """What a tile may take on the device: on a card what is free there, within the budget; on a CPU the budget, if any."""
+        """What a tile may take on the device: on a card what the budget leaves beside models in memory; on a CPU the budget.
+
+        Models that take over half of a card's budget go first.
+        """
         if self.device.type != "cuda":
             return self._budget
-        return probe(self.device, self._budget).budget_bytes
+        held = 0 if self.models is None else self.models.device_bytes
+        budget = probe(self.device, self._budget, own_bytes=held).budget_bytes
+        if self.models is not None and 2 * held > budget:
+            self.models.unload()
+            held = 0
+        return budget - held
+
+
+def shared_models(device: str) -> LoadedModels:
+    """The models of a device, those of the engines on it among them."""
+    from hires.engine.loaded import models_on
+
+    return models_on(str(choose_device(device)))
+
+
+def _request_of_all(keywords: UpscaleKeywords) -> UpscaleRequest:
+    """The request that applies to every picture. RequestError for an option that belongs to one."""
+    for name in PER_PICTURE:
+        if name in keywords:
+            raise RequestError(f"{name}: belongs to one picture; give it to Upscaler.run")
+    return upscale_request(chosen(UpscaleOptions, "Upscaler", keywords))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,16 +459,16 @@ def upscale_files(
     doubled = sorted({path.name for path in named.values() if list(named.values()).count(path) > 1})
     if doubled:
         raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
-    batch = Upscaler(options)
     tell: OnEvent = on_event or (lambda event: None)
-    batch.prepare()
-    for done, (file, path) in enumerate(named.items()):
-        tell(Event(stage="files", done=done, total=len(named)))
-        try:
-            yield Outcome(file=file, result=batch.run(file, check_output(path, overwrite), overwrite, on_event))
-        except Cancelled:
-            raise
-        except HiresError as error:
-            log.debug("%s: %s", file, error)
-            yield Outcome(file=file, error=error)
-    tell(Event(stage="files", done=len(named), total=len(named)))
+    with Upscaler(options, None if options.refinement is None else shared_models(options.device)) as batch:
+        batch.prepare()
+        for done, (file, path) in enumerate(named.items()):
+            tell(Event(stage="files", done=done, total=len(named)))
+            try:
+                yield Outcome(file=file, result=batch.run(file, check_output(path, overwrite), overwrite, on_event))
+            except Cancelled:
+                raise
+            except HiresError as error:
+                log.debug("%s: %s", file, error)
+                yield Outcome(file=file, error=error)
+        tell(Event(stage="files", done=len(named), total=len(named)))

@@ -21,7 +21,7 @@ def check_place(path: Path, overwrite: bool) -> Path:
     try:
         return _check_place(path, overwrite)
     except OSError as error:
-        raise OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another `output`") from None
+        raise _unusable(path, error) from None
 
 
 def _check_place(path: Path, overwrite: bool) -> Path:
@@ -35,6 +35,33 @@ def _check_place(path: Path, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise OutputError(f"output {path}: exists already; give `overwrite` or another name")
     return path
+
+
+def check_folder(folder: Path) -> Path:
+    """The path, if a folder for several pictures is there or can be made. OutputError says what is in the way."""
+    try:
+        there, parent = folder.exists(), folder.parent.is_dir()
+        if there and not folder.is_dir():
+            raise OutputError(f"output {folder}: is a file; give the name of a folder for several pictures")
+        if not parent:
+            raise OutputError(f"output {folder}: the folder {folder.parent} does not exist; create it first")
+        if not os.access(folder if there else folder.parent, os.W_OK):
+            raise OutputError(f"output {folder}: the folder {folder if there else folder.parent} is not writable")
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for several pictures where it is not there; OutputError as in `check_folder`."""
+    try:
+        check_folder(folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"output {str(path)[:120]}: cannot be written ({error.strerror}); give another `output`")
 
 
 class Unfinished:

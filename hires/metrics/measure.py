@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,125 +21,16 @@ from hires.images.boxes import (
     luma,
 )
 from hires.metrics.ciede2000 import ciede2000, lab
-from hires.metrics.contrast import Contrast, contrast
-from hires.metrics.duplicates import Copies, find_duplicates
-from hires.metrics.seams import Seams, lattice_power, profiles, seam_lines, seams
-from hires.metrics.spectrum import Sharpness, Spectrum, base_cutoff, block_for, sharpness, spectrum
+from hires.metrics.contrast import contrast
+from hires.metrics.duplicates import find_duplicates
+from hires.metrics.measures import Consistency, Detail, Measures, TileDrift, Tiles
+from hires.metrics.seams import lattice_power, profiles, seam_lines, seams
+from hires.metrics.spectrum import Spectrum, base_cutoff, block_for, sharpness, spectrum
 from hires.tiling.geometry import Box, Size, TileGrid, bands, cover
-from hires.units import Json
 
 LEAST_PX = 16
 STRETCHED, CUT = 0.05, 0.25  # log of the aspects: a base is stretched to the picture's up to the first, cut up to the second
 BASE_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Detail:
-    """Energy beyond the Nyquist frequency of the base picture."""
-
-    base: Size
-    """The base picture's size."""
-    cutoff: float
-    """That frequency, in cycles per pixel."""
-    energy: float
-    """The mean square of luma beyond it."""
-    share: float
-    """Its share of the variance of luma."""
-    kept_by_median: float
-    """How much of it a 3 x 3 median leaves; noise loses most."""
-    over_lanczos: float | None
-    """How many times that of the base enlarged by Lanczos it is; None where that has none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Consistency:
-    """The picture averaged down (means over equal parts, coded values) against its base."""
-
-    psnr_db: float
-    """Peak signal-to-noise ratio."""
-    delta_e: float
-    """The mean CIEDE2000."""
-    drift: float | None
-    """RMS of the difference in luma over the base's standard deviation; None for a flat base."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TileDrift:
-    """Mean colours of tiles against the same parts of the base."""
-
-    mean_delta_e: float
-    """The mean CIEDE2000."""
-    max_delta_e: float
-    """The largest CIEDE2000."""
-    worst: tuple[int, int]
-    """Row and column of the tile with the largest."""
-    std_luma: float
-    """The standard deviation over tiles of the difference in luma."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """What is seen of the tiles."""
-
-    grid: TileGrid
-    seams: Seams
-    lattice_db: float | None
-    """`seams.lattice_power` at the tiles' pitch."""
-    cell_px: int | None
-    """The side of the decoder's cells in pixels; None where it is not known."""
-    cells_db: float | None
-    """`seams.lattice_power` at the decoder's cells."""
-    drift: TileDrift | None
-    """None without a base picture."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
-    """The measures of one picture; what needs a base or tiles is None without."""
-
-    size: Size
-    bits: int | None
-    """Of each value, 8 or 16; None for floats."""
-    contrast: Contrast
-    sharpness: Sharpness
-    spectrum: Spectrum
-    enlarged: Spectrum | None
-    """The spectrum of the base enlarged by Lanczos."""
-    detail: Detail | None
-    consistency: Consistency | None
-    duplicates: Copies | None
-    tiles: Tiles | None
-    notes: tuple[str, ...] = ()
-    """Remarks on how the measures were taken."""
-
-    def to_json(self) -> Json:
-        """As plain JSON values; infinite ones are null."""
-        tones, duplicates = asdict(self.contrast) | {"mark": self.contrast.mark}, self.duplicates
-        del tones["histogram"]
-        boxes = None if duplicates is None else [[*asdict(copy.box).values(), copy.likeness] for copy in duplicates.copies]
-        document = {
-            "size": str(self.size),
-            "bits": self.bits,
-            "contrast": tones,
-            "sharpness": asdict(self.sharpness),
-            "spectral_slope": self.spectrum.slope(),
-            "detail": None if self.detail is None else asdict(self.detail) | {"base": str(self.detail.base)},
-            "consistency": None if self.consistency is None else asdict(self.consistency),
-            "duplicates": None if boxes is None else len(boxes),
-            "duplicate_boxes": boxes,
-            "duplicate_threshold": None if duplicates is None else duplicates.threshold,
-            "tiles": None if self.tiles is None else asdict(self.tiles),
-            "notes": list(self.notes),
-        }
-        return {name: _finite(value) for name, value in document.items()}
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure(

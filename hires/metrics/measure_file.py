@@ -1,4 +1,4 @@
-"""Measures a picture file and lays the measures out as a table.
+"""Measures a picture: a file, a PIL image or an array.
 
 The grid comes from the option or from the plan in the PNG.
 """
@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource
 from hires.images.formats import read_text
+from hires.images.sources import PictureLike
 from hires.images.whole import read_picture
-from hires.metrics.contrast import FULL, VIVID, Contrast
-from hires.metrics.measure import Measures, measure, view_of
+from hires.metrics.measure import measure as measures_of
+from hires.metrics.measure import view_of
+from hires.metrics.measures import Measures
 from hires.tiling.geometry import Size, TileGrid, make_grid
 from hires.units import Json
 
 LEAST_PITCH = 8  # px from tile to tile, so that there is room for random grids between
-SEAM_MARK, SEAM_P, DELTA_E_MARK = 1.25, 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,38 +39,51 @@ class Planned:
     """The size of the base picture, where there was one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
+def measure(picture: PictureLike, *, base: PictureLike | None = None, grid: str | None = None) -> Measures:
+    """Measure a picture: contrast, detail beyond its base, seams against random grids, drift of tiles, duplicates.
 
-    name: str
-    """What was measured."""
-    value: str
-    """How much, with its unit."""
-    remark: str = ""
-    """What that means."""
-    alarm: bool = False
-    """Whether it is past its mark."""
-
-
-def measure_file(file: str | Path, base: str | Path | None = None, grid: str | None = None) -> tuple[Measures, ArraySource]:
-    """Measure a picture file, and give it back for drawing.
+    What `hires measure` prints; a PNG that hires wrote brings its tiles and the size of its base along.
 
     Args:
-        file: a picture; a PNG that hires wrote brings its grid and the size of its base along.
-        base: the small picture it was drawn from.
-        grid: 'TILE:OVERLAP' in pixels instead of the plan's.
+        picture: a path, a PIL image, or (height, width, 3) uint8, uint16 or float in [0, 1], of 16 px a side or more. Files and
+            PIL images are measured in 8 bits.
+        base: the small picture that it was drawn from, a path, a PIL image or (height, width, 3) uint8; for detail,
+            consistency and duplicates.
+        grid: "TILE:OVERLAP" in pixels, such as "1024:256", instead of the tiles in the PNG; for seams and drift.
+
+    Returns:
+        Measures: printed they are a table, `to_json()` gives plain values; what there is no base or no grid for is None.
 
     Raises:
         RequestError: what is no picture, no grid, or does not fit.
     """
-    source = ArraySource(read_picture(file))
+    return measure_and_keep(picture, base, grid)[0]
+
+
+def measure_and_keep(
+    picture: PictureLike, base: PictureLike | None = None, grid: str | None = None
+) -> tuple[Measures, ArraySource]:
+    """The measures, and the picture's pixels for drawing; arguments and errors as in `measure`."""
+    source = ArraySource(picture if isinstance(picture, np.ndarray) else read_picture(picture))
     small = None if base is None else read_picture(base)
-    plan, notes = planned(file, source.size)
+    plan, notes = planned(_text_of(picture), source.size)
     own = None if plan is None else plan.grid
     chosen = own if grid is None else parse_grid(grid, source.size)
     size, cell = (None, None) if plan is None else (plan.base, plan.cell_px)
-    return measure(source, small, base_size=size, grid=chosen, cell_px=cell, notes=notes), source
+    return measures_of(source, small, base_size=size, grid=chosen, cell_px=cell, notes=notes), source
+
+
+def _text_of(picture: PictureLike) -> str | None:
+    """The plan that hires saved in a PNG; None where there is none."""
+    if isinstance(picture, Image.Image):
+        text = picture.info.get("hires:plan")
+        return None if text is None else str(text)
+    if isinstance(picture, np.ndarray):
+        return None
+    try:
+        return read_text(Path(picture)).get("hires:plan")
+    except RequestError:
+        return None
 
 
 def parse_grid(text: str, size: Size) -> TileGrid:
@@ -88,12 +104,8 @@ def parse_grid(text: str, size: Size) -> TileGrid:
     return make_grid(size, Size(tile, tile), overlap)
 
 
-def planned(file: str | Path, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
-    """The plan that hires saved in a PNG, or None; and notes that say why a saved one is not used."""
-    try:
-        text = read_text(Path(file)).get("hires:plan")
-    except RequestError:
-        return None, ()
+def planned(text: str | None, size: Size) -> tuple[Planned | None, tuple[str, ...]]:
+    """The plan in the text of a PNG, or None; and notes that say why one is not used."""
     if text is None:
         return None, ()
     try:
@@ -122,97 +134,3 @@ def _base_seen(base: Size, canvas: Size, size: Size) -> Size:
     """The part of a base picture that is in the picture, which is cut from the top left of its canvas."""
     box = view_of(base, canvas)
     return Size(max(1, box.height * size.height // canvas.height), max(1, box.width * size.width // canvas.width))
-
-
-def rows_of(measures: Measures) -> list[Row]:
-    """The table."""
-    return [*_tones(measures), *_detail(measures), *_base(measures), *_tiles(measures)]
-
-
-def _tones(measures: Measures) -> list[Row]:
-    tones, bits = measures.contrast, measures.bits
-    most = f"; {bits} bits can show at most {tones.ceiling:.0f}:1" if bits else ""
-    sign = ">= " if tones.at_least else ""
-    return [
-        Row("contrast", f"{sign}{tones.ratio:.4g}:1", f"{marks(tones)}{most}"),
-        Row("RMS contrast", f"{tones.rms:.3f}", "of relative luminance"),
-    ]
-
-
-def marks(tones: Contrast) -> str:
-    """Where a contrast ratio lies between what displays are asked for."""
-    below = [f"below {mark:.0f}:1" for mark in (VIVID, FULL) if tones.ratio < mark][:1]
-    above = [f"above {mark:.0f}:1" for mark in (VIVID, FULL) if tones.ratio >= mark][-1:]
-    return f"{tones.mark}: {', '.join(above + below)}"
-
-
-def _detail(measures: Measures) -> Iterator[Row]:
-    yield Row("Laplacian variance", f"{measures.sharpness.laplacian:.3g}", "of luma in [0, 1]; noise counts as well")
-    yield Row("spectral slope", f"{measures.spectrum.slope():.2f}", "power ~ frequency^slope; photographs have about -2")
-    detail = measures.detail
-    if detail is None:
-        yield Row("detail beyond base", "-", "not measured: give `base` FILE")
-        return
-    where = f"mean square above {detail.cutoff:.3g} cycles/px (base {detail.base}), {100 * detail.share:.2g} % of the variance"
-    yield Row("detail beyond base", f"{detail.energy:.3g}", where)
-    over = "-" if detail.over_lanczos is None else f"{detail.over_lanczos:.3g} x"
-    yield Row("  over Lanczos", over, "1 x is an enlargement without new detail")
-    yield Row(
-        "  kept by a median",
-        f"{100 * detail.kept_by_median:.0f} %",
-        "of 3 x 3 px; beyond 1/8 cycles/px noise keeps 12 %, photographs over 50 %",
-    )
-
-
-def _base(measures: Measures) -> Iterator[Row]:
-    held = measures.consistency
-    if held is None:
-        yield Row("base consistency", "-", "not measured: give `base` FILE")
-    else:
-        drift = "" if held.drift is None else f", off by {held.drift:.2g} standard deviations"
-        yield Row("base consistency", f"{held.psnr_db:.1f} dB", f"PSNR averaged down; mean dE2000 {held.delta_e:.2f}{drift}")
-    if measures.duplicates is None:
-        yield Row("duplicates", "-", "not measured: give `base` FILE")
-        return
-    copies = measures.duplicates.copies
-    remark = f"of the base's subject at its own size, NCC {measures.duplicates.threshold:.2f} or more"
-    yield Row("duplicates", str(len(copies)), remark, bool(copies))
-
-
-def _tiles(measures: Measures) -> Iterator[Row]:
-    tiles = measures.tiles
-    if tiles is None:
-        yield Row("seams", "-", "not measured: give `grid` TILE:OVERLAP")
-        return
-    seen = tiles.seams.score >= SEAM_MARK and tiles.seams.p_value <= SEAM_P
-    word, grid = "seen" if seen else "none seen", tiles.grid
-    layout = f"{len(grid.lefts)} x {len(grid.tops)} tiles of {grid.tile} px"
-    remark = f"{word} (mark {SEAM_MARK} at p <= {SEAM_P}), p = {tiles.seams.p_value:.2g}; {layout}"
-    yield Row("seams", f"{tiles.seams.score:.2f}", remark, seen)
-    if tiles.seams.fakes:
-        yield Row(
-            "  visibility",
-            f"{tiles.seams.visibility:.2f}",
-            f"median of {tiles.seams.fakes} random grids {tiles.seams.median:.2f}",
-        )
-    if tiles.lattice_db is None:
-        yield Row("lattice power", "-", "fewer than four tiles along either side")
-    else:
-        yield Row("lattice power", f"{tiles.lattice_db:+.1f} dB", "at the tiles' pitch over frequencies between; 0 without")
-    if tiles.cells_db is not None:
-        yield Row("  decoder cells", f"{tiles.cells_db:+.1f} dB", f"the same at {tiles.cell_px} px")
-    if tiles.drift is None:
-        yield Row("tile drift", "-", "not measured: give `base` FILE")
-        return
-    drift, row, col = tiles.drift, *tiles.drift.worst
-    above = drift.max_delta_e > DELTA_E_MARK
-    verdict = "above" if above else "below"
-    largest = f"largest {drift.max_delta_e:.2f} (row {row + 1}, column {col + 1}), {verdict} {DELTA_E_MARK:.0f}"
-    yield Row("tile drift", f"{drift.mean_delta_e:.2f} dE2000", f"mean; {largest}; luma {drift.std_luma:.2g}", above)
-
-
-def lines(name: str, measures: Measures) -> list[str]:
-    """The table as text for people."""
-    depth = f"{measures.bits} bits" if measures.bits else "floats"
-    table = [f"  {row.name:<20} {row.value:<14} {row.remark}".rstrip() for row in rows_of(measures)]
-    return [f"{name}: {measures.size}, {depth} per channel", *table, *(f"  note: {note}" for note in measures.notes)]

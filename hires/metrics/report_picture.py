@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hires.images.boxes import BoxSource, Doubles, averaged
 from hires.metrics.contrast import LOWEST, PER_OCTAVE, Contrast
-from hires.metrics.measure import Measures
-from hires.metrics.measure_file import Row, marks, rows_of
+from hires.metrics.measures import Measures, Row, marks, rows_of
 from hires.metrics.seams import seam_lines
 from hires.tiling.geometry import Size
 

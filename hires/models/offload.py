@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hires._imports import quiet_imports
-from hires.planning.search import OFFLOADS, WHERE
+from hires.planning.plan import WHERE
+from hires.planning.search import OFFLOADS
 from hires.tiling.retry import empty_cache, free_memory
 
 HOST = torch.device("cpu")

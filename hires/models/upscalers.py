@@ -39,6 +39,8 @@ class UpscalerNetwork:
     """Whether it must see the picture in one piece."""
     device: torch.device
     dtype: torch.dtype
+    move: Callable[[torch.device], object] = lambda device: None
+    """Takes its weights to another device; it runs on its own alone."""
 
     def notes(self) -> tuple[str, ...]:
         """What is said of it: how it is tiled, and whether that is exact."""
@@ -75,6 +77,7 @@ def load_upscaler(file: str | Path, device: torch.device, dtype: str = "auto") -
         whole=facts.tiling.name == "INTERNAL" or required.square,
         device=device,
         dtype=kind,
+        move=lambda place: facts.to(place, kind),
     )
 
 

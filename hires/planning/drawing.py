@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires.errors import BudgetError, OutputError
+from hires.planning.page import INK, WIDTH, shapes
 from hires.planning.plan import MemoryPlan
 from hires.tiling.geometry import TileGrid
 from hires.units import gib
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 COLUMNS, ROWS = 64, 20  # of the terminal's drawing, at most
 BUDGETS_GB = (8, 12, 16, 24, 48)
-INK, TILE, SHARED, BAR, OVER = "#1f2937", "#60a5fa", "#f59e0b", "#34d399", "#ef4444"
 
 
 def terminal(plan: MemoryPlan) -> str:
@@ -93,70 +92,9 @@ def table(budgets: Sequence[Budget]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A rectangle, or a text where `text` is given, in pixels of the drawing; `fill` of rrggbb, `opacity` 0 to 1."""
-
-    x: float
-    y: float
-    width: float = 0
-    height: float = 0
-    fill: str = INK
-    opacity: float = 1.0
-    outline: bool = False
-    text: str = ""
-    size: int = 14
-
-
-WIDTH, MARGIN, LINE = 880, 24, 22
-
-
-def shapes(plan: MemoryPlan) -> tuple[list[Shape], int]:
-    """Everything on the page, top to bottom, and the page's height."""
-    title = f"{plan.output} with {plan.model}, {plan.strategy}, {plan.dtype} on {plan.device}"
-    parts = [Shape(x=MARGIN, y=MARGIN, text=title, size=16)]
-    y = MARGIN + 2 * LINE
-    most = max([plan.budget_bytes, *(cost.peak_bytes for cost in plan.costs)])
-    for cost in plan.costs:
-        length = 420 * cost.peak_bytes / most
-        fill = BAR if cost.peak_bytes <= plan.budget_bytes else OVER
-        parts += [
-            Shape(x=MARGIN, y=y, text=cost.stage),
-            Shape(x=MARGIN + 110, y=y, width=length, height=LINE - 8, fill=fill),
-            Shape(x=MARGIN + 545, y=y, text=f"{gib(cost.peak_bytes)}, {cost.seconds:.0f} s"),
-        ]
-        y += LINE
-    at = MARGIN + 110 + 420 * plan.budget_bytes / most
-    parts.append(Shape(x=at, y=MARGIN + 2 * LINE - 4, width=2, height=y - MARGIN - 2 * LINE + 4, fill=OVER))
-    facts = f"budget {gib(plan.budget_bytes)}, weights: {plan.offload}, decode {plan.decode}"
-    parts.append(Shape(x=MARGIN + 110, y=y, text=facts))
-    y += 2 * LINE
-    grid = plan.latent_grid
-    scale = min((WIDTH - 2 * MARGIN) / grid.canvas.width, 560 / grid.canvas.height)
-    count = f"{grid.count} tile{'s' if grid.count > 1 else ''} of {grid.tile} cells on {grid.canvas}"
-    parts.append(Shape(x=MARGIN, y=y, text=f"{plan.stages[-1].name}: {count}, attention {plan.stages[-1].attention}"))
-    y += LINE + 4
-    for box in grid.boxes():
-        left, top = MARGIN + box.left * scale, y + box.top * scale
-        wide, tall = box.width * scale, box.height * scale
-        parts.append(Shape(x=left, y=top, width=wide, height=tall, fill=TILE, opacity=0.25, outline=True))
-    return parts, int(y + grid.canvas.height * scale + MARGIN)
-
-
 def svg(plan: MemoryPlan) -> str:
-    """The page as an SVG document."""
-    drawn, height = shapes(plan)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">']
-    parts.append(f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>')
-    for shape in drawn:
-        if shape.text:
-            place = f'x="{shape.x:.1f}" y="{shape.y + shape.size:.1f}" font-size="{shape.size}" fill="{shape.fill}"'
-            parts.append(f'<text {place} font-family="sans-serif">{escape(shape.text)}</text>')
-            continue
-        line = f' stroke="{INK}" stroke-width="1"' if shape.outline else ""
-        place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}"'
-        parts.append(f'<rect {place} fill="{shape.fill}" fill-opacity="{shape.opacity:g}"{line}/>')
-    return "\n".join([*parts, "</svg>"])
+    """The plan's page as an SVG document."""
+    return plan.svg()
 
 
 def save_drawing(plan: MemoryPlan, path: Path) -> None:
@@ -166,7 +104,7 @@ def save_drawing(plan: MemoryPlan, path: Path) -> None:
         raise OutputError(f"drawing {path}: the name must end in .svg or .png")
     try:
         if suffix == ".svg":
-            path.write_text(svg(plan), encoding="utf-8")
+            path.write_text(plan.svg(), encoding="utf-8")
         else:
             picture(plan).save(path)
     except OSError as error:
@@ -177,7 +115,7 @@ def picture(plan: MemoryPlan) -> Image.Image:
     """The page as a Pillow image."""
     from PIL import Image, ImageDraw, ImageFont
 
-    drawn, height = shapes(plan)
+    drawn, height = shapes(plan.page())
     page = Image.new("RGBA", (WIDTH, height), "white")
     for shape in drawn:
         layer = Image.new("RGBA", page.size, (0, 0, 0, 0))
@@ -185,9 +123,13 @@ def picture(plan: MemoryPlan) -> Image.Image:
         if shape.text:
             pen.text((shape.x, shape.y), shape.text, fill=shape.fill, font=ImageFont.load_default(shape.size))
         else:
-            red, green, blue = (int(shape.fill[i : i + 2], 16) for i in (1, 3, 5))
             box = (shape.x, shape.y, shape.x + shape.width, shape.y + shape.height)
-            colour = (red, green, blue, round(255 * shape.opacity))
-            pen.rectangle(box, fill=colour, outline=INK if shape.outline else None)
+            outline = _rgba(INK, shape.line) if shape.line else None
+            pen.rectangle(box, fill=_rgba(shape.fill, shape.opacity), outline=outline)
         page = Image.alpha_composite(page, layer)
     return page.convert("RGB")
+
+
+def _rgba(colour: str, opacity: float) -> tuple[int, int, int, int]:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return red, green, blue, round(255 * opacity)

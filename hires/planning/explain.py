@@ -12,8 +12,8 @@ from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Window
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy
 from hires.planning.draft import Draft
-from hires.planning.plan import MemoryPlan, StagePlan
-from hires.planning.search import WHERE, Way
+from hires.planning.plan import WHERE, MemoryPlan, StagePlan
+from hires.planning.search import Way
 from hires.sampling import registry
 from hires.tiling.geometry import Size, relay_view
 from hires.units import gib

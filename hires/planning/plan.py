@@ -10,8 +10,16 @@ from dataclasses import dataclass, replace
 
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.options.stage import GuidePlan
+from hires.planning import page as pages
 from hires.tiling.geometry import Size, TileGrid
 from hires.units import Json, gib, pflop
+
+WHERE = {
+    "none": "stay on the device",
+    "components": "of one part at a time on the device",
+    "layers": "in host memory, fetched layer by layer",
+}
+"""The places for the weights, the fastest first, each in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +121,15 @@ class Rung:
     reason: str
     """What changes."""
     offload: str = "none"
-    """Where weights are kept, one of `search.OFFLOADS`."""
+    """Where weights are kept, one of `WHERE`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MemoryPlan:
-    """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture."""
+    """Everything that is decided before the first kernel runs; printable, hashable, saved with the picture.
+
+    A notebook shows it as the drawing of `svg`.
+    """
 
     model: str
     """The model's name."""
@@ -138,7 +149,7 @@ class MemoryPlan:
     budget_bytes: int
     """What the process may hold on it."""
     offload: str
-    """Where weights are kept, one of `search.OFFLOADS`."""
+    """Where weights are kept, one of `WHERE`."""
     backends: tuple[tuple[str, str], ...]
     """(operator, backend) of what runs through a dispatch."""
     costs: tuple[StageCost, ...]
@@ -208,3 +219,35 @@ class MemoryPlan:
             lines.append(f"  {cost.stage:<10} peak {gib(cost.peak_bytes)}, {pflop(cost.flops)}, about {cost.seconds:.0f} s")
         lines.append(f"  preset {self.preset}: {pflop(self.flops)} in all, about {self.seconds:.0f} s")
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
+
+    def page(self) -> pages.Page:
+        """What a drawing of the plan shows."""
+        last, grid = self.stages[-1], self.latent_grid
+        count = f"{grid.count} tile{'s' if grid.count > 1 else ''} of {grid.tile} cells on {grid.canvas}"
+        return pages.Page(
+            title=f"{self.output} with {self.model}, {self.strategy}, {self.dtype} on {self.device}",
+            bars=tuple(pages.Bar(stage=cost.stage, peak_bytes=cost.peak_bytes, seconds=cost.seconds) for cost in self.costs),
+            budget_bytes=self.budget_bytes,
+            facts=f"budget {gib(self.budget_bytes)}, weights {WHERE[self.offload]}, decode {self.decode}",
+            caption=f"{last.name}: {count}, attention {last.attention}",
+            grid=grid,
+        )
+
+    def svg(self) -> str:
+        """Its stages' peaks against the budget, and the last stage's tiles, as an SVG document."""
+        return pages.svg(self.page())
+
+    def __repr__(self) -> str:
+        stages = f"{len(self.stages)} stage{'s' if len(self.stages) > 1 else ''}"
+        peak = f"peak {gib(self.peak_bytes)} of {gib(self.budget_bytes)}"
+        return (
+            f"<hires.MemoryPlan {self.output} with {self.model}, {self.strategy}, {stages}, {peak}, about {self.seconds:.0f} s>"
+        )
+
+    def _repr_svg_(self) -> str:
+        """What notebooks show."""
+        return self.svg()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """The drawing, and the plan in words where no picture can be shown."""
+        return {"image/svg+xml": self.svg(), "text/plain": self.explain()}

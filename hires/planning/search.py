@@ -18,19 +18,14 @@ from hires.kernels.attention_policies import Global
 from hires.planning.costs.stages import CostModel
 from hires.planning.costs.text import TextPlan
 from hires.planning.draft import Draft
-from hires.planning.plan import DecodePlan, Rung, StageCost, StagePlan
+from hires.planning.plan import WHERE, DecodePlan, Rung, StageCost, StagePlan
 from hires.tiling.geometry import Size
 from hires.units import gib
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CPU_BATCHES = (8, 4, 2, 1)  # a tile of the shipped model takes less in 8 than in 4 on two cores, in 16 no less
 CPU_FRAGMENTS = 1.25  # resident over requested: pages that the allocator holds between blocks in use
-OFFLOADS = ("none", "components", "layers")
-WHERE = {
-    "none": "stay on the device",
-    "components": "of one part at a time on the device",
-    "layers": "in host memory, fetched layer by layer",
-}
+OFFLOADS = tuple(WHERE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

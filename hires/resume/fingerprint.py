@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,26 +28,44 @@ READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its finge
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws
 FILES = ("model", "parts", "loras")  # known by what is in them, wherever they lie
+DRAWS = ("family", "parameterisation", "sigma_min", "sigma_max", "vp_betas", "zero_terminal_snr")
+"""What configs say of a model beside its weights."""
+
+
+def describe_request(request: RenderRequest, spec: ModelSpec, pictures: Iterable[NDArray[np.uint8] | None] = ()) -> Json:
+    """What was asked for: the request, and fingerprints of the model's files and of given pictures."""
+    options = dataclasses.asdict(request) | {"size": str(request.size)}
+    return {
+        "schema": SCHEMA,
+        "request": {name: value for name, value in options.items() if name not in (*NOT_DRAWN, *FILES)},
+        "loras": [lora.scale for lora in request.loras],
+        "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
+        "pictures": [None if p is None else hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in pictures],
+    }
 
 
 def describe_job(
     request: RenderRequest, plan: MemoryPlan, spec: ModelSpec, pictures: Iterable[NDArray[np.uint8] | None] = ()
 ) -> Json:
-    """Versions, request, the plan's part that decides the picture, fingerprints of the model's files and of given pictures."""
+    """What was asked for, with versions and the plan's part that decides the picture."""
     import torch
 
-    options = dataclasses.asdict(request) | {"size": str(request.size)}
     drawn = dataclasses.replace(plan, stages=tuple(replace(stage, batch=1) for stage in plan.stages)).to_json()
-    return {
-        "schema": SCHEMA,
+    return describe_request(request, spec, pictures) | {
         "hires": __version__,
         "torch": torch.__version__,
-        "request": {name: value for name, value in options.items() if name not in (*NOT_DRAWN, *FILES)},
-        "loras": [lora.scale for lora in request.loras],
         "plan": {name: drawn[name] for name in ("canvas", "stages", "dtype", "text_dtype")} | {"decode": plan.decode.dtype},
-        "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
-        "pictures": [None if p is None else hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in pictures],
     }
+
+
+def mark_of(described: Json, spec: ModelSpec, bits: int) -> str:
+    """A text that a finished file is known by: what `describe_request` gives, how its model draws, and the bits of a value.
+
+    The plan is no part of it: a request that ran with another budget or on another machine is the same request.
+    """
+    model = {name: getattr(spec, name) for name in DRAWS} | dataclasses.asdict(spec.defaults)
+    content = json.dumps(described | {"bits": bits, "draws": model}, sort_keys=True, default=str).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def fingerprints(spec: ModelSpec, loras: Sequence[Path] = ()) -> dict[str, str]:

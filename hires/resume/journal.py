@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
@@ -316,18 +316,7 @@ def open_journal(
 def _go_on_or_begin(output: Path, folder: Path, job: Json, resume: bool, restart: bool) -> None:
     before = None if restart else read_job(folder)
     if before is not None:
-        if before.get("schema") != job.get("schema"):
-            raise RequestError(
-                f"output {output}: its unfinished render was begun by another version of hires, which draws otherwise; "
-                "finish it with that version, give `restart` to throw it away, or give another output"
-            )
-        changed = differences(before, job)
-        if changed:
-            given = [name for name in changed if not name.startswith("plan.")]  # a plan follows from what was given
-            raise RequestError(
-                f"output {output}: an unfinished render is there that differs in {', '.join(given or changed)}; "
-                "give that again to go on, `restart` to throw it away, or another output"
-            )
+        _refuse_another(output, before, job)
         for file in folder.glob(f".*{PART}"):
             file.unlink(missing_ok=True)
         log.warning("going on with the unfinished render of %s", output)
@@ -337,6 +326,29 @@ def _go_on_or_begin(output: Path, folder: Path, job: Json, resume: bool, restart
     _empty(folder)
     write_whole(folder / "job.json", json.dumps(dict(job), sort_keys=True).encode())
     sync_folder(folder)
+
+
+def check_unfinished(output: Path, asked: Mapping[str, object]) -> None:
+    """RequestError where an unfinished render is there that another request began; asked: as `describe_request` gives it."""
+    before = read_job(folder_of(output))
+    if before is not None:
+        _refuse_another(output, {name: before.get(name) for name in asked}, asked)
+
+
+def _refuse_another(output: Path, before: Mapping[str, object], job: Mapping[str, object]) -> None:
+    """RequestError that names what differs between an unfinished render and the one that is wanted."""
+    if before.get("schema") != job.get("schema"):
+        raise RequestError(
+            f"output {output}: its unfinished render was begun by another version of hires, which draws otherwise; "
+            "finish it with that version, give `restart` to throw it away, or give another output"
+        )
+    changed = differences(before, job)
+    if changed:
+        given = [name for name in changed if not name.startswith("plan.")]  # a plan follows from what was given
+        raise RequestError(
+            f"output {output}: an unfinished render is there that differs in {', '.join(given or changed)}; "
+            "give that again to go on, `restart` to throw it away, or another output"
+        )
 
 
 def read_job(folder: Path) -> Json | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import hires
 from hires.checkpoints.families import FAMILIES
 from hires.cli.app import app
 from tests.support.checkpoints import Checkpoint, lora, make
@@ -127,3 +130,29 @@ def test_options_of_a_model_reach_the_plan(tmp_path: Path, checkpoint: Get) -> N
     code, _, stderr = run("render", "x", "-o", tmp_path / "a.png", "--size", "64x64", "--model", made.path)
     assert code == 2
     assert "tokenizer and tokenizer_2 missing" in stderr
+
+
+def test_python_gets_the_same_as_a_value(tmp_path: Path, checkpoint: Get) -> None:
+    found = hires.inspect("demo")
+    assert json.loads(run("inspect", "demo", "--json")[1]) == json.loads(json.dumps(found.to_json()))
+    assert (found.kind, found.family, found.missing) == ("model", "cosxl", ())
+    assert repr(found) == found.explain() and f"{found!r}\n" == run("inspect", "demo")[1]
+    lacking = hires.inspect(checkpoint("pixart-sigma-2k").path)
+    assert lacking.missing == ("vae", "text_encoder", "tokenizer") and "missing    vae" in repr(lacking)
+    style = hires.inspect(lora(tmp_path / "style.safetensors", checkpoint("sdxl"), "kohya").path)
+    assert (style.kind, style.missing) == ("lora", ()) and style.family is not None and "text width" in style.family
+    vae = hires.inspect(checkpoint("sdxl", "folder").path / "vae")
+    assert (vae.kind, vae.family, "autoencoder" in vae.explain()) == ("vae", None, True)
+    with pytest.raises(hires.errors.ModelError, match="did you mean 'demo'"):
+        hires.inspect("demmo")
+    with pytest.raises(hires.errors.RequestError, match="parts"):
+        hires.inspect("demo", parts=tmp_path / "none")
+
+
+def test_inspecting_loads_no_torch_and_shadows_nothing() -> None:
+    code = (
+        "import inspect, sys, hires\n"
+        "assert hires.inspect('demo').kind == 'model' and not {'torch', 'numpy'} & set(sys.modules)\n"
+        "assert inspect.isfunction(hires.inspect) and callable(inspect.signature)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -129,7 +129,7 @@ def test_render_prints_one_json_document_and_nothing_else(tmp_path: Path) -> Non
 def test_progress_goes_to_stderr(tmp_path: Path) -> None:
     code, stdout, stderr = run("render", PROMPT, "--size", "256x256", "--steps", "1", "-o", str(tmp_path / "a.png"))
     assert code == 0
-    assert "base: step 1/1 tile" in stderr
+    assert "base: step 1/1, tile" in stderr
     assert "256x256" in stdout
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -20,6 +24,7 @@ from benchmarks.demo.held_out import held_out_scenes
 from benchmarks.demo.scenes import draw
 from hires.cli.app import app
 from hires.engine import upscale
+from hires.engine.loaded import models_on
 from hires.errors import Cancelled, ModelError, OutputError, RequestError, SizeError
 from hires.events import Event
 from hires.images.boxes import luma
@@ -28,7 +33,10 @@ from hires.images.sinks import ImageSink, srgb_profile
 from hires.images.sources import ImageSource
 from hires.metrics.ciede2000 import ciede2000, lab
 from hires.metrics.fidelity import band_energy
+from hires.models.upscalers import UpscalerNetwork
+from hires.options.upscale import UpscaleRequest
 from hires.tiling.geometry import Box, Size
+from tests.support.networks import nearest
 from tests.support.spandrel_here import DATA
 
 pyvips = pytest.importorskip("pyvips")
@@ -57,8 +65,8 @@ def test_a_file_is_the_same_as_the_picture_in_memory(tmp_path: Path, name: str, 
     result = hires.upscale(tmp_path / "in.png", scale=2.5, output=tmp_path / name)
     kept = hires.upscale(picture(bands=bands), scale=2.5)
     assert (result.size, kept.size, result.path) == (Size(150, 225), Size(150, 225), tmp_path / name)
-    assert result.pixels is None
     assert np.array_equal(whole(tmp_path / name), kept.pixels)
+    assert np.array_equal(result.pixels, kept.pixels)
 
 
 def test_profile_text_and_sixteen_bits_are_kept(tmp_path: Path) -> None:
@@ -348,3 +356,109 @@ def test_a_refinement_is_checked_against_this_machine(monkeypatch: pytest.Monkey
     monkeypatch.setattr(upscale, "describe_device", watched)
     hires.upscale(np.zeros((32, 32, 3), np.uint8), scale=2, refine=True, strength=0.5, steps=2, vram="1GB")
     assert seen and all(name.startswith("CPU") for name in seen)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, place: str) -> list[object]:
+    """What a function gave, call by call."""
+    module, _, name = place.rpartition(".")
+    owner = importlib.import_module(module)
+    real, given = getattr(owner, name), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given.append(real(*args, **kwargs))
+        return given[-1]
+
+    monkeypatch.setattr(owner, name, call)
+    return given
+
+
+def network_twice(path: str, device: torch.device, dtype: str) -> UpscalerNetwork:
+    """In place of a file that spandrel reads: every pixel repeated."""
+    return nearest()
+
+
+def test_a_folder_is_refined_by_a_model_and_a_network_that_are_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        Image.fromarray(picture(32, 48, seed=index)).save(tmp_path / "in" / f"{index}.png")
+    monkeypatch.setattr(upscale, "load_upscaler", network_twice)
+    families = counted(monkeypatch, "hires.pipelines.load.load_family")
+    networks = counted(monkeypatch, "hires.engine.upscale.load_upscaler")
+    options = ["--refine", "--upscaler", "nearest.pth", "--steps", "2", "--strength", "0.5"]
+    code, stdout, stderr = run(tmp_path / "in", *options, "-o", tmp_path / "out")
+    assert (code, len(families), len(networks)) == (0, 1, 1), stderr
+    assert "3 enlarged, 0 skipped" in stdout
+    assert [f"{number}/3 base" in stderr for number in (1, 2, 3)] == [True] * 3
+    for index in range(3):  # what a process of its own would draw
+        alone = hires.upscale(picture(32, 48, seed=index), upscaler="nearest.pth", refine=True, steps=2, strength=0.5)
+        assert np.array_equal(whole(tmp_path / "out" / f"{index}.png"), alone.pixels)
+
+
+def test_a_network_is_set_aside_for_the_refinement_and_dropped_where_host_memory_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moves: list[str] = []
+    network = replace(nearest(), move=lambda device: moves.append(device.type))
+    monkeypatch.setattr(upscale, "load_upscaler", lambda *_: network)
+    for ram, kept in ((None, True), ("8GB", False)):
+        moves.clear()
+        with hires.Upscaler(upscaler="nearest.pth", refine=True, steps=2, strength=0.5, ram=ram) as upscaler:
+            upscaler.device = torch.device("cuda")  # only where its weights are told to go is looked at
+            upscaler.options = replace(upscaler.options, device="cpu")
+            monkeypatch.setattr(upscaler, "_working_bytes", lambda: None)
+            monkeypatch.setattr(upscaler, "_check_refinement", lambda *_: None)
+            upscaler.run(picture(32, 48))
+            assert (upscaler._upscaler is network) == kept
+            assert ("cpu" in moves) == kept and moves[0] == "cuda"
+
+
+@pytest.mark.parametrize(("held", "left", "unloaded"), [(0, 100, False), (40, 60, False), (60, 100, True)])
+def test_on_a_card_tiles_take_what_the_models_leave(
+    held: int, left: int, unloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[bool] = []
+    models: Any = SimpleNamespace(device_bytes=held, unload=lambda: gone.append(True))
+    monkeypatch.setattr(upscale, "probe", lambda device, budget, own_bytes: SimpleNamespace(budget_bytes=100))
+    upscaler = upscale.Upscaler(UpscaleRequest(), models)
+    upscaler.device = torch.device("cuda")
+    assert (upscaler._working_bytes(), bool(gone)) == (left, unloaded)
+
+
+def test_an_upscaler_takes_the_options_of_upscale_and_is_closed(tmp_path: Path) -> None:
+    with hires.Upscaler(scale=2.5, bits=16) as upscaler:
+        assert repr(upscaler) == "<hires.Upscaler lanczos on cpu>"
+        for index in range(2):
+            result = upscaler.run(picture(seed=index), tmp_path / f"{index}.png")
+            assert np.array_equal(result.pixels, hires.upscale(picture(seed=index), scale=2.5, bits=16).pixels)
+        with pytest.raises(OutputError, match="exists already"):
+            upscaler.run(picture(), str(tmp_path / "0.png"))
+        assert upscaler.run(picture(), str(tmp_path / "0.png"), overwrite=True).path == tmp_path / "0.png"
+    with pytest.raises(RequestError, match="is closed"):
+        upscaler.run(picture())
+    assert "closed" in repr(upscaler)
+    for wrong, words in (({"output": "a.png"}, "output: belongs to one picture"), ({"scale": -1}, "scale -1")):
+        with pytest.raises(RequestError, match=words):
+            hires.Upscaler(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not both"):
+        upscale.Upscaler(UpscaleRequest(), scale=2)
+    with pytest.raises(TypeError, match="did you mean 'scale'"):
+        hires.Upscaler(scal=2)  # type: ignore[call-arg]
+
+
+def test_an_upscaler_keeps_the_model_of_its_refinement(monkeypatch: pytest.MonkeyPatch) -> None:
+    families, own = counted(monkeypatch, "hires.pipelines.load.load_family"), []
+    described = upscale.describe_device
+
+    def watched(*given: Any) -> Any:
+        own.append(given[3])
+        return described(*given)
+
+    monkeypatch.setattr(upscale, "describe_device", watched)
+    with hires.Upscaler(scale=2, refine=True, steps=2, strength=0.5) as upscaler:
+        pixels = [upscaler.run(picture(32, 48, seed=seed)).pixels for seed in (0, 1, 0)]
+        assert len(families) == 1 and upscaler.models is not None and upscaler.models.names == ("demo",)
+        assert own == [0, upscaler.models.device_bytes, upscaler.models.device_bytes] and own[1] > 10**7
+    assert upscaler.models is None and models_on("cpu").names == (), "nobody else held them"
+    assert np.array_equal(pixels[0], pixels[2]) and not np.array_equal(pixels[0], pixels[1])

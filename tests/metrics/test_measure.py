@@ -20,9 +20,11 @@ import hires
 from hires.cli.app import app
 from hires.errors import RequestError
 from hires.images.boxes import ArraySource, LanczosSource, luma
+from hires.images.formats import read_text
 from hires.metrics.fidelity import drift, psnr
 from hires.metrics.measure import consistency, measure, tile_drift, view_of
-from hires.metrics.measure_file import lines, parse_grid, planned, rows_of
+from hires.metrics.measure_file import parse_grid, planned
+from hires.metrics.measures import lines, rows_of
 from hires.metrics.report_picture import report, tone_shares
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.support.pictures import coded, textured
@@ -132,14 +134,15 @@ def test_the_plan_in_a_png_is_its_grid_and_its_base(tmp_path: Path) -> None:
     plan = hires.plan(size="2048x1500", vram="8GB", device="cpu")
     assert (plan.canvas, plan.output) == (Size(1536, 2048), Size(1500, 2048))
     file = saved(tmp_path / "a.png", np.zeros((1500, 2048, 3), np.uint8), plan.to_json())
-    found, notes = planned(file, Size(1500, 2048))
+    text = read_text(Path(file))["hires:plan"]
+    found, notes = planned(text, Size(1500, 2048))
     assert found is not None and notes == ()
     assert found.cell_px == 8
     assert found.grid.tops == tuple(8 * top for top in plan.latent_grid.tops)
     assert found.grid.tile == plan.latent_grid.tile.times(8)
     first = plan.stages[0].canvas
     assert found.base is not None and found.base.height in (first.height - 5, first.height - 4)
-    other, notes = planned(file, Size(750, 1024))
+    other, notes = planned(text, Size(750, 1024))
     assert other is None and "2048x1500" in notes[0]
 
 
@@ -289,3 +292,34 @@ def test_a_photograph_against_its_own_reduction(name: str) -> None:
     assert found.detail.kept_by_median > 0.3
     assert found.consistency.psnr_db > 50
     assert len(found.duplicates.copies) == 0
+
+
+def test_python_takes_a_path_a_pil_image_and_an_array(tmp_path: Path) -> None:
+    pixels, plan = colour(400, 500), hires.plan(size="500x400", device="cpu", steps=3)
+    file = saved(tmp_path / "a.png", pixels, plan.to_json())
+    found = hires.measure(file)
+    with Image.open(file) as opened:
+        assert hires.measure(opened).to_json() == found.to_json()
+    assert found.tiles is not None and found.tiles.grid.lefts == tuple(8 * left for left in plan.latent_grid.lefts)
+    plain = hires.measure(pixels, grid="128:32")
+    assert plain.contrast.ratio == found.contrast.ratio and plain.tiles is not None and plain.tiles.grid.tile == Size(128, 128)
+    deep = hires.measure(pixels.astype(np.uint16) * 257)
+    assert (deep.bits, plain.bits) == (16, 8) and deep.sharpness.laplacian == pytest.approx(plain.sharpness.laplacian)
+    small = pixels.reshape(100, 4, 125, 4, 3).mean((1, 3)).round().astype(np.uint8)
+    for base in (small, Image.fromarray(small)):
+        against = hires.measure(pixels, base=base)
+        assert against.consistency is not None and against.consistency.psnr_db > 50
+
+
+def test_measures_are_printed_as_their_table(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.png", colour(90, 120))
+    found = hires.measure(file, grid="64:16")
+    assert run(file, "--grid", "64:16")[1] == found.explain(file) + "\n"
+    assert repr(found) == str(found) == found.explain() and repr(found).startswith("the picture: 120x90, 8 bits per channel\n")
+    for wrong, words in (
+        (np.zeros((90, 120), np.uint8), "give"),
+        (tmp_path / "absent.png", "absent"),
+        (np.zeros((9, 9, 3)), "16 px"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            hires.measure(wrong)

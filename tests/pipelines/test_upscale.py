@@ -23,6 +23,7 @@ from hires.pipelines.upscale import PictureRows, bands_of, coded, enlarge, plan_
 from hires.tiling.geometry import Size
 from hires.tiling.network import Tiling
 from hires.tiling.reach import Halo
+from tests.support.networks import nearest
 from tests.support.spandrel_here import COMPACT, CRAFT, DATA, why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -36,14 +37,6 @@ def need(file: Path) -> Path:
     if reason:
         pytest.skip(reason)
     return file
-
-
-def nearest(scale: int = 2, channels: int = 3) -> UpscalerNetwork:
-    """A network with a known answer: every pixel repeated."""
-    return UpscalerNetwork(
-        name="nearest", architecture="none", network=lambda x: F.interpolate(x, scale_factor=scale), scale=scale,
-        channels=channels, multiple=1, halo=Halo(pixels=0, reach=0, error=0.0), whole=False, device=CPU, dtype=torch.float32,
-    )  # fmt: skip
 
 
 def run(pixels: NDArray[Any], size: Size, upscaler: UpscalerNetwork | None = None, tile: int = 16) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hires.devices.machines import described_card
 from hires.errors import OutputError
 from hires.options.render import RenderRequest
 from hires.planning.drawing import bars, grid_lines, other_budgets, save_drawing, svg, table, terminal
+from hires.planning.page import shapes
 from hires.planning.plan import MemoryPlan
 from hires.planning.planner import plan
 from hires.tiling.geometry import Size, make_grid
@@ -45,9 +47,8 @@ def test_the_characters_count_the_tiles_of_a_place() -> None:
 
 def test_the_svg_has_a_rectangle_for_every_tile_and_bar(made: MemoryPlan, tmp_path: Path) -> None:
     root = ElementTree.fromstring(svg(made))
-    rectangles = root.findall(f"{NAMESPACE}rect")
-    assert sum(r.get("stroke") is not None for r in rectangles) == made.latent_grid.count
-    assert len(rectangles) == made.latent_grid.count + len(made.costs) + 2  # the page, and the budget's line
+    assert len(root.findall(f"{NAMESPACE}g[@stroke]/{NAMESPACE}rect")) == made.latent_grid.count
+    assert len(root.findall(f"{NAMESPACE}rect")) == len(made.costs) + 2  # the page, and the budget's line
     texts = " ".join(t.text or "" for t in root.findall(f"{NAMESPACE}text"))
     assert all(cost.stage in texts for cost in made.costs) and "3840x2160" in texts
     for name in ("plan.svg", "plan.png"):
@@ -59,6 +60,32 @@ def test_the_svg_has_a_rectangle_for_every_tile_and_bar(made: MemoryPlan, tmp_pa
         save_drawing(made, tmp_path / "plan.jpg")
     with pytest.raises(OutputError, match="cannot be written"):
         save_drawing(made, tmp_path / "nowhere" / "plan.svg")
+
+
+def test_a_notebook_shows_the_drawing_and_a_terminal_one_line(made: MemoryPlan) -> None:
+    assert made._repr_svg_() == made.svg() == svg(made)
+    assert made._repr_mimebundle_() == {"image/svg+xml": made.svg(), "text/plain": made.explain()}
+    assert repr(made).startswith(f"<hires.MemoryPlan 3840x2160 with {made.model}, progressive, ") and len(repr(made)) < 160
+    assert gib(made.peak_bytes) in repr(made)
+    again = replace(made)
+    assert again == made and hash(again) == hash(made) and replace(made, batch=made.batch + 1) != made
+
+
+@pytest.mark.parametrize("name", ["a" * 300, '<script>"&amp;'])
+def test_a_title_of_any_kind_stays_on_the_page(made: MemoryPlan, name: str) -> None:
+    drawn = ElementTree.fromstring(replace(made, model=name).svg())
+    title = drawn.findtext(f"{NAMESPACE}text") or ""
+    assert name[:10] in title and len(title) <= 96
+
+
+def test_one_tile_takes_little_of_the_page_and_many_have_fine_lines(made: MemoryPlan) -> None:
+    def drawn(cells: int, tile: int) -> tuple[int, float]:
+        grid = make_grid(Size(cells, cells), Size(tile, tile), tile // 4)
+        shapes_, height = shapes(replace(made.page(), grid=grid))
+        return height, max(shape.line for shape in shapes_)
+
+    assert drawn(128, 128) < drawn(128, 64)
+    assert drawn(128, 64)[1] == 1 > drawn(1024, 16)[1] > 0
 
 
 def test_other_budgets_name_what_changes(demo: ModelSpec) -> None:

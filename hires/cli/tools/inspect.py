@@ -18,10 +18,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print what a checkpoint, LoRA or autoencoder is and why, what it holds, what it lacks, and how to run it."""
-    from hires.checkpoints import inspect as report
+    from hires.checkpoints.inspect import inspect as inspected
 
-    document = guarded(lambda: report.inspect(name, family=family, parts=parts))
-    print(json.dumps(document) if as_json else in_flags("\n".join(report.lines(document)), report=True))
+    found = guarded(lambda: inspected(name, family=family, parts=parts))
+    print(json.dumps(found.to_json()) if as_json else in_flags(found.explain(), report=True))
 
 
 def register(app: typer.Typer) -> None:

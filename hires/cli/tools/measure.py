@@ -13,7 +13,7 @@ from hires.cli.display import guarded
 from hires.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from hires.metrics.measure import Measures
+    from hires.metrics.measures import Measures
 
 
 def measure(
@@ -40,7 +40,7 @@ def measure(
         target = None if report_file is None else check_png(report_file, overwrite=True)
         if target is not None and target.resolve() in (file.resolve(), file if base is None else base.resolve()):
             raise OutputError(f"--report {target}: is a picture to be measured; give another name")
-        measures, source = measure_file.measure_file(file, base, grid)
+        measures, source = measure_file.measure_and_keep(file, base, grid)
         if target is not None:
             from hires.metrics.report_picture import report as drawn
 
@@ -48,7 +48,7 @@ def measure(
         return measures
 
     measures = guarded(work)
-    print(json.dumps(measures.to_json()) if as_json else "\n".join(measure_file.lines(str(file), measures)))
+    print(json.dumps(measures.to_json()) if as_json else measures.explain(str(file)))
 
 
 def register(app: typer.Typer) -> None:

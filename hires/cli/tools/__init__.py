@@ -1,0 +1,1 @@
+"""Commands beside those that draw: what a machine, a checkpoint or a picture is."""
