@@ -10,10 +10,10 @@ from hires.devices.spec import DeviceSpec
 from hires.units import gib
 
 CPU_BUDGET_BYTES = 2 * 2**30  # larger tiles gain nothing on a CPU
-CPU_CORE_FLOPS = 25e9  # sustained float32 convolutions per core, measured on a 2.6 GHz server core
+CORE_FLOPS = {"avx512f": 100e9, "avx2": 50e9, "": 25e9}  # sustained float32 convolutions per core by its widest vectors
 CARD_FLOPS = 80e12  # half the dense bf16 rate of a 24 GB card of 2022, the planning assumption for `--vram` alone
 CARD_CALL_SECONDS = 0.02  # to start a network's kernels, whatever the batch: a few thousand launches
-CPU_CALL_SECONDS = 0.005
+CPU_CALL_SECONDS = 0.01  # as above; measured with the shipped model's UNet, by its seconds for 1 to 8 images
 CPU_BF16_GAIN = 1.5  # a network in bf16 over float32 on a CPU that multiplies bf16; measured: 1.5 to 1.6
 CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 COPY_BYTES_PER_SECOND = 12e9  # between host memory and a card, half of what PCIe 4 x16 promises
@@ -29,7 +29,7 @@ def host_device(budget_bytes: int | None = None, ram_bytes: int = 0, own_bytes: 
         name=f"CPU, {cores} cores",
         kind="cpu",
         budget_bytes=budget,
-        flops=cores * CPU_CORE_FLOPS,
+        flops=cores * core_flops(),
         bf16=multiplies_bf16(),
         most_bytes=min(most, ram_bytes) if ram_bytes else most,
         ram_bytes=ram_bytes,
@@ -40,12 +40,26 @@ def host_device(budget_bytes: int | None = None, ram_bytes: int = 0, own_bytes: 
 @cache
 def multiplies_bf16() -> bool:
     """Whether this x86 CPU multiplies bf16 in hardware; False where /proc/cpuinfo is missing."""
+    return not CPU_BF16_FLAGS.isdisjoint(_flags())
+
+
+@cache
+def core_flops() -> float:
+    """What a core of this CPU is taken to sustain in FLOP/s: measured with 512-bit vectors, half of that for half their width.
+
+    The least where /proc/cpuinfo is missing. `hires bench calibrate` measures it.
+    """
+    flags = _flags()
+    return next(rate for name, rate in CORE_FLOPS.items() if not name or name in flags)
+
+
+def _flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that an x86 CPU can do; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not CPU_BF16_FLAGS.isdisjoint(flags.split())
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def available_host_bytes() -> int:

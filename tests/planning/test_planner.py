@@ -96,7 +96,13 @@ def test_where_the_system_does_not_tell_there_is_no_bf16(monkeypatch: pytest.Mon
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(machines.Path, "read_text", absent)
-    assert not machines.multiplies_bf16.__wrapped__()
+    assert not machines.multiplies_bf16.__wrapped__() and machines.core_flops.__wrapped__() == machines.CORE_FLOPS[""]
+
+
+@pytest.mark.parametrize(("flags", "rate"), [("avx2 avx512f", 100e9), ("avx avx2", 50e9), ("avx", 25e9)])
+def test_a_core_is_as_fast_as_its_vectors_are_wide(flags: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines.Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    assert machines.core_flops.__wrapped__() == rate
 
 
 def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpec) -> None:

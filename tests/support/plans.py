@@ -23,7 +23,7 @@ from hires.tiling.geometry import Size
 
 SNAPSHOT = Path(__file__).parents[1] / "resources" / "plans.json.gz"
 COUNT = 200
-HOST_BYTES, HOST_CORES = 20 * 2**30, 2  # what text encoders on the host are planned for: free memory and cores
+HOST_BYTES, HOST_CORES, CORE_FLOPS = 20 * 2**30, 2, 25e9  # what text encoders on the host are planned for
 FAMILIES = ("demo", "cosxl", "cosxl-edit", "sdxl", "sdxl-turbo", "sd15", "sdxl-lcm", "pixart-sigma-2k", "pixart-sigma-1024")
 SIDES = (320, 512, 1000, 1024, 1536, 2048, 3840, 4096, 7680, 8192)
 CPU = DeviceSpec(name="cpu", kind="cpu", budget_bytes=2 * 2**30, flops=1e11, bf16=True, most_bytes=16 * 2**30, ram_bytes=0)
@@ -74,6 +74,7 @@ def planned(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> dict
         with (
             mock.patch("hires.devices.machines.available_host_bytes", return_value=HOST_BYTES),
             mock.patch("os.cpu_count", return_value=HOST_CORES),
+            mock.patch("hires.devices.machines.core_flops", return_value=CORE_FLOPS),
         ):
             document = plan(request, spec, device).to_json()
     except (RequestError, RunError) as error:

@@ -44,7 +44,7 @@ def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> TextPlan:
     on_device = StageCost(stage="text", peak_bytes=weights + working, flops=flops, seconds=flops / device.flops)
     if device.kind != "cpu" and on_device.peak_bytes <= device.budget_bytes:
         return TextPlan(cost=on_device, on_host=False, dtype=wanted, weight_bytes=weights)
-    seconds = flops / ((os.cpu_count() or 1) * machines.CPU_CORE_FLOPS)
+    seconds = flops / ((os.cpu_count() or 1) * machines.core_flops())
     on_host = TextPlan(
         cost=replace(on_device, peak_bytes=0, seconds=seconds),
         on_host=device.kind != "cpu",
