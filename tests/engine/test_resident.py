@@ -249,19 +249,24 @@ def test_a_run_tells_its_events_and_gives_its_result(engine: hires.Engine) -> No
     assert count == len(events) and np.array_equal(pixels, run.result().pixels)
 
 
-@pytest.mark.parametrize("stage", ["load", "base", "decode"])
+STAGES = ("load", "base", "decode for refine 1", "encode for refine 1", "refine 1", "decode")
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_is_cancelled_in_any_stage(engine: hires.Engine, stage: str) -> None:
-    started, runs = threading.Event(), []
+    started, runs, seen = threading.Event(), [], list[str]()
 
     def cancel(event: Event) -> None:
         started.wait()
+        seen.append(event.stage)
         if event.stage == stage:
             runs[0].cancel()
 
-    runs.append(engine.start(PROMPT, on_event=cancel, **SMALL))
+    runs.append(engine.start(PROMPT, on_event=cancel, size="288x264", steps=2))
     started.set()
     with pytest.raises(Cancelled):
         runs[0].result(timeout=60)
+    assert seen[-1] == stage and set(seen) == set(STAGES[: STAGES.index(stage) + 1]), seen
     assert engine.render(PROMPT, **SMALL).size == hires.plan(size="96x64").output
 
 

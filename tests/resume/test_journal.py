@@ -107,6 +107,21 @@ def test_a_render_stopped_in_any_stage_goes_on(stage: str, count: int, undisturb
     assert not folder_of(output).exists() and not unfinished(tmp_path)
 
 
+@pytest.mark.parametrize(("stage", "count"), [STOPS[1], STOPS[2]])
+def test_an_engine_that_was_stopped_goes_on(stage: str, count: int, undisturbed: Any, tmp_path: Path) -> None:
+    """The same engine and another one, each used for something else before (law 7 for engines)."""
+    drawn = {name: value for name, value in SMALL.items() if name != "vram"}
+    with hires.load(vram=SMALL["vram"]) as first, hires.load(vram=SMALL["vram"]) as second:
+        for engine in (first, second):
+            output = tmp_path / f"{engine is first}.png"
+            first.render("a hill", size="96x64", steps=1)
+            with pytest.raises(Cancelled):
+                first.render(PROMPT, output=output, journal=AT_ONCE, on_event=stop_after(count, stage), **drawn)
+            engine.render("a hill", size="64x96", steps=2)
+            result = engine.render(PROMPT, output=output, journal=JournalOptions(resume=True), **drawn)
+            assert np.array_equal(result.pixels, undisturbed) and not folder_of(output).exists()
+
+
 def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the text towers nor the stages before run a second time."""
     output = tmp_path / "a.png"
@@ -260,9 +275,9 @@ def killed(output: Path, after: float) -> bool:
     return False
 
 
-def killed_with(output: Path, files: int, more: tuple[str, ...]) -> bool:
+def killed_with(output: Path, files: int, line: list[str]) -> bool:
     """Start a render and kill it as soon as its journal has written so many files; whether it was still at work."""
-    process, seen = subprocess.Popen(command(output, *more), stderr=subprocess.DEVNULL), set()
+    process, seen = subprocess.Popen(line, stderr=subprocess.DEVNULL), set()
     while process.poll() is None:
         seen |= {file.name for file in folder_of(output).glob("*") if not file.name.startswith(".")}
         if len(seen) >= files:
@@ -303,13 +318,35 @@ def test_killed_after_every_file_of_a_journal_and_resumed_is_never_killed(tmp_pa
     for files in itertools.count(1):
         output = tmp_path / str(files) / "a.png"
         output.parent.mkdir()
-        if not killed_with(output, files, BANDS):
+        if not killed_with(output, files, command(output, *BANDS)):
             break
         kept = folder_of(output)
         kills.append(sorted(file.name for file in kept.iterdir()) if kept.exists() else [])
         gone_on_with(True, output, pixels, BANDS)
     assert any("stage-1" in names for names in kills) and sum("rows-00000000" in names for names in kills) >= 2, kills
     print(len(kills), "kills")
+
+
+USED = """import sys, hires
+with hires.load() as engine:
+    engine.render("a hill", size="96x64", steps=1)
+    engine.render(sys.argv[1], size="512x512", steps=8, output=sys.argv[2], journal=hires.JournalOptions(seconds=0))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_engine_goes_on_in_a_used_one(whole: Any, tmp_path: Path) -> None:
+    pixels, _ = whole
+    with hires.load() as engine:
+        for files in range(1, 40, 3):
+            output = tmp_path / str(files) / "a.png"
+            output.parent.mkdir()
+            if not killed_with(output, files, [sys.executable, "-c", USED, PROMPT, str(output)]):
+                break
+            engine.render("a lake", size="64x96", steps=2)
+            result = engine.render(PROMPT, size="512x512", steps=8, output=output)
+            assert np.array_equal(result.pixels, pixels) and [file.name for file in output.parent.iterdir()] == ["a.png"]
+        assert files > 10, "it was killed in several places"
 
 
 def gone_on_with(stopped: bool, output: Path, pixels: Any, more: tuple[str, ...] = ()) -> None:
