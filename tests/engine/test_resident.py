@@ -262,7 +262,7 @@ def test_a_run_is_cancelled_in_any_stage(engine: hires.Engine, stage: str) -> No
         if event.stage == stage:
             runs[0].cancel()
 
-    runs.append(engine.start(PROMPT, on_event=cancel, size="288x264", steps=2))
+    runs.append(engine.start(PROMPT, on_event=cancel, size="400x272", steps=2))
     started.set()
     with pytest.raises(Cancelled):
         runs[0].result(timeout=60)
