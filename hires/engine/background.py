@@ -1,15 +1,58 @@
-"""A render in the background: its events as they come, and its result."""
+"""Renders in the background: their events as they come, their results, and whose turn it is."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 from hires.engine.results import RenderResult
 from hires.errors import Cancelled
 from hires.events import Event, OnEvent
+
+TURN_SECONDS = 0.1
+"""How often a run that waits for its turn looks whether it was cancelled."""
+
+
+class TurnLock:
+    """A reentrant lock that threads get in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[tuple[threading.Event, int]] = deque()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        own, turn = threading.get_ident(), threading.Event()
+        with self._guard:
+            if self._owner in (None, own):
+                self._owner, self._depth = own, self._depth + 1
+                return
+            self._waiting.append((turn, own))
+        try:
+            turn.wait()
+        except BaseException:  # Ctrl-C
+            with self._guard:
+                came = (turn, own) not in self._waiting
+                if not came:
+                    self._waiting.remove((turn, own))
+            if came:
+                self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        with self._guard:
+            self._depth -= 1
+            if self._depth:
+                return
+            self._owner = None
+            if self._waiting:
+                turn, self._owner = self._waiting.popleft()
+                self._depth = 1
+                turn.set()
 
 
 class Run:
@@ -19,18 +62,29 @@ class Run:
 
     Args:
         work: renders and tells of its events.
+        after: a run that has to end first; None to begin at once.
     """
 
-    def __init__(self, work: Callable[[OnEvent], RenderResult]) -> None:
+    def __init__(self, work: Callable[[OnEvent], RenderResult], after: Run | None = None) -> None:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._after = after
         self._result: RenderResult | None = None
         self._error: BaseException | None = None
         self._cancelled, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, args=(work,), name="hires-render", daemon=True)
         self._thread.start()
 
+    def _wait_for_turn(self) -> None:
+        """Wait for the runs before, also for those before one that gave its turn up. Cancelled where this one gives up."""
+        while self._after is not None and not self._cancelled.is_set():
+            if self._after.wait(TURN_SECONDS):
+                self._after = self._after._after
+        if self._cancelled.is_set():
+            raise Cancelled("the run was cancelled before it began")
+
     def _work(self, work: Callable[[OnEvent], RenderResult]) -> None:
         try:
+            self._wait_for_turn()
             self._result = work(self._hear)
         except BaseException as error:  # noqa: BLE001 - `result` raises it where somebody waits
             self._error = error.with_traceback(None)
@@ -46,6 +100,10 @@ class Run:
     def done(self) -> bool:
         """Whether it has ended, one way or another."""
         return self._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for its end, whichever that is; whether it came within that many seconds."""
+        return self._ended.wait(timeout)
 
     def cancel(self) -> None:
         """Stop after the tile in progress; `result` raises Cancelled then. Nothing happens to a run that has ended."""

@@ -16,6 +16,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
 from hires.devices.probe import choose_device
+from hires.engine.background import TurnLock
 from hires.engine.job import RenderJob
 from hires.errors import MemoryLadderError
 from hires.models.text_encoders import TextEncoders
@@ -111,7 +112,7 @@ class LoadedModels:
         self.keep_weights = "auto" if stay else "no"
         """Where networks stay after a request: on the 'device', on the 'host', 'auto' for the device as long as the next plan
         leaves room and then the host, 'no' for nowhere."""
-        self.lock = threading.RLock()
+        self.lock = TurnLock()
         self.viewers: weakref.WeakSet[Hashable] = weakref.WeakSet()
         """The engines that are a view of a model here."""
         self._families: OrderedDict[FamilyKey, Family] = OrderedDict()

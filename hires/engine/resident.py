@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
@@ -74,6 +75,7 @@ class Engine:
         self._device, self._keep_weights = wanted.device, wanted.keep_weights
         self._models: LoadedModels | None = None
         self._finding = threading.Lock()
+        self._last_run: weakref.ref[Run] | None = None
         self._closed = False
 
     @property
@@ -141,7 +143,11 @@ class Engine:
             return upscale_on(models, image, wanted)
 
     def start(self, prompt: str, **options: Unpack[RenderKeywords]) -> Run:
-        """Render in the background: the events of the render as they come, and its result."""
+        """Render in the background, after the runs that were started before.
+
+        Returns:
+            A Run: the events of the render as they come, and its result.
+        """
         wanted = self._options_of(RenderOptions, "start", options)
         if self._closed:
             raise closed()
@@ -153,7 +159,9 @@ class Engine:
             listening: RenderKeywords = {**options, "on_event": heard}
             return self.render(prompt, **listening)
 
-        return Run(work)
+        run = Run(work, None if self._last_run is None else self._last_run())
+        self._last_run = weakref.ref(run)
+        return run
 
     def unload(self) -> None:
         """Let the model's weights go; the next render loads them again."""

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hires
+from hires.engine.background import TurnLock
 from hires.engine.loaded import LoadedModels
 from hires.errors import Cancelled, NotFiniteError, RequestError
 from hires.events import Event
@@ -73,13 +75,22 @@ def test_eight_renders_load_once(engine: hires.Engine, loads: Counter[str]) -> N
 def options_of(index: int) -> dict[str, Any]:
     """Another prompt, size, seed and sampler each time; every third one is of two stages."""
     samplers = ("euler", "dpmpp_2m", "heun", "euler_ancestral")
-    size = ("96x64", "64x120", "264x96")[index % 3]
+    size = ("96x64", "64x120", "400x272")[index % 3]
     return {"size": size, "steps": 2, "seed": index, "sampler": samplers[index % 4]}
 
 
 def test_a_used_engine_is_a_fresh_one(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """After other requests, an out-of-memory, a cancelled and a failed run."""
     fresh = [hires.render(f"{PROMPT} {index % 2}", **options_of(index)).pixels for index in range(4)]
+    for index in (*range(4), 1, 0):
+        result = engine.render(f"{PROMPT} {index % 2}", **options_of(index))
+        assert np.array_equal(result.pixels, fresh[index]), index
+        if index < 2:
+            disturb(engine, monkeypatch, **SMALL)
+
+
+def disturb(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """A cancelled run, one that runs out of memory and one whose estimates are not finite."""
 
     def stop(event: Event) -> None:
         if event.stage == "base" and event.step == 1:
@@ -91,30 +102,31 @@ def test_a_used_engine_is_a_fresh_one(engine: hires.Engine, monkeypatch: pytest.
         return real(run, item)  # type: ignore[arg-type]
 
     real = retry.attempt
-    for index in (*range(4), 1, 0):
-        result = engine.render(f"{PROMPT} {index % 2}", **options_of(index))
-        assert np.array_equal(result.pixels, fresh[index]), index
-        with monkeypatch.context() as disturbed:
-            if index == 0:
-                with pytest.raises(Cancelled):
-                    engine.render(PROMPT, on_event=stop, **SMALL)
-            elif index == 1:
-                disturbed.setattr(retry, "attempt", scarce)
-                engine.render(PROMPT, **SMALL)
-            elif index == 2:
-                disturbed.setattr("hires.models.precision.finite_pictures", lambda x: torch.zeros(len(x), dtype=torch.bool))
-                with pytest.raises(NotFiniteError):
-                    engine.render(PROMPT, **SMALL)
+    with pytest.raises(Cancelled):
+        engine.render(PROMPT, on_event=stop, **options)
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr(retry, "attempt", scarce)
+        engine.render(PROMPT, **options)
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr("hires.models.precision.finite_pictures", lambda x: torch.zeros(len(x), dtype=torch.bool))
+        with pytest.raises(NotFiniteError):
+            engine.render(PROMPT, **options)
 
 
 @pytest.mark.parametrize("family", ["cosxl", "sd15", "pixart-sigma-256"])
-def test_every_family_stays_as_it_was(family: str, checkpoint: Get, loads: Counter[str]) -> None:
+def test_every_family_stays_as_it_was(
+    family: str, checkpoint: Get, loads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = checkpoint(family, "folder")
-    with hires.load(str(made.path), parts=made.parts, vram="2GB", device="cpu") as engine:
-        used = [engine.render("a red sun", seed=seed, **SMALL).pixels for seed in (1, 2, 1)]
+    wanted: list[dict[str, Any]] = [SMALL, SMALL | {"seed": 1, "size": "64x128"}, SMALL | {"seed": 2, "sampler": "heun"}]
+    model: dict[str, Any] = {"parts": made.parts, "vram": "2GB", "device": "cpu"}
+    with hires.load(str(made.path), **model) as engine:
+        used = [engine.render("a red sun", **options).pixels for options in wanted]
+        disturb(engine, monkeypatch, **SMALL)
         assert loads["load_network"] == loads["load_vae"] == 1
-    fresh = hires.render("a red sun", model=str(made.path), parts=made.parts, vram="2GB", device="cpu", seed=1, **SMALL).pixels
-    assert np.array_equal(used[0], fresh) and np.array_equal(used[2], fresh) and not np.array_equal(used[1], fresh)
+        used += [engine.render("a red sun", **options).pixels for options in wanted]
+    fresh = [hires.render("a red sun", model=str(made.path), **model, **options).pixels for options in wanted]
+    assert all(np.array_equal(*pair) for pair in zip(used, fresh * 2, strict=True))
 
 
 def test_an_edit_stays_as_it_was(checkpoint: Get) -> None:
@@ -247,6 +259,42 @@ def test_a_run_tells_its_events_and_gives_its_result(engine: hires.Engine) -> No
 
     count, pixels = asyncio.run(wait())
     assert count == len(events) and np.array_equal(pixels, run.result().pixels)
+
+
+def test_runs_have_their_turn_and_a_waiting_one_can_be_cancelled(engine: hires.Engine) -> None:
+    begun, go = list[int](), threading.Event()
+
+    def hear(number: int, event: Event) -> None:
+        go.wait()
+        if event.stage == "load" and not event.done:
+            begun.append(number)
+
+    runs = [engine.start(PROMPT, seed=n, on_event=partial(hear, n), **SMALL) for n in range(5)]
+    runs[3].cancel()
+    with pytest.raises(Cancelled, match="before it began"):
+        runs[3].result(timeout=60)
+    assert not runs[0].done(), "it waited for nobody"
+    go.set()
+    assert [runs[n].result(timeout=60).seed for n in (4, 2, 1, 0)] == [4, 2, 1, 0] and begun == [0, 1, 2, 4]
+
+
+def test_a_turn_comes_in_order_and_a_thread_may_take_its_own_again() -> None:
+    lock, taken, threads = TurnLock(), list[int](), list[threading.Thread]()
+
+    def work(number: int) -> None:
+        with lock, lock:
+            taken.append(number)
+
+    with lock:
+        for number in range(20):
+            threads.append(threading.Thread(target=work, args=(number,)))
+            threads[-1].start()
+            while len(lock._waiting) <= number:
+                pass
+        assert taken == []
+    for thread in threads:
+        thread.join(10)
+    assert taken == list(range(20))
 
 
 STAGES = ("load", "base", "decode for refine 1", "encode for refine 1", "refine 1", "decode")
