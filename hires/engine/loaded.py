@@ -234,7 +234,7 @@ class LoadedModels:
 
     def _rest(self, family: Family) -> bool:
         """Move networks from a card to the host where there is room; False where that is not to be, or saves nothing."""
-        on_card = family.weights.device.type != "cpu" and family.weights.offload == "none"
+        on_card = family.weights.device.type != "cpu" and family.weights.offload == "none" and not family.control
         free = available_host_bytes()
         if not on_card or self.keep_weights not in ("auto", "host") or family.weight_bytes > HOST_SHARE * free:
             return False
@@ -280,8 +280,11 @@ class LoadedModels:
         for key, held in [*self._families.items()]:
             if self.keep_weights == "no" or (held is family and held.weights.offload != key.offload):
                 self._drop(key)
-        if self.keep_weights == "host" and family in self._families.values():
-            self._rest(family)
+        if family in self._families.values():
+            if family.weights.offload != "none":  # the part that worked last is still on the device
+                family.weights.rest(pinned=False)
+            elif self.keep_weights == "host":
+                self._rest(family)
         if self.keep_weights == "no":
             self._encoders.clear()
             self._conditions.clear()

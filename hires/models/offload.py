@@ -44,17 +44,18 @@ class Weights:
 
     def rest(self, pinned: bool) -> None:
         """Move what is on the device to host memory; pinned, it comes back faster and cannot be swapped out."""
-        for module in self.parts.values():
-            to_host(module, pinned)
+        for name, module in self.parts.items():
+            if not (name == "network" and self.offload == "layers"):  # the hooks have its weights on the host
+                to_host(module, pinned)
         self.resting = True
         empty_cache()
 
     def wake(self) -> None:
-        """Move everything to where it was before `rest`."""
-        if self.resting:
+        """Move everything to the device where it stays there; parts that take turns come when they are `ready`."""
+        if self.resting and self.offload == "none":
             for module in self.parts.values():
                 module.to(self.device, non_blocking=True)
-            self.resting = False
+        self.resting = False
 
     def relieve(self) -> str | None:
         """After out of memory with everything else at its least: what was moved away, or None where nothing is left to move."""

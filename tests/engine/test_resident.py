@@ -379,7 +379,7 @@ def networks(name: str, size: int) -> Any:
     weights = SimpleNamespace(offload="none", device=torch.device("cuda"), resting=False)
     weights.rest = lambda pinned: setattr(weights, "resting", True)
     weights.wake = lambda: setattr(weights, "resting", False)
-    return SimpleNamespace(spec=SimpleNamespace(name=name, path=name), weight_bytes=size, weights=weights)
+    return SimpleNamespace(spec=SimpleNamespace(name=name, path=name), weight_bytes=size, weights=weights, control=())
 
 
 def demanded(budget: int) -> Any:

@@ -30,6 +30,23 @@ def test_parts_take_turns_where_the_two_are_not_to_meet() -> None:
     assert places(weights) == {"network": "cpu", "vae": "meta"}
 
 
+@pytest.mark.parametrize(("offload", "at_work"), [("none", "meta"), ("components", "cpu"), ("layers", "cpu")])
+def test_weights_rest_on_the_host_and_come_back_where_they_stay(
+    offload: str, at_work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hires.models.offload.stream", lambda module, device: None)
+    weights = Weights(nn.Linear(2, 2), nn.Conv2d(1, 1, 1), META, offload)
+    weights.rest(pinned=False)
+    assert places(weights) == {"network": "cpu", "vae": "cpu"} and weights.resting
+    weights.wake()
+    assert places(weights) == {"network": at_work, "vae": at_work} and not weights.resting
+    weights.parts |= {"network": nn.Linear(2, 2), "vae": nn.Conv2d(1, 1, 1)}
+    weights.ready("vae")
+    weights.parts["vae"] = nn.Conv2d(1, 1, 1)
+    weights.wake()
+    assert places(weights) == {"network": "cpu", "vae": "cpu"}, "what did not rest is left alone"
+
+
 def test_weights_that_stay_are_left_alone() -> None:
     weights = Weights(nn.Linear(2, 2), nn.Conv2d(1, 1, 1), torch.device("cpu"))
     for part in ("network", "vae"):
