@@ -17,7 +17,8 @@ from hires.errors import ModelError
 from hires.options.lora import LoraRef
 
 TOWERS = (("lora_te1_", "lora_te_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
-FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+PEFT_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE)
 
 
 def lora_file(ref: LoraRef) -> Path:
@@ -38,6 +39,13 @@ def tower_loras(loras: Sequence[LoraRef]) -> tuple[LoraRef, ...]:
     """Those LoRAs that change a text tower."""
     prefixes = tuple(prefix for prefixes in TOWERS for prefix in prefixes)
     return tuple(ref for ref in loras if any(name.startswith(prefixes) for name in read_header(lora_file(ref)).tensors))
+
+
+def lora_files(ref: LoraRef) -> tuple[Path, ...]:
+    """The files that a LoRA is read from: its tensors, and the configuration that peft writes beside them."""
+    path = lora_file(ref)
+    beside = path.parent / CONFIG_FILE
+    return (path, beside) if path.name == PEFT_FILE and beside.is_file() else (path,)
 
 
 def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:

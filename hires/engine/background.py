@@ -14,6 +14,8 @@ from hires.events import Event, OnEvent
 
 TURN_SECONDS = 0.1
 """How often a run that waits for its turn looks whether it was cancelled."""
+LOOK_SECONDS = 0.02
+"""How often an asynchronous iteration looks for an event."""
 
 
 class TurnLock:
@@ -119,14 +121,27 @@ class Run:
         return self._result
 
     def __iter__(self) -> Iterator[Event]:
-        while (event := self._events.get()) is not None:
-            yield event
-        self._events.put(None)  # a later iteration ends at once
+        while True:
+            try:
+                event = self._events.get(timeout=TURN_SECONDS)
+            except queue.Empty:
+                event = None
+            if event is not None:
+                yield event
+            elif self.done() and self._events.empty():
+                return
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        while (event := await asyncio.to_thread(self._events.get)) is not None:
-            yield event
-        self._events.put(None)
+        while True:  # no thread waits, which would take an event with it where this is cancelled
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                event = None
+                await asyncio.sleep(LOOK_SECONDS)
+            if event is not None:
+                yield event
+            elif self.done() and self._events.empty():
+                return
 
     def __await__(self) -> Generator[object, None, RenderResult]:
         return asyncio.to_thread(self.result).__await__()

@@ -94,12 +94,12 @@ def plan(prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
     return plan_of(prompt, chosen(PlanOptions, "plan", options))
 
 
-def plan_of(prompt: str, wanted: PlanOptions) -> MemoryPlan:
-    """The plan of options that are already checked; errors as in `plan`."""
+def plan_of(prompt: str, wanted: PlanOptions, own_bytes: int = 0) -> MemoryPlan:
+    """The plan of options that are already checked; own_bytes as in `describe_device`, errors as in `plan`."""
     request, spec = planned(prompt, wanted)
     if wanted.output is not None:
         delivery(wanted.output, wanted.overwrite, request.size, wanted.bits)
-    device = describe_device(wanted.device, budget_of(wanted.vram), budget_of(wanted.ram))
+    device = describe_device(wanted.device, budget_of(wanted.vram), budget_of(wanted.ram), own_bytes)
     return planner.plan(with_captions(request), spec, device)
 
 

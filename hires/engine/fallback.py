@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def cheaper_job(job: RenderJob, error: MemoryLadderError) -> RenderJob:
-    """The job with the next cheaper picture, without a journal. `error` if the user allows none or none is left."""
+    """The job with the next cheaper picture, without journal or base. `error` if the user allows none or none is left."""
     request = next(planner.approximations(job.request, job.spec), None)
     if request is None:
         raise error
     log.warning("%s; drawing another picture, as `allow_approximate` allows", error)
-    return replace(job, request=request, journal=None)
+    return replace(job, request=request, journal=None, base=None)
 
 
 def plan_cheaper(job: RenderJob, device: DeviceSpec) -> MemoryPlan:

@@ -49,6 +49,8 @@ class SharedBase:
     """(1, C, h, w) float32 on the CPU."""
     stats: StageStats
     """What it took; of the seconds the picture's share."""
+    pictures: int = 1
+    """How many were drawn while this one's listener was told."""
     peak_bytes: int
     """The predicted peak of all pictures together."""
 

@@ -6,19 +6,20 @@ import logging
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hires.checkpoints.file_states import Files, files_of, states
-from hires.checkpoints.loras import tower_loras
+from hires.checkpoints.loras import lora_files, tower_loras
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
 from hires.devices.probe import choose_device
 from hires.engine.background import TurnLock
 from hires.engine.job import RenderJob
-from hires.errors import MemoryLadderError
+from hires.errors import MemoryLadderError, RequestError
 from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
@@ -28,6 +29,7 @@ from hires.pipelines.clock import Paces
 from hires.planning.plan import MemoryPlan
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
+from hires.tiling.halo import HaloVAE
 from hires.tiling.retry import attempt, empty_cache, free_memory
 from hires.units import BYTES_PER_ELEMENT, parse_bytes
 
@@ -77,7 +79,7 @@ class Merged:
     @classmethod
     def of(cls, loras: Sequence[LoraRef]) -> Merged:
         """These LoRAs as they are on disk now."""
-        return cls(loras=tuple(loras), files=states(Path(lora.path) for lora in loras))
+        return cls(loras=tuple(loras), files=states(path for lora in loras for path in lora_files(lora)))
 
     @property
     def unchanged(self) -> bool:
@@ -102,22 +104,27 @@ class Demand:
 class LoadedModels:
     """The models of one device between requests, the least recently used one first to go.
 
-    One thread at a time: whoever runs a request holds `lock`.
+    One request at a time, within `at_work`.
 
     Args:
+        device: the torch device's name.
         stay: whether anything stays between requests; without, every request loads what it needs and lets it go.
     """
 
-    def __init__(self, stay: bool = True) -> None:
+    def __init__(self, device: str = "cpu", stay: bool = True) -> None:
+        self.device = device
         self.keep_weights = "auto" if stay else "no"
         """Where networks stay after a request: on the 'device', on the 'host', 'auto' for the device as long as the next plan
         leaves room and then the host, 'no' for nowhere."""
         self.lock = TurnLock()
-        self.viewers: weakref.WeakSet[Hashable] = weakref.WeakSet()
-        """The engines that are a view of a model here."""
+        """Held by whoever runs a request, or lets models go."""
+        self._busy = False
+        self._viewing = threading.Lock()
+        self._viewers: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
         self._families: OrderedDict[FamilyKey, Family] = OrderedDict()
         self._merged: dict[FamilyKey | TextKey, Merged] = {}
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
+        self._tiny: tuple[Files, str, HaloVAE] | None = None
         self._conditions: OrderedDict[tuple[TextKey, Merged, tuple[str, ...]], list[Conditioning]] = OrderedDict()
         self.keys: tuple[FamilyKey, ...] = ()
         """The networks that stayed after the last request, the least recently used ones first."""
@@ -131,6 +138,29 @@ class LoadedModels:
         """Those of them that are on the device: on a CPU all, on a card networks that are not offloaded."""
         self.paces: dict[str, Paces] = {}
         """How the last render of each model went beside its plan, by the model's name."""
+
+    @contextmanager
+    def at_work(self, keep_weights: str = "auto") -> Iterator[None]:
+        """The turn of one request. RequestError where a request of this thread is at work already: it holds the weights."""
+        with self.lock:
+            if self._busy:
+                raise RequestError("engine: is at work on the picture whose event called this; start the next one after it")
+            self._busy, self.keep_weights = True, keep_weights
+            try:
+                yield
+            finally:
+                self._busy = False
+
+    def view(self, viewer: object, model: str) -> None:
+        """Note that somebody looks at a model, by its path."""
+        with self._viewing:
+            self._viewers[viewer] = model
+
+    def leave(self, viewer: object) -> bool:
+        """Note that somebody looks away; whether nobody looks at that model any more."""
+        with self._viewing:
+            model = self._viewers.pop(viewer, "")
+            return model not in [*self._viewers.values()]
 
     def conditions(self, demand: Demand, journal: Journal) -> Sequence[Conditioning]:
         """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
@@ -146,25 +176,38 @@ class LoadedModels:
             on_host=plan.text_on_host or demand.on_cpu,
         )
         merged = Merged.of(tower_loras(job.request.loras))
-        if (key, merged, prompts) not in self._conditions:
-            self._encode(key, merged, demand, [prompts, *following])
-        self._conditions.move_to_end((key, merged, prompts))
-        texts = self._conditions[key, merged, prompts]
+        texts = self._conditions.get((key, merged, prompts))
+        if texts is None:
+            texts = self._encode(key, merged, demand, [prompts, *following])
+        else:
+            self._conditions.move_to_end((key, merged, prompts))
         journal.keep_texts(texts)
         return texts
 
-    def _encode(self, key: TextKey, merged: Merged, demand: Demand, wanted: Sequence[tuple[str, ...]]) -> None:
-        """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would, and keep the conditions."""
+    def _encode(self, key: TextKey, merged: Merged, demand: Demand, wanted: Sequence[tuple[str, ...]]) -> list[Conditioning]:
+        """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would; those of the first pair.
+
+        All are kept, but not what encoders gave that ran out of memory and went on elsewhere: the next request tries again.
+        """
         encoders = self._encoders_of(key, merged, demand, several=len(wanted) > 1)
-        for prompts in wanted:
-            if (key, merged, prompts) not in self._conditions:
-                self._conditions[key, merged, prompts] = load.encode(encoders, prompts)
+        try:
+            where, texts = encoders.device, {}
+            for prompts in wanted:
+                known = self._conditions.get((key, merged, prompts))
+                texts[prompts] = load.encode(encoders, prompts) if known is None else known
+            if encoders.device == where:
+                self._conditions.update(((key, merged, prompts), each) for prompts, each in texts.items())
+            else:
+                self._encoders.pop(key, None)
+        finally:
+            if key in self._encoders:
+                encoders.rest_on_host()
+            del encoders
+            empty_cache()
+            self._count()
         while len(self._conditions) > max(CONDITIONS_KEPT, len(wanted)):
             self._conditions.popitem(last=False)
-        if key in self._encoders:
-            encoders.rest_on_host()
-        del encoders
-        empty_cache()
+        return texts[wanted[0]]
 
     def _encoders_of(self, key: TextKey, merged: Merged, demand: Demand, several: bool) -> TextEncoders:
         """The text encoders with these LoRAs, from memory or to be loaded; kept where the host has room."""
@@ -187,6 +230,12 @@ class LoadedModels:
 
     def family(self, demand: Demand) -> Family:
         """The networks of a job, from memory or loaded now; others that leave no room go first."""
+        try:
+            return self._family(demand)
+        finally:
+            self._count()
+
+    def _family(self, demand: Demand) -> Family:
         job, runtime = demand.job, demand.runtime
         key, merged = family_key(job.request, job.spec, runtime), Merged.of(job.request.loras)
         family, before = self._families.pop(key, None), self._merged.pop(key, merged)  # not among those that go
@@ -195,14 +244,24 @@ class LoadedModels:
             free_memory()
         self._make_room(lambda: self._networks_have_room(key, demand, loading=family is None))
         if family is None:
-            family = load.load_family(job.request, job.spec, runtime)
+            family = load.load_family(replace(job.request, tiny_vae=None), job.spec, runtime)
         else:
             family.weights.wake()
             if before != merged:
                 load.remerge(family, before.loras, merged.loras)
-        family.spec = job.spec  # with these LoRAs
+        family.spec, family.tiny = job.spec, self._tiny_of(demand)  # the facts with these LoRAs
         self._families[key], self._merged[key] = family, merged
         return family
+
+    def _tiny_of(self, demand: Demand) -> HaloVAE | None:
+        """The small autoencoder of a request, the last one kept."""
+        folder, runtime = demand.job.request.tiny_vae, demand.runtime
+        if folder is None:
+            return None
+        files, dtype = states((Path(folder),)), runtime.decode.rung.dtype
+        if self._tiny is None or self._tiny[:2] != (files, dtype):
+            self._tiny = (files, dtype, load.load_tiny(folder, demand.job.spec, dtype, runtime.device))
+        return self._tiny[2]
 
     def load(self, job: RenderJob, plan: MemoryPlan) -> None:
         """Load the networks of a job, and the text encoders where they stay. MemoryLadderError where they have no room."""
@@ -223,12 +282,13 @@ class LoadedModels:
 
     def _make_room(self, has_room: Callable[[], bool]) -> None:
         """Let networks go, the least recently used ones first, until there is room: to the host where they fit, or for good."""
-        for resting in (False, True):
-            for key in [key for key, family in self._families.items() if family.weights.resting == resting]:
+        held = {key: _on_device(family) for key, family in self._families.items()}
+        for on_device in (True, False):  # what is on the host makes room on the host alone
+            for key in [key for key in held if held[key] == on_device]:
                 if has_room():
                     return
                 log.info("let %s go for another model", self._families[key].spec.name)
-                if resting or not self._rest(self._families[key]):
+                if not (on_device and self._rest(self._families[key])):
                     self._drop(key)
                 free_memory()
 
@@ -238,8 +298,11 @@ class LoadedModels:
         free = available_host_bytes()
         if not on_card or self.keep_weights not in ("auto", "host") or family.weight_bytes > HOST_SHARE * free:
             return False
-        family.weights.rest(pinned=family.weight_bytes <= HOST_SHARE * HOST_SHARE * free)
-        return True
+        pinned = family.weight_bytes <= HOST_SHARE * HOST_SHARE * free
+        rested, reason = attempt(family.weights.rest, pinned)
+        if not rested:
+            log.warning("no room in host memory for %s (%s)", family.spec.name, reason)
+        return bool(rested)
 
     def _drop(self, key: FamilyKey) -> None:
         del self._families[key]
@@ -261,37 +324,39 @@ class LoadedModels:
         if demand.job.ram is not None:
             return not self._families
         if demand.on_cpu:
-            return not loading or sum(file.size for file in key.files) <= HOST_SHARE * available_host_bytes()
+            size = sum(file.size for file in key.files) if loading else 0
+            return size <= HOST_SHARE * available_host_bytes() and size + plan.peak_bytes <= available_host_bytes()
         return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
 
     def _device_bytes(self) -> int:
         """Bytes of the networks that are on the device."""
-        return sum(
-            family.weight_bytes
-            for family in self._families.values()
-            if family.weights.offload == "none" and not family.weights.resting
-        )
+        return sum(family.weight_bytes for family in self._families.values() if _on_device(family))
 
     def settle(self, family: Family) -> None:
         """After a request: what may not stay goes.
 
         Networks that went to a smaller place after an out-of-memory are loaded again for the next request.
         """
-        for key, held in [*self._families.items()]:
-            if self.keep_weights == "no" or (held is family and held.weights.offload != key.offload):
+        key = next((key for key, held in self._families.items() if held is family), None)
+        if key is not None and self.keep_weights == "no":
+            self._forget(key.model)
+        elif key is not None and family.weights.offload != key.offload:
+            self._drop(key)
+        elif key is not None and self.keep_weights == "host" and _on_device(family) and not self._rest(family):
+            if family.weights.device.type != "cpu":
                 self._drop(key)
-        if family in self._families.values():
-            if family.weights.offload != "none":  # the part that worked last is still on the device
-                family.weights.rest(pinned=False)
-            elif self.keep_weights == "host":
-                self._rest(family)
-        if self.keep_weights == "no":
-            self._encoders.clear()
-            self._conditions.clear()
+        elif family.weights.offload != "none":  # the part that worked last is still on the device
+            family.weights.rest(pinned=False)
         self._count()
 
     def unload(self, model: str | None = None) -> None:
         """Let everything go, or all of one model by its path."""
+        if self._forget(model):
+            free_memory()
+        self._count()
+
+    def _forget(self, model: str | None) -> bool:
+        """Drop everything, or all of one model; whether anything was there."""
         families = [key for key in self._families if model in (None, key.model)]
         encoders = [key for key in self._encoders if model in (None, key.model)]
         for key in families:
@@ -301,9 +366,9 @@ class LoadedModels:
             self._merged.pop(text, None)
         for entry in [entry for entry in self._conditions if model in (None, entry[0].model)]:
             del self._conditions[entry]
-        self._count()
-        if families or encoders:
-            free_memory()
+        if model is None:
+            self._tiny = None
+        return bool(families or encoders)
 
     def _count(self) -> None:
         """Note what is in memory; other threads read the numbers while a request runs."""
@@ -315,9 +380,8 @@ class LoadedModels:
         for text, towers in self._encoders.items():
             sizes[text.model] += towers.weight_bytes
         self.weight_bytes_of, self.weight_bytes = sizes, sizes.total()
-        on_host = all(family.weights.device.type == "cpu" for family in self._families.values())
         encoders = sum(encoders.weight_bytes for encoders in self._encoders.values())
-        self.device_bytes = self._device_bytes() + (encoders if on_host else 0)
+        self.device_bytes = self._device_bytes() + (encoders if self.device == "cpu" else 0)
 
 
 _devices: weakref.WeakValueDictionary[str, LoadedModels] = weakref.WeakValueDictionary()
@@ -329,16 +393,20 @@ def models_on(device: str) -> LoadedModels:
     with _finding:
         models = _devices.get(device)
         if models is None:
-            models = _devices[device] = LoadedModels()
+            models = _devices[device] = LoadedModels(device)
         return models
+
+
+def _on_device(family: Family) -> bool:
+    """Whether a family's networks are on its device between requests."""
+    return family.weights.offload == "none" and not family.weights.resting
 
 
 def family_key(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> FamilyKey:
     """The key of the networks that a request runs on."""
-    tiny = request.tiny_vae
     return FamilyKey(
         model=str(spec.path),
-        files=files_of(spec, ("network", "vae")) + states(() if tiny is None else (Path(tiny),)),
+        files=files_of(spec, ("network", "vae")),
         shape=repr(spec.network),
         device=str(runtime.device),
         dtype=runtime.dtype,

@@ -23,6 +23,7 @@ from hires.options.sizes import SizeLike, as_size, check_size
 from hires.options.stage_text import relay_of, stages_of
 from hires.options.upscale import REFINE_STRENGTH
 from hires.tiling.geometry import Size
+from hires.units import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,6 +231,15 @@ def with_captions(request: RenderRequest) -> RenderRequest:
     if not request.clean_caption:
         return request
     return replace(request, prompt=captions.clean(request.prompt), negative=captions.clean(request.negative))
+
+
+def check_amount(option: str, amount: str | int | None) -> None:
+    """RequestError that names the option where its value is no amount of memory."""
+    if amount is not None:
+        try:
+            parse_bytes(str(amount))
+        except RequestError as error:
+            raise RequestError(f"{option} {error}") from None
 
 
 def encoded_ahead(request: RenderRequest, following: Iterable[str]) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from hires._imports import collection_paused
 from hires.engine.engine import edit_on, plan_of, render_job, render_on, run_on
 from hires.engine.job import RenderJob
-from hires.engine.requests import request_from, spec_for
+from hires.engine.requests import check_amount, request_from, spec_for
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import RequestError
 from hires.events import Event, OnEvent
@@ -67,6 +67,8 @@ class Engine:
 
     def __init__(self, options: Mapping[str, object]) -> None:
         wanted = chosen(LoadOptions, "load", options)
+        for name in ("vram", "ram"):
+            check_amount(name, getattr(wanted, name))
         self._options = {name: value for name, value in options.items() if value is not None}
         shared = declared(LoadOptions).keys() & declared(RenderOptions).keys()
         render_options = RenderOptions(**{name: getattr(wanted, name) for name in shared})
@@ -85,7 +87,8 @@ class Engine:
 
     def plan(self, prompt: str = "", **options: Unpack[PlanKeywords]) -> MemoryPlan:
         """What `render`, `edit` or `upscale` would do with the same options; see `hires.plan`."""
-        return plan_of(prompt, self._options_of(PlanOptions, "plan", options))
+        held = 0 if self._models is None else self._models.device_bytes
+        return plan_of(prompt, self._options_of(PlanOptions, "plan", options), held)
 
     def render(self, prompt: str, **options: Unpack[RenderKeywords]) -> RenderResult:
         """Render a prompt; see `hires.render`."""
@@ -98,7 +101,7 @@ class Engine:
         with self._models_at_work() as models:
             return run_on(models, job)
 
-    def render_many(self, prompts: Sequence[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
+    def render_many(self, prompts: Iterable[str], **options: Unpack[RenderKeywords]) -> Iterator[RenderResult]:
         """Render several prompts with the same options, one result after the other.
 
         The text encoders work for `ENCODED_AHEAD` prompts at once, and base pictures share batches of the network where that
@@ -106,8 +109,10 @@ class Engine:
         there on a CPU. RequestError for `output`, which would be one file for all.
         """
         wanted = self._options_of(RenderOptions, "render_many", options)
+        if isinstance(prompts, str):
+            raise RequestError(f"prompts {prompts[:80]!r}: is one prompt; give a list of them, or use render")
         if wanted.output is not None:
-            raise RequestError(f"output {wanted.output}: would be one file for {len(prompts)} pictures; save each result")
+            raise RequestError(f"output {wanted.output}: would be one file for all pictures; save each result")
         return self._render_jobs(wanted, [*prompts])
 
     def _render_jobs(self, wanted: RenderOptions, prompts: Sequence[str]) -> Iterator[RenderResult]:
@@ -172,13 +177,11 @@ class Engine:
     def close(self) -> None:
         """Let the model's weights go, for good; they stay where another engine views the same model."""
         self._closed = True
-        if self._models is None:
-            return
-        with self._models.lock:
-            self._models.viewers.discard(self)
-            others = [viewer.spec.path for viewer in self._models.viewers if isinstance(viewer, Engine)]
-            if self.spec.path not in others:
-                self.unload()
+        with self._finding:
+            models, self._models = self._models, None
+        if models is not None and models.leave(self):
+            with models.lock:
+                models.unload(str(self.spec.path))
 
     def __enter__(self) -> Self:
         return self
@@ -207,10 +210,9 @@ class Engine:
     def _models_at_work(self) -> Iterator[LoadedModels]:
         """What is loaded on the device, for one request at a time."""
         models = self._models_here()
-        with models.lock:
+        with models.at_work(self._keep_weights):
             if self._closed:
                 raise closed()
-            models.keep_weights = self._keep_weights
             yield models
 
     def _models_here(self) -> LoadedModels:
@@ -223,7 +225,7 @@ class Engine:
                     from hires.engine.loaded import models_on
 
                 self._models = models_on(str(choose_device(self._device)))
-                self._models.viewers.add(self)
+                self._models.view(self, str(self.spec.path))
             return self._models
 
 

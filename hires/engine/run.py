@@ -32,7 +32,7 @@ from hires.models.attention_processors import attention_backend
 from hires.options.render import RenderRequest
 from hires.pipelines import progressive
 from hires.pipelines.base import Runtime, Session
-from hires.pipelines.clock import RenderClock, as_part, parts_of
+from hires.pipelines.clock import Part, RenderClock, as_part, parts_of
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
 from hires.pipelines.load import open_session
 from hires.planning import planner
@@ -64,7 +64,7 @@ def run(job: RenderJob, models: LoadedModels | None = None) -> RenderResult:
     clock = RenderClock(job.on_event, str(device), models.paces.get(plan.model))
     job = replace(job, on_event=clock.hear)
     while True:
-        clock.follow(parts_of(plan))
+        clock.follow(parts_of(plan) if job.base is None else parts_after(job.base, plan))
         try:
             result = deliver(job, plan, device, models)
             models.paces[plan.model] = clock.paces()
@@ -191,7 +191,7 @@ def _execute(
         seed=request.seed,
         plan=with_decode_used(plan, decoded, ladder),
         stats=(*denoised.stats, decoded),
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started + (0.0 if job.base is None else job.base.stats.seconds),
         peak_rss_bytes=peak_resident_bytes(),
     )
 
@@ -255,11 +255,31 @@ def with_shared_bases(jobs: Sequence[RenderJob], models: LoadedModels) -> list[R
     group = list(jobs[: together.pictures])
     if len(group) < 2 or not may_share(group, plan):
         return list(jobs[:1])
+    began, clock = time.monotonic(), RenderClock(first.on_event, str(device), models.paces.get(plan.model))
+    clock.follow(parts_for(len(group), plan))
     try:
-        return draw_bases(group, plan, together, device, models)
+        bases = draw_bases(group, plan, together, models, clock)
     except (RunError, torch.OutOfMemoryError) as error:
         log.warning("%d pictures cannot share batches (%s); each is drawn alone", len(group), error)
-        return group
+        return [replace(group[0], on_event=as_part(first.tell, clock.fraction, 1.0, began)), *group[1:]]
+    models.paces[plan.model] = clock.paces()
+    listening = (as_part(first.tell, 0.0, 1.0, began), *(job.on_event for job in group[1:]))
+    return [replace(job, base=base, on_event=tell) for job, base, tell in zip(group, bases, listening, strict=True)]
+
+
+def parts_for(pictures: int, plan: MemoryPlan) -> dict[str, Part]:
+    """The parts of the first of several pictures that share its first stage, which takes it the time of all."""
+    parts = parts_of(plan)
+    parts[plan.stages[0].name].planned *= pictures
+    return parts
+
+
+def parts_after(base: SharedBase, plan: MemoryPlan) -> dict[str, Part]:
+    """The parts of a picture whose first stage is done."""
+    parts = parts_for(base.pictures, plan)
+    first = parts[plan.stages[0].name]
+    first.share = first.recalled = 1.0
+    return parts
 
 
 def may_share(jobs: Sequence[RenderJob], plan: MemoryPlan) -> bool:
@@ -271,15 +291,14 @@ def may_share(jobs: Sequence[RenderJob], plan: MemoryPlan) -> bool:
 
 
 def draw_bases(
-    jobs: Sequence[RenderJob], plan: MemoryPlan, together: Together, device: torch.device, models: LoadedModels
-) -> list[RenderJob]:
-    """The jobs with their first stages, drawn together; errors as in `execute`."""
-    first, began = jobs[0], time.monotonic()
-    share = plan.costs[0].seconds / max(plan.seconds, 1e-9)
-    clock = RenderClock(as_part(first.tell, 0.0, share, began), str(device))
-    clock.follow({plan.stages[0].name: parts_of(plan)[plan.stages[0].name]})
+    jobs: Sequence[RenderJob], plan: MemoryPlan, together: Together, models: LoadedModels, clock: RenderClock
+) -> list[SharedBase]:
+    """The first stages of jobs, drawn together; errors as in `execute`."""
+    first, device = jobs[0], choose_device(jobs[0].device)
     runtime = Runtime.of(first.request, plan, device, decode_ladder(plan))
-    demands = [Demand(job=job, plan=plan, runtime=runtime) for job in jobs]
+    room = plan.with_peak(plan.stages[0].name, together.peak_bytes)
+    cleaned = [replace(job, request=with_captions(job.request)) for job in jobs]
+    demands = [Demand(job=job, plan=room, runtime=runtime) for job in cleaned]
     texts = [models.conditions(demand, NO_JOURNAL) for demand in demands]
     family = twice(lambda: models.family(demands[0]), "loading")
     try:
@@ -291,6 +310,6 @@ def draw_bases(
     finally:
         models.settle(family)
     own = replace(stats, seconds=round(stats.seconds / len(jobs), 3))
-    bases = [SharedBase(latents=picture[None], stats=own, peak_bytes=together.peak_bytes) for picture in latents]
-    begun = replace(first, on_event=as_part(first.tell, share, 1.0, began))
-    return [replace(job, base=base) for job, base in zip((begun, *jobs[1:]), bases, strict=True)]
+    others = replace(own, retries=0, recomputed=0)  # they are counted once
+    bases = [SharedBase(latents=picture[None], stats=others, peak_bytes=together.peak_bytes) for picture in latents]
+    return [replace(bases[0], stats=own, pictures=len(jobs)), *bases[1:]]

@@ -105,7 +105,8 @@ class Upscaler:
 
     Args:
         options: what applies to every picture, already as a request; None where it is given by keyword.
-        models: what a refinement finds in memory, with `options`; None loads its model for each picture.
+        models: what a refinement finds in memory, with `options`, while the caller has their turn; None loads its model for
+            each picture.
         **keywords: those of `hires.upscale`, but for `output`, `overwrite` and `on_event`, which `run` takes.
 
     Raises:
@@ -118,14 +119,21 @@ class Upscaler:
     ) -> None:
         if options is None:
             options = _request_of_all(keywords)
-            if models is None and options.refinement is not None:
-                models = shared_models(options.device)
         elif keywords:
             raise TypeError(f"Upscaler() takes a request, or options by keyword such as {next(iter(keywords))!r}; not both")
         self.options, self.models, self.device = options, models, choose_device(options.device)
         self._budget = None if options.vram is None else parse_bytes(str(options.vram))
         self._upscaler: UpscalerNetwork | None = None
-        self._closed = False
+        self._closed = self._shares = False
+        if keywords and models is None:
+            self.share()
+
+    def share(self) -> None:
+        """Let a refinement's model stay on the device between pictures, beside those of engines."""
+        from hires.engine.loaded import models_on
+
+        if self.options.refinement is not None:
+            self.models, self._shares = models_on(str(self.device)), True
 
     @property
     def upscaler(self) -> UpscalerNetwork | None:
@@ -160,7 +168,7 @@ class Upscaler:
         if self._closed:
             raise RequestError("upscaler: is closed; make another hires.Upscaler")
         path = None if output is None else check_output(path_of(output), overwrite)
-        with nullcontext() if self.models is None else self.models.lock:
+        with self.models.at_work() if self._shares and self.models is not None else nullcontext():
             return self._run(image, path, overwrite, on_event or (lambda event: None))
 
     def _run(self, image: PictureLike, path: Path | None, overwrite: bool, tell: OnEvent) -> UpscaleResult:
@@ -340,13 +348,6 @@ class Upscaler:
         return budget - held
 
 
-def shared_models(device: str) -> LoadedModels:
-    """The models of a device, those of the engines on it among them."""
-    from hires.engine.loaded import models_on
-
-    return models_on(str(choose_device(device)))
-
-
 def _request_of_all(keywords: UpscaleKeywords) -> UpscaleRequest:
     """The request that applies to every picture. RequestError for an option that belongs to one."""
     for name in PER_PICTURE:
@@ -460,7 +461,8 @@ def upscale_files(
     if doubled:
         raise RequestError(f"output {folder}: {doubled[0]} would be written more than once; give the files in turn")
     tell: OnEvent = on_event or (lambda event: None)
-    with Upscaler(options, None if options.refinement is None else shared_models(options.device)) as batch:
+    with Upscaler(options) as batch:
+        batch.share()
         batch.prepare()
         for done, (file, path) in enumerate(named.items()):
             tell(Event(stage="files", done=done, total=len(named)))

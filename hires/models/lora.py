@@ -19,7 +19,7 @@ from torch import Tensor
 from hires.checkpoints.configs import ldm_unet_names
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.loras import TOWERS, lora_file
+from hires.checkpoints.loras import CONFIG_FILE, PEFT_FILE, TOWERS, lora_file
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
 from hires.models.state_dicts import read_tensors
@@ -160,10 +160,10 @@ def stated_alpha(path: Path) -> Tensor | None:
     """The alpha that a peft or diffusers LoRA states beside its tensors, None where it states none (alpha = r)."""
     import torch
 
-    beside = path.parent / "adapter_config.json"
+    beside = path.parent / CONFIG_FILE
     document: dict[str, object] = {}
     try:
-        if path.name == "adapter_model.safetensors" and beside.is_file():
+        if path.name == PEFT_FILE and beside.is_file():
             document = json.loads(beside.read_text())
         else:
             document = json.loads(read_header(path).metadata.get("lora_adapter_metadata", "{}"))

@@ -7,6 +7,8 @@ The picture does not depend on it. On a CPU there is one memory, and nothing to 
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from hires.planning.search import OFFLOADS
 from hires.tiling.retry import empty_cache, free_memory
 
 HOST = torch.device("cpu")
+log = logging.getLogger(__name__)
 
 
 class Weights:
@@ -42,13 +45,14 @@ class Weights:
             empty_cache()
             self.parts[part].to(self.device)
 
-    def rest(self, pinned: bool) -> None:
-        """Move what is on the device to host memory; pinned, it comes back faster and cannot be swapped out."""
+    def rest(self, pinned: bool) -> bool:
+        """Move what is on the device to host memory, where pinned weights come back faster and are not swapped out; True then."""
+        self.resting = True  # first: after a failure on the way `wake` brings everything back
         for name, module in self.parts.items():
             if not (name == "network" and self.offload == "layers"):  # the hooks have its weights on the host
                 to_host(module, pinned)
-        self.resting = True
         empty_cache()
+        return self.resting
 
     def wake(self) -> None:
         """Move everything to the device where it stays there; parts that take turns come when they are `ready`."""
@@ -75,11 +79,14 @@ class Weights:
 
 
 def to_host(module: nn.Module, pinned: bool = False) -> None:
-    """Move a module's weights to host memory."""
+    """Move a module's weights to host memory, pinned as far as the system lets them be."""
     module.to(HOST)
     if pinned:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.pin_memory()
+        try:
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.pin_memory()
+        except RuntimeError as error:
+            log.warning("weights stay in host memory that is not pinned (%s)", str(error).split("\n")[0])
 
 
 def stream(module: nn.Module, device: torch.device) -> None:

@@ -62,7 +62,8 @@ class RenderClock:
         self._on_event, self._device, self._before = on_event, device, before
         self._parts: dict[str, Part] = {}
         self._begun = self._last = time.monotonic()
-        self._fraction = 0.0
+        self.fraction = 0.0
+        """What was told last."""
 
     def follow(self, parts: dict[str, Part]) -> None:
         """The parts to come, by the stages of their events and in their order."""
@@ -82,10 +83,10 @@ class RenderClock:
             return
         left, whole = self._left()
         if whole > 0:
-            self._fraction = max(self._fraction, 1 - left / whole)
+            self.fraction = max(self.fraction, 1 - left / whole)
         told = replace(
             event,
-            fraction=1.0 if event.stage == "write" and event.done else self._fraction,
+            fraction=1.0 if event.stage == "write" and event.done else self.fraction,
             eta_seconds=left if self._measured() or self._before is not None else None,
             elapsed=now - self._begun,
             device=self._device,

@@ -70,12 +70,13 @@ class Meter:
         self.preview: NDArray[np.uint8] | None = None
         """The latest, (h, w, 3); None before the first."""
         self._begun = self._picture_begun = time.monotonic()
+        self._first: int | None = None
 
     def begin(self, picture: int) -> None:
         """Begin a picture."""
         self._picture_begun = time.monotonic()
-        if picture == 0:
-            self._begun = self._picture_begun
+        if self._first is None:  # an earlier server may have made others
+            self._first, self._begun = picture, self._picture_begun
         self._show(picture, Event(stage="plan", done=0, total=1))
 
     def hear(self, event: Event) -> None:
@@ -111,5 +112,6 @@ class Meter:
             return None
         rest = self.now.pictures - picture - 1
         whole = event.eta_seconds / (1 - event.fraction) if event.fraction < 1 else time.monotonic() - self._picture_begun
-        each = (self._picture_begun - self._begun) / picture if picture else whole
+        made = picture - (self._first or 0)
+        each = (self._picture_begun - self._begun) / made if made else whole
         return event.eta_seconds + rest * each

@@ -91,7 +91,7 @@ class Worker:
     def __init__(self, settings: Settings, library: Library, device: str) -> None:
         self.settings, self.library = settings, library
         self.device = str(choose_device(device))  # plans are for this machine, whatever its budget
-        self.models = LoadedModels()
+        self.models = LoadedModels(self.device)
         self.models.keep_weights = settings.keep_weights
         self.spec = self.describe(settings.vram)
         """The device as it was at the start."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from safetensors.torch import save_file
 import hires
 from hires.engine.background import TurnLock
 from hires.engine.loaded import LoadedModels
-from hires.errors import Cancelled, NotFiniteError, RequestError
+from hires.errors import Cancelled, MemoryLadderError, NotFiniteError, RequestError
 from hires.events import Event
 from hires.models.loading import network_state
 from hires.models.text_encoders import TextEncoders
+from hires.options.render import RenderOptions
+from hires.pipelines import progressive
 from hires.tiling import retry
 from tests.support.checkpoints import Checkpoint
 
@@ -176,8 +178,29 @@ def test_many_prompts_share_batches_and_are_those_of_each(
     print("largest difference", max(int(each.max()) for each in different), "of 255")
     assert all(each.max() <= 1 and (each > 0).mean() < 1e-3 for each in different), "rounding of sums in another batch"
     assert [stage.stage for stage in results[1].stats] == ["base", "decode"] and results[1].stats[0].tiles == 2
-    with pytest.raises(RequestError, match=r"output .*one file for 5 pictures"):
-        engine.render_many(prompts, output="a.png", **SMALL)
+    with pytest.raises(RequestError, match=r"output a\.png: would be one file"):
+        engine.render_many(iter(prompts), output="a.png", **SMALL)
+    with pytest.raises(RequestError, match=r"prompts 'cat': is one prompt"):
+        engine.render_many("cat", **SMALL)
+    assert all(result.seconds >= result.stats[0].seconds > 0 for result in results), "the base's share is in it"
+
+
+def test_many_prompts_are_cleaned_as_those_of_each(checkpoint: Get) -> None:
+    made, prompts = checkpoint("pixart-sigma-256", "folder"), ["<b>a red sun</b> &amp; a sea", "A Blue <i>lake</i>"]
+    options = SMALL | {"clean_caption": True}
+    with hires.load(str(made.path), parts=made.parts, device="cpu", vram="2GB") as engine:
+        together = [result.pixels.astype(int) for result in engine.render_many(prompts, **options)]
+        alone = [engine.render(prompt, **options).pixels for prompt in prompts]
+    assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1
+
+
+def test_a_cheaper_picture_begins_anew() -> None:
+    from hires.engine.engine import render_job
+    from hires.engine.fallback import cheaper_job
+
+    job = render_job(PROMPT, RenderOptions(size="256x256", strategy="tiled", tile_px=256, allow_approximate=True))
+    base: Any = object()
+    assert cheaper_job(replace(job, base=base), MemoryLadderError("no room")).base is None
 
 
 def test_many_that_cannot_share_are_drawn_alone(
@@ -208,6 +231,20 @@ def test_events_of_many_rise_for_each_picture(engine: hires.Engine) -> None:
         ends.append(len(fractions))
     pictures = [fractions[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     assert len(pictures) == 3 and all(picture == sorted(picture) and picture[-1] == 1.0 for picture in pictures), pictures
+    assert pictures[0][0] == 0 and min(pictures[1][0], pictures[2][0]) > 0.5, "their base is there from the beginning"
+
+
+def test_the_fraction_never_falls_where_sharing_fails_late(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, events = progressive.first_stage, list[Event]()
+
+    def late(*given: Any) -> Any:
+        real(*given)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(progressive, "first_stage", late)
+    next(engine.render_many([PROMPT, "a lake"], on_event=events.append, **SMALL))
+    assert [event.fraction for event in events] == sorted(event.fraction for event in events)
+    assert [event.elapsed for event in events] == sorted(event.elapsed for event in events)
 
 
 def test_two_threads_wait_for_each_other(engine: hires.Engine) -> None:
@@ -332,6 +369,45 @@ def test_a_result_is_held_in_the_hand(engine: hires.Engine, tmp_path: Path) -> N
     assert sixteen.image.mode == "RGB" and np.abs(np.asarray(sixteen.image).astype(int) - result.pixels).max() <= 1
 
 
+def test_a_render_from_within_an_event_is_refused(engine: hires.Engine) -> None:
+    def hear(event: Event) -> None:
+        if event.step == 1:
+            with hires.load() as other, pytest.raises(RequestError, match="engine: is at work on the picture whose event"):
+                other.render("a hill", **SMALL)
+
+    pixels = engine.render(PROMPT, on_event=hear, **SMALL).pixels
+    assert np.array_equal(pixels, hires.render(PROMPT, **SMALL).pixels)
+    with hires.Upscaler(scale=2, refine=True, steps=2) as upscaler, pytest.raises(RequestError, match="engine: is at work"):
+        engine.render(PROMPT, on_event=lambda event: upscaler.run(pixels), **SMALL)
+    engine.render(PROMPT, **SMALL)
+
+
+def test_an_asynchronous_iteration_that_gives_up_loses_nothing(engine: hires.Engine) -> None:
+    go = threading.Event()
+
+    async def look() -> int:
+        run = engine.start(PROMPT, on_event=lambda event: go.wait() and None, **SMALL)
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(anext(aiter(run)), 0.03)
+        go.set()
+        await run
+        return len(list(run))
+
+    assert asyncio.run(look()) == len(list(engine.start(PROMPT, **SMALL)))
+
+
+def test_plans_of_a_used_engine_are_those_it_renders(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hires.devices.machines.available_host_bytes", lambda: 300 * 2**20)
+    before = engine.plan(**SMALL).budget_bytes
+    budgets = [engine.render(PROMPT, **SMALL).plan.budget_bytes for _ in range(2)]
+    assert budgets == [before, engine.plan(**SMALL).budget_bytes] and budgets[1] > budgets[0]
+    engine.close()
+    assert engine._models is None, "a closed engine keeps nothing alive"
+    with pytest.raises(RequestError, match="vram 'x' is no amount of memory"):
+        hires.load(vram="x")
+
+
 @pytest.mark.parametrize("room", [True, False])
 def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for both nothing is loaded after the first two; without, each switch loads once."""
@@ -349,70 +425,6 @@ def test_two_models_alternate(room: bool, eps_folder: Path, loads: Counter[str],
     of_the_fresh = 4
     assert loads["load_network"] - of_the_fresh == (2 if room else 4)
     assert len(models.names) == (2 if room else 1)
-
-
-@pytest.mark.parametrize(("budget", "stays"), [(100, ("a", "b")), (70, ("b",)), (50, ())])
-def test_on_a_card_others_stay_while_the_plan_fits_beside_them(budget: int, stays: tuple[str, ...]) -> None:
-    """Two networks of 20 bytes and 30, and a plan that takes 40: the least recently used one goes first."""
-    models = LoadedModels()
-    models.keep_weights = "device"
-    for name, size in (("a", 20), ("b", 30)):
-        key: Any = SimpleKey(name)
-        models._families[key] = networks(name, size)
-    demand: Any = demanded(budget)
-    text: Any = SimpleNamespace(on_host=True)
-    assert models._text_has_room(text, demand, 10**15), "encoders in host memory take nothing from the card"
-    models._make_room(lambda: models._networks_have_room(key, demand, loading=True))
-    models._count()
-    assert models.names == stays and models.device_bytes == models.weight_bytes
-
-
-@dataclass(frozen=True)
-class SimpleKey:
-    model: str
-    files: tuple[Any, ...] = ()
-    offload: str = "none"
-
-
-def networks(name: str, size: int) -> Any:
-    """Networks on a card, whose weights note when they are moved."""
-    weights = SimpleNamespace(offload="none", device=torch.device("cuda"), resting=False)
-    weights.rest = lambda pinned: setattr(weights, "resting", True)
-    weights.wake = lambda: setattr(weights, "resting", False)
-    return SimpleNamespace(spec=SimpleNamespace(name=name, path=name), weight_bytes=size, weights=weights, control=())
-
-
-def demanded(budget: int) -> Any:
-    job, plan = SimpleNamespace(ram=None), SimpleNamespace(peak_bytes=40, budget_bytes=budget, costs=())
-    return SimpleNamespace(job=job, plan=plan, on_cpu=False)
-
-
-@pytest.mark.parametrize(("keep", "free", "rests"), [("auto", 1000, ("a", "b")), ("auto", 10, ()), ("device", 1000, ())])
-def test_what_leaves_a_card_rests_on_the_host_where_that_has_room(
-    keep: str, free: int, rests: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hires.engine.loaded.available_host_bytes", lambda: free)
-    models = LoadedModels()
-    models.keep_weights = keep
-    for name, size in (("a", 20), ("b", 30)):
-        key: Any = SimpleKey(name)
-        models._families[key] = networks(name, size)
-    models._make_room(lambda: models._networks_have_room(key, demanded(50), loading=True))
-    models._count()
-    assert models.names == rests and models.device_bytes == 0, "the plan and either of the two exceed the budget"
-    assert all(family.weights.resting for family in models._families.values())
-
-
-def test_weights_on_the_host_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    models, family, key = LoadedModels(), networks("a", 20), SimpleKey("a")
-    models._families[key] = family  # type: ignore[index]
-    for keep, resting in (("auto", False), ("host", True)):
-        models.keep_weights = keep
-        models.settle(family)
-        assert family.weights.resting == resting and models.names == ("a",)
-    models.keep_weights = "no"
-    models.settle(family)
-    assert models.names == ()
 
 
 def test_engines_of_a_device_share_what_is_loaded(eps_folder: Path, loads: Counter[str]) -> None:

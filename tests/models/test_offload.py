@@ -47,6 +47,18 @@ def test_weights_rest_on_the_host_and_come_back_where_they_stay(
     assert places(weights) == {"network": "cpu", "vae": "cpu"}, "what did not rest is left alone"
 
 
+def test_weights_that_cannot_be_pinned_rest_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: limit of locked memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    weights = Weights(nn.Linear(2, 2), nn.Conv2d(1, 1, 1), META)
+    assert weights.rest(pinned=True) and weights.resting and "not pinned (CUDA error" in caplog.text
+    assert places(weights) == {"network": "cpu", "vae": "cpu"}
+
+
 def test_weights_that_stay_are_left_alone() -> None:
     weights = Weights(nn.Linear(2, 2), nn.Conv2d(1, 1, 1), torch.device("cpu"))
     for part in ("network", "vae"):

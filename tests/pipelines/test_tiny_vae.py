@@ -57,6 +57,17 @@ def test_every_step_has_a_preview_and_the_picture_is_the_same(tiny: Path) -> Non
     assert result.plan.costs[0].peak_bytes - plain.plan.costs[0].peak_bytes == preview_bytes(4, cpu=True)
 
 
+def test_an_engine_holds_its_network_once_with_and_without_previews(tiny: Path) -> None:
+    drawn: list[int] = []
+    with hires.load(tiny_vae=tiny) as engine:
+        for refine in (False, True, False):
+            if refine:
+                engine.upscale(np.zeros((32, 48, 3), np.uint8), scale=2, refine=True, steps=2)
+            else:
+                engine.render(PROMPT, size="96x64", steps=2, on_event=lambda event: drawn.append(event.preview is not None))
+        assert engine.loaded == ("demo",) and sum(drawn) == 4
+
+
 @pytest.mark.slow
 def test_it_decodes_where_every_exact_way_ran_out_of_memory(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

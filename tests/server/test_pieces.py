@@ -125,6 +125,11 @@ def test_time_left_is_that_of_all_pictures(monkeypatch: pytest.MonkeyPatch) -> N
     meter.hear(Event(stage="base", done=2, total=4, fraction=0.5, eta_seconds=20.0))
     assert meter.now.eta_seconds == pytest.approx(20 + 2 * 50), "the first took 50 s"
     assert meter.now.fraction == pytest.approx(1.5 / 4) and meter.now.elapsed == pytest.approx(50)
+    resumed = Meter(4)
+    now = 1000.0
+    resumed.begin(2)
+    resumed.hear(Event(stage="base", done=2, total=4, fraction=0.5, eta_seconds=20.0))
+    assert resumed.now.eta_seconds == pytest.approx(20 + 40) and resumed.now.elapsed == 0, "an earlier server made two"
 
 
 @given(
