@@ -10,6 +10,7 @@ SUITES = {
     "changed": "benchmarks.report.changed",
     "choices": "benchmarks.suites.choices",
     "demo": "benchmarks.suites.demo",
+    "engine": "benchmarks.suites.engine",
     "guides": "benchmarks.suites.guides",
     "hotspots": "benchmarks.suites.hotspots",
     "io": "benchmarks.suites.io",

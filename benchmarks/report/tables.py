@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, decibels, read_rows
 from benchmarks.rows import newest
 from benchmarks.suites import demo as bench_demo
+from benchmarks.suites import engine as bench_engine
 from benchmarks.suites import peers as bench_peers
 from benchmarks.suites import scaling as bench_scaling
 from benchmarks.suites import scenes as bench_scenes
@@ -57,6 +58,18 @@ def plans() -> str:
 def demo() -> str:
     """`make demo` beside earlier versions."""
     return bench_demo.table(newest(rows_of("demo"), bench_demo.SUITE.key))
+
+
+def engine(part: str) -> Callable[[], str]:
+    """One part of what an engine that stays is worth."""
+
+    def table() -> str:
+        rows = [row for row in newest(rows_of("engine"), bench_engine.SUITE.key) if row["part"] == part]
+        if not rows:
+            raise FileNotFoundError(f"no rows yet: python -m benchmarks engine --parts {part}")
+        return bench_engine.TABLES[part](rows)
+
+    return table
 
 
 def hotspots() -> str:
@@ -265,6 +278,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "upscale-refine": upscale_refine,
     "waterfall": waterfall,
     "demo": demo,
+    "engine-eta": engine("eta"),
+    "engine-many": engine("many"),
+    "engine-start": engine("start"),
     "hotspots": hotspots,
     "scaling": scaling,
     "peers": peers(),

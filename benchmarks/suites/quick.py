@@ -45,6 +45,7 @@ def jobs(scratch: Path) -> list[Job]:
         suite("choices", "--quick"),
         suite("hotspots", "--quick"),
         suite("demo", "--quick", limits=True),
+        suite("engine", "--quick"),
         suite("scenes", *SCENES, "--pictures", f"{kept}/scenes", limits=True),
         suite("strategies", "--quick", limits=True),
         suite("vae", "--size", "128x128", "--repeats", "1", "--defaults-at", "0x0", limits=True),
