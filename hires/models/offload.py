@@ -46,7 +46,7 @@ class Weights:
             self.parts[part].to(self.device)
 
     def rest(self, pinned: bool) -> bool:
-        """Move what is on the device to host memory, where pinned weights come back faster and are not swapped out; True then."""
+        """Move what is on the device to host memory; pinned, it comes back faster and is not swapped out. True then."""
         self.resting = True  # first: after a failure on the way `wake` brings everything back
         for name, module in self.parts.items():
             if not (name == "network" and self.offload == "layers"):  # the hooks have its weights on the host

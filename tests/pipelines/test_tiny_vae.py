@@ -62,7 +62,7 @@ def test_an_engine_holds_its_network_once_with_and_without_previews(tiny: Path) 
     with hires.load(tiny_vae=tiny) as engine:
         for refine in (False, True, False):
             if refine:
-                engine.upscale(np.zeros((32, 48, 3), np.uint8), scale=2, refine=True, steps=2)
+                engine.upscale(np.zeros((32, 48, 3), np.uint8), scale=2, refine=True, steps=4)
             else:
                 engine.render(PROMPT, size="96x64", steps=2, on_event=lambda event: drawn.append(event.preview is not None))
         assert engine.loaded == ("demo",) and sum(drawn) == 4
