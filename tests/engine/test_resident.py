@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import hires
 from hires.engine.background import TurnLock
-from hires.engine.loaded import LoadedModels
+from hires.engine.loaded import LoadedModels, models_on
 from hires.errors import Cancelled, MemoryLadderError, NotFiniteError, RequestError
 from hires.events import Event
 from hires.models.loading import network_state
@@ -38,7 +38,8 @@ Get = Callable[[str, str], Checkpoint]
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often networks, autoencoders and text towers were loaded."""
+    """How often networks, autoencoders and text towers were loaded; what engines of other tests still hold goes first."""
+    models_on("cpu").unload()
     counts: Counter[str] = Counter()
 
     def counted(owner: Any, name: str) -> None:
