@@ -175,7 +175,6 @@ def test_limits_can_fail() -> None:
         row("many", engine.ENGINE, 20.0, "out of memory"),
         row("many", engine.ENGINE, 20.0, largest_difference_255=2),
         row("many", engine.MANY, 18.1),
-        row("many", engine.WHOLE, 18.1),
     ]
     assert not any(engine.kept(worse).values()) and len(engine.kept(worse)) == 5
     assert list(engine.kept(worse, timed=False).values()) == [False, False]
@@ -183,7 +182,10 @@ def test_limits_can_fail() -> None:
 
 
 def test_a_start_that_takes_too_long_is_told_and_breaks_nothing() -> None:
-    assert engine.wanted(FINE) == {"start: beside the import of torch 4.0 times its stages, 2 is wanted": False}
+    assert engine.wanted(FINE) == {
+        "start: beside the import of torch 4.0 times its stages, 2 is wanted": False,
+        "render_many with its start: 0.20 of the seconds of hires render, 0.2 is wanted": True,
+    }
     assert list(engine.wanted([row("start", engine.PROCESSES, 3.0, import_torch_s=1.0, stages_s=1.0)]).values()) == [True]
     assert engine.wanted(FINE[:3]) == {}
 
