@@ -48,7 +48,7 @@ def load(model: str = "demo", **options: Unpack[LoadKeywords]) -> Engine:
         **options: listed below; what belongs to the picture is given to `Engine.render`.
 
     Raises:
-        RequestError: a value or a file that cannot be used.
+        RequestError: a value or a file that cannot be used; a device that this machine lacks is told by the first render.
     """
     return Engine({"model": model, **options})
 
