@@ -150,11 +150,22 @@ def stage_line(event: Event, seconds: float, peak: str) -> str:
 
 
 def numbered(on_event: OnEvent | None, number: int, total: int) -> OnEvent | None:
-    """A listener that is told each stage with the picture's number among several."""
+    """A listener to one picture of several, which is told of all of them."""
     if on_event is None:
         return None
     tell = on_event
-    return lambda event: tell(replace(event, stage=f"{number}/{total} {event.stage}"))
+    return lambda event: tell(among(event, number, total))
+
+
+def among(event: Event, number: int, total: int) -> Event:
+    """An event of one picture as one of all: the picture's number before the stage, the fraction and the time left of all.
+
+    The pictures to come are taken to need as long as this one.
+    """
+    fraction, left = (number - 1 + event.fraction) / total, event.eta_seconds
+    if left is not None:
+        left = left + (total - number) * left / (1 - event.fraction) if event.fraction < 1 else None
+    return replace(event, stage=f"{number}/{total} {event.stage}", fraction=fraction, eta_seconds=left)
 
 
 Report = Callable[["MemoryPlan"], str]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hires.cli.display import guarded, progress_display
+from hires.cli.display import among, guarded, progress_display
 from hires.cli.options import BatchFlags, Command, Given, ReportFlags, keywords
 from hires.errors import HiresError, RequestError
 from hires.events import Event, OnEvent
@@ -141,16 +141,16 @@ def picture_files(names: list[str]) -> tuple[list[Path], bool]:
 
 
 def _counted(on_event: OnEvent | None) -> OnEvent | None:
-    """The display of a batch: each stage of a picture is named with the picture's number among all."""
+    """The display of a batch, which is told of all its pictures."""
     if on_event is None:
         return None
-    place = ""
+    place = (1, 1)
 
     def tell(event: Event) -> None:
         nonlocal place
         if event.stage == "files":
-            place = f"{min(event.done + 1, event.total)}/{event.total}"
-            return
-        on_event(replace(event, stage=f"{place} {event.stage}"))
+            place = min(event.done + 1, event.total), event.total
+        else:
+            on_event(among(event, *place))
 
     return tell

@@ -369,10 +369,14 @@ def test_numbers_go_before_the_ending() -> None:
     assert found == [f"x.y/my.out-{number}.jpg" for number in (1, 2, 3, 4)]
 
 
-def test_events_keep_all_that_they_tell() -> None:
+def test_events_of_several_pictures_tell_of_all_of_them() -> None:
     heard: list[Event] = []
     listener = numbered(heard.append, 2, 8)
     assert listener is not None and numbered(None, 2, 8) is None
-    event = Event(stage="base", done=1, total=2, step=3, steps=4, preview="a picture")
+    event = Event(stage="base", done=1, total=2, step=3, steps=4, preview="a picture", fraction=0.5, eta_seconds=10.0)
     listener(event)
-    assert heard == [replace(event, stage="2/8 base")]
+    listener(replace(event, eta_seconds=None))
+    listener(replace(event, fraction=1.0, eta_seconds=0.0))
+    told = replace(event, stage="2/8 base", fraction=1.5 / 8, eta_seconds=10.0 + 6 * 20.0)
+    assert heard[:2] == [told, replace(told, eta_seconds=None)], "the six to come need as long as this one"
+    assert (heard[2].fraction, heard[2].eta_seconds) == (0.25, None)
