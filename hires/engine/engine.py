@@ -12,7 +12,7 @@ from hires._imports import collection_paused
 from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.describe import budget_of, describe_device
-from hires.engine.job import Images, RenderJob
+from hires.engine.job import NO_IMAGES, Images, RenderJob
 from hires.engine.output import delivery
 from hires.engine.requests import (
     edges_of,
@@ -136,15 +136,7 @@ def load_on(models: LoadedModels, wanted: RenderOptions) -> None:
     if spec.missing:
         raise missing(spec.missing, spec.facts)
     device = describe_device(wanted.device, budget_of(wanted.vram), budget_of(wanted.ram), models.device_bytes)
-    job = RenderJob(
-        request=request,
-        spec=spec,
-        output=delivery(None, False, request.size, wanted.bits),
-        device=wanted.device,
-        vram=wanted.vram,
-        ram=wanted.ram,
-    )
-    models.load(job, planner.plan(request, spec, device))
+    models.load(_job(request, spec, NO_IMAGES, wanted), planner.plan(request, spec, device))
 
 
 def check_runs(job: RenderJob) -> None:

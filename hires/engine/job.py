@@ -50,7 +50,7 @@ class SharedBase:
     stats: StageStats
     """What it took; of the seconds the picture's share."""
     pictures: int = 1
-    """How many were drawn while this one's listener was told."""
+    """How many pictures' work this one's listener heard of: that of all for the first picture, its own for the others."""
     peak_bytes: int
     """The predicted peak of all pictures together."""
 

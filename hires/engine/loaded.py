@@ -8,7 +8,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hires.checkpoints.file_states import Files, files_of, states
@@ -141,10 +141,12 @@ class LoadedModels:
 
     @contextmanager
     def at_work(self, keep_weights: str = "auto") -> Iterator[None]:
-        """The turn of one request. RequestError where a request of this thread is at work already: it holds the weights."""
+        """Wait for the turn of one request and hold it. RequestError inside another request of this thread: it uses the weights."""
         with self.lock:
             if self._busy:
-                raise RequestError("engine: is at work on the picture whose event called this; start the next one after it")
+                raise RequestError(
+                    "engine: a render cannot begin inside the `on_event` of another one; begin it when that one has ended"
+                )
             self._busy, self.keep_weights = True, keep_weights
             try:
                 yield
@@ -152,12 +154,12 @@ class LoadedModels:
                 self._busy = False
 
     def view(self, viewer: object, model: str) -> None:
-        """Note that somebody looks at a model, by its path."""
+        """Register a user of the model at this path: it stays loaded when another user of it leaves."""
         with self._viewing:
             self._viewers[viewer] = model
 
     def leave(self, viewer: object) -> bool:
-        """Note that somebody looks away; whether nobody looks at that model any more."""
+        """Remove a user; returns whether its model has no other user."""
         with self._viewing:
             model = self._viewers.pop(viewer, "")
             return model not in [*self._viewers.values()]
@@ -244,7 +246,7 @@ class LoadedModels:
             free_memory()
         self._make_room(lambda: self._networks_have_room(key, demand, loading=family is None))
         if family is None:
-            family = load.load_family(replace(job.request, tiny_vae=None), job.spec, runtime)
+            family = load.load_family(job.request, job.spec, runtime)
         else:
             family.weights.wake()
             if before != merged:

@@ -47,7 +47,10 @@ def load_session(
     texts = encode(encoders, [request.prompt, request.negative])
     del encoders
     empty_cache()
-    return open_session(load_family(request, spec, runtime), texts, request, runtime, picture)
+    family = load_family(request, spec, runtime)
+    if request.tiny_vae is not None:
+        family.tiny = load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device)
+    return open_session(family, texts, request, runtime, picture)
 
 
 def open_session(
@@ -72,14 +75,12 @@ def open_session(
 
 
 def load_family(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Family:
-    """The networks of a request's model, on the device or, where weights are offloaded, in host memory."""
+    """The networks of a request's model, on the device or, where weights are offloaded, in host memory; no small VAE."""
     home = runtime.device if runtime.offload == "none" else HOST
     types = TORCH_DTYPE[runtime.dtype], TORCH_DTYPE[runtime.decode.rung.dtype]
     network, control, vae = twice(lambda: _loaded(spec, home, types, request.loras), "loading")
     family = Family.of(spec, network, vae, runtime)
     family.control = control
-    if request.tiny_vae is not None:
-        family.tiny = load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device)
     return family
 
 

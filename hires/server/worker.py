@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +52,7 @@ from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
 SECONDS_WITHOUT_A_MODEL = 1.0
-"""What an enlargement alone is taken for: nobody knows."""
+"""What an enlargement without a diffusion model counts in the queue's order; no cost model covers it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +91,10 @@ class Worker:
         self.settings, self.library = settings, library
         self.device = str(choose_device(device))  # plans are for this machine, whatever its budget
         self.models = LoadedModels(self.device)
-        self.models.keep_weights = settings.keep_weights
         self.spec = self.describe(settings.vram)
         """The device as it was at the start."""
         self.used_last: FamilyKey | None = None
         """The model of the picture that ran last, as its estimate names it; whoever runs pictures notes it."""
-        self._at_work = threading.Lock()
         self._used_at = time.monotonic()
 
     def describe(self, vram: str | None) -> DeviceSpec:
@@ -173,7 +170,7 @@ class Worker:
 
         after_idle: only if nothing was done for so many seconds by then.
         """
-        with self._at_work:
+        with self.models.lock:
             if self.idle_seconds >= after_idle:
                 self.models.unload()
                 self.used_last, self._used_at = None, time.monotonic()
@@ -181,7 +178,7 @@ class Worker:
     @contextmanager
     def _work(self) -> Iterator[None]:
         """One thing at a time; idle time counts from its end."""
-        with self._at_work:
+        with self.models.at_work(self.settings.keep_weights):
             try:
                 yield
             finally:
