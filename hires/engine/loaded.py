@@ -141,7 +141,7 @@ class LoadedModels:
 
     @contextmanager
     def at_work(self, keep_weights: str = "auto") -> Iterator[None]:
-        """Wait for the turn of one request and hold it. RequestError inside another request of this thread: it uses the weights."""
+        """Wait for the turn of one request and hold it. RequestError inside another request of this thread."""
         with self.lock:
             if self._busy:
                 raise RequestError(
