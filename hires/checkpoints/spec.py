@@ -30,6 +30,7 @@ from hires.checkpoints.headers import folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, find_part, folder_part
 from hires.checkpoints.noise_levels import vp_range, vp_sigmas
 from hires.errors import ModelError, RequestError
+from hires.prompts.request import TextModel
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import Json
@@ -70,6 +71,27 @@ class ModelSpec:
     """Where each component is."""
     notes: tuple[str, ...] = ()
     """What a plan says about the checkpoint."""
+    prompt_chunks: int = 1
+    """Chunks of the longest text of the request."""
+    prompt_parts: int = 1
+    """Prompts that AND puts together in the request."""
+
+    @property
+    def text_tokens(self) -> int:
+        """The tokens that the network's cross-attention reads."""
+        return self.facts.tokens * self.prompt_chunks
+
+    @property
+    def text_model(self) -> TextModel:
+        """What it reads prompts with."""
+        towers = 0 if self.facts.text == ("t5",) else len(self.facts.text)
+        return TextModel(
+            name=self.facts.title if self.defaults.words_only is False else self.name,
+            towers=towers,
+            words_only=not towers or self.defaults.words_only,
+            sized=self.facts.size_conditions == "sdxl",
+            edits=self.facts.image_channels > 0,
+        )
 
     @property
     def family(self) -> str:

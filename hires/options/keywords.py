@@ -25,6 +25,8 @@ class LoadKeywords(TypedDict, total=False):
     ram: str | int | None
     family: str | None
     parts: str | Path | None
+    lora_dir: str | Path | None
+    embeddings: str | Path | None
     loras: Loras
     dtype: str
     attention: str | None
@@ -52,7 +54,16 @@ class SharedKeywords(TypedDict, total=False):
     preset: str
     family: str | None
     parts: str | Path | None
+    lora_dir: str | Path | None
+    embeddings: str | Path | None
     loras: Loras
+    prompt_syntax: str | None
+    clip_skip: int | None
+    prompt_l: str | None
+    negative_l: str | None
+    original_size: SizeLike | None
+    target_size: SizeLike | None
+    crop: str | tuple[int, int] | None
     tile_px: int | None
     colour_fix: str | None
 
