@@ -37,6 +37,10 @@ OTHER_KINDS = (
         "a ControlNet, which is not supported",
     ),
     (r"^\d+\.[01]\.(linear\.\d+|bias|\d+)", "a hypernetwork, which is not supported; leave it out"),
+    (r"\.vera_lambda_[bd]", "a VeRA adapter, which is not supported"),
+    (r"\.ia3_l(\.|$)", "an (IA)³ of peft's keys, which is not supported; LyCORIS' are"),
+    (r"\.hra_u(\.|$)", "an HRA adapter, which is not supported"),
+    (r"\.lora_embedding_[AB]", "a LoRA of an embedding layer in peft's keys, which is not supported"),
     (r"^string_to_param\.|^emb_params$", _EMBEDDING),
 )
 """What the names of tensors say of add-ons and files that are no LoRA."""

@@ -60,7 +60,7 @@ def stated_beside(path: Path) -> dict[str, Stated]:
             raise ValueError("it is no JSON object")
         return {component: _stated(_of_component(document, component)) for component in (NETWORK, TEXT, TEXT_2)}
     except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"loras {path}: its configuration cannot be read ({error}); save the LoRA again") from None
+        raise ModelError(f"loras {path}: its configuration cannot be used ({error}); save the LoRA again") from None
 
 
 def _of_component(document: Json, component: str) -> Json:
