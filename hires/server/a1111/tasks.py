@@ -98,6 +98,8 @@ class Translator:
         except RequestError as error:
             raise HTTPException(400, f"Sampler not found: {error}") from None
         prompt, loras = self._loras(body.prompt, translated)
+        if LORA.search(body.negative_prompt):
+            translated.notes.append("negative_prompt: its LoRA tags are left out; give them in the prompt")
         options: dict[str, object] = {
             "prompt": prompt,
             "negative": LORA.sub("", body.negative_prompt),
