@@ -18,7 +18,7 @@ from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import RequestError, SizeError
 from hires.options import captions
 from hires.options.fields import PictureLike, declared
-from hires.options.lora import LoraRef, loras_of, parse_lora
+from hires.options.lora import LoraRef, loras_of, parse_lora_tag
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import SizeLike, as_crop, as_size, check_size
@@ -65,7 +65,9 @@ def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, 
 
 def tag_lora(inside: str, folder: str | None) -> LoraRef:
     """The LoRA of a tag `<lora:name:0.8>` in a prompt, from a folder. RequestError where there is none."""
-    ref = parse_lora(inside)
+    ref, left = parse_lora_tag(inside)
+    if left:
+        raise RequestError(f"prompt tag <lora:{inside[:80]}>: {left[0]} is not supported; leave it out")
     return replace(ref, path=str(find_lora(ref.path, folder)))
 
 

@@ -22,8 +22,9 @@ from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import Part, missing
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
+from hires.models.adapters.change import Change
+from hires.models.adapters.lora import merged, tower_layers
 from hires.models.loading import merge_anew, read_weights, take_weights
-from hires.models.lora import LoraLayer, merged, tower_layers
 from hires.models.prompt_states import clip_conditions
 from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
@@ -214,7 +215,7 @@ def load_clip(
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
     kind = CLIPTextModelWithProjection if tower == "text_encoder_2" else CLIPTextModel
     model = _pretrained(kind, part, torch.float32 if loras else dtype)
-    merge_into(model, tower_layers(loras, _weights(model), tower))
+    merge_into(model, tower_layers(loras, model.state_dict().keys(), tower))
     return model.to(device, dtype).eval()
 
 
@@ -230,13 +231,13 @@ def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: S
         state = open_clip_state(part.path, part.prefix, model)
     else:
         state = clip_state(part.path, part.prefix, model.state_dict().keys())
-    layers = tower_layers(loras, _weights(model), part.component)
+    layers = tower_layers(loras, model.state_dict().keys(), part.component)
     return take_weights(model, state, part.path, dtype, device, layers)
 
 
 def remerge_tower(tower: nn.Module, part: Part, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> None:
     """Give a CLIP tower that holds the LoRAs `before` others, as if it had been loaded with these, bit for bit."""
-    names = _weights(tower)
+    names = tower.state_dict().keys()
     touched, layers = (tower_layers(refs, names, part.component) for refs in (before, loras))
     if touched or layers:
         merge_anew(tower, _tower_state(part, tower), touched, layers)
@@ -292,11 +293,7 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
     return loaded
 
 
-def _weights(model: nn.Module) -> list[str]:
-    return [name for name in model.state_dict() if name.endswith(".weight")]
-
-
-def merge_into(model: nn.Module, layers: dict[str, list[LoraLayer]]) -> None:
+def merge_into(model: nn.Module, layers: dict[str, list[Change]]) -> None:
     """Merge LoRA layers into a loaded module's weights, in place."""
     state = model.state_dict()
     with torch.no_grad():

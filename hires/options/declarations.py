@@ -106,9 +106,9 @@ class ModelOptions(Options):
     loras: Annotated[
         Loras,
         Option(
-            help="A LoRA to merge; may be given several times.",
+            help="A LoRA to merge, its strength on the network, and on the text; may be given several times.",
             flag="--lora",
-            metavar="PATH[:SCALE]",
+            metavar="PATH[:SCALE[:TEXT]]",
             group="model",
             panel="Model",
         ),

@@ -23,8 +23,8 @@ from hires.devices.probe import TORCH_DTYPE
 from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8
 from hires.kernels.attention_policies import Attending, everywhere
+from hires.models.adapters.controlnet import ControlBlock
 from hires.models.attention_processors import attention_backend
-from hires.models.controlnet import ControlBlock
 from hires.models.offload import Weights
 from hires.models.precision import Guarded
 from hires.models.previews import mapped, thumbnail

@@ -16,8 +16,8 @@ from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
+from hires.models.adapters.controlnet import ControlBlock, load_control
 from hires.models.attention_processors import add_compression
-from hires.models.controlnet import ControlBlock, load_control
 from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression, remerge_network
 from hires.models.offload import HOST
 from hires.models.text_encoders import TextEncoders

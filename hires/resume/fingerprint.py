@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires._version import __version__
+from hires.checkpoints.loras import lora_files
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
@@ -41,8 +42,8 @@ def describe_request(request: RenderRequest, spec: ModelSpec, pictures: Iterable
     return {
         "schema": SCHEMA,
         "request": {name: value for name, value in options.items() if name not in (*NOT_DRAWN, *FILES)},
-        "loras": [lora.scale for lora in request.loras],
-        "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
+        "loras": [lora.strengths for lora in request.loras],
+        "model": fingerprints(spec, [file for lora in request.loras for file in lora_files(lora)]),
         "embeddings": {file.name: fingerprint(file.path) for file in embeddings_of(request, spec)},
         "pictures": [None if p is None else hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in pictures],
     }

@@ -1,1 +1,1 @@
-"""What is added to a model: LoRAs, ControlNets, embeddings."""
+"""Adapters: LoRAs of every kind, merged into weights, and ControlNets."""
