@@ -223,8 +223,6 @@ class FamilyFacts:
     """The timestep that a model starts from which knows no more noise."""
     same_keys_as: str | None = None
     """The family whose files look alike, so that the user must name this one."""
-    accelerators: tuple[str, ...] = field(default=())
-    """Kinds of LoRA that were distilled for it."""
     parts_from: tuple[str, ...] = field(default=())
     """Repositories on the Hugging Face hub with the parts that a single file lacks."""
 
@@ -286,7 +284,7 @@ _ROWS = (
         sigma_range=(0.002, 120.0),
         image_channels=4,
     ),
-    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
+    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024)),
     _sdxl("sdxl-v", "SDXL, v-prediction", "v", _defaults("euler", "linear", 28, 5.0, 1024)),
     _sdxl(
         "sdxl-ip2p",

@@ -264,6 +264,7 @@ class Upscaler:
             preset=wanted.preset,
             tile_px=wanted.tile_px,
             family=wanted.family,
+            profile=wanted.profile,
             parts=wanted.parts,
             loras=wanted.loras,
             device=options.device,
@@ -328,6 +329,7 @@ class Upscaler:
             preset=wanted.preset,
             tile_px=wanted.tile_px,
             family=wanted.family,
+            profile=wanted.profile,
             parts=None if wanted.parts is None else str(wanted.parts),
             colour_fix=wanted.colour_fix,
         )

@@ -24,6 +24,7 @@ class LoadKeywords(TypedDict, total=False):
     vram: str | int | None
     ram: str | int | None
     family: str | None
+    profile: str | None
     parts: str | Path | None
     loras: Loras
     dtype: str
@@ -51,6 +52,7 @@ class SharedKeywords(TypedDict, total=False):
     guidance: float | None
     preset: str
     family: str | None
+    profile: str | None
     parts: str | Path | None
     loras: Loras
     tile_px: int | None

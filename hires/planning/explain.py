@@ -31,6 +31,7 @@ def explain(draft: Draft, way: Way) -> Iterator[str]:
     yield from tile_notes(draft, stages)
     yield from text_notes(way)
     yield from sampler_notes(draft, stages)
+    yield from few_step_notes(draft, stages[0])
     yield from guidance_notes(draft)
     yield from way_notes(draft, way)
     yield from colour_notes(draft, stages)
@@ -136,6 +137,32 @@ def sampler_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
         yield (
             f"{sampler.value} takes as many evaluations as its tolerance asks for, whatever `steps` says: "
             f"{registry.ADAPTIVE_EVALUATIONS} per stage are an estimate"
+        )
+
+
+def few_step_notes(draft: Draft, base: StagePlan) -> Iterator[str]:
+    """What was asked for that a distilled model was not made for, and a few-step sampler on a model that is not distilled."""
+    spec, own = draft.spec, draft.spec.defaults
+    if spec.facts.few_step is None:
+        if base.sampler in ("lcm", "tcd") and own.sampler != base.sampler:
+            yield f"sampler {base.sampler} is made for few-step models and draws new noise at every step; {spec.name} is none"
+        return
+    if (base.sampler, base.schedule) != (own.sampler, own.schedule):
+        yield (
+            f"{base.sampler} on {base.schedule}, as asked for: this few-step model was distilled for {own.sampler} on "
+            f"{own.schedule}; expect another picture"
+        )
+    profile = spec.profile
+    if profile is None:
+        return
+    if profile.own_steps and base.steps not in profile.own_steps:
+        least, most = min(profile.own_steps), max(profile.own_steps)
+        known = f"{least}" if least == most else f"{least} to {most}"
+        yield f"{base.steps} steps, as asked for: {profile.title} is made for {known}; expect a worse picture"
+    if base.guidance > profile.guidance_up_to:
+        yield (
+            f"guidance {base.guidance:g}, as asked for: {profile.title} is made for {profile.guidance_up_to:g} at most; expect "
+            f"burnt colours"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.spec import ModelSpec, schedule_table
 from hires.planning.plan import StagePlan
 from hires.sampling import registry
 from hires.sampling.schedules import make_levels
@@ -17,7 +17,7 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
         stage.steps,
         sigma_min=max(spec.sigma_min, stage.sigma_end),
         sigma_max=spec.sigma_max,
-        table=sigma_table(spec),
+        table=schedule_table(spec, stage.schedule),
         start=stage.sigma_start,
         discard_penultimate=registry.SAMPLER_FACTS[stage.sampler].discard_penultimate,
     )
