@@ -247,8 +247,8 @@ LEVELS: dict[str, Levels] = {
     "simple": simple,
     "sgm_uniform": sgm_uniform,
     "trailing": trailing,
+    "sd_turbo": sd_turbo,
     "ddim_uniform": ddim_uniform,
     "beta": beta,
     "lcm": lcm,
-    "sd_turbo": sd_turbo,
 }
