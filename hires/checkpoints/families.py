@@ -42,6 +42,8 @@ class UNetShape:
     """
     head_dims: tuple[int, ...] = ()
     """Width of an attention head per level."""
+    guidance_width: int = 0
+    """Width of the embedding that tells an LCM's UNet the guidance scale, instead of two evaluations; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,8 @@ class Profile:
     """What `profile` takes."""
     title: str
     """Its name for people."""
+    names: tuple[str, ...]
+    """Files, as published, whose names tell it."""
     rules: tuple[Rule, ...]
     defaults: Defaults
     """Steps, guidance, sampler, schedule and relay on a model of 1024 px."""
@@ -137,14 +139,19 @@ LCM = word(r"lcm|vega[-_ ]?rt")
 FLASH = r"(?<![a-z])flash[-_ ]?(?:sdxl|sd|pixart)(?![a-z])"
 SDXL_FLASH = r"(?<![a-z])sdxl[-_ ]?flash(?![a-z])"
 SAI_TURBO = r"(?<![a-z])sd_?xl[-_ ]?turbo(?=$|[-_. ]*(?:v?\d|fp|bf|unet|lora))"
+UNCOUNTED_HYPER = Rule(word=HYPER, also=FOR_SD, only="lora")
+UNCOUNTED_LIGHTNING = Rule(word=LIGHTNING, also=FOR_SD, only="lora")
+TRAILING = {"lightning": ("SDXL-Lightning", ("sdxl",)), "hyper": ("Hyper-SD", SD)}
 SMALL, NORMAL = r"small[-_ ]?cfg", r"normal[-_ ]?cfg"
 
 
-def _trailing(kind: str, title: str, steps: int, *rules: Rule, bases: tuple[str, ...] = ("sdxl",)) -> Profile:
+def _trailing(kind: str, steps: int, names: tuple[str, ...], *rules: Rule) -> Profile:
     """A checkpoint of progressive distillation: Euler, which is DDIM, on trailing timesteps of its own count."""
+    title, bases = TRAILING[kind]
     return Profile(
         name=f"{kind}-{steps}",
         title=f"{title}, {steps} steps",
+        names=names,
         rules=rules,
         bases=bases,
         defaults=_run("euler", "trailing", steps),
@@ -156,6 +163,7 @@ def _hyper_cfg(steps: int) -> Profile:
     return Profile(
         name=f"hyper-cfg-{steps}",
         title=f"Hyper-SD with guidance, {steps} steps",
+        names=(f"Hyper-SDXL-{steps}steps-CFG-lora",),
         rules=(Rule(word=HYPER, also=r"cfg", steps=(steps,)),),
         bases=SD,
         defaults=_run("euler", "trailing", steps, 5.0),
@@ -168,6 +176,7 @@ def _pcm(kind: str, steps: int, guidance: float, most: float, pattern: str) -> P
     return Profile(
         name=f"pcm-{kind}-{steps}",
         title=f"PCM ({kind}), {steps} steps",
+        names=(f"pcm_sdxl_{kind}_{steps}step_converted", f"pcm_sd15_{kind}_{steps}step_converted"),
         rules=(Rule(word=PCM, also=pattern, steps=(steps,)),),
         bases=SD,
         defaults=_run("euler", "trailing", steps, guidance),
@@ -176,11 +185,12 @@ def _pcm(kind: str, steps: int, guidance: float, most: float, pattern: str) -> P
     )
 
 
-def _merge(kind: str, title: str, steps: int, pattern: str, bases: tuple[str, ...]) -> Profile:
+def _merge(kind: str, steps: int, pattern: str, names: tuple[str, ...], bases: tuple[str, ...] = ("sdxl",)) -> Profile:
     """A merge into a fine-tuned model: DPM++ SDE on Karras at guidance 2, as their authors run them."""
     return Profile(
         name=f"{kind}-merge",
-        title=title,
+        title=f"{kind.capitalize()} merge",
+        names=names,
         rules=(Rule(word=pattern, only="model"),),
         bases=bases,
         defaults=_run("dpmpp_sde", "karras", steps, 2.0, MERGE_RELAY),
@@ -190,73 +200,27 @@ def _merge(kind: str, title: str, steps: int, pattern: str, bases: tuple[str, ..
     )
 
 
+def _lcm(name: str, title: str, names: tuple[str, ...], rule: Rule, sampler: str = "lcm") -> Profile:
+    """A method that is run on the timesteps of an LCM."""
+    run = _run(sampler, "lcm", 4, relay=LCM_RELAY)
+    return Profile(name=name, title=title, names=names, rules=(rule,), bases=SD, defaults=run)
+
+
 _PCM_ROWS = (
-    Profile(
-        name="pcm-lcmlike",
-        title="PCM (LCM-like)",
-        rules=(Rule(word=PCM, also=r"lcm[-_ ]?like"),),
-        bases=SD,
-        defaults=_run("lcm", "lcm", 4, relay=LCM_RELAY),
-        guidance_up_to=2.0,
+    _lcm(
+        "pcm-lcmlike",
+        "PCM (LCM-like)",
+        ("pcm_sdxl_lcmlike_lora_converted", "pcm_sd15_lcmlike_lora_converted"),
+        Rule(word=PCM, also=r"lcm[-_ ]?like"),
     ),
     *(_pcm("normalcfg", steps, scale, most, NORMAL) for steps, scale, most in ((4, 3.0, 3.5), (8, 4.5, 6.0), (16, 6.0, 9.0))),
     *(_pcm("smallcfg", steps, 1.0, 2.0, SMALL) for steps in (2, 4, 8, 16)),
 )
-_HYPER_ROWS = (
-    _hyper_cfg(8),
-    _hyper_cfg(12),
-    Profile(
-        name="hyper-1-lora",
-        title="Hyper-SD, the unified LoRA",
-        rules=(Rule(word=HYPER, steps=(1,), also="lora"), Rule(word=HYPER, steps=(1,), only="lora")),
-        bases=SD,
-        defaults=_run("tcd", "lcm", 1),
-        own_steps=tuple(range(1, 9)),
-    ),
-    Profile(
-        name="hyper-1",
-        title="Hyper-SD, 1 step",
-        rules=(Rule(word=HYPER, steps=(1,)),),
-        bases=SD,
-        defaults=_one("lcm", SIGMA_800),
-        own_steps=(1,),
-        start_timestep=800,
-    ),
-    *(_trailing("hyper", "Hyper-SD", steps, Rule(word=HYPER, steps=(steps,)), bases=SD) for steps in (2, 4)),
-    _trailing("hyper", "Hyper-SD", 8, Rule(word=HYPER, steps=(8,)), Rule(word=HYPER, also=FOR_SD, only="lora"), bases=SD),
-    _merge("hyper", "Hyper merge", 6, HYPER, SD),
-)
-_LIGHTNING_ROWS = (
-    Profile(
-        name="lightning-1",
-        title="SDXL-Lightning, 1 step",
-        rules=(
-            Rule(word=LIGHTNING, also=word("x0"), only="model"),
-            Rule(word=LIGHTNING, steps=(1,), only="model"),
-        ),
-        defaults=_one("euler", LAST_SIGMA),
-        own_steps=(1,),
-        parameterisation="x0",
-    ),
-    _trailing("lightning", "SDXL-Lightning", 2, Rule(word=LIGHTNING, steps=(2,))),
-    _trailing(
-        "lightning", "SDXL-Lightning", 4, Rule(word=LIGHTNING, steps=(4,)), Rule(word=LIGHTNING, also=FOR_SD, only="lora")
-    ),
-    _trailing("lightning", "SDXL-Lightning", 8, Rule(word=LIGHTNING, steps=(8,))),
-    _merge("lightning", "Lightning merge", 6, LIGHTNING, ("sdxl",)),
-)
-_ROWS = (
-    *_PCM_ROWS,
-    Profile(
-        name="tcd",
-        title="TCD",
-        rules=(Rule(word=TCD),),
-        bases=SD,
-        defaults=_run("tcd", "lcm", 4, relay=LCM_RELAY),
-    ),
+_DMD2_ROWS = (
     Profile(
         name="dmd2-1",
         title="DMD2, 1 step",
+        names=("dmd2_sdxl_1step_unet_fp16",),
         rules=(Rule(word=DMD2, steps=(1,)),),
         defaults=_one("lcm", SIGMA_399),
         own_steps=(1,),
@@ -265,49 +229,101 @@ _ROWS = (
     Profile(
         name="dmd2",
         title="DMD2, 4 steps",
+        names=("dmd2_sdxl_4step_unet_fp16", "dmd2_sdxl_4step_lora_fp16"),
         rules=(Rule(word=DMD2),),
         defaults=_run("lcm", "trailing", 4),
         own_steps=(4,),
         guidance_up_to=1.8,
     ),
+)
+_HYPER_ROWS = (
+    _hyper_cfg(8),
+    _hyper_cfg(12),
     Profile(
-        name="sdxl-flash",
-        title="SDXL Flash",
-        rules=(Rule(word=SDXL_FLASH),),
-        defaults=_run("dpmpp_sde", "trailing", 7, 3.0, Relay(steps=(3,), guidance=1.0, sigma=TURBO_RELAY)),
-        own_steps=tuple(range(6, 10)),
-        guidance_up_to=3.5,
-    ),
-    Profile(
-        name="flash",
-        title="Flash Diffusion",
-        rules=(Rule(word=FLASH),),
-        bases=(*SD, "pixart-alpha-1024"),
-        defaults=_run("lcm", "lcm", 4, relay=LCM_RELAY),
-        own_steps=(4,),
-    ),
-    *_HYPER_ROWS,
-    *_LIGHTNING_ROWS,
-    Profile(
-        name="lcm",
-        title="LCM",
-        rules=(Rule(word=LCM),),
+        name="hyper-1-lora",
+        title="Hyper-SD, the unified LoRA",
+        names=("Hyper-SDXL-1step-lora", "Hyper-SD15-1step-lora"),
+        rules=(Rule(word=HYPER, steps=(1,), also="lora"), Rule(word=HYPER, steps=(1,), only="lora")),
         bases=SD,
-        defaults=_run("lcm", "lcm", 4, relay=LCM_RELAY),
-        few_step="lcm",
+        defaults=_run("tcd", "lcm", 1),
         own_steps=tuple(range(1, 9)),
-        guidance_up_to=2.0,
     ),
+    Profile(
+        name="hyper-1",
+        title="Hyper-SD, 1 step",
+        names=("Hyper-SDXL-1step-Unet", "Hyper-SDXL-1step-Unet-Comfyui.fp16"),
+        rules=(Rule(word=HYPER, steps=(1,)),),
+        bases=SD,
+        defaults=_one("lcm", SIGMA_800),
+        own_steps=(1,),
+        start_timestep=800,
+    ),
+    _trailing("hyper", 2, ("Hyper-SDXL-2steps-lora",), Rule(word=HYPER, steps=(2,))),
+    _trailing("hyper", 4, ("Hyper-SDXL-4steps-lora", "Hyper-SD15-4steps-lora"), Rule(word=HYPER, steps=(4,))),
+    _trailing("hyper", 8, ("Hyper-SDXL-8steps-lora", "Hyper-SD15-8steps-lora"), Rule(word=HYPER, steps=(8,)), UNCOUNTED_HYPER),
+    _merge("hyper", 6, HYPER, ("juggernautXL_hyper", "realisticVision_hyper"), SD),
+)
+_LIGHTNING_ROWS = (
+    Profile(
+        name="lightning-1",
+        title="SDXL-Lightning, 1 step",
+        names=("sdxl_lightning_1step_x0", "sdxl_lightning_1step_unet_x0"),
+        rules=(Rule(word=LIGHTNING, also=word("x0"), only="model"), Rule(word=LIGHTNING, steps=(1,), only="model")),
+        defaults=_one("euler", LAST_SIGMA),
+        own_steps=(1,),
+        parameterisation="x0",
+    ),
+    _trailing("lightning", 2, ("sdxl_lightning_2step", "sdxl_lightning_2step_lora"), Rule(word=LIGHTNING, steps=(2,))),
+    _trailing("lightning", 8, ("sdxl_lightning_8step", "sdxl_lightning_8step_lora"), Rule(word=LIGHTNING, steps=(8,))),
+    _trailing(
+        "lightning",
+        4,
+        ("sdxl_lightning_4step", "sdxl_lightning_4step_lora"),
+        Rule(word=LIGHTNING, steps=(4,)),
+        UNCOUNTED_LIGHTNING,
+    ),
+    _merge("lightning", 6, LIGHTNING, ("juggernautXL_lightning", "RealVisXL_V4.0_Lightning", "dreamshaperXL_lightningDPMSDE")),
+)
+_TURBO_ROWS = (
     Profile(
         name="turbo",
         title="SDXL-Turbo",
+        names=("sd_xl_turbo_1.0_fp16", "sdxl-turbo"),
         rules=(Rule(word=SAI_TURBO),),
         defaults=_run("euler_ancestral", "trailing", 4),
         few_step="turbo",
         own_steps=(1, 2, 3, 4),
         native_px=512,
     ),
-    _merge("turbo", "Turbo merge", 5, word("turbo"), ("sdxl",)),
+    _merge("turbo", 5, word("turbo"), ("dreamshaperXL_v21TurboDPMSDE", "sdxl_turboVisionXL")),
+)
+_ROWS = (
+    *_PCM_ROWS,
+    _lcm("tcd", "TCD", ("TCD-SDXL-LoRA", "TCD-SD15-LoRA"), Rule(word=TCD), "tcd"),
+    *_DMD2_ROWS,
+    Profile(
+        name="sdxl-flash",
+        title="SDXL Flash",
+        names=("SDXL-Flash", "sdxl-flash-mini"),
+        rules=(Rule(word=SDXL_FLASH),),
+        defaults=_run("dpmpp_sde", "trailing", 7, 3.0, Relay(steps=(3,), guidance=1.0, sigma=TURBO_RELAY)),
+        own_steps=tuple(range(6, 10)),
+        guidance_up_to=3.5,
+    ),
+    replace(
+        _lcm("flash", "Flash Diffusion", ("flash-sdxl", "flash-sd", "flash-pixart"), Rule(word=FLASH)),
+        bases=(*SD, "pixart-alpha-1024"),
+        own_steps=(4,),
+    ),
+    *_HYPER_ROWS,
+    *_LIGHTNING_ROWS,
+    replace(
+        _lcm("lcm", "LCM", ("lcm-sdxl", "lcm-lora-sdxl", "lcm_lora_sdv1-5", "Segmind-VegaRT"), Rule(word=LCM)),
+        few_step="lcm",
+        own_steps=tuple(range(1, 9)),
+        guidance_up_to=2.0,
+    ),
+    *_TURBO_ROWS,
 )
 PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in _ROWS}
 """Every profile by name; of several that a name tells, the first counts."""

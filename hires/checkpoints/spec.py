@@ -36,6 +36,9 @@ from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import Json
 
+EMBEDDED_GUIDANCE, EMBEDDED_UP_TO = 8.0, 14.0
+"""The guidance of an LCM that is told it: its card's, and the highest that it was trained with (Luo et al. 2023: 2 to 14)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -168,6 +171,8 @@ def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str
     if profile is not None:
         return spec if profile == NONE else as_profile(spec, find_profile(profile), "as asked for")
     found = match(names_of(finding.path, finding.header.metadata if finding.header else {}), "model")
+    if embeds_guidance(spec):
+        return as_profile(spec, find_profile("lcm"), "time_embedding.cond_proj: it is told the guidance scale")
     if found is None or (finding.path / "hires.json").is_file() or (family and spec.facts.few_step):
         return spec
     base = base_family(spec)
@@ -186,6 +191,11 @@ def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str
         )
         return replace(spec, notes=(*spec.notes, note))
     return as_profile(spec, found.profile, found.reason)
+
+
+def embeds_guidance(spec: ModelSpec) -> bool:
+    """Whether the network is told the guidance scale, and needs one evaluation a step whatever it is."""
+    return isinstance(spec.network, UNetShape) and spec.network.guidance_width > 0
 
 
 def base_family(spec: ModelSpec) -> FamilyFacts:
@@ -217,6 +227,9 @@ def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
         bins=profile.native_px or base.bins,
     )
     run = profile.run(side)
+    if embeds_guidance(spec):
+        profile = replace(profile, guidance_up_to=EMBEDDED_UP_TO)
+        run = replace(run, guidance=EMBEDDED_GUIDANCE, relay_guidance=EMBEDDED_GUIDANCE)
     note = (
         f"profile {profile.name}, {reason}: {run.steps} step{'s' if run.steps > 1 else ''} of {run.sampler} on {run.schedule}, "
         f"guidance {run.guidance:g}, {side} px; `profile` none runs it as plain {base.title}"
@@ -421,6 +434,7 @@ def unet_shape(config: Json, facts: FamilyFacts) -> UNetShape:
         latent_channels=int(config["in_channels"]) - facts.image_channels,
         mid_layers=int(layers[-1]) if "CrossAttn" in (config.get("mid_block_type") or "CrossAttn") else 0,
         head_dims=tuple(width // count for width, count in zip(channels, heads, strict=True)),
+        guidance_width=int(config.get("time_cond_proj_dim") or 0),
     )
 
 

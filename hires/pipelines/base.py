@@ -9,7 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.families import UNetShape
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, sigma_table
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8
@@ -32,7 +33,7 @@ from hires.options.render import RenderRequest
 from hires.planning.plan import DecodePlan, MemoryPlan, StagePlan
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
-from hires.sampling.conditioning import Conditioning
+from hires.sampling.conditioning import Conditioning, guidance_embedding
 from hires.sampling.denoisers import consistency, edm_v, eps, v, x0
 from hires.sampling.guidance import Guidance, guided
 from hires.tiling.geometry import Size
@@ -163,6 +164,10 @@ class Session(ABC):
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         """The guided denoiser of a stage's whole canvas, and the conditions to call it with."""
         conditional, unconditional = self.conditions(stage.canvas)
+        if embeds_guidance(self.spec):
+            assert isinstance(self.spec.network, UNetShape), "only UNets are told the guidance scale"
+            told = guidance_embedding(stage.guidance, self.spec.network.guidance_width, conditional.batch)
+            return on_canvas, replace(conditional, guidance=told.to(conditional.tokens))
         return guided(on_canvas, unconditional, guidance_of(stage)), conditional
 
     @abstractmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from hires.checkpoints.spec import embeds_guidance
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy
@@ -173,7 +174,9 @@ def guidance_notes(draft: Draft) -> Iterator[str]:
         yield f"guidance {request.guidance:g} taken as {guidance.value:g}: {guidance.reason}"
     elif guidance.value < 1:
         yield f"guidance {guidance.value:g}: below 1 the picture leans to the negative prompt"
-    if guidance.value == 1.0 and request.negative:
+    if request.negative and embeds_guidance(draft.spec):
+        yield "the negative prompt has no say: this LCM is told the guidance scale instead"
+    elif request.negative and guidance.value == 1.0:
         yield "the negative prompt has no say at guidance 1"
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hires.checkpoints.spec import ModelSpec, schedule_table, sigma_max_for
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table, sigma_max_for
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.options.stage import GuidePlan, StageSpec
@@ -257,6 +257,8 @@ def guidance_range(settings: StageSpec, spec: ModelSpec) -> GuidanceRange:
         raise RequestError(
             f"stage: high, rescale and interval are of text guidance; {spec.name} edits with two: leave them out"
         )
+    if embeds_guidance(spec) and (limits.high or limits.rescale or limits.interval):
+        raise RequestError(f"stage: high, rescale and interval: {spec.name} is told one guidance scale: leave them out")
     return limits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ class Conditioning:
     """SDXL's original height, width, crop top, left, target height, width in pixels, (B, 6)."""
     resolution: Tensor | None = None
     """PixArt-α's height and width in pixels, (B, 2)."""
+    guidance: Tensor | None = None
+    """The embedding of the guidance scale of an LCM that is told it, (B, W)."""
     canvas: Size | None = None
     """The whole picture in latent cells, for networks that must know where a tile lies on it."""
     places: tuple[Box, ...] | None = None
@@ -82,6 +85,7 @@ class Conditioning:
             image_latents=part(self.image_latents),
             size_ids=part(self.size_ids),
             resolution=part(self.resolution),
+            guidance=part(self.guidance),
             places=None if self.places is None else self.places[start:stop],
         )
 
@@ -106,6 +110,7 @@ class Conditioning:
             image_latents=joined([part.image_latents for part in parts]),
             size_ids=joined([part.size_ids for part in parts]),
             resolution=joined([part.resolution for part in parts]),
+            guidance=joined([part.guidance for part in parts]),
             places=tuple(box for part in parts for box in part.boxes) if has_places else None,
         )
 
@@ -123,6 +128,7 @@ class Conditioning:
             image_latents=move(self.image_latents),
             size_ids=move(self.size_ids, None),
             resolution=move(self.resolution, None),
+            guidance=move(self.guidance),
         )
 
 
@@ -133,6 +139,14 @@ def sdxl_size_ids(canvas_px: Size, batch: int = 1) -> Tensor:
     """
     h, w = canvas_px.height, canvas_px.width
     return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
+
+
+def guidance_embedding(scale: float, width: int, batch: int = 1) -> Tensor:
+    """[sin(1000 w f), cos(1000 w f)], (batch, width), with w = scale - 1 and f from 1 to 1/10000 (Luo et al. 2023, LCM)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (scale - 1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()])[None].repeat(batch, 1)
 
 
 def pixart_resolution(canvas_px: Size, batch: int = 1) -> Tensor:

@@ -11,21 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hires
+from hires.checkpoints.configs import ldm_unet_names
 from hires.checkpoints.loras import with_loras
-from hires.checkpoints.profiles import PROFILES, apart, match
+from hires.checkpoints.profiles import PROFILES, Profile, apart, match
 from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.devices.machines import described_card
 from hires.engine.requests import spec_for
 from hires.errors import ModelError, RequestError
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
+from hires.options.stage import StageSpec
 from hires.pipelines.base import preconditioned
 from hires.pipelines.progressive import noisy, stage_sigmas
 from hires.planning.plan import MemoryPlan
 from hires.planning.planner import plan
+from hires.sampling.conditioning import guidance_embedding
 from hires.sampling.denoisers import timestep_of
 from hires.tiling.geometry import Size
-from tests.support.checkpoints import Checkpoint
+from tests.support.checkpoints import Checkpoint, make, seeded
 
 Get = Callable[..., Checkpoint]
 EULER, SDE, LCM, TCD = ("euler", "trailing"), ("dpmpp_sde", "karras"), ("lcm", "lcm"), ("tcd", "lcm")
@@ -301,9 +304,49 @@ def test_a_lightning_file_is_drawn_as_planned(tmp_path: Path, checkpoint: Get) -
     assert asked.defaults.steps == 30
 
 
-def test_every_profile_is_told_by_some_name() -> None:
-    told = {profile for _, profile, *_ in (*MODELS, *LORAS)}
-    missing = set(PROFILES) - told - {f"pcm-smallcfg-{n}" for n in (4, 8, 16)} - {f"pcm-normalcfg-{n}" for n in (4, 16)}
-    assert not missing
-    for profile in PROFILES.values():
-        profile.defaults.check()
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_every_published_name_tells_its_own_profile(profile: Profile) -> None:
+    for name in profile.names:
+        kind = "lora" if "lora" in name.lower() or name.startswith("pcm") else "model"
+        found = match([(name, "its name")], kind)
+        assert found is not None, name
+        assert found.profile is profile, name
+    profile.defaults.check()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny full LCM, whose UNet is told the guidance scale."""
+    from diffusers import UNet2DConditionModel
+
+    folder = tmp_path_factory.mktemp("told")
+    made = make(folder, "sdxl", "folder")
+    config = {key: value for key, value in made.network.config.items() if key != "_use_default_values"}
+    config["time_cond_proj_dim"] = 256
+    seeded(lambda: UNet2DConditionModel.from_config(config), 1).save_pretrained(folder / "unet")
+    return folder
+
+
+def test_a_full_lcm_is_told_the_guidance_scale(told: Path) -> None:
+    spec = load_spec(str(told))
+    assert spec.profile is not None
+    assert (spec.profile.name, spec.defaults.guidance) == ("lcm", 8.0)
+    assert "time_embedding.cond_proj" in spec.notes[-1]
+    result = planned(spec, 64, negative="rain")
+    assert result.costs[0].flops == planned(spec, 64, guidance=1.0).costs[0].flops, "one evaluation a step"
+    assert any("no say: this LCM is told the guidance scale" in note for note in result.notes)
+    with pytest.raises(RequestError, match="is told one guidance scale"):
+        planned(spec, 64, stages=(StageSpec(size=Size(64, 64), guidance_rescale=0.5),))
+    two, nine = (hires.render("a", size="64x64", model=str(told), steps=1, guidance=scale).pixels for scale in (2, 9))
+    assert (two != nine).any()
+
+
+def test_a_full_lcm_in_one_file_has_its_embedding_too() -> None:
+    assert ldm_unet_names(["time_embedding.cond_proj"], 2) == {"time_embedding.cond_proj": "time_embed.cond_proj"}
+
+
+def test_the_embedding_is_that_of_diffusers() -> None:
+    from diffusers import LatentConsistencyModelPipeline
+
+    wanted = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.0]), 256)
+    torch.testing.assert_close(guidance_embedding(8.0, 256), wanted, rtol=0, atol=2e-4)

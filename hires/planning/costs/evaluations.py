@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hires.checkpoints.spec import ModelSpec, schedule_table
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table
 from hires.planning.plan import StagePlan
 from hires.sampling import registry
 from hires.sampling.schedules import make_levels
@@ -25,9 +25,11 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
 
 
 def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
-    """How many conditions a step evaluates at most: an edit three, guidance two, none one."""
+    """How many conditions a step evaluates at most: an edit three, guidance two, none or told to the network one."""
     if spec.facts.image_channels:
         return 3
+    if embeds_guidance(spec):
+        return 1
     return 1 if stage.guidance == 1.0 and stage.guidance_high in (None, 1.0) else 2
 
 
