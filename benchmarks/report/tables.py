@@ -15,6 +15,7 @@ from benchmarks.suites import scaling as bench_scaling
 from benchmarks.suites import scenes as bench_scenes
 from benchmarks.suites import strategies as bench_strategies
 from benchmarks.suites import waterfall as bench_waterfall
+from hires.checkpoints.profiles import PROFILES
 from hires.options.table import option_table
 
 Rows = Sequence[Mapping[str, str]]
@@ -262,8 +263,28 @@ def peers(*parts: str) -> Callable[[], str]:
     return table
 
 
+def profiles() -> str:
+    """The few-step profiles: names, how each is run, and on which families."""
+    lines = [
+        "| `--profile` | what it is | told by names such as | steps | CFG | sampler, schedule | px | models |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for profile in PROFILES.values():
+        run, names = profile.defaults, ", ".join(f"`{name}`" for name in profile.names)
+        advised = f" ({min(profile.own_steps)}–{max(profile.own_steps)})" if len(profile.own_steps) > 1 else ""
+        most = f" (to {profile.guidance_up_to:g})" if profile.guidance_up_to > run.guidance else ""
+        side = profile.native_px or "the model's"
+        bases = ", ".join(profile.bases)
+        lines.append(
+            f"| `{profile.name}` | {profile.title} | {names} | {run.steps}{advised} | {run.guidance:g}{most} | "
+            f"{run.sampler}, {run.schedule} | {side} | {bases} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "options": option_table,
+    "profiles": profiles,
     "plans": plans,
     "presets": presets,
     "choices": choices,

@@ -19,7 +19,13 @@ from benchmarks.report.figures import FIGURES, current, draw, points_of
 from benchmarks.report.tables import BLOCKS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"), Path("docs/guide/relay-and-stages.md"), Path("docs/options.md"))
+DOCUMENTS = (
+    Path("README.md"),
+    Path("docs/benchmarks.md"),
+    Path("docs/guide/few-step.md"),
+    Path("docs/guide/relay-and-stages.md"),
+    Path("docs/options.md"),
+)
 FIGURE_FOLDER = Path("docs/figures")
 BLOCK = re.compile(r"(?P<head>^<!-- report:(?P<name>[\w-]+) -->\n).*?(?P<tail>^<!-- /report -->$)", re.DOTALL | re.MULTILINE)
 

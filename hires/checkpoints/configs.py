@@ -64,6 +64,8 @@ def ldm_unet_config(shapes: Shapes, base: Path) -> Json:
     }
     if isinstance(config["attention_head_dim"], list):  # a number of heads, for all that it is called
         config["attention_head_dim"] = [max(1, width // HEAD_DIM) for width in channels]
+    if "time_embed.cond_proj.weight" in shapes:
+        config["time_cond_proj_dim"] = shapes["time_embed.cond_proj.weight"][1]
     if "label_emb.0.0.weight" in shapes:
         pooled = shapes["label_emb.0.0.weight"][1]
         config["projection_class_embeddings_input_dim"] = pooled
@@ -149,6 +151,7 @@ _RESNET = {
 _OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",

@@ -2,7 +2,7 @@
 
 Imports no torch and reads no tensor.
 
-Where keys cannot tell (Turbo, a merged LCM, DMD, YOSO) the user says so with a family's name; a word in the file's name is a
+Where keys cannot tell (PixArt's δ, DMD, YOSO) the user says so with a family's name; a word in the file's name is a
 hint, and the finding says that it was used.
 """
 
@@ -20,9 +20,8 @@ from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import Header, read_header
 from hires.errors import ModelError, unknown
 
-HINTS = {
-    "turbo": ("sdxl-turbo",),
-    "lcm": ("sdxl-lcm", "pixart-delta"),
+HINTS = {  # few-step files of SDXL and SD1.5 are told in profiles.py
+    "lcm": ("pixart-delta",),
     "dmd": ("pixart-dmd",),
     "yoso": ("yoso-pixart-512",),
 }

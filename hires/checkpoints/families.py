@@ -42,6 +42,8 @@ class UNetShape:
     """
     head_dims: tuple[int, ...] = ()
     """Width of an attention head per level."""
+    guidance_width: int = 0
+    """Width of the embedding that tells an LCM's UNet the guidance scale, instead of two evaluations; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +227,6 @@ class FamilyFacts:
     """The timestep that a model starts from which knows no more noise."""
     same_keys_as: str | None = None
     """The family whose files look alike, so that the user must name this one."""
-    accelerators: tuple[str, ...] = field(default=())
-    """Kinds of LoRA that were distilled for it."""
     parts_from: tuple[str, ...] = field(default=())
     """Repositories on the Hugging Face hub with the parts that a single file lacks."""
 
@@ -288,7 +288,7 @@ _ROWS = (
         sigma_range=(0.002, 120.0),
         image_channels=4,
     ),
-    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024), accelerators=("lcm",)),
+    _sdxl("sdxl", "SDXL", "eps", _defaults("dpmpp_2m", "karras", 30, 6.0, 1024)),
     _sdxl("sdxl-v", "SDXL, v-prediction", "v", _defaults("euler", "linear", 28, 5.0, 1024)),
     _sdxl(
         "sdxl-ip2p",

@@ -15,8 +15,8 @@ from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
 from hires.checkpoints.headers import TensorInfo, folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, next_move
-from hires.checkpoints.loras import says_lcm
-from hires.checkpoints.spec import ModelSpec, identify, parts_folder, spec_of
+from hires.checkpoints.loras import lora_profile
+from hires.checkpoints.spec import ModelSpec, identify, parts_folder, profiled, spec_of
 from hires.errors import ModelError
 from hires.options.declarations import ModelOptions, SizeOptions
 from hires.options.fields import flags_of
@@ -83,7 +83,8 @@ def inspect(name: str | Path, *, family: str | None = None, parts: str | Path | 
         finding = identify(path, family)
         if finding.kind != "model":
             return Inspection(_part_alone(finding))
-        return Inspection(_model(name, finding, spec_of(name, finding, parts_folder(parts)), family, parts))
+        spec = profiled(spec_of(name, finding, parts_folder(parts)), finding, family, None)
+        return Inspection(_model(name, finding, spec, family, parts))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
 
@@ -103,6 +104,7 @@ def _model(name: str, finding: Finding, spec: ModelSpec, family: str | None, par
         "sigma_from_file": finding.sigma_range is not None,
         "zero_terminal_snr": spec.zero_terminal_snr,
         "native_px": spec.native_px,
+        "profile": None if spec.profile is None else spec.profile.name,
         "components": {part.component: contents(part) for part in spec.parts.values()},
         "defaults": asdict(spec.defaults),
         "missing": [
@@ -126,7 +128,8 @@ def _part_alone(finding: Finding) -> Json:
         **summary(tensors),
     }
     if finding.kind == "lora" and finding.header is not None:
-        document["lcm"] = says_lcm(finding.path, finding.header)
+        told = lora_profile(finding.path, finding.header)
+        document["profile"] = None if told is None else told.profile.name
         lora = f"{FLAGS['loras']} {shlex.quote(str(finding.path))}:1"
         document["command"] = f"hires render PROMPT {FLAGS['size']} WxH {FLAGS['model']} MODEL {lora} -o out.png"
     return document
@@ -176,7 +179,8 @@ def lines(document: Json) -> list[str]:
         what = "LoRA" if document["kind"] == "lora" else "autoencoder"
         made_for = f" for {document['family']}" if document["family"] else ""
         size = f"{document['parameters'] / 1e6:.2f} M parameters, {document['bytes']:,} bytes, {', '.join(document['dtypes'])}"
-        extra = ["an LCM-LoRA: a run with it takes few steps"] if document.get("lcm") else []
+        profile = document.get("profile")
+        extra = [f"  profile    {profile}: a run with it takes few steps, unless `profile` is none"] if profile else []
         return [
             f"{document['path']}: {what}{made_for}",
             f"  why        {'; '.join(document['why'])}",
@@ -191,6 +195,7 @@ def lines(document: Json) -> list[str]:
         *(f"  note       {note}" for note in document["notes"]),
         f"  predicts   {document['parameterisation']}, sigma {sigmas} ({source})",
         f"  native     {document['native_px']} px",
+        f"  profile    {document['profile'] or 'none'}",
         f"  defaults   {run['steps']} steps of {run['sampler']}, schedule {run['schedule']}, guidance {run['guidance']:g}",
     ]
     for component, held in document["components"].items():

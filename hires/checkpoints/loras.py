@@ -1,4 +1,4 @@
-"""Checks LoRAs before any is loaded, and applies an LCM-LoRA's defaults.
+"""Checks LoRAs before any is loaded, and applies the profiles of few-step ones.
 
 Reads headers only; imports no torch.
 """
@@ -13,10 +13,11 @@ from pathlib import Path
 from hires.checkpoints.adapters.detect import FOREIGN, bundled_embeddings, other_kind
 from hires.checkpoints.adapters.keys import IDLE, TEXT, TEXT_2, component_of, read_layers
 from hires.checkpoints.adapters.stated import CONFIG_FILE, PEFT_FILE
-from hires.checkpoints.detect_file import Finding, identify_lora, says
-from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.detect_file import Finding, identify_lora
+from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import Header, read_header
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.profiles import Match, match, names_of
+from hires.checkpoints.spec import ModelSpec, as_profile, fits
 from hires.errors import ModelError
 from hires.options.lora import COUNTS, LoraRef
 
@@ -56,8 +57,11 @@ def lora_files(ref: LoraRef) -> tuple[Path, ...]:
     return (path, beside) if path.name == PEFT_FILE and beside.is_file() else (path,)
 
 
-def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
-    """The facts of a model with these LoRAs: an LCM-LoRA brings its own defaults. ModelError for one of another family."""
+def with_loras(spec: ModelSpec, loras: Sequence[LoraRef], profile: str | None = None) -> ModelSpec:
+    """The facts of a model with these LoRAs, of which few-step ones bring their profile unless `profile` is given.
+
+    ModelError for one of another family.
+    """
     for ref in loras:
         path = lora_file(ref)
         header = read_header(path)
@@ -67,8 +71,9 @@ def with_loras(spec: ModelSpec, loras: Sequence[LoraRef]) -> ModelSpec:
         check_family(finding, spec)
         read_layers(header)
         _check_blocks(ref, path, spec)
-        if says_lcm(path, header):
-            spec = _as_lcm(spec, path)
+        told = lora_profile(path, header)
+        if told is not None and profile is None and ref.scale != 0:
+            spec = _profiled(spec, told, path)
         spec = replace(spec, notes=(*spec.notes, *_notes(ref, finding)))
     return spec
 
@@ -130,26 +135,21 @@ def check_family(finding: Finding, spec: ModelSpec) -> None:
         raise ModelError(f"{refusal}: {towers} of its keys are for a text tower that takes none here; leave it out")
 
 
-def says_lcm(path: Path, header: Header) -> bool:
-    """Whether a LoRA's name, its folder's or repository's in the hub cache, or its metadata say 'lcm' as a word."""
-    folders = [part for part in path.parent.parts if part.startswith("models--")]
-    if path.name in FOLDER_FILES:
-        folders.append(path.parent.name)
-    return any(says("lcm", str(word)) for word in (path.name, *folders, *header.metadata.values()))
+def lora_profile(path: Path, header: Header) -> Match | None:
+    """The profile that a LoRA's name, its folder's or repository's in the hub cache, or its title in the metadata tells."""
+    return match(names_of(path, header.metadata), "lora")
 
 
-def _as_lcm(spec: ModelSpec, path: Path) -> ModelSpec:
-    if spec.facts.few_step == "lcm":
+def _profiled(spec: ModelSpec, told: Match, path: Path) -> ModelSpec:
+    """The model run as a few-step LoRA was made for. ModelError for a model that the LoRA was not distilled from."""
+    profile = told.profile
+    if spec.profile == profile or spec.facts.few_step == profile.few_step == "lcm":
         return spec
-    target = next((f for f in FAMILIES.values() if f.few_step == "lcm" and f.same_keys_as == spec.family), None)
-    if target is None or "lcm" not in spec.facts.accelerators:
+    if not fits(spec, profile):
         raise ModelError(
-            f"loras {path}: an LCM-LoRA runs on the SDXL base checkpoint it distils (epsilon prediction), {spec.name} is "
-            f"{spec.family} ({spec.parameterisation}): give that checkpoint with `model`, or leave the LoRA out"
+            f"loras {path}: a LoRA of {profile.title} ({told.reason}) runs on {' or '.join(profile.bases)} with epsilon "
+            f"prediction, which it distils; {spec.name} is {spec.family} ({spec.parameterisation}): give such a checkpoint "
+            f"with `model`, leave the LoRA out, or give `profile` none to merge it all the same"
         )
-    run = target.defaults
-    note = (
-        f"{path.name} is an LCM-LoRA: run as {target.name}, {run.steps} steps of {run.sampler} on the {run.schedule} "
-        f"schedule, guidance {run.guidance:g}"
-    )
-    return replace(spec, facts=target, defaults=run, notes=(*spec.notes, note))
+    before = "" if spec.profile is None else f", instead of {spec.profile.name}"
+    return as_profile(spec, profile, f"of LoRA {path.name} ({told.reason}){before}")

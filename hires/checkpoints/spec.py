@@ -29,11 +29,16 @@ from hires.checkpoints.families import FAMILIES, PART_PARAMS, Defaults, FamilyFa
 from hires.checkpoints.headers import folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, find_part, folder_part
 from hires.checkpoints.noise_levels import vp_range, vp_sigmas
+from hires.checkpoints.profiles import NONE, Profile, find_profile, match, names_of
 from hires.errors import ModelError, RequestError
 from hires.prompts.request import TextModel
+from hires.sampling.registry import LCM_TIMESTEPS
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import Json
+
+EMBEDDED_GUIDANCE, EMBEDDED_UP_TO = 8.0, 14.0
+"""The guidance of an LCM that is told it: its card's, and the highest that it was trained with (Luo et al. 2023: 2 to 14)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ class ModelSpec:
     """Where each component is."""
     notes: tuple[str, ...] = ()
     """What a plan says about the checkpoint."""
+    profile: Profile | None = None
+    """How it is run in few steps, where its name, a LoRA or the user says so."""
     prompt_chunks: int = 1
     """Chunks of the longest text of the request."""
     prompt_parts: int = 1
@@ -86,7 +93,7 @@ class ModelSpec:
         """What it reads prompts with."""
         towers = 0 if self.facts.text == ("t5",) else len(self.facts.text)
         return TextModel(
-            name=self.facts.title if self.defaults.words_only is False else self.name,
+            name=self.name if self.defaults.words_only else self.facts.title,
             towers=towers,
             words_only=not towers or self.defaults.words_only,
             sized=self.facts.size_conditions == "sdxl",
@@ -104,16 +111,20 @@ class ModelSpec:
         return tuple(part for part in self.parts.values() if part.layout == "missing")
 
 
-def load_spec(name: str, *, family: str | None = None, parts: str | Path | None = None) -> ModelSpec:
+def load_spec(
+    name: str, *, family: str | None = None, parts: str | Path | None = None, profile: str | None = None
+) -> ModelSpec:
     """Read the facts of a model: 'demo', a diffusers folder, a checkpoint file, or 'org/name' on the hub.
 
     `family` is what the user says it is, for files whose keys are those of several; `parts` a diffusers folder in which parts
-    that it lacks are looked for first. ModelError where it is damaged, of a kind not supported, or contradicts `family`.
+    that it lacks are looked for first; `profile` how it is run in few steps, 'none' to take no profile from its name.
+    ModelError where it is damaged, of a kind not supported, or contradicts `family`; RequestError for an unknown profile.
     """
     path = find_model(name)
     extra = parts_folder(parts)
     try:
-        return spec_of(name, identify(path, family), extra)
+        finding = identify(path, family)
+        return profiled(spec_of(name, finding, extra), finding, family, profile)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: a config lacks or misstates {error}; download the model again") from None
 
@@ -174,6 +185,86 @@ def spec_of(name: str, finding: Finding, extra: Path | None) -> ModelSpec:
         defaults=defaults,
         parts=parts,
         notes=(*finding.notes, *_missing_note(parts)),
+    )
+
+
+def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str | None) -> ModelSpec:
+    """The same model with the profile that is asked for, or that its name tells unless its family or hires.json was given."""
+    if profile is not None:
+        return spec if profile == NONE else as_profile(spec, find_profile(profile), "as asked for")
+    found = match(names_of(finding.path, finding.header.metadata if finding.header else {}), "model")
+    if embeds_guidance(spec):
+        return as_profile(spec, find_profile("lcm"), "time_embedding.cond_proj: it is told the guidance scale")
+    if found is None or (finding.path / "hires.json").is_file() or (family and spec.facts.few_step):
+        return spec
+    base = base_family(spec)
+    if family is not None:
+        note = (
+            f"{found.reason}: run as plain {base.title}, as `family` says; `profile` {found.profile.name} runs it in few steps"
+        )
+        return replace(spec, notes=(*spec.notes, note))
+    if not fits(spec, found.profile):
+        if base.network != "unet":
+            return spec
+        made_for = " or ".join(found.profile.bases)
+        note = (
+            f"{found.reason}: {found.profile.title} exists for {made_for} (eps), this is {spec.family} "
+            f"({spec.parameterisation}): run as plain {base.title}"
+        )
+        return replace(spec, notes=(*spec.notes, note))
+    return as_profile(spec, found.profile, found.reason)
+
+
+def embeds_guidance(spec: ModelSpec) -> bool:
+    """Whether the network is told the guidance scale, and needs one evaluation a step whatever it is."""
+    return isinstance(spec.network, UNetShape) and spec.network.guidance_width > 0
+
+
+def base_family(spec: ModelSpec) -> FamilyFacts:
+    """The family of the plain model with the same keys."""
+    return FAMILIES[spec.facts.same_keys_as or spec.family]
+
+
+def fits(spec: ModelSpec, profile: Profile) -> bool:
+    """Whether a profile's method was made for a model of this family and prediction."""
+    return base_family(spec).name in profile.bases and spec.parameterisation in ("eps", "x0")
+
+
+def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
+    """The same model, run as a profile says. RequestError for one that the profile was not made for."""
+    if not fits(spec, profile):
+        raise RequestError(
+            f"profile {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
+            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `profile` out, or give another `model`"
+        )
+    base, table = base_family(spec), sigma_table(spec)
+    assert table is not None, "a model with epsilon prediction has timesteps"
+    side = profile.native_px or (spec.native_px if spec.facts.name == base.name else base.native_px)
+    facts = replace(
+        base,
+        few_step=profile.few_step,
+        start_timestep=profile.start_timestep,
+        size_conditions=spec.facts.size_conditions,
+        native_px=side,
+        bins=profile.native_px or base.bins,
+    )
+    run = profile.run(side)
+    if embeds_guidance(spec):
+        profile = replace(profile, guidance_up_to=EMBEDDED_UP_TO)
+        run = replace(run, guidance=EMBEDDED_GUIDANCE, relay_guidance=EMBEDDED_GUIDANCE)
+    note = (
+        f"profile {profile.name}, {reason}: {run.steps} step{'s' if run.steps > 1 else ''} of {run.sampler} on {run.schedule}, "
+        f"guidance {run.guidance:g}, {side} px; `profile` none runs it as plain {base.title}"
+    )
+    return replace(
+        spec,
+        facts=facts,
+        parameterisation=profile.parameterisation or spec.parameterisation,
+        sigma_max=table[-1 if profile.start_timestep is None else profile.start_timestep],
+        native_px=side,
+        defaults=run,
+        profile=profile,
+        notes=(*spec.notes, note),
     )
 
 
@@ -304,6 +395,18 @@ def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:
     return None if spec.vp_betas is None else vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
 
 
+def schedule_table(spec: ModelSpec, schedule: str) -> tuple[float, ...] | None:
+    """The timesteps that a schedule is made of: of an LCM the 50 that it was distilled at, which `lcm` picks for itself.
+
+    So ComfyUI's ModelSamplingDiscrete with lcm has them. None for an EDM model.
+    """
+    table = sigma_table(spec)
+    if table is None or spec.facts.few_step != "lcm" or schedule == "lcm":
+        return table
+    spacing = len(table) // LCM_TIMESTEPS
+    return table[spacing - 1 :: spacing]
+
+
 def sigma_max_for(spec: ModelSpec, size: Size) -> float:
     """min(sigma_max, 14.6 x longest side / 1024): the noise that hides the largest shapes of a picture of that size.
 
@@ -353,6 +456,7 @@ def unet_shape(config: Json, facts: FamilyFacts) -> UNetShape:
         latent_channels=int(config["in_channels"]) - facts.image_channels,
         mid_layers=int(layers[-1]) if "CrossAttn" in (config.get("mid_block_type") or "CrossAttn") else 0,
         head_dims=tuple(width // count for width, count in zip(channels, heads, strict=True)),
+        guidance_width=int(config.get("time_cond_proj_dim") or 0),
     )
 
 

@@ -54,6 +54,7 @@ class UNetNetwork:
             torch.full((x.shape[0],), time, device=x.device),
             encoder_hidden_states=cond.tokens,
             encoder_attention_mask=cond.mask,
+            timestep_cond=cond.guidance,
             added_cond_kwargs=self._added(cond),
             cross_attention_kwargs={"canvas": (x.shape[-2], x.shape[-1]), "policy": self._policy(time)},
             return_dict=False,

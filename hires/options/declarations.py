@@ -73,6 +73,15 @@ class ModelOptions(Options):
             panel="Model",
         ),
     ] = None
+    profile: Annotated[
+        str | None,
+        Option(
+            help="How a few-step model is run, such as lightning-4 or dmd2; none: as the plain model. Default: by its name.",
+            metavar="NAME",
+            group="model",
+            panel="Model",
+        ),
+    ] = None
     parts: Annotated[
         str | Path | None,
         Option(

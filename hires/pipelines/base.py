@@ -9,7 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.families import UNetShape
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, sigma_table
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8
@@ -34,8 +35,8 @@ from hires.planning.plan import DecodePlan, MemoryPlan, StagePlan
 from hires.prompts.script import Script, Step, step_at
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
-from hires.sampling.conditioning import Conditioning, SizeCondition
-from hires.sampling.denoisers import consistency, edm_v, eps, v
+from hires.sampling.conditioning import Conditioning, SizeCondition, guidance_embedding
+from hires.sampling.denoisers import consistency, edm_v, eps, v, x0
 from hires.sampling.guidance import Guidance, composed, guided
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE
@@ -124,7 +125,7 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
         return edm_v(network)
     table = sigma_table(spec)
     assert table is not None, f"{spec.family} has neither EDM's parameterisation nor timesteps"
-    denoise = (v if spec.parameterisation == "v" else eps)(network, table)
+    denoise = {"eps": eps, "v": v, "x0": x0}[spec.parameterisation](network, table)
     return consistency(denoise, table) if spec.facts.few_step == "lcm" else denoise
 
 
@@ -194,8 +195,13 @@ class Session(ABC):
         self, on_canvas: Denoiser, stage: StagePlan, texts: Sequence[Conditioning], step: Step
     ) -> tuple[Denoiser, Conditioning]:
         """The guided denoiser of one step, and the conditions to call it with; texts: of the stage's canvas."""
-        negative, guidance = texts[step.negative], guidance_of(stage)
-        (first, weight), *others = step.positive
+        guidance = guidance_of(stage)
+        if embeds_guidance(self.spec):  # the network is told the scale, and its estimate is guided already
+            assert isinstance(self.spec.network, UNetShape), "only UNets are told the guidance scale"
+            told = guidance_embedding(stage.guidance, self.spec.network.guidance_width, texts[0].batch)
+            texts = [replace(text, guidance=told.to(text.tokens)) for text in texts]
+            guidance = Guidance(low=1.0, high=1.0)
+        negative, ((first, weight), *others) = texts[step.negative], step.positive
         if not others and weight == 1.0:
             return guided(on_canvas, negative, guidance), texts[first]
         parts = [(texts[place], share) for place, share in step.positive]

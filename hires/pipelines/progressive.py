@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.spec import ModelSpec, sigma_table
 from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats
@@ -245,7 +245,8 @@ def denoise_stage(
         recall = partial(progress.recall, stage.grid.count * progress.calls)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
         try:
-            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, StepNoise(source=noise), progress.step)
+            steps = StepNoise(source=noise, table=sigma_table(session.spec))
+            return find_sampler(stage.sampler)(denoise, start.x, start.sigmas, cond, steps, progress.step)
         except NotFiniteError as error:
             step = f"step {progress.steps_done + 1} of {stage.taken_steps}"
             raise NotFiniteError(f"stage {stage.name}, {step}: {error}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from hires.checkpoints.spec import embeds_guidance
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy
@@ -31,6 +32,7 @@ def explain(draft: Draft, way: Way) -> Iterator[str]:
     yield from tile_notes(draft, stages)
     yield from text_notes(way)
     yield from sampler_notes(draft, stages)
+    yield from few_step_notes(draft, stages[0])
     yield from guidance_notes(draft)
     yield from way_notes(draft, way)
     yield from colour_notes(draft, stages)
@@ -139,6 +141,32 @@ def sampler_notes(draft: Draft, stages: Sequence[StagePlan]) -> Iterator[str]:
         )
 
 
+def few_step_notes(draft: Draft, base: StagePlan) -> Iterator[str]:
+    """What was asked for that a distilled model was not made for, and a few-step sampler on a model that is not distilled."""
+    spec, own = draft.spec, draft.spec.defaults
+    if spec.facts.few_step is None:
+        if base.sampler in ("lcm", "tcd") and own.sampler != base.sampler:
+            yield f"sampler {base.sampler} is made for few-step models and draws new noise at every step; {spec.name} is none"
+        return
+    if (base.sampler, base.schedule) != (own.sampler, own.schedule):
+        yield (
+            f"{base.sampler} on {base.schedule}, as asked for: this few-step model was distilled for {own.sampler} on "
+            f"{own.schedule}; expect another picture"
+        )
+    profile = spec.profile
+    if profile is None:
+        return
+    if profile.own_steps and base.steps not in profile.own_steps:
+        least, most = min(profile.own_steps), max(profile.own_steps)
+        known = f"{least}" if least == most else f"{least} to {most}"
+        yield f"{base.steps} steps, as asked for: {profile.title} is made for {known}; expect a worse picture"
+    if base.guidance > profile.guidance_up_to:
+        yield (
+            f"guidance {base.guidance:g}, as asked for: {profile.title} is made for {profile.guidance_up_to:g} at most; expect "
+            f"burnt colours"
+        )
+
+
 def guidance_notes(draft: Draft) -> Iterator[str]:
     """Guidance that does not mean what it seems to, and a negative prompt that is not used."""
     request, guidance = draft.request, draft.guidance
@@ -146,7 +174,9 @@ def guidance_notes(draft: Draft) -> Iterator[str]:
         yield f"guidance {request.guidance:g} taken as {guidance.value:g}: {guidance.reason}"
     elif guidance.value < 1:
         yield f"guidance {guidance.value:g}: below 1 the picture leans to the negative prompt"
-    if guidance.value == 1.0 and request.negative:
+    if request.negative and embeds_guidance(draft.spec):
+        yield "the negative prompt has no say: this LCM is told the guidance scale instead"
+    elif request.negative and guidance.value == 1.0:
         yield "the negative prompt has no say at guidance 1"
 
 

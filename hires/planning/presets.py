@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.spec import ModelSpec, embeds_guidance
 from hires.options.stage import GuidePlan, StageSpec
 from hires.sampling import registry
 
@@ -81,7 +81,7 @@ def preset(name: str, spec: ModelSpec) -> Preset:
             enlarger=at(own.enlarger, index),
             guides=tuple(GuidePlan(kind=kind) for kind in own.guides),
             attention=attention(spec, effort),
-            guidance=min(own.guidance, own.relay_guidance) if effort.guided else 1.0,
+            guidance=min(own.guidance, own.relay_guidance) if effort.guided or embeds_guidance(spec) else 1.0,
             guidance_interval=None if few or spec.facts.image_channels else effort.interval,
         )
         for index in range(count)

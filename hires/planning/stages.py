@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hires.checkpoints.spec import ModelSpec, sigma_max_for, sigma_table
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table, sigma_max_for
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.options.stage import GuidePlan, StageSpec
@@ -103,8 +103,8 @@ def check_combinations(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
 
 def check_steps(stages: Sequence[StagePlan], spec: ModelSpec) -> None:
     """RequestError for a stage with more steps than its schedule has timesteps."""
-    table = sigma_table(spec)
     for stage in stages:
+        table = schedule_table(spec, stage.schedule)
         most = None if table is None else registry.most_steps(stage.schedule, table, stage.sigma_start)
         if most is not None and stage.steps > most:
             raise RequestError(
@@ -257,6 +257,8 @@ def guidance_range(settings: StageSpec, spec: ModelSpec) -> GuidanceRange:
         raise RequestError(
             f"stage: high, rescale and interval are of text guidance; {spec.name} edits with two: leave them out"
         )
+    if embeds_guidance(spec) and (limits.high or limits.rescale or limits.interval):
+        raise RequestError(f"stage: high, rescale and interval: {spec.name} is told one guidance scale: leave them out")
     return limits
 
 

@@ -29,6 +29,8 @@ class Conditioning:
     """SDXL's original height, width, crop top, left, target height, width in pixels, (B, 6)."""
     resolution: Tensor | None = None
     """PixArt-α's height and width in pixels, (B, 2)."""
+    guidance: Tensor | None = None
+    """The embedding of the guidance scale of an LCM that is told it, (B, W)."""
     canvas: Size | None = None
     """The whole picture in latent cells, for networks that must know where a tile lies on it."""
     places: tuple[Box, ...] | None = None
@@ -84,6 +86,7 @@ class Conditioning:
             image_latents=part(self.image_latents),
             size_ids=part(self.size_ids),
             resolution=part(self.resolution),
+            guidance=part(self.guidance),
             places=None if self.places is None else self.places[start:stop],
         )
 
@@ -111,6 +114,7 @@ class Conditioning:
             image_latents=joined([part.image_latents for part in parts]),
             size_ids=joined([part.size_ids for part in parts]),
             resolution=joined([part.resolution for part in parts]),
+            guidance=joined([part.guidance for part in parts]),
             places=tuple(box for part in parts for box in part.boxes) if has_places else None,
         )
 
@@ -128,6 +132,7 @@ class Conditioning:
             image_latents=move(self.image_latents),
             size_ids=move(self.size_ids, None),
             resolution=move(self.resolution, None),
+            guidance=move(self.guidance),
         )
 
 
@@ -180,6 +185,14 @@ def sdxl_size_ids(canvas_px: Size, batch: int = 1, told: SizeCondition | None = 
     left, top = told.crop
     ids = [[original.height, original.width, top, left, target.height, target.width]]
     return torch.tensor(ids, dtype=torch.float32).repeat(batch, 1)
+
+
+def guidance_embedding(scale: float, width: int, batch: int = 1) -> Tensor:
+    """[sin(1000 w f), cos(1000 w f)], (batch, width), with w = scale - 1 and f from 1 to 1/10000 (Luo et al. 2023, LCM)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (scale - 1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()])[None].repeat(batch, 1)
 
 
 def pixart_resolution(canvas_px: Size, batch: int = 1) -> Tensor:

@@ -90,7 +90,11 @@ class StepNoise:
     s_noise: float = 1.0
     """The standard deviation of the noise, relative to the sampler's formula."""
     eta: float | None = None
-    """0 solves the ODE without noise, 1 the SDE; None takes the sampler's own: 0 for ddim and DPM-Solver, 1 for the others."""
+    """0 solves the ODE without noise, 1 the SDE; None takes the sampler's own: 0 for ddim and DPM-Solver, 0.3 for tcd (its
+    gamma), 1 for the others.
+    """
+    table: Sequence[float] | None = None
+    """The rising sigmas of the checkpoint's timesteps, which tcd counts; None for an EDM model."""
     s_churn: float = 0.0
     """How much noise euler, heun and dpm_2 add in all before their steps (Karras et al. 2022, algorithm 2); 0 adds none."""
     s_tmin: float = 0.0

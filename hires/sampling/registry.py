@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from hires.errors import RequestError, unknown
 
-PARAMETERISATIONS = ("edm_v", "eps", "v")
+PARAMETERISATIONS = ("edm_v", "eps", "v", "x0")
 LCM_TIMESTEPS = 50  # the timesteps, of 1000, that an LCM was distilled at
-FEW_STEP = ("lcm", "turbo", "dmd")
-VP = ("eps", "v")
+TURBO_TIMESTEPS = 10  # those of ComfyUI's SDTurboScheduler
+FEW_STEP = ("lcm", "turbo", "dmd", "distilled")
+VP = ("eps", "v", "x0")
 ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive; measured: 21 to 42 on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
 
 
@@ -45,6 +46,8 @@ class SamplerFacts:
     """Canvas latents that it holds beside x and the estimate."""
     known: bool = True
     """Whether the number of evaluations is known in advance."""
+    fits: tuple[str, ...] = PARAMETERISATIONS
+    """The parameterisations that can use it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,7 @@ SAMPLER_FACTS: Mapping[str, SamplerFacts] = {
         SamplerFacts(name="unipc", label="UniPC", aliases=("uni_pc", "uni_pc_bh2"), multistep=True, canvas_latents=3),
         SamplerFacts(name="ddim", label="DDIM"),
         SamplerFacts(name="lcm", label="LCM", stochastic=True, schedule="lcm"),
+        SamplerFacts(name="tcd", label="TCD", stochastic=True, schedule="lcm", fits=VP),
     )
 }
 SCHEDULE_FACTS: Mapping[str, ScheduleFacts] = {
@@ -160,12 +164,13 @@ SCHEDULE_FACTS: Mapping[str, ScheduleFacts] = {
         ScheduleFacts(name="karras", label="Karras", aliases=("ka",)),
         ScheduleFacts(name="exponential", label="Exponential", aliases=("exp",)),
         ScheduleFacts(name="polyexponential", label="Polyexponential"),
-        ScheduleFacts(name="cosine", label="Cosine"),
+        ScheduleFacts(name="cosine", label="Cosine", aliases=("kl_optimal",)),
         ScheduleFacts(name="linear", label="Normal", aliases=("normal", "uniform"), fits=VP, table=True),
         ScheduleFacts(name="linspace", label="Linspace", fits=VP, table=True),
         ScheduleFacts(name="simple", label="Simple", fits=VP, table=True),
         ScheduleFacts(name="sgm_uniform", label="SGM Uniform", fits=VP, table=True),
-        ScheduleFacts(name="trailing", label="Trailing", aliases=("turbo", "sd_turbo"), fits=VP, table=True),
+        ScheduleFacts(name="trailing", label="Trailing", aliases=("turbo",), fits=VP, table=True),
+        ScheduleFacts(name="sd_turbo", label="SD Turbo", fits=VP, table=True),
         ScheduleFacts(name="ddim_uniform", label="DDIM", aliases=("leading", "ddim"), fits=VP, table=True),
         ScheduleFacts(name="beta", label="Beta", fits=VP, table=True),
         ScheduleFacts(name="lcm", label="LCM", fits=VP, table=True),
@@ -237,8 +242,8 @@ def evaluations(sampler: str, steps: int) -> int:
 def most_steps(schedule: str, table: Sequence[float], sigma: float) -> int | None:
     """The most steps that a schedule of whole timesteps has from `sigma` down; None if there is no limit."""
     below = sum(level <= sigma * (1 + 1e-9) for level in table)
-    if schedule == "lcm":
-        return below * LCM_TIMESTEPS // len(table)
+    if schedule in ("lcm", "sd_turbo"):
+        return below * (LCM_TIMESTEPS if schedule == "lcm" else TURBO_TIMESTEPS) // len(table)
     return below if schedule in ("simple", "trailing", "linspace", "ddim_uniform") else None
 
 
@@ -259,14 +264,14 @@ def check_combination(
         schedule: a name of `SCHEDULE_FACTS`.
         parameterisation: the checkpoint's, one of `PARAMETERISATIONS`.
         moving_tiles: whether the tile grid moves at every step.
-        few_step: how the checkpoint was distilled: lcm, turbo, dmd, or None.
+        few_step: how the checkpoint was distilled, one of `FEW_STEP`, or None.
         steps: the steps of the run, if set.
         force: skip all checks.
     """
     if force:
         return
-    _check_parameterisation(schedule, parameterisation)
-    _check_few_step(sampler, schedule, few_step, steps)
+    _check_parameterisation(sampler, schedule, parameterisation)
+    _check_few_step(schedule, few_step, steps)
     if moving_tiles and SAMPLER_FACTS[sampler].multistep:
         single = ", ".join(name for name in ("euler", "heun", "dpm_2", "dpmpp_2s_ancestral") if name != sampler)
         raise RequestError(
@@ -275,7 +280,7 @@ def check_combination(
         )
 
 
-def _check_parameterisation(schedule: str, parameterisation: str) -> None:
+def _check_parameterisation(sampler: str, schedule: str, parameterisation: str) -> None:
     facts = SCHEDULE_FACTS[schedule]
     if parameterisation not in PARAMETERISATIONS:
         raise RequestError(unknown("parameterisation", parameterisation, PARAMETERISATIONS))
@@ -285,23 +290,19 @@ def _check_parameterisation(schedule: str, parameterisation: str) -> None:
             f"schedule {schedule} is made of a {' or '.join(facts.fits)} checkpoint's 1000 timesteps; this one is "
             f"{parameterisation}, trained on a range of sigma without timesteps: take exponential ({others} work too)"
         )
+    if parameterisation not in SAMPLER_FACTS[sampler].fits:
+        raise RequestError(
+            f"sampler {sampler} counts a checkpoint's 1000 timesteps; this one is {parameterisation}, trained on a range of "
+            f"sigma without timesteps: take lcm or euler_ancestral"
+        )
 
 
-def _check_few_step(sampler: str, schedule: str, few_step: str | None, steps: int | None) -> None:
+def _check_few_step(schedule: str, few_step: str | None, steps: int | None) -> None:
     if few_step is not None and few_step not in FEW_STEP:
         raise RequestError(unknown("few-step kind", few_step, FEW_STEP))
-    if sampler == "lcm" and few_step != "lcm":
-        raise RequestError("sampler lcm is for checkpoints distilled by LCM, and this one is not: take euler_ancestral")
-    if schedule == "lcm" and few_step != "lcm":
-        raise RequestError("schedule lcm is for checkpoints distilled by LCM, and this one is not: take karras or exponential")
-    if few_step == "lcm" and (sampler, schedule) != ("lcm", "lcm"):
-        raise RequestError(
-            f"sampler {sampler} on {schedule}: this checkpoint is distilled by LCM for its own timesteps and for noise "
-            f"after every step: take `sampler` lcm `schedule` lcm"
-        )
     if schedule == "lcm" and steps is not None and steps > LCM_TIMESTEPS:
         raise RequestError(f"steps {steps}: an LCM knows {LCM_TIMESTEPS} timesteps: give fewer, such as 2 to 8")
-    if few_step == "turbo" and schedule != "trailing":
-        raise RequestError(f"schedule {schedule}: a Turbo checkpoint knows the timesteps of trailing: take trailing")
+    if schedule == "sd_turbo" and steps is not None and steps > TURBO_TIMESTEPS:
+        raise RequestError(f"steps {steps}: schedule sd_turbo has {TURBO_TIMESTEPS} timesteps: give fewer, or take trailing")
     if few_step == "dmd" and steps is not None and steps != 1:
         raise RequestError(f"steps {steps}: a DMD checkpoint makes its picture in one step: take `steps` 1")

@@ -31,6 +31,7 @@ from hires.sampling.single_step import (
     euler_ancestral,
     heun,
     lcm,
+    tcd,
 )
 
 SAMPLERS: dict[str, Sampler] = {
@@ -52,6 +53,7 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": unipc,
     "ddim": ddim,
     "lcm": lcm,
+    "tcd": tcd,
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hires.errors import RequestError
-from hires.sampling.registry import LCM_TIMESTEPS, find_schedule_name
+from hires.sampling.registry import LCM_TIMESTEPS, TURBO_TIMESTEPS, find_schedule_name
 
 Table = Sequence[float]
 
@@ -155,6 +155,19 @@ def lcm(
     return _at([known[i * len(known) // steps] for i in range(steps)], table)
 
 
+def sd_turbo(steps: int, sigma_min: float, sigma_max: float, table: Table | None = None) -> list[float]:
+    """The first of the timesteps 999, 899, ..., 99: ComfyUI's SDTurboScheduler, whose 4 steps are [999, 899, 799, 699]."""
+    top = _top(table, sigma_max)
+    spacing = len(table or ()) // TURBO_TIMESTEPS
+    known = [k * spacing - 1 for k in range(TURBO_TIMESTEPS, 0, -1) if k * spacing - 1 <= top + 1e-6]
+    if steps > len(known):
+        raise RequestError(
+            f"steps {steps}: schedule sd_turbo has {len(known)} timesteps below sigma {sigma_max:g}: give at most "
+            f"{len(known)}, or `schedule` trailing"
+        )
+    return _at(known[:steps], table)
+
+
 def beta_quantiles(levels: Sequence[float], a: float, b: float) -> list[float]:
     """X with I_x(a, b) = q for each q, by bisection on the regularised incomplete beta function."""
     return [1.0 if level >= 1 else _beta_quantile(level, a, b) for level in levels]
@@ -234,6 +247,7 @@ LEVELS: dict[str, Levels] = {
     "simple": simple,
     "sgm_uniform": sgm_uniform,
     "trailing": trailing,
+    "sd_turbo": sd_turbo,
     "ddim_uniform": ddim_uniform,
     "beta": beta,
     "lcm": lcm,

@@ -281,6 +281,7 @@ class Worker:
             loras=task.loras,
             init=task.picture,
             family=task.family,
+            profile=task.profile,
             strength=task.strength or REFINE_STRENGTH,
             tile_px=task.tile_px,
             colour_fix=task.colour_fix,

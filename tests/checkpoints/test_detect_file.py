@@ -69,18 +69,17 @@ def test_the_sigmas_are_those_of_the_file(tmp_path: Path) -> None:
             assert any("sigma_max 100" in reason for reason in found.why)
 
 
-def test_keys_cannot_tell_turbo_so_the_user_or_the_name_does(tmp_path: Path, checkpoint: Get) -> None:
-    plain = checkpoint("sdxl")
-    assert load_spec(str(plain.path)).family == "sdxl"
-    for name, family in (("sd_xl_turbo_1.0_fp16", "sdxl-turbo"), ("dreamLCM", "sdxl-lcm")):
-        hinted = tmp_path / f"{name}.safetensors"
-        shutil.copy(plain.path, hinted)
-        spec = load_spec(str(hinted))
-        assert spec.family == family
-        assert spec.defaults == FAMILIES[family].defaults
-        assert "in its name" in spec.notes[0]
-        assert "`family` sdxl" in spec.notes[0]
-        assert load_spec(str(hinted), family="sdxl").family == "sdxl"
+def test_keys_cannot_tell_delta_so_the_user_or_the_name_does(tmp_path: Path, checkpoint: Get) -> None:
+    plain = checkpoint("pixart-alpha-1024")
+    assert load_spec(str(plain.path)).family == "pixart-alpha-1024"
+    hinted = tmp_path / "pixart_LCM.pth"
+    shutil.copy(plain.path, hinted)
+    spec = load_spec(str(hinted))
+    assert spec.family == "pixart-delta"
+    assert spec.defaults == FAMILIES["pixart-delta"].defaults
+    assert "in its name" in spec.notes[0]
+    assert "`family` pixart-alpha-1024" in spec.notes[0]
+    assert load_spec(str(hinted), family="pixart-alpha-1024").family == "pixart-alpha-1024"
 
 
 @pytest.mark.parametrize("family", [name for name, facts in FAMILIES.items() if facts.same_keys_as])

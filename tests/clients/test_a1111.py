@@ -213,7 +213,7 @@ def test_options_choose_the_model_and_listings_list(api: Any) -> None:
 @pytest.mark.slow
 def test_every_listed_sampler_is_taken(api: Any) -> None:
     for sampler in api.get_samplers():
-        if sampler["name"] not in ("LCM", "DPM adaptive"):  # of distilled models; of no fixed length
+        if sampler["name"] not in ("TCD", "DPM adaptive"):  # of models with timesteps; of no fixed length
             api.txt2img(prompt="a lake", seed=1, width=32, height=32, steps=3, sampler_name=sampler["name"])
 
 

@@ -178,7 +178,7 @@ def test_edit(tmp_path: Path, family: str, scaled: bool) -> None:
 def test_turbo_in_one_step(tmp_path: Path) -> None:
     made = checkpoints.make(tmp_path, "sdxl-turbo", name="sd_xl_turbo.safetensors")
     run = Run(made, steps=1)
-    assert run.spec.family == "sdxl-turbo"
+    assert run.spec.profile is not None and run.spec.profile.name == "turbo"
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**SDXL_BETAS, timestep_spacing="trailing")
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [999]

@@ -188,7 +188,7 @@ def test_the_plan_counts_evaluations_and_flags_an_estimate(demo: ModelSpec) -> N
     flops = {
         name: plan(request(size, sampler=name, steps=12), demo, device).costs[0].flops
         for name in SAMPLER_FACTS
-        if name != "lcm"
+        if name != "tcd"
     }
     for name, cost in flops.items():
         assert cost / flops["euler"] == pytest.approx(evaluations(name, 12) / 12)
@@ -200,13 +200,15 @@ def test_combinations_that_do_not_fit_are_refused_in_the_plan(demo: ModelSpec) -
     device, size = host_device(parse_bytes("2GiB")), Size(256, 256)
     with pytest.raises(RequestError, match=r"schedule beta is made of .*take exponential"):
         plan(request(size, schedule="beta"), demo, device)
-    with pytest.raises(RequestError, match="sampler lcm is for checkpoints distilled by LCM"):
-        plan(request(size, sampler="LCM"), demo, device)
+    with pytest.raises(RequestError, match="sampler tcd counts a checkpoint's 1000 timesteps; this one is edm_v"):
+        plan(request(size, sampler="TCD"), demo, device)
+    anyone = plan(request(size, sampler="LCM"), demo, device)
+    assert any("sampler lcm is made for few-step models" in note for note in anyone.notes)
     betas = ("scaled_linear", 0.00085, 0.012)
     turbo = replace(demo, parameterisation="eps", vp_betas=betas, facts=replace(demo.facts, few_step="turbo"), sigma_max=14.6)
-    with pytest.raises(RequestError, match="take trailing"):
-        plan(request(size), turbo, device)
     assert plan(request(size, schedule="trailing", steps=1), turbo, device).stages[0].schedule == "trailing"
+    asked = plan(request(size, schedule="sd_turbo", steps=4), turbo, device)
+    assert any("on sd_turbo, as asked for: this few-step model was distilled for" in note for note in asked.notes)
     trailing = replace(turbo, defaults=replace(turbo.defaults, schedule="trailing"))
     assert plan(request(size, sampler="DPM++ 2M"), trailing, device).stages[0].schedule == "trailing"
     one = replace(demo.defaults, steps=1, relay_steps=(4,))

@@ -12,18 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from hires.checkpoints.noise_levels import vp_sigmas
 from hires.errors import RequestError
 from hires.sampling import registry
 from hires.sampling.dpm_solver import AdaptiveSteps
 from hires.sampling.noise import CanvasNoise, StepNoise
 from hires.sampling.samplers import SAMPLERS, exponential, find_sampler, karras
+from hires.sampling.single_step import tcd_level
 from hires.tiling.denoise import tiled
 from hires.tiling.geometry import Box, Size, make_grid
 from tests.support.mixture import mixture
 
 MEAN, STD = 1.0, 0.5
 RECORDED = np.load(Path(__file__).parents[1] / "fixtures" / "k_diffusion.npz")
-STOCHASTIC = [name for name, facts in registry.SAMPLER_FACTS.items() if facts.stochastic and name != "lcm"]
+TABLE = vp_sigmas("scaled_linear", 0.00085, 0.012)
+STOCHASTIC = [name for name, facts in registry.SAMPLER_FACTS.items() if facts.stochastic and name not in ("lcm", "tcd")]
 OPTIONS: dict[str, dict[str, Any]] = {
     "lms+order": {"order": 2},
     "dpm_adaptive+order": {"steps": AdaptiveSteps(order=2)},
@@ -57,7 +60,7 @@ def recorded_runs() -> list[str]:
 def test_every_sampler_of_k_diffusion_is_recorded_on_both_schedules() -> None:
     runs = {tuple(key.partition("+")[0].split("/")) for key in recorded_runs()}
     assert {("karras", "10", "dpm_adaptive"), ("karras", "10", "dpm_fast"), ("karras", "20", "dpm_fast")} < runs
-    for name in set(SAMPLERS) - {"restart", "unipc", "ddim", "lcm", "dpm_fast", "dpm_adaptive"}:
+    for name in set(SAMPLERS) - {"restart", "unipc", "ddim", "lcm", "tcd", "dpm_fast", "dpm_adaptive"}:
         assert {(schedule, steps, name) for schedule in ("karras", "exponential") for steps in ("10", "20")} < runs
 
 
@@ -160,7 +163,12 @@ def test_evaluations_and_steps_are_as_the_catalogue_says(name: str, steps: int) 
 
     noise = CanvasNoise(0, 0, Box(0, 0, 5, 7), 2)
     result = SAMPLERS[name](
-        counting, noise(-1) * 20, karras(steps, 0.02, 20.0), None, StepNoise(source=noise), lambda i, x0: reported.append(i)
+        counting,
+        noise(-1) * 20,
+        karras(steps, 0.02, 20.0),
+        None,
+        StepNoise(source=noise, table=TABLE),
+        lambda i, x0: reported.append(i),
     )
     assert result.dtype == torch.float32
     assert torch.isfinite(result).all()
@@ -188,7 +196,35 @@ def test_law_2_a_pointwise_denoiser_gives_the_same_tiled_and_whole(name: str) ->
     noise = CanvasNoise(3, 0, Box(0, 0, 23, 37), 2)
     sigmas = karras(21, 0.03, 15.0)
     results = [
-        SAMPLERS[name](denoise, noise(-1) * 15, sigmas, None, StepNoise(source=noise))
+        SAMPLERS[name](denoise, noise(-1) * 15, sigmas, None, StepNoise(source=noise, table=TABLE))
         for denoise in (mixture, tiled(mixture, make_grid(Size(23, 37), Size(10, 14), 4), batch=3))
     ]
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("levels", "eta", "wanted"),
+    [
+        ((999, 759), 0.3, 2.3200790315),
+        ((999, 759), None, 2.3200790315),
+        ((999, 759), 0.0, 2.8740909075),
+        ((999, 759), 1.0, 2.1939547668),
+        ((259, 0), 0.3, 1.0933638876),
+    ],
+)
+def test_tcd_by_the_reference_numbers(levels: tuple[int, int], eta: float | None, wanted: float) -> None:
+    """x 1, network 0.2, noise -0.5, all in the scale of the variance-preserving process; float64."""
+    first, last = (TABLE[time] for time in levels)
+    sigmas = torch.tensor([first, last], dtype=torch.float64)
+    x = torch.full((1, 1, 1, 1), math.sqrt(first**2 + 1), dtype=torch.float64)
+    noise = StepNoise(source=lambda step, part=0: torch.tensor(-0.5, dtype=torch.float64), eta=eta, table=TABLE)
+    result = SAMPLERS["tcd"](lambda x, sigma, cond: x - sigma * 0.2, x, sigmas, None, noise)
+    assert result.item() / math.sqrt(last**2 + 1) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_tcd_counts_the_timestep_that_a_float32_sigma_was_made_of() -> None:
+    for time in (760, 500, 20, 10):  # (1 - 0.3) t is whole: a timestep below would be taken for a sigma a rounding too low
+        level = torch.tensor(TABLE[time]).item()
+        assert tcd_level(TABLE, level, 0.3) == TABLE[math.floor(0.7 * time)]
+    with pytest.raises(RequestError, match="tcd counts a checkpoint's timesteps"):
+        tcd_level(None, 1.0, 0.3)

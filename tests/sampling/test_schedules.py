@@ -75,6 +75,8 @@ def test_polyexponential_and_cosine_by_their_formulas() -> None:
 @pytest.mark.parametrize("top", [HIGH, 1.0, 0.5])
 def test_every_schedule_falls_and_takes_one_step(name: str, top: float) -> None:
     for steps in (1, 2, 7):
+        if name == "sd_turbo" and steps > 1 and top < HIGH:
+            continue  # it has so few timesteps
         sigmas = SCHEDULES[name](steps, LOW, top, TABLE)
         values = sigmas.tolist()
         assert sigmas.dtype == torch.float32
@@ -82,7 +84,7 @@ def test_every_schedule_falls_and_takes_one_step(name: str, top: float) -> None:
         assert values == sorted(set(values), reverse=True)
         assert values[-1] == 0
         assert values[-2] >= LOW * 0.999
-        if name == "lcm" or (name == "ddim_uniform" and steps > 1):
+        if name in ("lcm", "sd_turbo") or (name == "ddim_uniform" and steps > 1):
             assert 0.1 * top < values[0] <= top * 1.0001
         else:
             assert values[0] == pytest.approx(top, rel=1e-6)
@@ -98,6 +100,11 @@ def test_every_schedule_falls_and_takes_one_step(name: str, top: float) -> None:
         ("lcm", 2, [999, 499]),
         ("lcm", 4, [999, 759, 499, 259]),
         ("lcm", 8, [999, 879, 759, 639, 499, 379, 259, 139]),
+        ("trailing", 8, [999, 874, 749, 624, 499, 374, 249, 124]),
+        ("trailing", 12, [999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82]),
+        ("sd_turbo", 1, [999]),
+        ("sd_turbo", 4, [999, 899, 799, 699]),
+        ("sd_turbo", 10, list(range(999, 0, -100))),
         ("simple", 4, [999, 749, 499, 249]),
         ("simple", 7, [999, 857, 714, 571, 428, 285, 142]),
         ("ddim_uniform", 20, list(range(951, 0, -50))),
@@ -212,3 +219,20 @@ def test_a_strength_that_leaves_no_step_names_itself(strength: float, words: str
 def test_schedules_are_those_of_the_catalogue() -> None:
     assert list(SCHEDULES) == list(registry.SCHEDULE_FACTS)
     assert find_schedule("SGM Uniform") is SCHEDULES["sgm_uniform"]
+
+
+def test_the_sd_turbo_schedule_is_that_of_comfyui_and_turbo_that_of_a1111() -> None:
+    levels = make_sigmas("sd_turbo", 4, sigma_min=LOW, sigma_max=HIGH, table=TABLE).tolist()
+    assert levels == pytest.approx([14.61464, 8.30280, 5.08776, 3.32108, 0], abs=1e-5)
+    assert make_sigmas("sd_turbo", 2, sigma_min=LOW, sigma_max=HIGH, table=TABLE, start=TABLE[499]).tolist() == pytest.approx(
+        [TABLE[499], TABLE[399], 0]
+    )
+    assert find_schedule("turbo") is SCHEDULES["trailing"]
+    assert find_schedule("kl_optimal") is SCHEDULES["cosine"]
+    with pytest.raises(RequestError, match=r"steps 11: schedule sd_turbo has 10 timesteps.*or `schedule` trailing"):
+        make_sigmas("sd_turbo", 11, sigma_min=LOW, sigma_max=HIGH, table=TABLE)
+
+
+def test_sgm_uniform_is_linear_in_t_without_its_last() -> None:
+    times = np.interp(np.log(SCHEDULES["sgm_uniform"](4, LOW, HIGH, TABLE)[:-1]), np.log(TABLE), np.arange(1000))
+    assert times == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table
 from hires.planning.plan import StagePlan
 from hires.sampling import registry
 from hires.sampling.schedules import make_levels
@@ -17,7 +17,7 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
         stage.steps,
         sigma_min=max(spec.sigma_min, stage.sigma_end),
         sigma_max=spec.sigma_max,
-        table=sigma_table(spec),
+        table=schedule_table(spec, stage.schedule),
         start=stage.sigma_start,
         discard_penultimate=registry.SAMPLER_FACTS[stage.sampler].discard_penultimate,
     )
@@ -28,7 +28,7 @@ def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
     """How many conditions are evaluated at once at most: of an edit three, with guidance two, else one."""
     if spec.facts.image_channels:
         return 3
-    plain = stage.guidance == 1.0 and stage.guidance_high in (None, 1.0)
+    plain = embeds_guidance(spec) or (stage.guidance == 1.0 and stage.guidance_high in (None, 1.0))
     return 1 if plain and spec.prompt_parts == 1 else 2
 
 

@@ -16,6 +16,7 @@ from hires.checkpoints.detect_file import identify_lora
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import read_header
 from hires.checkpoints.loras import with_loras
+from hires.checkpoints.profiles import PROFILES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.change import Change
@@ -205,15 +206,20 @@ def test_an_lcm_lora_brings_its_defaults_and_is_refused_where_it_was_not_distill
     cached = lora(hub / "pytorch_lora_weights.safetensors", sdxl, "kohya", texts=False)
     for path in (named.path, named.path.parent, told.path, cached.path):
         spec = with_loras(base, [LoraRef(str(path))])
-        assert (spec.family, spec.defaults) == ("sdxl-lcm", FAMILIES["sdxl-lcm"].defaults)
-        assert any("is an LCM-LoRA: run as sdxl-lcm" in note for note in spec.notes)
+        assert spec.profile is PROFILES["lcm"]
+        assert (spec.defaults, spec.facts.few_step) == (FAMILIES["sdxl-lcm"].defaults, "lcm")
+        assert any("profile lcm, of LoRA" in note for note in spec.notes)
+        assert with_loras(base, [LoraRef(str(path))], profile="none").defaults == base.defaults
     asked = load_spec(str(sdxl.path), family="sdxl-lcm", parts=sdxl.parts)
     assert with_loras(asked, [LoraRef(str(plain.path))]).family == "sdxl-lcm"
     for refused in (named, cached):
-        with pytest.raises(ModelError, match=r"LCM-LoRA runs on the SDXL base.*is cosxl \(edm_v\): give that checkpoint"):
+        with pytest.raises(ModelError, match=r"LCM.*runs on sdxl or sd15 with epsilon.*is cosxl \(edm_v\): give such"):
             with_loras(load_spec(str(cosxl.path), parts=cosxl.parts), [LoraRef(str(refused.path))])
+        merged = with_loras(load_spec(str(cosxl.path), parts=cosxl.parts), [LoraRef(str(refused.path))], profile="none")
+        assert merged.profile is None
     other = lora(tmp_path / "calcmatic-style.safetensors", sdxl, "kohya", texts=False)
-    assert with_loras(base, [LoraRef(str(other.path))]).family == "sdxl"
+    assert with_loras(base, [LoraRef(str(other.path))]).profile is None
+    assert with_loras(base, [LoraRef(str(named.path), 0.0)]).profile is None, "merged at 0 it changes nothing"
 
 
 def test_keys_that_fit_nothing_are_counted_and_named(tmp_path: Path, checkpoint: Get) -> None:
