@@ -40,7 +40,7 @@ def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, 
     fields: dict[str, Any] = {
         name: getattr(options, name) for name in declared(RenderRequest) if name in declared(type(options))
     }
-    paths = {name: None if (path := getattr(options, name)) is None else str(path) for name in ("parts", "tiny_vae")}
+    paths = {name: None if (path := getattr(options, name)) is None else str(path) for name in ("parts", "vae", "tiny_vae")}
     fields |= paths | {
         "loras": loras_of(options.loras),
         "relay": relay_of(options.relay),
@@ -180,7 +180,15 @@ def picture_of(source: PictureLike) -> NDArray[np.uint8]:
 
 def spec_for(request: RenderRequest) -> ModelSpec:
     """The model of a request with what its LoRAs and its options make of it."""
-    spec = with_loras(load_spec(request.model, family=request.family, parts=request.parts), request.loras)
+    spec = load_spec(
+        request.model,
+        family=request.family,
+        parts=request.parts,
+        vae=request.vae,
+        prediction=request.prediction,
+        zero_terminal_snr=request.zero_terminal_snr,
+    )
+    spec = with_loras(spec, request.loras)
     for option, value, default in (
         ("position_mode", request.position_mode, "global"),
         ("kv_compression", request.kv_compression, "checkpoint"),

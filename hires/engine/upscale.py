@@ -265,6 +265,9 @@ class Upscaler:
             tile_px=wanted.tile_px,
             family=wanted.family,
             parts=wanted.parts,
+            vae=wanted.vae,
+            prediction=wanted.prediction,
+            zero_terminal_snr=wanted.zero_terminal_snr,
             loras=wanted.loras,
             device=options.device,
             relay=structure_relay(source.size, size) if wanted.structure else None,
@@ -329,6 +332,9 @@ class Upscaler:
             tile_px=wanted.tile_px,
             family=wanted.family,
             parts=None if wanted.parts is None else str(wanted.parts),
+            vae=None if wanted.vae is None else str(wanted.vae),
+            prediction=wanted.prediction,
+            zero_terminal_snr=wanted.zero_terminal_snr,
             colour_fix=wanted.colour_fix,
         )
         return request, text_to_image(spec_for(request), wanted.prompt)

@@ -25,6 +25,9 @@ class LoadKeywords(TypedDict, total=False):
     ram: str | int | None
     family: str | None
     parts: str | Path | None
+    vae: str | Path | None
+    prediction: str | None
+    zero_terminal_snr: bool
     loras: Loras
     dtype: str
     attention: str | None
@@ -52,6 +55,9 @@ class SharedKeywords(TypedDict, total=False):
     preset: str
     family: str | None
     parts: str | Path | None
+    vae: str | Path | None
+    prediction: str | None
+    zero_terminal_snr: bool
     loras: Loras
     tile_px: int | None
     colour_fix: str | None
@@ -62,6 +68,7 @@ class PaintKeywords(SharedKeywords, total=False):
 
     sampler: str | None
     schedule: str | None
+    guidance_rescale: float | None
     strategy: str
     overlap_px: int | None
     sigma_max: float | str | None

@@ -33,7 +33,7 @@ from hires.planning.plan import DecodePlan, MemoryPlan, StagePlan
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
 from hires.sampling.conditioning import Conditioning
-from hires.sampling.denoisers import consistency, edm_v, eps, v
+from hires.sampling.denoisers import consistency, edm_v, eps, v, x0
 from hires.sampling.guidance import Guidance, guided
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE
@@ -114,7 +114,7 @@ def preconditioned(spec: ModelSpec, network: Network) -> Denoiser:
         return edm_v(network)
     table = sigma_table(spec)
     assert table is not None, f"{spec.family} has neither EDM's parameterisation nor timesteps"
-    denoise = (v if spec.parameterisation == "v" else eps)(network, table)
+    denoise = {"eps": eps, "v": v, "x0": x0}[spec.parameterisation](network, table)
     return consistency(denoise, table) if spec.facts.few_step == "lcm" else denoise
 
 

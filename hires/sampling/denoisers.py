@@ -53,6 +53,19 @@ def v(network: Network, sigmas: Sequence[float]) -> Denoiser:
     return denoise
 
 
+def x0(network: Network, sigmas: Sequence[float]) -> Denoiser:
+    """x0 = F(x / sqrt(s^2 + 1), t(s)): a network that predicts the picture itself, as SDXL-Lightning's for one step does.
+
+    sigmas: the rising table of a VP schedule, one level per timestep.
+    """
+    time = timestep_of(sigmas)
+
+    def denoise(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
+        return network(x / math.sqrt(sigma**2 + 1), time(sigma), cond).float()
+
+    return denoise
+
+
 def timestep_of(sigmas: Sequence[float]) -> Callable[[float], float]:
     """t(sigma) by linear interpolation in ln sigma over the rising table, clamped to [0, len - 1]; a float."""
     logs = [math.log(sigma) for sigma in sigmas]

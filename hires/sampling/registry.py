@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from hires.errors import RequestError, unknown
 
-PARAMETERISATIONS = ("edm_v", "eps", "v")
+PARAMETERISATIONS = ("edm_v", "eps", "v", "x0")
 LCM_TIMESTEPS = 50  # the timesteps, of 1000, that an LCM was distilled at
 FEW_STEP = ("lcm", "turbo", "dmd")
-VP = ("eps", "v")
+VP = ("eps", "v", "x0")
 ADAPTIVE_EVALUATIONS = 45  # of dpm_adaptive; measured: 21 to 42 on Gaussian mixtures (sigma 0.8 to 157), 33 on the demo model
 
 
