@@ -364,8 +364,8 @@ def vae_place(shapes: Iterable[str]) -> VaePlace | None:
         prefixes = [name.removesuffix(first) for name in names if name == first or name.endswith(f".{first}")]
         if prefixes:
             return VaePlace(layout=layout, prefix=min(prefixes, key=len))
-    small = ("encoder.layers.", "decoder.layers.", "taesd_decoder.", "taesd_encoder.", "1.weight")
-    if any(name.startswith(small) for name in names):
+    small = ("encoder.layers.", "decoder.layers.", "taesd_decoder.", "taesd_encoder.")
+    if any(name.startswith(small) for name in names) or {"1.weight", "3.conv.0.weight"} <= names:
         return VaePlace(layout="tiny", prefix="")
     return None
 
@@ -382,5 +382,5 @@ def _other(header: Header) -> Finding:
         raise ModelError(
             f"{path}: a network in diffusers' naming; give its folder, which holds the config.json that says its kind"
         )
-    few = ", ".join(sorted(names)[:3]) or "no tensors"
+    few = ", ".join(sorted(names)[:3]) or "no tensors by names; of a whole module, save the state_dict()"
     raise ModelError(f"{path}: no known kind of checkpoint (it holds {few}); {supported()}")

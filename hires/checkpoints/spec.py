@@ -142,7 +142,9 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
     facts = replace(facts, few_step=defaults.few_step or facts.few_step)
     parts = find_parts(finding, facts, extra)
     own_vae = parts["vae"]
-    parts |= {} if vae is None else {"vae": vae_part(vae, facts)}
+    if vae is not None:
+        parts["vae"] = vae_part(vae, facts)
+        _check_levels(parts["vae"], own_vae, facts)
     unet_config, vae_config = network_config(finding, facts), vae_config_of(parts["vae"], facts)
     check_vae(parts["vae"], vae_config, facts, finding)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
@@ -175,6 +177,15 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
         parts=parts,
         notes=(*finding.notes, *_vae_notes(parts["vae"], own_vae, facts), *_unused_notes(parts, extra), *_missing_note(parts)),
     )
+
+
+def _check_levels(part: Part, own: Part, facts: FamilyFacts) -> None:
+    """ModelError for an autoencoder whose latent cells are of another size than the model's."""
+    given, wanted = (len(vae_config_of(each, facts)["block_out_channels"]) for each in (part, own))
+    if given != wanted:
+        raise ModelError(
+            f"vae {part.path}: {2 ** (given - 1)} px a latent cell, {facts.title} has {2 ** (wanted - 1)}; give one made for it"
+        )
 
 
 UNET_FILES = ("ldm", "diffusers file")
@@ -217,7 +228,7 @@ def check_vae(part: Part, config: Json, facts: FamilyFacts, finding: Finding) ->
     if scale != facts.latent_scale and (facts.network == "pixart" or not inside):
         raise ModelError(
             f"{part.path}: a VAE of latent scale {scale:g}, {facts.title} needs one of {facts.latent_scale:g}; "
-            f"give `parts` with the right one, or say what the model is with `family`"
+            f"give the right one with `vae` or `parts`, or say what the model is with `family`"
         )
 
 

@@ -99,10 +99,9 @@ def _refuse_nvfp4(header: Header) -> None:
 
 def _comfy_formats(header: Header) -> dict[str, str]:
     """The format of each layer that ComfyUI's newer convention names, beside the tensors or in the metadata."""
-    formats = {}
-    for name, info in header.tensors.items():
-        if name.endswith(f".{COMFY}") and info.dtype == "U8" and not header.places:
-            formats[name.removesuffix(f".{COMFY}")] = _format(_json(header, read_bytes(header.path, name), name))
+    said = [name for name, info in header.tensors.items() if name.endswith(f".{COMFY}") and info.dtype == "U8"]
+    texts = {} if header.places or not said else read_bytes(header.path, said)
+    formats = {name.removesuffix(f".{COMFY}"): _format(_json(header, raw, name)) for name, raw in texts.items()}
     stated = header.metadata.get(METADATA)
     if stated:
         layers = _json(header, stated.encode(), METADATA).get("layers", {})
@@ -127,14 +126,13 @@ def _json(header: Header, raw: bytes, name: str) -> Json:
 def _four_bit(found: _Found) -> None:
     """bitsandbytes' NF4 and FP4: two codes in a byte, a scale for each block, the scales themselves in 8 bits or not."""
     header = found.header
-    for name in list(header.tensors):
-        match = FOUR_BIT.fullmatch(name)
-        if match is None:
-            continue
-        weight, kind = match[1], match[2]
-        if header.places:
-            raise ModelError(f"{header.path}: {name} in a pickle; give the model as .safetensors")
-        state = _json(header, read_bytes(header.path, name), name)
+    matches = [match for name in header.tensors if (match := FOUR_BIT.fullmatch(name))]
+    if matches and header.places:
+        raise ModelError(f"{header.path}: {matches[0][0]} in a pickle; give the model as .safetensors")
+    texts = read_bytes(header.path, [match[0] for match in matches]) if matches else {}
+    for match in matches:
+        name, weight, kind = match[0], match[1], match[2]
+        state = _json(header, texts[name], name)
         parts = {"codes": weight, "state": name} | {
             part: f"{weight}.{part}" for part in FOUR_BIT_PARTS if f"{weight}.{part}" in header.tensors
         }

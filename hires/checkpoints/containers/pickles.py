@@ -34,6 +34,11 @@ INERT_MODULES = (
     "modules", "numpy", "omegaconf", "pytorch_lightning", "sgm", "torch.nn", "torch.optim", "transformers", "typing",
 )  # fmt: skip
 """Roots of the modules whose classes training tools leave in a checkpoint; their records are inert and dropped."""
+PLAIN_TYPES = (
+    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range", "set",
+    "slice", "str", "tuple", "unicode", "xrange",
+)  # fmt: skip
+NUMBER_TYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool", "strided")
 INERT_NAMES = (
     ("_codecs", "encode"),
     ("torch", "device"),
@@ -42,8 +47,8 @@ INERT_NAMES = (
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
     ("pathlib", "Path"),
-    *(("builtins", name) for name in ("set", "frozenset", "bytearray", "complex", "object", "slice", "range")),
-    *(("__builtin__", name) for name in ("set", "frozenset", "bytearray", "complex", "object", "slice", "long", "unicode")),
+    *(("torch", name) for name in NUMBER_TYPES),
+    *((module, name) for module in ("builtins", "__builtin__") for name in PLAIN_TYPES),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from hires.checkpoints.containers.tensors import LARGEST_HEADER, SCALAR_BYTES, Header, TensorInfo, scalar
@@ -38,13 +39,17 @@ def safetensors_header(path: Path) -> Header:
     return Header(path=path, tensors=tensors, metadata=metadata, scalars=scalars)
 
 
-def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of one small tensor of a .safetensors whose header was read: the JSON that quantisers leave in one."""
+def read_bytes(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The bytes of small tensors of a .safetensors whose header was read: the JSON that quantisers leave in some."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        start, end = json.loads(stream.read(length))[name]["data_offsets"]
-        stream.seek(8 + length + start)
-        return stream.read(end - start)
+        document = json.loads(stream.read(length))
+        values = {}
+        for name in names:
+            start, end = document[name]["data_offsets"]
+            stream.seek(8 + length + start)
+            values[name] = stream.read(end - start)
+    return values
 
 
 def _shape(value: object) -> tuple[int, ...]:
