@@ -206,7 +206,7 @@ def lines(document: Json) -> list[str]:
         size = ""
         if held["parameters"]:
             size = f"{held['parameters'] / 1e6:9.2f} M  {held['bytes']:>14,} bytes  {'+'.join(held['dtypes'])}"
-        result.append(f"  {component:<15} {held['layout']:<9} {size}")
+        result.append(f"  {component:<15} {held['layout']:<14} {size}")
     result += [f"  missing    {gap['component']}, looked in {', '.join(gap['looked_in'])}" for gap in document["missing"]]
     result += [f"  first      {document['next_move']}"] if document["missing"] else []
     return [*result, f"  run it     {document['command']}"]

@@ -87,7 +87,9 @@ def _check_said(finding: Finding, own: str, said: str, zero_terminal_snr: bool) 
     facts = FAMILIES[finding.family]
     if zero_terminal_snr and said in ("eps", "edm_v"):
         why = "epsilon tells nothing of pure noise" if said == "eps" else "EDM has no timesteps"
-        raise RequestError(f"zero_terminal_snr: with prediction {said} is none ({why}); give `prediction` v or x0 too")
+        raise RequestError(
+            f"zero_terminal_snr: does not go with prediction {said.replace('_', '-')} ({why}); give `prediction` v or x0 too"
+        )
     if "edm_v" in (own, said) and own != said and (facts.configs != "sdxl" or facts.image_channels or facts.few_step):
         raise RequestError(
             f"prediction {said.replace('_', '-')}: {finding.path.name} is {facts.title} ({own}); edm-v is of SDXL checkpoints "

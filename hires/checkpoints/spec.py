@@ -175,7 +175,12 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
         vae_params=_params([parts["vae"]], finding) or PART_PARAMS["vae"],
         defaults=defaults,
         parts=parts,
-        notes=(*finding.notes, *_vae_notes(parts["vae"], own_vae, facts), *_unused_notes(parts, extra), *_missing_note(parts)),
+        notes=(
+            *finding.notes,
+            *_vae_notes(parts["vae"], own_vae, facts),
+            *_unused_notes(parts, extra, vae is not None),
+            *_missing_note(parts),
+        ),
     )
 
 
@@ -201,12 +206,12 @@ def _vae_notes(part: Part, own: Part, facts: FamilyFacts) -> Iterator[str]:
     yield f"VAE {part.path}: as asked for with `vae`; {scale}{told}"
 
 
-def _unused_notes(parts: Mapping[str, Part], extra: Path | None) -> Iterator[str]:
-    """Components in the folder given as `parts` that are not used, since the model has its own."""
+def _unused_notes(parts: Mapping[str, Part], extra: Path | None, vae_given: bool) -> Iterator[str]:
+    """Components in the folder given as `parts` that are not used, since the model has its own or `vae` gave another."""
     for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         place = None if extra is None else extra / name
         if place is not None and place.is_dir() and name in parts and parts[name].path not in (place, extra):
-            hint = "; give it with `vae` to use it" if name == "vae" else ""
+            hint = "; give it with `vae` to use it" if name == "vae" and not vae_given else ""
             yield f"{name} of `parts` is not used: that of {parts[name].path} is{hint}"
 
 

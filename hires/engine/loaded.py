@@ -326,8 +326,10 @@ class LoadedModels:
         if demand.job.ram is not None:
             return not self._families
         if demand.on_cpu:
-            widened = demand.job.spec.network_params * BYTES_PER_ELEMENT[plan.dtype]  # a file may hold 8 or 4 bits of each
-            size = max(sum(file.size for file in key.files), widened) if loading else 0
+            size = 0
+            if loading:  # a file may hold 8 or 4 bits of each value
+                widened = demand.job.spec.network_params * BYTES_PER_ELEMENT[plan.dtype]
+                size = max(sum(file.size for file in key.files), widened)
             return size <= HOST_SHARE * available_host_bytes() and size + plan.peak_bytes <= available_host_bytes()
         return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
 

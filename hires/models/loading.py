@@ -37,23 +37,31 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
     `loras` are merged in float32 before the cast. PixArt's size conditions are as its keys say; its KV compression is not
     attached: see `read_kv_compression`.
     """
+    path, module = spec.parts["network"].path, empty_network(spec)
+    assert path is not None
+    state = network_state(spec, module.state_dict())
+    return take_weights(module, state, path, dtype, device, network_layers(loras, _weights(state), spec))
+
+
+def empty_network(spec: ModelSpec) -> nn.Module:
+    """The network of a model on no memory, without its weights."""
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
-    part = spec.parts["network"]
     kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
-    assert part.path is not None
-    module = build(kind, network_config(_found(spec), spec.facts))
-    state = network_state(spec, module.state_dict())
-    return take_weights(module, state, part.path, dtype, device, network_layers(loras, _weights(state), spec))
+    return build(kind, network_config(_found(spec), spec.facts))
 
 
-def network_state(spec: ModelSpec, names: Iterable[str]) -> State:
-    """The network's tensors under diffusers' names, mapped and not read. names: those of the module's tensors."""
+def network_state(spec: ModelSpec, names: Iterable[str] | None = None) -> State:
+    """The network's tensors under diffusers' names, mapped and not read.
+
+    names: those of the module's tensors where it is at hand; without, they are made anew.
+    """
     part = spec.parts["network"]
     assert part.path is not None
     if part.layout in UNET_FILES:
         assert isinstance(spec.network, UNetShape)
-        return unet_state(part.path, part.prefix, unet_names(names, spec.network.resnets, part.layout))
+        tensors = empty_network(spec).state_dict() if names is None else names
+        return unet_state(part.path, part.prefix, unet_names(tensors, spec.network.resnets, part.layout))
     return pixart_state(part.path, part.prefix)[0] if part.layout == "pixart" else read_weights(part.path)
 
 
