@@ -29,6 +29,7 @@ SUITES = {
     "upscale": "benchmarks.suites.upscale",
     "vae": "benchmarks.suites.vae",
     "waterfall": "benchmarks.suites.waterfall",
+    "weights": "benchmarks.suites.weights",
 }
 
 

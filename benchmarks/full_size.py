@@ -11,13 +11,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.suites.planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
-from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.containers.layers import LayerCount
+from hires.checkpoints.families import FAMILIES, VAE_COUNT
 from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.planning.plan import DecodePlan
 from hires.tiling.geometry import Size
 
 PARAMS = {"cosxl": (2_567_463_684, 817_755_520), "pixart": (610_856_096, 4_762_310_656)}
+
+COUNTS = {
+    "cosxl": LayerCount(values=2_567_463_684, packable=2_565_857_280, rows=1_494_080, blocks=40_091_520, largest=29_491_200),
+    "pixart": LayerCount(values=610_856_096, packable=610_172_928, rows=430_848, blocks=9_533_952, largest=7_962_624),
+}
 
 
 @lru_cache
@@ -40,7 +46,9 @@ def full_spec(family: str) -> ModelSpec:
         vae=VAE,
         network_params=network,
         text_params=text,
-        vae_params=83_653_863,
+        vae_params=VAE_COUNT.values,
+        network_count=COUNTS["pixart" if pixart else "cosxl"],
+        vae_count=VAE_COUNT,
         defaults=facts.defaults,
         notes=(),
     )

@@ -56,6 +56,7 @@ def jobs(scratch: Path) -> list[Job]:
         suite("lowpass", "--cells", "64", "--repeats", "2", limits=True),
         suite("group_norm", "--quick"),
         suite("blend", "--quick"),
+        suite("weights", "--side", "256", limits=True),
         suite("report", "--check"),
     ]
 

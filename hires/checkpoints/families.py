@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from hires.checkpoints.containers.layers import LayerCount
 from hires.options.render import SAMPLER_NAMES, SCHEDULE_NAMES
 from hires.options.stage import ENLARGERS, GUIDES
 from hires.sampling.registry import FEW_STEP
@@ -256,7 +257,9 @@ SD15_PARTS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-di
 SIGMA_PARTS = ("PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
 ALPHA_PARTS = ("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-512x512", "PixArt-alpha/PixArt-LCM-XL-2-1024-MS")
 # Parameters of the published parts, for plans of files whose parts are not here.
-PART_PARAMS = {"clip_l": 123_060_480, "clip_g": 694_659_840, "t5": 4_762_310_656, "vae": 83_653_863}
+PART_PARAMS = {"clip_l": 123_060_480, "clip_g": 694_659_840, "t5": 4_762_310_656}
+VAE_COUNT = LayerCount(values=83_653_863, packable=83_525_632, rows=25_600, blocks=1_305_088, largest=2_359_296)
+"""Of SDXL's and SD1.5's VAE, for the same plans."""
 
 
 def _sdxl(name: str, title: str, parameterisation: str, defaults: Defaults, **facts: object) -> FamilyFacts:

@@ -5,7 +5,6 @@ Imports no torch and reads no tensor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,19 @@ from hires.checkpoints.configs import (
     pixart_config,
     shipped_config,
 )
+from hires.checkpoints.containers.layers import NOT_COUNTED, LayerCount, count_layers
 from hires.checkpoints.detect_file import Finding, identify_file, supported, unet_shapes
 from hires.checkpoints.detect_folder import identify_folder, read_json
-from hires.checkpoints.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape
+from hires.checkpoints.families import (
+    FAMILIES,
+    PART_PARAMS,
+    VAE_COUNT,
+    Defaults,
+    FamilyFacts,
+    NetworkShape,
+    PixArtShape,
+    UNetShape,
+)
 from hires.checkpoints.headers import folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, find_part, folder_part, vae_part
 from hires.checkpoints.noise_levels import as_said, vp_range, vp_sigmas
@@ -74,6 +83,10 @@ class ModelSpec:
     defaults: Defaults
     parts: Mapping[str, Part]
     """Where each component is."""
+    network_count: LayerCount = NOT_COUNTED
+    """What decides the bytes of the network's weights where they are packed."""
+    vae_count: LayerCount = NOT_COUNTED
+    """The same of the VAE's."""
     notes: tuple[str, ...] = ()
     """What a plan says about the checkpoint."""
     profile: Profile | None = None
@@ -180,6 +193,8 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
     check_vae(parts["vae"], vae_config, facts, finding)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
     shape = _network_shape(unet_config, finding, facts)
+    network, vae_count = _count([parts["network"]], finding), _count([parts["vae"]], finding)
+    vae_count = vae_count if vae_count.values else VAE_COUNT
     native_px = (
         unet_config["sample_size"] * cell_px if finding.layout not in UNET_FILES and not facts.same_keys_as else facts.native_px
     )
@@ -201,11 +216,13 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
         align_px=align_px,
         network=shape,
         vae=_vae_shape(vae_config),
-        network_params=_params([parts["network"]], finding),
+        network_params=network.values,
         text_params=sum(_text_params(finding, facts, parts)),
-        vae_params=_params([parts["vae"]], finding) or PART_PARAMS["vae"],
+        vae_params=vae_count.values,
         defaults=defaults,
         parts=parts,
+        network_count=network,
+        vae_count=vae_count,
         notes=(
             *finding.notes,
             *_vae_notes(parts["vae"], own_vae, facts),
@@ -428,27 +445,27 @@ def vae_config_of(part: Part, facts: FamilyFacts) -> Json:
     return read_json(base) | {"scaling_factor": facts.latent_scale}
 
 
-def _params(parts: Iterable[Part], finding: Finding) -> int:
-    """Parameters of parts, from the headers of their files; 0 for what is missing."""
-    total = 0
+def _count(parts: Iterable[Part], finding: Finding) -> LayerCount:
+    """The weights of parts, from the headers of their files; nothing for what is missing."""
+    total = LayerCount()
     for part in parts:
         if part.layout == "diffusers":
             assert part.path is not None
-            total += count_params(part.path)
+            total += count_layers((name, info.shape) for name, info in folder_tensors(part.path).items())
         elif part.path is not None:
             header = finding.header if part.path == finding.path else read_header(part.path)
             assert header is not None
             names = below(header.shapes, part.prefix)
-            total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
+            total += count_layers((name, shape) for name, shape in names.items() if name not in PIXART_TABLES)
             if part.component == "network" and finding.control:
                 copied = below(header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
-                total += sum(math.prod(shape) for shape in copied.values())
+                total += count_layers(copied.items())
     return total
 
 
 def _text_params(finding: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
     towers = zip(facts.text, ("text_encoder", "text_encoder_2"), strict=False)
-    return [_params([parts[component]], finding) or PART_PARAMS[tower] for tower, component in towers]
+    return [_count([parts[component]], finding).values or PART_PARAMS[tower] for tower, component in towers]
 
 
 def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:
@@ -547,11 +564,6 @@ def _vae_shape(config: Json) -> VaeShape:
         latent_channels=int(config["latent_channels"]),
         mid_attention=bool(config.get("mid_block_add_attention", True)),
     )
-
-
-def count_params(folder: Path) -> int:
-    """Parameters of a component, from the headers of its files. ModelError for a file that is cut short."""
-    return sum(info.count for info in folder_tensors(folder).values())
 
 
 def _defaults(path: Path, facts: FamilyFacts) -> Defaults:

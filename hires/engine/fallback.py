@@ -9,15 +9,18 @@ from hires.devices.spec import DeviceSpec
 from hires.engine.job import RenderJob
 from hires.errors import MemoryLadderError
 from hires.planning import planner
-from hires.planning.explain import approximated
+from hires.planning.explain import in_smaller_tiles
 from hires.planning.plan import MemoryPlan
 
 log = logging.getLogger(__name__)
 
 
 def cheaper_job(job: RenderJob, error: MemoryLadderError) -> RenderJob:
-    """The job with the next cheaper picture, without journal or base. `error` if the user allows none or none is left."""
-    request = next(planner.approximations(job.request, job.spec), None)
+    """The job in smaller tiles, without journal or base. `error` if the user allows no other picture, or none is left.
+
+    Not with packed weights: the ladder ends with weights in host memory already.
+    """
+    request = next(planner.smaller_tiles(job.request, job.spec), None)
     if request is None:
         raise error
     log.warning("%s; drawing another picture, as `allow_approximate` allows", error)
@@ -26,4 +29,4 @@ def cheaper_job(job: RenderJob, error: MemoryLadderError) -> RenderJob:
 
 def plan_cheaper(job: RenderJob, device: DeviceSpec) -> MemoryPlan:
     """The plan of a cheaper picture, which its notes call an approximation."""
-    return approximated(planner.plan(job.request, job.spec, device), job.request)
+    return in_smaller_tiles(planner.plan(job.request, job.spec, device), job.request)

@@ -57,6 +57,8 @@ class FamilyKey:
     dtype: str
     vae_dtype: str
     offload: str
+    weights: str | None
+    """How they are packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,8 +334,7 @@ class LoadedModels:
         if demand.on_cpu:
             size = 0
             if loading:  # a file may hold 8 or 4 bits of each value
-                widened = demand.job.spec.network_params * BYTES_PER_ELEMENT[plan.dtype]
-                size = max(sum(file.size for file in key.files), widened)
+                size = max(sum(file.size for file in key.files), plan.weight_bytes)
             return size <= HOST_SHARE * available_host_bytes() and size + plan.peak_bytes <= available_host_bytes()
         return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
 
@@ -434,4 +435,5 @@ def family_key(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Fam
         dtype=runtime.dtype,
         vae_dtype=runtime.decode.rung.dtype,
         offload=runtime.offload,
+        weights=runtime.weights,
     )

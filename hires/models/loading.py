@@ -5,7 +5,9 @@ Files are mapped, not read: each tensor goes from the file to its place, through
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,46 @@ from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, network_layers
 from hires.models.state_dicts import pixart_state, unet_names, unet_state, vae_state
+from hires.models.storage.layers import described_errors, packable, packed_layers, put, without_weight
 from hires.models.storage.packed import Packed, widened
 from hires.models.storage.reading import stored_tensors
 from hires.options.lora import LoraRef
 from hires.units import Json
 
+log = logging.getLogger(__name__)
+
 State = dict[str, Tensor | Packed]
 """Tensors by the names of a module, packed ones to be widened as they are taken."""
 
 
-def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """Where a module's weights go, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """The type that computes."""
+    storage: str | None = None
+    """What linear layers and convolutions keep their weights in: int8, fp8 or nf4; None for `dtype`."""
+
+
+def load_network(
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Sequence[LoraRef] = (),
+    storage: str | None = None,
+) -> nn.Module:
     """The UNet (diffusers' UNet2DConditionModel) or PixArtTransformer2DModel of a model, in eval mode.
 
-    `loras` are merged in float32 before the cast. PixArt's size conditions are as its keys say; its KV compression is not
-    attached: see `read_kv_compression`.
+    `loras` are merged in float32 before the cast, or before weights are packed as `storage` says. PixArt's size conditions are
+    as its keys say; its KV compression is not attached: see `read_kv_compression`.
     """
     path, module = spec.parts["network"].path, empty_network(spec)
     assert path is not None
     state = network_state(spec, module.state_dict())
-    return take_weights(module, state, path, dtype, device, network_layers(loras, state.keys(), spec))
+    home = Home(device=device, dtype=dtype, storage=storage)
+    return take_weights(module, state, path, home, network_layers(loras, state.keys(), spec))
 
 
 def empty_network(spec: ModelSpec) -> nn.Module:
@@ -68,7 +91,8 @@ def network_state(spec: ModelSpec, names: Iterable[str] | None = None) -> State:
 
 def remerge_network(network: nn.Module, spec: ModelSpec, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> nn.Module:
     """The network that holds the LoRAs `before` with others instead, as if it had been loaded with these, bit for bit."""
-    state = network_state(spec, [name for name, _ in network.named_parameters()])
+    inside = [name for name, _ in network.named_parameters() if not name.endswith((".codes", ".scale"))]
+    state = network_state(spec, [*inside, *(name for name, _ in packed_layers(network))])
     touched = network_layers(before, state.keys(), spec).keys()
     merge_anew(network, state, touched, network_layers(loras, state.keys(), spec))
     return network
@@ -78,10 +102,14 @@ def merge_anew(
     module: nn.Module, state: Mapping[str, Tensor | Packed], touched: Collection[str], layers: Mapping[str, Sequence[Change]]
 ) -> None:
     """Replace the weights of a module that LoRAs were merged into, and those that others go into, from those of its file."""
-    weights = dict(module.named_parameters())
+    weights, packed = dict(module.named_parameters()), dict(packed_layers(module))
     with torch.no_grad():
         for name in {*touched, *layers}:
-            weights[name].copy_(merged(widened(state[name]), layers.get(name, ())).to(weights[name].dtype))
+            value = merged(widened(state[name]), layers.get(name, ()))
+            if name in packed:
+                packed[name].replace(value)
+            else:
+                weights[name].copy_(value.to(weights[name].dtype))
 
 
 def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
@@ -95,22 +123,27 @@ def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
     return pixart_state(part.path, part.prefix)[1]
 
 
-def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device, storage: str | None = None) -> nn.Module:
     """The autoencoder of a model, from its folder, its single file, or wherever its part was found."""
+    home = Home(device=device, dtype=dtype, storage=storage)
     part = spec.parts["vae"]
     if part.layout == "missing" or part.path is None:
         raise missing([part], spec.facts)
     if part.layout == "diffusers":
-        return load_autoencoder(part.path, dtype, device)
+        return _autoencoder(part.path, home)
     with quiet_imports():
         from diffusers import AutoencoderKL
     config = vae_config_of(part, spec.facts)
     state: State = {**vae_state(part.path, part.prefix, config, part.layout)}
-    return take_weights(build(AutoencoderKL, config), state, part.path, dtype, device)
+    return take_weights(build(AutoencoderKL, config), state, part.path, home)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """An AutoencoderKL or AutoencoderTiny from its own folder, as its config says, in eval mode."""
+    return _autoencoder(folder, Home(device=device, dtype=dtype))
+
+
+def _autoencoder(folder: Path, home: Home) -> nn.Module:
     with quiet_imports():
         from diffusers import AutoencoderKL, AutoencoderTiny
     kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -118,7 +151,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> 
     name = str(config.get("_class_name", "AutoencoderKL"))
     if name not in kinds:
         raise ModelError(f"{folder}: {name} is not known; an AutoencoderKL or AutoencoderTiny is needed")
-    return take_weights(build(kinds[name], config), read_weights(folder), folder, dtype, device)
+    return take_weights(build(kinds[name], config), read_weights(folder), folder, home)
 
 
 def _found(spec: ModelSpec) -> Finding:
@@ -142,11 +175,13 @@ def take_weights(
     module: nn.Module,
     state: State,
     where: Path,
-    dtype: torch.dtype,
-    device: torch.device,
+    home: Home,
     layers: Mapping[str, Sequence[Change]] | None = None,
 ) -> nn.Module:
-    """Give a module on the meta device its weights, tensor by tensor; every key and shape must fit. `state` is emptied."""
+    """Give a module on the meta device its weights, tensor by tensor; every key and shape must fit. `state` is emptied.
+
+    Packed ones are packed in host memory: no more than one of them is there as a whole. ModelError where one is not finite.
+    """
     wanted = module.state_dict()
     absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if absent or extra:
@@ -158,13 +193,32 @@ def take_weights(
     if wrong:
         shapes = f"{tuple(state[wrong[0]].shape)}, config says {tuple(wanted[wrong[0]].shape)}"
         raise ModelError(f"{where}: {wrong[0]} has shape {shapes}; damaged, or of a layout that hires does not know")
-    placed = {}
+    placed, to_pack = {}, packable(module) if home.storage else set()
     for key in wanted:
         value = merged(widened(state.pop(key)), (layers or {}).get(key, ()))
-        placed[key] = value.to(device, dtype)
-    module.load_state_dict(placed, assign=True)
-    fill_buffers(module, device)
+        if key in to_pack:
+            _pack(module, key, value, where, home)
+        else:
+            placed[key] = value.to(home.device, home.dtype)
+    module.load_state_dict(placed, assign=True, strict=home.storage is None)
+    fill_buffers(module, home.device)
+    if home.storage is not None:
+        log.info("%s of %s in %s: %s", type(module).__name__, where, home.storage, described_errors(module))
     return module.eval().requires_grad_(False)
+
+
+def _pack(module: nn.Module, key: str, value: Tensor, where: Path, home: Home) -> None:
+    """Put a packed layer with this weight in the place of one without. ModelError for NaN or infinity."""
+    assert home.storage is not None
+    name = key.removesuffix(".weight")
+    layer = without_weight(module.get_submodule(name))
+    try:
+        layer.hold(value, home.storage, home.dtype, home.device)
+    except ValueError as error:
+        raise ModelError(
+            f"{where}: {key} {error}, which {home.storage} cannot hold; leave `weights` out, or give another file"
+        ) from None
+    put(module, name, layer)
 
 
 def fill_buffers(module: nn.Module, device: torch.device) -> None:

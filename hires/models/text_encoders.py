@@ -24,7 +24,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, tower_layers
-from hires.models.loading import State, merge_anew, read_weights, take_weights
+from hires.models.loading import Home, State, merge_anew, read_weights, take_weights
 from hires.models.prompt_states import clip_conditions
 from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
@@ -232,7 +232,7 @@ def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: S
     else:
         state = clip_state(part.path, part.prefix, model.state_dict().keys())
     layers = tower_layers(loras, model.state_dict().keys(), part.component)
-    return take_weights(model, state, part.path, dtype, device, layers)
+    return take_weights(model, state, part.path, Home(device=device, dtype=dtype), layers)
 
 
 def remerge_tower(tower: nn.Module, part: Part, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> None:

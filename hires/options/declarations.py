@@ -30,6 +30,7 @@ KV_COMPRESSIONS = ("checkpoint", "average")
 PROMPT_SYNTAXES = ("a1111", "comfyui", "none")
 KEEP_WEIGHTS = ("auto", "device", "host", "no")
 SAMPLER_NAMES = tuple(registry.SAMPLER_FACTS)
+WEIGHTS = ("fp8", "int8", "nf4")
 BITS = (8, 16)
 PREDICTIONS = ("eps", "v", "x0", "edm-v")
 
@@ -158,6 +159,16 @@ class LoadedNetworkOptions(Options):
     """How the network is loaded."""
 
     dtype: Annotated[str, Option(help=f"One of {', '.join(DTYPES)}.", choices=DTYPES, group="machine", panel="Memory")] = "auto"
+    weights: Annotated[
+        str | None,
+        Option(
+            help="Keep the network's and the VAE's weights in 8 or 4 bits (an approximation): fp8, int8 or nf4.",
+            metavar="NAME",
+            choices=WEIGHTS,
+            group="machine",
+            panel="Memory",
+        ),
+    ] = None
     attention: Annotated[
         str | None,
         Option(

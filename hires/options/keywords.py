@@ -33,6 +33,7 @@ class LoadKeywords(TypedDict, total=False):
     zero_terminal_snr: bool
     loras: Loras
     dtype: str
+    weights: str | None
     attention: str | None
     tiny_vae: str | Path | None
     kv_compression: str
@@ -85,6 +86,7 @@ class PaintKeywords(SharedKeywords, total=False):
     strategy: str
     overlap_px: int | None
     sigma_max: float | str | None
+    weights: str | None
     attention: str | None
     attention_policy: str | None
     relay: StageLike | None

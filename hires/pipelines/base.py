@@ -61,6 +61,8 @@ class Runtime:
     """The attention backend of the network; None lets the dispatch choose."""
     offload: str = "none"
     """Where the weights are kept, one of `search.OFFLOADS`."""
+    weights: str | None = None
+    """How they are packed, one of `declarations.WEIGHTS`; None for the types themselves."""
 
     @classmethod
     def of(
@@ -68,7 +70,14 @@ class Runtime:
     ) -> Runtime:
         """As a plan says; without a ladder the VAE decodes in the planned way only."""
         ladder = Ladder([plan.decode], str) if decode is None else decode
-        return cls(device=device, dtype=plan.dtype, decode=ladder, backend=request.attention, offload=plan.offload)
+        return cls(
+            device=device,
+            dtype=plan.dtype,
+            decode=ladder,
+            backend=request.attention,
+            offload=plan.offload,
+            weights=plan.weights,
+        )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
 from hires.models.adapters.controlnet import ControlBlock, load_control
 from hires.models.attention_processors import add_compression
-from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression, remerge_network
+from hires.models.loading import Home, load_autoencoder, load_network, load_vae, read_kv_compression, remerge_network
 from hires.models.offload import HOST
 from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
@@ -27,6 +27,7 @@ from hires.pipelines.base import Family, Prompted, Runtime, Session
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
+from hires.planning.costs.weights import storage_of
 from hires.planning.plan import MemoryPlan
 from hires.prompts.request import read_prompts
 from hires.prompts.script import Wording, write_script
@@ -94,8 +95,11 @@ def open_session(
 def load_family(request: RenderRequest, spec: ModelSpec, runtime: Runtime) -> Family:
     """The networks of a request's model, on the device or, where weights are offloaded, in host memory; no small VAE."""
     home = runtime.device if runtime.offload == "none" else HOST
-    types = TORCH_DTYPE[runtime.dtype], TORCH_DTYPE[runtime.decode.rung.dtype]
-    network, control, vae = twice(lambda: _loaded(spec, home, types, request.loras), "loading")
+    homes = {
+        component: Home(device=home, dtype=TORCH_DTYPE[dtype], storage=storage_of(runtime.weights, component))
+        for component, dtype in (("network", runtime.dtype), ("vae", runtime.decode.rung.dtype))
+    }
+    network, control, vae = twice(lambda: _loaded(spec, homes, request.loras), "loading")
     family = Family.of(spec, network, vae, runtime)
     family.control = control
     return family
@@ -131,15 +135,15 @@ def encode(encoders: TextEncoders, prompts: Sequence[Wording]) -> list[Condition
 
 
 def _loaded(
-    spec: ModelSpec, home: torch.device, types: tuple[torch.dtype, torch.dtype], loras: Sequence[LoraRef]
+    spec: ModelSpec, homes: Mapping[str, Home], loras: Sequence[LoraRef]
 ) -> tuple[nn.Module, tuple[ControlBlock, ...], nn.Module]:
-    """Network, ControlNet and VAE on `home`; types: of the network and of the VAE."""
-    dtype, vae_dtype = types
-    network = load_network(spec, dtype, home, loras)
+    """Network, ControlNet and VAE; homes: of 'network' and of 'vae'."""
+    home, of_vae = homes["network"], homes["vae"]
+    network = load_network(spec, home.dtype, home.device, loras, home.storage)
     shape = spec.network
     if isinstance(shape, PixArtShape) and not shape.kv_pooled and any(factor > 1 for factor in shape.kv_compression):
         add_compression(network, shape.kv_compression, read_kv_compression(spec))
-    return network, load_control(spec, network, dtype, home), load_vae(spec, vae_dtype, home)
+    return network, load_control(spec, network, home), load_vae(spec, of_vae.dtype, of_vae.device, of_vae.storage)
 
 
 def load_tiny(folder: str, spec: ModelSpec, dtype: str, device: torch.device) -> HaloVAE:

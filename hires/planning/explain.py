@@ -12,6 +12,7 @@ from hires.checkpoints.spec import embeds_guidance
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy
+from hires.planning.costs.weights import VAE_STORAGE
 from hires.planning.draft import Draft
 from hires.planning.plan import WHERE, MemoryPlan, StagePlan
 from hires.planning.search import Way
@@ -25,6 +26,7 @@ def explain(draft: Draft, way: Way) -> Iterator[str]:
     stages = way.best.stages
     yield from draft.spec.notes
     yield from choice_notes(draft)
+    yield from weight_notes(draft, way)
     yield from untiled_notes(way)
     yield relay_note(tuple(stage.canvas for stage in stages), draft.bins)
     yield from sigma_notes(draft, stages)
@@ -39,13 +41,38 @@ def explain(draft: Draft, way: Way) -> Iterator[str]:
     yield from budget_notes(draft, way)
 
 
-def approximated(plan: MemoryPlan, request: RenderRequest) -> MemoryPlan:
-    """The plan of an approximation, named as one in its notes."""
+BY_ITSELF = "because nothing exact has room and `allow_approximate` was given"
+
+
+def approximated(plan: MemoryPlan, request: RenderRequest, cheaper: RenderRequest) -> MemoryPlan:
+    """The plan of an approximation, named as one in its notes. cheaper: the request that was planned instead."""
+    if cheaper.weights != request.weights:
+        told = (note.removesuffix(AS_ASKED) + BY_ITSELF if note.startswith(PACKED) else note for note in plan.notes)
+        plan = replace(plan, notes=tuple(told))
+    return plan if replace(cheaper, weights=request.weights) == request else in_smaller_tiles(plan, cheaper)
+
+
+def in_smaller_tiles(plan: MemoryPlan, request: RenderRequest) -> MemoryPlan:
+    """The plan of a picture in tiles that were not asked for, named as an approximation in its notes."""
     if any(note.startswith("approximation: tiles") for note in plan.notes):
         return plan
     what = "tiles instead of the canvas in one piece" if request.tile_px is None else f"tiles of {request.tile_px} px"
-    note = f"approximation: {what}, because nothing exact has room and `allow_approximate` was given"
-    return replace(plan, notes=(*plan.notes, note))
+    return replace(plan, notes=(*plan.notes, f"approximation: {what}, {BY_ITSELF}"))
+
+
+PACKED, AS_ASKED = "approximation: weights of the network in ", "as asked for"
+BITS = {"fp8": "8 bits (fp8)", "int8": "8 bits (int8)", "nf4": "4 bits (NF4)"}
+
+
+def weight_notes(draft: Draft, way: Way) -> Iterator[str]:
+    """Weights that are kept in fewer bits than they are computed in."""
+    weights = draft.request.weights
+    if weights is not None:
+        of_vae = BITS[VAE_STORAGE]
+        yield (
+            f"{PACKED}{BITS[weights]}, of the VAE in {of_vae}: {gib(way.weight_bytes)}, widened layer by layer to compute; "
+            f"{AS_ASKED}"
+        )
 
 
 def choice_notes(draft: Draft) -> Iterator[str]:

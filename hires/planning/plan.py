@@ -164,6 +164,10 @@ class MemoryPlan:
     """Whether the text encoders run on the CPU."""
     text_dtype: str = "fp32"
     """The type that the text encoders run in."""
+    weights: str | None = None
+    """How the network's weights are packed; None for `dtype` itself."""
+    weight_bytes: int = 0
+    """Bytes of all weights of network and VAE as they are kept, scales included."""
     preset: str = "balanced"
     colour_fix: str | None = None
 

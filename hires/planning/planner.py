@@ -23,6 +23,8 @@ from hires.planning.search import BATCHES, CPU_BATCHES, Way, search
 
 PICTURES_TOGETHER = 8
 """The most pictures that share batches: the first of them waits for all."""
+CHOSEN_WEIGHTS = ("int8", "nf4")
+"""What an approximation may keep weights in, the more exact first."""
 TILED = {"direct": "tiled"}  # a canvas in one piece has no tiles that could be smaller
 
 
@@ -34,20 +36,41 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
     """
     try:
         return plan_exactly(request, spec, device)
-    except BudgetError:
-        cheaper = next(approximations(request, spec), None)
-        if cheaper is None:
-            raise
-    return approximated(plan(cheaper, spec, device), cheaper)
+    except BudgetError as error:
+        refusal = error
+    for cheaper in approximations(request, spec):
+        try:
+            return approximated(plan_exactly(cheaper, spec, device), request, cheaper)
+        except BudgetError as error:
+            refusal = error
+    raise refusal
 
 
 def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
-    """The next cheaper picture, if the user allows another one; nothing at the end.
+    """Cheaper pictures in the order they are tried, if the user allows another one.
 
-    First tiles for a canvas in one piece, then tiles of half the side, down to a quarter of the trained size.
+    First weights in 8 and in 4 bits, which change the picture least; then smaller tiles; then both.
     """
     if not request.allow_approximate:
         return
+    packings = CHOSEN_WEIGHTS if request.weights is None else ()
+    for weights in packings:
+        yield replace(request, weights=weights)
+    tiles = list(smaller_tiles(request, spec))
+    yield from tiles
+    for weights in packings:
+        yield from (replace(each, weights=weights) for each in tiles)
+
+
+def smaller_tiles(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
+    """First tiles for a canvas in one piece, then tiles of half the side, down to a quarter of the trained size."""
+    following = next(_tiled(request, spec), None) if request.allow_approximate else None
+    while following is not None:
+        yield following
+        following = next(_tiled(following, spec), None)
+
+
+def _tiled(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
     if request.attention_policy is not None and request.attention_policy != "global":
         yield replace(request, attention_policy="global")
         return
@@ -65,18 +88,19 @@ def plan_exactly(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) ->
     """The plan of the picture as requested. BudgetError if it fits no way to run it."""
     draft = describe(request, spec, device)
     try:
-        way = search(draft, CostModel(spec, device, draft.dtype.value))
+        way = search(draft, CostModel(spec, device, draft.dtype.value, request.weights))
     except BudgetError:
-        larger = free_budget(spec, device)
+        larger = free_budget(CostModel(spec, device, "fp32", request.weights))
         if larger is None:
             raise
-        way = search(draft, CostModel(spec, larger, draft.dtype.value))
+        way = search(draft, CostModel(spec, larger, draft.dtype.value, request.weights))
     return complete(draft, way)
 
 
-def free_budget(spec: ModelSpec, device: DeviceSpec) -> DeviceSpec | None:
+def free_budget(costs: CostModel) -> DeviceSpec | None:
     """A CPU with all its free memory, less the weights, as its budget; None if that is no more than it has."""
-    free = device.most_bytes - 4 * (spec.network_params + spec.vae_params)
+    device = costs.device
+    free = device.most_bytes - costs.network_bytes - costs.vae_bytes
     return replace(device, budget_bytes=free, most_bytes=0) if free > device.budget_bytes else None
 
 
@@ -102,6 +126,8 @@ def complete(draft: Draft, way: Way) -> MemoryPlan:
         alternatives=way.alternatives,
         text_on_host=way.text.on_host,
         text_dtype=way.text.dtype,
+        weights=request.weights,
+        weight_bytes=way.weight_bytes,
         preset=request.preset,
         colour_fix=request.colour_fix,
     )
@@ -132,7 +158,7 @@ def pictures_together(plan: MemoryPlan, spec: ModelSpec, device: DeviceSpec) -> 
 
     Where the host's memory is limited, within the peak that the plan has anyway.
     """
-    stage, costs = plan.stages[0], CostModel(spec, device, plan.dtype)
+    stage, costs = plan.stages[0], CostModel(spec, device, plan.dtype, plan.weights)
     each = costs.most_images(stage)
     room = plan.peak_bytes if device.ram_bytes else max(plan.peak_bytes, int(device.budget_bytes / (1 + device.slack)))
     for batch in CPU_BATCHES if costs.on_cpu else BATCHES:

@@ -71,6 +71,8 @@ class Way:
     """Stages that are tiled because they had no room in one piece, and the bytes that would take."""
     preview_bytes: int
     """What a preview takes beside a stage."""
+    weight_bytes: int
+    """All weights of network and VAE."""
     ladder: tuple[Rung, ...]
     """What follows after an out-of-memory, in order."""
     alternatives: tuple[str, ...]
@@ -106,6 +108,7 @@ def search(draft: Draft, costs: CostModel) -> Way:
         device=device,
         untiled_bytes=untiled,
         preview_bytes=preview,
+        weight_bytes=costs.network_bytes + costs.vae_bytes,
         ladder=(*make_ladder(best, costs), *tiny_rung(draft.request.tiny_vae, best.decode)),
         alternatives=() if costs.on_cpu else tuple(alternatives),
     )

@@ -32,6 +32,8 @@ READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its finge
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws
 FILES = ("model", "parts", "vae", "lora_dir", "embeddings", "loras")  # known by what is in them, wherever they lie
+DRAWN = ("canvas", "stages", "dtype", "text_dtype", "weights")
+"""What of a plan decides the picture, beside the type that the autoencoder runs in."""
 DRAWS = ("family", "parameterisation", "sigma_min", "sigma_max", "vp_betas", "zero_terminal_snr")
 """What configs say of a model beside its weights."""
 
@@ -66,7 +68,7 @@ def describe_job(
     return describe_request(request, spec, pictures) | {
         "hires": __version__,
         "torch": torch.__version__,
-        "plan": {name: drawn[name] for name in ("canvas", "stages", "dtype", "text_dtype")} | {"decode": plan.decode.dtype},
+        "plan": {name: drawn[name] for name in DRAWN} | {"decode": plan.decode.dtype},
     }
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.containers.layers import LayerCount
+from hires.checkpoints.families import FAMILIES, VAE_COUNT, UNetShape
 from hires.checkpoints.spec import ModelSpec, sigma_max_for
 from hires.devices import machines
 from hires.devices.machines import described_card, host_device
@@ -21,6 +22,8 @@ from hires.sampling.registry import SAMPLER_FACTS, evaluations
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
+
+COSXL = LayerCount(values=2_567_463_684, packable=2_565_857_280, rows=1_494_080, blocks=40_091_520, largest=29_491_200)
 
 
 def request(size: Size, **options: object) -> RenderRequest:
@@ -41,6 +44,8 @@ def cosxl(demo: ModelSpec) -> ModelSpec:
         ),
         vae=VaeShape(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, mid_attention=True),
         network_params=2_567_460_000,
+        network_count=COSXL,
+        vae_count=VAE_COUNT,
         text_params=817_720_000,
         vae_params=83_650_000,
         defaults=FAMILIES["cosxl"].defaults,
@@ -371,12 +376,17 @@ def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_a
     tight = described_card(parse_bytes("900MB"))
     with pytest.raises(BudgetError, match="allow_approximate"):
         plan(request(Size(2048, 2048), attention_policy="npa"), cosxl, tight)
+    packed = plan(request(Size(2048, 2048), attention_policy="npa", allow_approximate=True), cosxl, tight)
+    assert packed.weights == "int8" and packed.latent_grid.count == 1 and packed.peak_bytes <= tight.budget_bytes
+    note = next(note for note in packed.notes if note.startswith("approximation: weights of the network in 8 bits (int8)"))
+    assert note.endswith("because nothing exact has room and `allow_approximate` was given")
+    tight = described_card(parse_bytes("800MB"))
     made = plan(request(Size(2048, 2048), attention_policy="npa", allow_approximate=True), cosxl, tight)
-    assert made.latent_grid.count > 1 and made.peak_bytes <= tight.budget_bytes
+    assert made.weights is None and made.latent_grid.count > 1 and made.peak_bytes <= tight.budget_bytes
     assert any(note.startswith("approximation: tiles instead of the canvas") for note in made.notes)
     plain = plan(request(Size(2048, 2048), allow_approximate=True), cosxl, described_card(parse_bytes("24GB")))
     assert not any("has room" in note for note in plain.notes), "what fits is not cut"
-    tiny = described_card(parse_bytes("420MB"))
+    tiny = described_card(parse_bytes("340MB"))
     with pytest.raises(BudgetError, match="would do"):  # the base picture itself has no room
         plan(request(Size(2048, 2048), allow_approximate=True), cosxl, tiny)
     small = plan(request(Size(2048, 2048), strategy="tiled", allow_approximate=True), cosxl, tiny)

@@ -6,20 +6,19 @@ go on with c; each hands after_proj(c) to its block, which gets x + that. A proj
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
-from hires.models.loading import take_weights
+from hires.models.loading import Home, take_weights
 from hires.models.state_dicts import pixart_names, read_tensors
+from hires.models.storage.layers import unpacked_copy
 
 
 class ControlBlock(nn.Module):
@@ -92,7 +91,7 @@ def detach(transformer: Any) -> None:
             transformer.transformer_blocks[index] = block.block
 
 
-def load_control(spec: ModelSpec, transformer: Any, dtype: torch.dtype, device: torch.device) -> tuple[ControlBlock, ...]:
+def load_control(spec: ModelSpec, transformer: Any, home: Home) -> tuple[ControlBlock, ...]:
     """The copies that a checkpoint holds beside its base model, in order; none for other checkpoints."""
     part = spec.parts["network"]
     if part.layout != "pixart" or part.path is None or not part.prefix.endswith("base_model."):
@@ -105,7 +104,7 @@ def load_control(spec: ModelSpec, transformer: Any, dtype: torch.dtype, device: 
         for target, piece in _renamed(part.path, key, value).items():
             per_block.setdefault(int(index), {})[target] = piece
     return tuple(
-        _built(transformer.transformer_blocks[index], per_block[index], part.path, dtype, device) for index in sorted(per_block)
+        _built(transformer.transformer_blocks[index], per_block[index], part.path, home) for index in sorted(per_block)
     )
 
 
@@ -120,9 +119,9 @@ def _renamed(path: Path, key: str, value: Tensor) -> dict[str, Tensor]:
     return dict(zip(local, value.chunk(len(local)), strict=True))
 
 
-def _built(like: nn.Module, state: dict[str, Tensor], path: Path, dtype: torch.dtype, device: torch.device) -> ControlBlock:
+def _built(like: nn.Module, state: dict[str, Tensor], path: Path, home: Home) -> ControlBlock:
     width = state["after_proj.weight"].shape[0]
-    block = ControlBlock(copy.deepcopy(like).to("meta"), width, "before_proj.weight" in state)
-    loaded = take_weights(block.to("meta"), {**state}, path, dtype, device)
+    block = ControlBlock(unpacked_copy(like), width, "before_proj.weight" in state)
+    loaded = take_weights(block.to("meta"), {**state}, path, home)
     assert isinstance(loaded, ControlBlock)
     return loaded

@@ -16,6 +16,7 @@ from hires.planning.costs.evaluations import estimates, estimates_per_step
 from hires.planning.costs.flops import attention_flops, network_flops
 from hires.planning.costs.network_memory import network_live_bytes, preview_bytes
 from hires.planning.costs.text import TextPlan, choose_text
+from hires.planning.costs.weights import storage_of, stored_bytes, widening_bytes
 from hires.planning.plan import DecodePlan, StageCost, StagePlan
 from hires.sampling import registry
 from hires.tiling.bands import storage
@@ -23,20 +24,9 @@ from hires.tiling.bands.storage import VAE_POLICIES, BandStorage
 from hires.tiling.geometry import Size
 from hires.units import BYTES_PER_ELEMENT
 
-STREAMED_BYTES = 2**28  # of weights fetched layer by layer: the layer at work, the next one, and what is not yet given back
-LIBRARY_BYTES = 700 * 2**20  # a process that has imported torch, diffusers and transformers, before any weight
-CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides what its sampler keeps
-GUIDE_BUFFERS = 5  # more with guides: the guiding image, its low band, the estimate's and their difference
-
-
-def decode_dtype(device: DeviceSpec) -> str:
-    """The VAE's number type: an SDXL-type VAE overflows in fp16, so bf16 if the device has it, else fp32."""
-    return "bf16" if device.kind != "cpu" and device.bf16 else "fp32"
-
-
-def compute_seconds(flops: float, attention: float, device: DeviceSpec) -> float:
-    """Seconds for `flops`, of which `attention` are scores and values, at the rates the device sustains."""
-    return (flops - attention) / device.flops + attention / (device.attention_flops or device.flops)
+STREAMED_BYTES = (
+    2**28
+)  # of 16-bit weights fetched layer by layer: the one at work, the next one, and what is not yet given back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +45,13 @@ class StageWork:
 class CostModel:
     """Predicts bytes, FLOPs and seconds of a model on a device in one number type; results are cached.
 
+    weights: how they are packed, None for the number type itself.
+
     The budget of `device` decides only where the text encoders run (`text`); all other costs hold for any budget.
     """
 
-    def __init__(self, spec: ModelSpec, device: DeviceSpec, dtype: str) -> None:
-        self.spec, self.device, self.dtype = spec, device, dtype
+    def __init__(self, spec: ModelSpec, device: DeviceSpec, dtype: str, weights: str | None = None) -> None:
+        self.spec, self.device, self.dtype, self.packing = spec, device, dtype, weights
         self.on_cpu = device.kind == "cpu"
         self.decode_dtype = decode_dtype(device)
         self._work: dict[StagePlan, StageWork] = {}
@@ -90,10 +82,10 @@ class CostModel:
         seconds = sum(work.images) * compute_seconds(work.image_flops, work.attention_flops, self.network_device)
         seconds += calls * self.device.call_seconds
         if offload == "layers":  # weights arrive while others compute: the slower of the two decides
-            seconds = max(seconds, calls * self.spec.network_params * element / self.device.copy_bytes_per_second)
+            seconds = max(seconds, calls * self.network_bytes / self.device.copy_bytes_per_second)
         return StageCost(
             stage=stage.name,
-            peak_bytes=int(self.weights(offload, "network") + live + work.canvas_bytes),
+            peak_bytes=int(self.weights(offload, "network") + self.widening("network") + live + work.canvas_bytes),
             flops=sum(work.images) * work.image_flops,
             seconds=seconds,
         )
@@ -120,17 +112,42 @@ class CostModel:
         quick = self.on_cpu and self.dtype == "bf16" and self.device.bf16
         return replace(self.device, flops=self.device.flops * machines.CPU_BF16_GAIN) if quick else self.device
 
+    @functools.cached_property
+    def network_bytes(self) -> int:
+        """Bytes of the network's weights as they are kept."""
+        if self.packing is None:
+            return self.spec.network_params * BYTES_PER_ELEMENT[self.dtype]
+        return stored_bytes(self.spec.network_count, self.packing, BYTES_PER_ELEMENT[self.dtype])
+
+    @functools.cached_property
+    def vae_bytes(self) -> int:
+        """Bytes of the VAE's weights as they are kept."""
+        storage, element = storage_of(self.packing, "vae"), BYTES_PER_ELEMENT[self.decode_dtype]
+        return self.spec.vae_params * element if storage is None else stored_bytes(self.spec.vae_count, storage, element)
+
+    def widening(self, at_work: str) -> int:
+        """Bytes that the largest packed layer of the 'network' or the 'vae' takes beside its maps while it computes."""
+        if at_work == "vae":
+            return widening_bytes(self.spec.vae_count, storage_of(self.packing, "vae"), BYTES_PER_ELEMENT[self.decode_dtype])
+        return widening_bytes(self.spec.network_count, self.packing, BYTES_PER_ELEMENT[self.dtype])
+
     def weights(self, offload: str, at_work: str) -> int:
         """Bytes of weights on a card while the 'network' or the 'vae' works; a CPU's budget counts no weights."""
         if self.on_cpu:
             return 0
-        network = self.spec.network_params * BYTES_PER_ELEMENT[self.dtype]
-        vae = self.spec.vae_params * BYTES_PER_ELEMENT[self.decode_dtype]
+        network, vae = self.network_bytes, self.vae_bytes
         if offload == "none":
             return network + vae
         if at_work == "vae":
             return vae
-        return network if offload == "components" else min(network, STREAMED_BYTES)
+        return network if offload == "components" else min(network, self.streamed_bytes)
+
+    @functools.cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes of the layers on a card where they are fetched one by one, fewer where they are packed."""
+        if self.packing is None:
+            return STREAMED_BYTES
+        return int(STREAMED_BYTES * self.network_bytes / (2 * self.spec.network_count.values))
 
     def decode(self, canvas: Size, decode: DecodePlan, offload: str = "none") -> StageCost:
         """Peak bytes of decoding or of encoding, whichever is more; FLOPs and seconds of decoding."""
@@ -140,7 +157,10 @@ class CostModel:
             image = 4 * 3 * canvas.area // 4 if self.on_cpu else 0  # of the stage before, while it is enlarged
             self._decodes[key] = StageCost(
                 stage="decode",
-                peak_bytes=self.weights(offload, "vae") + image + max(decoding.peak_bytes, encoding.peak_bytes),
+                peak_bytes=self.weights(offload, "vae")
+                + self.widening("vae")
+                + image
+                + max(decoding.peak_bytes, encoding.peak_bytes),
                 flops=decoding.flops,
                 seconds=self.vae_seconds(decoding, canvas),
             )
@@ -187,8 +207,7 @@ class CostModel:
         """Seconds to move network and VAE to the card and back between stages, where only one of them is there."""
         if offload == "none" or self.on_cpu:
             return 0.0
-        network = self.spec.network_params * BYTES_PER_ELEMENT[self.dtype] if offload == "components" else 0
-        both = network + self.spec.vae_params * BYTES_PER_ELEMENT[self.decode_dtype]
+        both = (self.network_bytes if offload == "components" else 0) + self.vae_bytes
         turns = sum(stage.enlarger == "pixel" for stage in stages)
         return both * (2 * turns + 1) / self.device.copy_bytes_per_second
 
@@ -199,8 +218,7 @@ class CostModel:
         """
         held = LIBRARY_BYTES + 3 * canvas.area
         if offload != "none" or self.on_cpu:
-            held += self.spec.network_params * BYTES_PER_ELEMENT[self.dtype]
-            held += self.spec.vae_params * BYTES_PER_ELEMENT[self.decode_dtype]
+            held += self.network_bytes + self.vae_bytes
         if decode is not None and decode.policy == "host":
             held += self.vae(canvas, decode, encode=False).host_bytes
         return held

@@ -17,7 +17,7 @@ import hires
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.controlnet import load_control
-from hires.models.loading import load_network
+from hires.models.loading import Home, load_network
 from hires.models.pixart import PixArtNetwork
 from hires.planning.costs.flops import pixart_flops
 from hires.sampling.conditioning import Conditioning
@@ -67,7 +67,7 @@ class Made:
     def network(self, dtype: torch.dtype = torch.float32) -> PixArtNetwork:
         spec = self.spec()
         base = load_network(spec, dtype, CPU)
-        return PixArtNetwork(base, span=32.0, control=load_control(spec, base, dtype, CPU))
+        return PixArtNetwork(base, span=32.0, control=load_control(spec, base, Home(device=CPU, dtype=dtype)))
 
     def by_hand(self, x: Tensor, time: float, words: Tensor, edges: Tensor) -> Tensor:
         """The base with what the copies add laid in before its blocks 1 and 2."""
