@@ -3,7 +3,7 @@
     python -m benchmarks weights                  # the shipped model at 1024 px against float32, all layers
     python -m benchmarks weights --layers         # the relative error of every layer's output in one evaluation, printed
 
-Rows go to results/weights.csv (one a storage) and results/weights_layers.csv (one a layer). `output_error` is the relative error
+Rows go to results/weights.csv (by storage) and results/weights_layers.csv (by layer). `output_error` is the relative error
 of a layer's output where the whole network is packed, so it holds what came from the layers before. Exit code 1 where a picture
 is below 35 dB, or a plan's bytes are further than a twentieth from those in memory.
 """

@@ -24,9 +24,20 @@ from hires.tiling.bands.storage import VAE_POLICIES, BandStorage
 from hires.tiling.geometry import Size
 from hires.units import BYTES_PER_ELEMENT
 
-STREAMED_BYTES = (
-    2**28
-)  # of 16-bit weights fetched layer by layer: the one at work, the next one, and what is not yet given back
+STREAMED_BYTES = 2**28  # of 16-bit weights fetched layer by layer: one at work, the next, what is not yet given back
+LIBRARY_BYTES = 700 * 2**20  # a process that has imported torch, diffusers and transformers, before any weight
+CANVAS_BUFFERS = 6  # float32 copies of the canvas latents a step holds, besides what its sampler keeps
+GUIDE_BUFFERS = 5  # more with guides: the guiding image, its low band, the estimate's and their difference
+
+
+def decode_dtype(device: DeviceSpec) -> str:
+    """The VAE's number type: an SDXL-type VAE overflows in fp16, so bf16 if the device has it, else fp32."""
+    return "bf16" if device.kind != "cpu" and device.bf16 else "fp32"
+
+
+def compute_seconds(flops: float, attention: float, device: DeviceSpec) -> float:
+    """Seconds for `flops`, of which `attention` are scores and values, at the rates the device sustains."""
+    return (flops - attention) / device.flops + attention / (device.attention_flops or device.flops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
