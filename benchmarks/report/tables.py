@@ -90,6 +90,42 @@ def choices() -> str:
     return markdown(("against the default", "largest difference", "PSNR"), body)
 
 
+def weights() -> str:
+    """Weights in 8 and 4 bits against float32: the picture, the bytes, and the errors of single layers."""
+    layers, body = newest(rows_of("weights_layers"), ("layer",)), []
+    for row in newest(rows_of("weights"), ("weights", "side")):
+        name, cells = row["weights"], ["", "", ""]
+        if row["median_weight_error"]:
+            cells = [f"{float(row[f'{which}_weight_error']):.2%}" for which in ("median", "worst")]
+            found = [float(layer[f"{name}_output_error"]) for layer in layers if layer["layer"].startswith("network")]
+            cells.append(f"{statistics.median(found):.2%}, {max(found):.2%}")
+        held, planned = (f"{int(row[which]) / 1e6:.1f}" for which in ("held_bytes", "planned_bytes"))
+        body.append([f"`{name}`", decibels(row["psnr_db"]), held, planned, *cells, row["peak_mib"], row["seconds"]])
+    head = ("weights", "PSNR", "MB in memory", "MB planned", "a weight, median", "a weight, worst",
+            "a layer's output, median and worst", "peak MiB", "s")  # fmt: skip
+    return markdown(head, body)
+
+
+def full_size_weights() -> str:
+    """What plans say that full-size networks and the VAE take in each storage, in bf16 where they are not packed."""
+    from benchmarks.full_size import full_spec
+    from hires.options.declarations import WEIGHTS
+    from hires.planning.costs.weights import storage_of, stored_bytes
+
+    body = []
+    for family in ("cosxl", "pixart-sigma-1024"):
+        spec = full_spec(family)
+        sizes = [
+            sum(
+                stored_bytes(count, storage_of(storage, part), 2)
+                for part, count in (("network", spec.network_count), ("vae", spec.vae_count))
+            )
+            for storage in (None, *WEIGHTS)
+        ]
+        body.append([FAMILY_NAMES[family], *(f"{size / 1e9:.2f}" for size in sizes)])
+    return markdown(("network and VAE, GB", "bf16", *(f"`{name}`" for name in WEIGHTS)), body)
+
+
 def presets() -> str:
     """PFLOP of every preset, and the stages of `balanced` at 4096 px."""
     rows = newest(rows_of("presets"), ("family", "preset", "side"))
@@ -288,6 +324,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plans": plans,
     "presets": presets,
     "choices": choices,
+    "weights": weights,
+    "weights-full-size": full_size_weights,
     "scenes": scenes,
     "oracle": oracle,
     "strategies": strategies,

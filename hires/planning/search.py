@@ -199,7 +199,7 @@ def too_small(stages: Sequence[StagePlan], costs: CostModel, limits: Limits) -> 
         host += int(worst.peak_bytes * CPU_FRAGMENTS) if costs.on_cpu else 0
         return BudgetError(
             f"{canvas} needs {gib(host)} of host memory, `ram` allows {gib(device.ram_bytes)}: "
-            f"`ram` {host / 1e9 + 0.1:.1f}GB would do"
+            f"`ram` {host / 1e9 + 0.1:.1f}GB would do{', or `weights` int8' if costs.packing is None else ''}"
         )
     move = f"`vram` {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
     if any(stage.attention != Global() for stage in stages):

@@ -483,3 +483,19 @@ def lora_file(path: Path, seed: int, text: bool) -> Path:
         state[f"{name}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.3
     save_file(state, path)
     return path
+
+
+@pytest.mark.parametrize("weights", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+def test_packed_weights_are_another_load_and_a_used_engine_is_a_fresh_one(
+    weights: str, loads: Counter[str], tmp_path: Path
+) -> None:
+    """Each storage is loaded by itself and close to the exact picture; LoRAs change in place as a fresh process has them."""
+    loras = (f"{lora_file(tmp_path / 'one.safetensors', 1, False)}:0.8",)
+    exact = hires.render(PROMPT, **SMALL).pixels.astype(int)
+    fresh = [hires.render(PROMPT, weights=weights, loras=refs, **SMALL).pixels for refs in ((), loras)]
+    assert 0 < np.abs(fresh[0] - exact).mean() < 8 and not np.array_equal(*fresh)
+    loads.clear()
+    with hires.load(weights=weights) as plain, hires.load(weights=weights, loras=loras) as merged:
+        used = [engine.render(PROMPT, **SMALL).pixels for engine in (plain, merged, plain)]
+    assert loads["load_network"] == 1
+    assert all(np.array_equal(pixels, fresh[index % 2]) for index, pixels in enumerate(used))
