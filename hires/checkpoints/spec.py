@@ -95,7 +95,7 @@ def load_spec(
     """Read the facts of a model: 'demo', a diffusers folder, a checkpoint file, or 'org/name' on the hub.
 
     `family` is what the user says it is, for files whose keys are those of several; `parts` a diffusers folder in which parts
-    that it lacks are looked for first; `profile` how it is run in few steps, 'none' to take no profile from its name.
+    that it lacks are looked for first; `few_step` how it is run in few steps, 'none' to take no profile from its name.
     ModelError where it is damaged, of a kind not supported, or contradicts `family`; RequestError for an unknown profile.
     """
     path = find_model(name)
@@ -178,7 +178,7 @@ def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str
     base = base_family(spec)
     if family is not None:
         note = (
-            f"{found.reason}: run as plain {base.title}, as `family` says; `profile` {found.profile.name} runs it in few steps"
+            f"{found.reason}: run as plain {base.title}, as `family` says; `few_step` {found.profile.name} runs it in few steps"
         )
         return replace(spec, notes=(*spec.notes, note))
     if not fits(spec, found.profile):
@@ -212,8 +212,8 @@ def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
     """The same model, run as a profile says. RequestError for one that the profile was not made for."""
     if not fits(spec, profile):
         raise RequestError(
-            f"profile {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
-            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `profile` out, or give another `model`"
+            f"few_step {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
+            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `few_step` out, or give another `model`"
         )
     base, table = base_family(spec), sigma_table(spec)
     assert table is not None, "a model with epsilon prediction has timesteps"
@@ -232,7 +232,7 @@ def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
         run = replace(run, guidance=EMBEDDED_GUIDANCE, relay_guidance=EMBEDDED_GUIDANCE)
     note = (
         f"profile {profile.name}, {reason}: {run.steps} step{'s' if run.steps > 1 else ''} of {run.sampler} on {run.schedule}, "
-        f"guidance {run.guidance:g}, {side} px; `profile` none runs it as plain {base.title}"
+        f"guidance {run.guidance:g}, {side} px; `few_step` none runs it as plain {base.title}"
     )
     return replace(
         spec,

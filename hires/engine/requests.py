@@ -180,8 +180,8 @@ def picture_of(source: PictureLike) -> NDArray[np.uint8]:
 
 def spec_for(request: RenderRequest) -> ModelSpec:
     """The model of a request with what its LoRAs and its options make of it."""
-    plain = load_spec(request.model, family=request.family, parts=request.parts, profile=request.profile)
-    spec = with_loras(plain, request.loras, request.profile)
+    plain = load_spec(request.model, family=request.family, parts=request.parts, profile=request.few_step)
+    spec = with_loras(plain, request.loras, request.few_step)
     for option, value, default in (
         ("position_mode", request.position_mode, "global"),
         ("kv_compression", request.kv_compression, "checkpoint"),

@@ -264,7 +264,7 @@ class Upscaler:
             preset=wanted.preset,
             tile_px=wanted.tile_px,
             family=wanted.family,
-            profile=wanted.profile,
+            few_step=wanted.few_step,
             parts=wanted.parts,
             loras=wanted.loras,
             device=options.device,
@@ -329,7 +329,7 @@ class Upscaler:
             preset=wanted.preset,
             tile_px=wanted.tile_px,
             family=wanted.family,
-            profile=wanted.profile,
+            few_step=wanted.few_step,
             parts=None if wanted.parts is None else str(wanted.parts),
             colour_fix=wanted.colour_fix,
         )
