@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hires.engine.upscale import Upscaler, upscale
     from hires.events import Event
     from hires.metrics.measure_file import measure
+    from hires.options.lora import LoraRef
     from hires.options.render import JournalOptions
     from hires.options.stage import GuidePlan, StageSpec, WindowSpec
     from hires.pipelines.attach import attach, detach
@@ -36,6 +37,7 @@ _HOMES = {
     "Event": "hires.events",
     "GuidePlan": "hires.options.stage",
     "JournalOptions": "hires.options.render",
+    "LoraRef": "hires.options.lora",
     "MemoryPlan": "hires.planning.plan",
     "RenderResult": "hires.engine.results",
     "Run": "hires.engine.background",
@@ -62,6 +64,7 @@ __all__ = [
     "Event",
     "GuidePlan",
     "JournalOptions",
+    "LoraRef",
     "MemoryPlan",
     "RenderResult",
     "Run",

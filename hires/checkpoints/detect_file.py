@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hires.checkpoints.adapters.detect import lora_facts
 from hires.checkpoints.configs import LDM_CLIP_G, LDM_NETWORK, below
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import Header, read_header
@@ -24,16 +25,6 @@ HINTS = {  # few-step files of SDXL and SD1.5 are told in profiles.py
     "dmd": ("pixart-dmd",),
     "yoso": ("yoso-pixart-512",),
 }
-LORA_ENDS = (
-    ".lora_down.weight",
-    ".lora_A.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-    ".lora_A.default.weight",
-    ".lora_linear_layer.down.weight",
-)
-UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks", "input_blocks", "middle_block", "output_blocks")
-LORA_UNETS = {2048: "sdxl", 768: "sd15", 1024: "Stable Diffusion 2"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,31 +113,17 @@ def says(word: str, name: str) -> bool:
 
 def identify_lora(header: Header) -> Finding | None:
     """What a LoRA was made for, from its keys and the width of the text it reads; None for a file that is no LoRA."""
-    downs = {name: info.shape for name, info in header.tensors.items() if name.endswith(LORA_ENDS)}
-    if not downs:
+    facts = lora_facts(header)
+    if facts is None:
         return None
-    contexts = [s[1] for name, s in downs.items() if "attn2" in name and ("to_k" in name or "to.k" in name)]
-    context = contexts[0] if contexts else None
-    unet = any(block in name for name in downs for block in UNET_BLOCKS)
-    second = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in downs)
-    ranks = sorted({shape[0] for shape in downs.values()})
-    if unet:
-        family = LORA_UNETS.get(context or 0, f"a UNet with a text width of {context}" if context else "sdxl" if second else "")
-    elif any("transformer_blocks" in name for name in downs):
-        family = "pixart"
-    else:
-        family = "sdxl" if second else ""
-    why: tuple[str, ...] = (f"{len(downs)} LoRA layers of rank {', '.join(map(str, ranks))}", f"such as {min(downs)}")
-    if context:
-        why = (*why, f"cross-attention reads text of width {context}")
     return Finding(
         path=header.path,
         kind="lora",
-        family=family,
-        layout="pixart" if family == "pixart" else "ldm",
-        why=why,
+        family=facts.family,
+        layout="pixart" if facts.family == "pixart" else "ldm",
+        why=facts.why,
         header=header,
-        context=context,
+        context=facts.context,
     )
 
 

@@ -121,6 +121,8 @@ class Defaults:
     """How later stages see the canvas: whole, with attention in neighbourhoods (npa), or in tiles."""
     guides: tuple[str, ...] = ("structure",)
     """What holds a later stage to the picture before it, of `GUIDES`."""
+    words_only: bool = False
+    """Whether its text towers know no weights and no other syntax of prompts."""
     latent_rgb: tuple[tuple[float, ...], ...] | None = None
     """A linear map from latents to colours as in `previews.RGB_OF_LATENTS`, for an autoencoder of its own."""
 

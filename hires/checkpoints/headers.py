@@ -249,8 +249,8 @@ def _torch_zip(path: Path) -> Header:
 def _walk(value: object, name: str) -> Iterator[tuple[str, _Tensor]]:
     if isinstance(value, _Tensor):
         yield name, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
+    elif isinstance(value, dict | tuple):  # A1111's hypernetworks hold pairs of state dicts
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _walk(inner, f"{name}.{key}" if name else str(key))
 
 

@@ -19,6 +19,8 @@ from hires.errors import ModelError, unknown
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parents[1] / "assets"
+TOKENIZERS = ASSETS / "tokenizers"
+"""The vocabularies of CLIP and T5, one folder each."""
 NAMED_MODELS = {"demo": ASSETS / "demo"}
 FILE_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>\S+\.(?:safetensors|pth|pt|ckpt|bin)))?")
@@ -125,7 +127,10 @@ def folder_part(path: Path, component: str) -> Part:
 
 
 def find_part(component: str, facts: FamilyFacts, folders: tuple[Path, ...]) -> Part:
-    """A part in the first of `folders` that has it, else in the hub's local cache; layout 'missing' where nothing has."""
+    """A part in the first of `folders` that has it, else in the hub's local cache; layout 'missing' where nothing has.
+
+    A vocabulary that is found nowhere is the one that ships with hires: all published CLIPs share one, and so do all T5s.
+    """
     kind = _tower(component, facts)
     for folder in folders:
         for place in (folder / component, *([folder] if component.startswith("tokenizer") else [])):
@@ -135,6 +140,8 @@ def find_part(component: str, facts: FamilyFacts, folders: tuple[Path, ...]) -> 
         cached = cached_snapshot(repo)
         if cached is not None and _holds(cached / component, component, kind):
             return folder_part(cached / component, component)
+    if component.startswith("tokenizer"):
+        return folder_part(TOKENIZERS / kind, component)
     looked = (*(str(folder / component) for folder in folders), f"the local Hugging Face cache of {facts.parts_from[0]}")
     return Part(component=component, layout="missing", path=None, looked_in=looked)
 

@@ -5,21 +5,24 @@ Reads headers only; imports no torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hires.checkpoints.adapters.detect import FOREIGN, bundled_embeddings, other_kind
+from hires.checkpoints.adapters.keys import IDLE, TEXT, TEXT_2, component_of, read_layers
+from hires.checkpoints.adapters.stated import CONFIG_FILE, PEFT_FILE
 from hires.checkpoints.detect_file import Finding, identify_lora
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import Header, read_header
 from hires.checkpoints.profiles import Match, match, names_of
 from hires.checkpoints.spec import ModelSpec, as_profile, fits
 from hires.errors import ModelError
-from hires.options.lora import LoraRef
+from hires.options.lora import COUNTS, LoraRef
 
-TOWERS = (("lora_te1_", "lora_te_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
-PEFT_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE)
+TEXT_COMPONENTS = (TEXT, TEXT_2)
 
 
 def lora_file(ref: LoraRef) -> Path:
@@ -38,8 +41,13 @@ def lora_file(ref: LoraRef) -> Path:
 
 def tower_loras(loras: Sequence[LoraRef]) -> tuple[LoraRef, ...]:
     """Those LoRAs that change a text tower."""
-    prefixes = tuple(prefix for prefixes in TOWERS for prefix in prefixes)
-    return tuple(ref for ref in loras if any(name.startswith(prefixes) for name in read_header(lora_file(ref)).tensors))
+    return tuple(ref for ref in loras if changed_towers(read_header(lora_file(ref))).total())
+
+
+def changed_towers(header: Header) -> Counter[str]:
+    """How many keys of a LoRA are for each text tower."""
+    components = (component_of(name) for name in header.tensors if not name.startswith(IDLE))
+    return Counter(found[0] for found in components if found is not None and found[0] in TEXT_COMPONENTS)
 
 
 def lora_files(ref: LoraRef) -> tuple[Path, ...]:
@@ -59,16 +67,53 @@ def with_loras(spec: ModelSpec, loras: Sequence[LoraRef], profile: str | None = 
         header = read_header(path)
         finding = identify_lora(header)
         if finding is None:
-            few = ", ".join(sorted(header.tensors)[:3])
-            raise ModelError(
-                f"loras {path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
-            )
+            raise _no_lora(header)
         check_family(finding, spec)
+        read_layers(header)
+        _check_blocks(ref, path, spec)
         told = lora_profile(path, header)
         if told is not None and profile is None and ref.scale != 0:
             spec = _profiled(spec, told, path)
-        spec = replace(spec, notes=(*spec.notes, f"LoRA {path.name} merged at {ref.scale:g}: {finding.why[0]}"))
+        spec = replace(spec, notes=(*spec.notes, *_notes(ref, finding)))
     return spec
+
+
+def _no_lora(header: Header) -> ModelError:
+    """Why a file cannot be merged, by the name of what it is."""
+    kind = other_kind(header)
+    if kind is not None:
+        return ModelError(f"loras {header.path}: is {kind}")
+    few = ", ".join(sorted(header.tensors)[:3]) or "no tensors"
+    return ModelError(
+        f"loras {header.path}: holds no LoRA layers (but {few}); give a LoRA of kohya's, diffusers' or peft's keys"
+    )
+
+
+def _notes(ref: LoraRef, finding: Finding) -> tuple[str, ...]:
+    """What a plan says about a LoRA: its strengths and kind, the embeddings that it brings, what of it has no place."""
+    assert finding.header is not None
+    name = finding.path.name
+    notes = [f"LoRA {name} merged at {ref.strengths}: {finding.why[0]}"]
+    embeddings = bundled_embeddings(finding.header)
+    if embeddings:
+        notes.append(f"LoRA {name} brings the embeddings {', '.join(embeddings)}: write their names in the prompt")
+    if any(key.startswith(IDLE) for key in finding.header.tensors):
+        notes.append(f"LoRA {name}: the projection of CLIP-L is left out, no picture depends on it")
+    return tuple(notes)
+
+
+def _check_blocks(ref: LoraRef, path: Path, spec: ModelSpec) -> None:
+    """ModelError where the model has not the blocks that a list of weights is for."""
+    if not ref.blocks:
+        return
+    if not isinstance(spec.network, UNetShape):
+        raise ModelError(f"loras {path}: lbw weighs the blocks of a UNet, {spec.name} is {spec.family}; leave it out")
+    fitting = (12, 20) if len(spec.network.channels) == 3 else (17, 26)
+    if len(ref.blocks) not in fitting:
+        raise ModelError(
+            f"loras {path}: lbw has {len(ref.blocks)} block weights, {spec.name} ({spec.family}) takes {fitting[0]} "
+            f"or {fitting[1]}: {COUNTS}"
+        )
 
 
 def check_family(finding: Finding, spec: ModelSpec) -> None:
@@ -76,22 +121,18 @@ def check_family(finding: Finding, spec: ModelSpec) -> None:
     made_for = f"is for {finding.family}" if finding.family else "was made for another layout"
     refusal = f"loras {finding.path}: {made_for} ({'; '.join(finding.why)}), the model {spec.name} is {spec.family}"
     unet, pixart = isinstance(spec.network, UNetShape), finding.family == "pixart"
-    if unet == pixart:
+    other = finding.family in ("sdxl", "sd15") and finding.context is None and finding.family != spec.facts.configs
+    if unet == pixart or other or finding.family in FOREIGN.values():
         raise ModelError(f"{refusal}; leave it out, or give a model of its family")
     if isinstance(spec.network, UNetShape) and finding.context not in (None, spec.network.context_width):
         raise ModelError(
             f"{refusal}, whose text is {spec.network.context_width} wide; leave it out, or give a model of its family"
         )
     assert finding.header is not None
-    towers = sum(name.startswith(tower_prefixes(spec)) for name in finding.header.tensors)
+    taking = () if spec.facts.text == ("t5",) else TEXT_COMPONENTS[: len(spec.facts.text)]
+    towers = sum(count for tower, count in changed_towers(finding.header).items() if tower not in taking)
     if towers:
         raise ModelError(f"{refusal}: {towers} of its keys are for a text tower that takes none here; leave it out")
-
-
-def tower_prefixes(spec: ModelSpec) -> tuple[str, ...]:
-    """What the keys of text layers start with that this model has no place for: T5 takes none, SD1.5 has one tower."""
-    taking = 0 if spec.facts.text == ("t5",) else len(spec.facts.text)
-    return tuple(prefix for prefixes in TOWERS[taking:] for prefix in prefixes)
 
 
 def lora_profile(path: Path, header: Header) -> Match | None:

@@ -31,6 +31,7 @@ from hires.checkpoints.locate import Part, find_model, find_part, folder_part
 from hires.checkpoints.noise_levels import vp_range, vp_sigmas
 from hires.checkpoints.profiles import NONE, Profile, find_profile, match, names_of
 from hires.errors import ModelError, RequestError
+from hires.prompts.request import TextModel
 from hires.sampling.registry import LCM_TIMESTEPS
 from hires.tiling.bands.memory import VaeShape
 from hires.tiling.geometry import Size
@@ -77,6 +78,27 @@ class ModelSpec:
     """What a plan says about the checkpoint."""
     profile: Profile | None = None
     """How it is run in few steps, where its name, a LoRA or the user says so."""
+    prompt_chunks: int = 1
+    """Chunks of the longest text of the request."""
+    prompt_parts: int = 1
+    """Prompts that AND puts together in the request."""
+
+    @property
+    def text_tokens(self) -> int:
+        """The tokens that the network's cross-attention reads."""
+        return self.facts.tokens * self.prompt_chunks
+
+    @property
+    def text_model(self) -> TextModel:
+        """What it reads prompts with."""
+        towers = 0 if self.facts.text == ("t5",) else len(self.facts.text)
+        return TextModel(
+            name=self.name if self.defaults.words_only else self.facts.title,
+            towers=towers,
+            words_only=not towers or self.defaults.words_only,
+            sized=self.facts.size_conditions == "sdxl",
+            edits=self.facts.image_channels > 0,
+        )
 
     @property
     def family(self) -> str:

@@ -183,11 +183,13 @@ class Batch:
         from hires.engine.resident import ENCODED_AHEAD
 
         left = [index for index in range(len(self.jobs)) if index not in self.finished]
+        requests = {self.pictures[index].prompt: self.jobs[index].request for index in reversed(left)}
         prompts = [*dict.fromkeys(self.pictures[index].prompt for index in left)]
         for index in left:
             picture, job = self.pictures[index], self.jobs[index]
             after = prompts.index(picture.prompt) + 1
-            following = encoded_ahead(job.request, prompts[after : after + ENCODED_AHEAD - 1])
+            later = [requests[prompt] for prompt in prompts[after : after + ENCODED_AHEAD - 1]]
+            following = encoded_ahead(job.request, later)
             yield index, picture, replace(job, following=following)
 
 

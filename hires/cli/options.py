@@ -14,7 +14,7 @@ from hires.errors import RequestError
 from hires.options.declarations import JournalOptions, ModelOptions
 from hires.options.fields import Field, Option, Options, declared
 
-PANELS = ("Picture", "Model", "Memory", "Quality", "Output")
+PANELS = ("Picture", "Prompt", "Model", "Memory", "Quality", "Output")
 Given = dict[str, Any]
 """What the command line gives for a command, by the names of its parameters."""
 

@@ -18,6 +18,7 @@ from hires.engine.requests import (
     edges_of,
     editing,
     encoded_ahead,
+    later_requests,
     picture_of,
     planned,
     request_from,
@@ -182,5 +183,5 @@ def _job(
         ram=options.ram,
         journal=options.journal,
         on_event=options.on_event,
-        following=encoded_ahead(request, following),
+        following=encoded_ahead(request, later_requests(request, options, following)),
     )

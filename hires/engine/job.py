@@ -69,8 +69,8 @@ class RenderJob:
     journal: JournalOptions | None = None
     """How unfinished work is kept beside the output; None keeps nothing."""
     on_event: OnEvent | None = None
-    following: tuple[str, ...] = ()
-    """Prompts of renders that come after, encoded along while the text encoders are loaded."""
+    following: tuple[RenderRequest, ...] = ()
+    """Renders that come after, their prompts encoded along while the text encoders are loaded."""
     base: SharedBase | None = None
     """Its first stage, where that is done."""
 

@@ -27,6 +27,7 @@ from hires.pipelines import load
 from hires.pipelines.base import Family, Runtime
 from hires.pipelines.clock import Paces
 from hires.planning.plan import MemoryPlan
+from hires.prompts.script import Wording
 from hires.resume.journal import NO_JOURNAL, Journal
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.halo import HaloVAE
@@ -125,7 +126,7 @@ class LoadedModels:
         self._merged: dict[FamilyKey | TextKey, Merged] = {}
         self._encoders: OrderedDict[TextKey, TextEncoders] = OrderedDict()
         self._tiny: tuple[Files, str, HaloVAE] | None = None
-        self._conditions: OrderedDict[tuple[TextKey, Merged, tuple[str, ...]], list[Conditioning]] = OrderedDict()
+        self._conditions: OrderedDict[tuple[TextKey, Merged, tuple[Wording, ...]], list[Conditioning]] = OrderedDict()
         self.keys: tuple[FamilyKey, ...] = ()
         """The networks that stayed after the last request, the least recently used ones first."""
         self.names: tuple[str, ...] = ()
@@ -165,12 +166,13 @@ class LoadedModels:
             return model not in [*self._viewers.values()]
 
     def conditions(self, demand: Demand, journal: Journal) -> Sequence[Conditioning]:
-        """The conditions of a job's prompt and negative prompt: from its journal, from memory, or encoded now."""
+        """The conditions of a job's texts, in the order of its script: from its journal, from memory, or encoded now."""
         texts = journal.texts()
         if texts is not None:
             return texts
         job, plan = demand.job, demand.plan
-        prompts, *following = ((prompt, job.request.negative) for prompt in (job.request.prompt, *job.following))
+        prompts = texts_of(job.request, demand)
+        following = [later for request in job.following if (later := readable_texts(request, demand))]
         key = TextKey(
             model=str(job.spec.path),
             files=files_of(job.spec, TEXT_COMPONENTS),
@@ -186,8 +188,10 @@ class LoadedModels:
         journal.keep_texts(texts)
         return texts
 
-    def _encode(self, key: TextKey, merged: Merged, demand: Demand, wanted: Sequence[tuple[str, ...]]) -> list[Conditioning]:
-        """Encode pairs of a prompt and a negative prompt, each by itself as a fresh process would; those of the first pair.
+    def _encode(
+        self, key: TextKey, merged: Merged, demand: Demand, wanted: Sequence[tuple[Wording, ...]]
+    ) -> list[Conditioning]:
+        """Encode the texts of requests, those of each by themselves as a fresh process would; the conditions of the first.
 
         All are kept, but not what encoders gave that ran out of memory and went on elsewhere: the next request tries again.
         """
@@ -397,6 +401,19 @@ def models_on(device: str) -> LoadedModels:
         if models is None:
             models = _devices[device] = LoadedModels(device)
         return models
+
+
+def texts_of(request: RenderRequest, demand: Demand) -> tuple[Wording, ...]:
+    """The texts of a request on a demand's model. RequestError for a prompt that cannot be read."""
+    return load.prompted_by(request, demand.job.spec, demand.plan).script.texts
+
+
+def readable_texts(request: RenderRequest, demand: Demand) -> tuple[Wording, ...]:
+    """The texts of a later request; none of one that fails, which is told in its own turn."""
+    try:
+        return texts_of(request, demand)
+    except RequestError:
+        return ()
 
 
 def _on_device(family: Family) -> bool:

@@ -5,23 +5,28 @@ Imports neither torch nor numpy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hires.checkpoints.embeddings import chunks_of, clip_vocabulary, count_tokens
 from hires.checkpoints.families import PixArtShape, second_half_factors
 from hires.checkpoints.loras import with_loras
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import RequestError, SizeError
 from hires.options import captions
 from hires.options.fields import PictureLike, declared
-from hires.options.lora import loras_of
+from hires.options.lora import LoraRef, loras_of, parse_lora_tag
 from hires.options.plan import PlanOptions
 from hires.options.render import EditOptions, RenderOptions, RenderRequest
-from hires.options.sizes import SizeLike, as_size, check_size
+from hires.options.sizes import SizeLike, as_crop, as_size, check_size
 from hires.options.stage_text import relay_of, stages_of
 from hires.options.upscale import REFINE_STRENGTH
+from hires.prompts.request import longest_text, prompt_notes, read_prompts
+from hires.prompts.script import Prompts, Wording, positive_parts
+from hires.prompts.tags import cut_tags, find_lora
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+PATHS = ("parts", "tiny_vae", "lora_dir", "embeddings")
+SHORT_BYTES = 22
+"""A text of no more bytes takes one chunk, whatever the vocabulary."""
 STRENGTH = 0.5  # of a picture to start from, where none is given
 DEFAULT_SCALE = 4  # of an enlargement by Lanczos
 ORIENTATION = 0x0112  # EXIF
@@ -40,13 +48,27 @@ def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, 
     fields: dict[str, Any] = {
         name: getattr(options, name) for name in declared(RenderRequest) if name in declared(type(options))
     }
-    paths = {name: None if (path := getattr(options, name)) is None else str(path) for name in ("parts", "tiny_vae")}
+    paths = {name: None if (path := getattr(options, name, None)) is None else str(path) for name in PATHS}
+    prompt, loras = cut_tags(prompt, partial(tag_lora, folder=paths["lora_dir"]))
+    negative, unwanted = cut_tags(options.negative, partial(tag_lora, folder=paths["lora_dir"]))
     fields |= paths | {
-        "loras": loras_of(options.loras),
+        "negative": negative,
+        "loras": (*loras_of(options.loras), *loras, *unwanted),
+        "original_size": None if options.original_size is None else as_size(options.original_size),
+        "target_size": None if options.target_size is None else as_size(options.target_size),
+        "crop": None if options.crop is None else as_crop(options.crop),
         "relay": relay_of(options.relay),
         "stages": stages_of(options.stages),
     }
     return RenderRequest(prompt=prompt, size=size, **fields | changes)
+
+
+def tag_lora(inside: str, folder: str | None) -> LoraRef:
+    """The LoRA of a tag `<lora:name:0.8>` in a prompt, from a folder. RequestError where there is none."""
+    ref, left = parse_lora_tag(inside)
+    if left:
+        raise RequestError(f"prompt tag <lora:{inside[:80]}>: {left[0]} is not supported; leave it out")
+    return replace(ref, path=str(find_lora(ref.path, folder)))
 
 
 def start_strength(options: RenderOptions) -> float | None:
@@ -188,7 +210,48 @@ def spec_for(request: RenderRequest) -> ModelSpec:
     ):
         if value != default and not isinstance(spec.network, PixArtShape):
             raise RequestError(f"{option} {value}: is of PixArt models, {spec.name} is {spec.facts.title}; leave it out")
-    return pooled_keys(spec) if request.kv_compression == "average" else spec
+    spec = pooled_keys(spec) if request.kv_compression == "average" else spec
+    return with_prompts(spec, request)
+
+
+def with_prompts(spec: ModelSpec, request: RenderRequest) -> ModelSpec:
+    """The model with what its prompts make of it: notes, and how many tokens and estimates they take.
+
+    RequestError for a prompt that it cannot read.
+    """
+    model = spec.text_model
+    prompts = read_prompts(request, model)
+    notes = [*prompt_notes(request, prompts, model)]
+    if model.words_only or spec.missing:
+        return replace(spec, notes=(*spec.notes, *notes, *cut_notes(spec, prompts)))
+    chunks = longest_text(prompts, partial(chunk_count, spec))
+    if chunks > 1:
+        notes.append(f"the longest text takes {chunks} chunks of {spec.facts.tokens - 2} tokens, joined")
+    return replace(
+        spec,
+        notes=(*spec.notes, *notes),
+        prompt_chunks=chunks,
+        prompt_parts=len(positive_parts(prompts)),
+    )
+
+
+def cut_notes(spec: ModelSpec, prompts: Prompts) -> Iterator[str]:
+    """Notes on texts of which a model that reads one chunk reads the beginning alone."""
+    if spec.missing:
+        return
+    limit = spec.facts.tokens - 1
+    if spec.text_model.towers:
+        limit = clip_vocabulary(spec, "tokenizer").length - 2
+    for which, text in (("prompt", prompts.positive), ("negative prompt", prompts.negative)):
+        if len(text.encode()) > limit and (count := count_tokens(spec, text)) > limit:
+            yield f"the {which} has {count} tokens, {spec.text_model.name} reads the first {limit}"
+
+
+def chunk_count(spec: ModelSpec, text: Wording) -> int:
+    """How many chunks a text takes; one where it is too short for more."""
+    if not text.embeddings and len((text.text + (text.text_l or "")).encode()) <= SHORT_BYTES and "BREAK" not in text.text:
+        return 1
+    return len(chunks_of(spec, text)[0])
 
 
 def pooled_keys(spec: ModelSpec) -> ModelSpec:
@@ -243,9 +306,20 @@ def check_amount(option: str, amount: str | int | None) -> None:
             raise RequestError(f"{option} {error}") from None
 
 
-def encoded_ahead(request: RenderRequest, following: Iterable[str]) -> tuple[str, ...]:
-    """Prompts of later renders of the same options, as their requests will have them."""
-    return tuple(captions.clean(prompt) if request.clean_caption else prompt for prompt in following)
+def later_requests(
+    request: RenderRequest, options: RenderOptions | EditOptions, prompts: Iterable[str]
+) -> Iterator[RenderRequest]:
+    """The requests of further prompts with the same options; one whose prompt cannot be read fails in its own turn."""
+    for prompt in prompts:
+        try:
+            yield request_from(prompt, options, request.size)
+        except RequestError:
+            continue
+
+
+def encoded_ahead(request: RenderRequest, later: Iterable[RenderRequest]) -> tuple[RenderRequest, ...]:
+    """The later requests whose prompts can be encoded along with this one's: those with the same LoRAs."""
+    return tuple(with_captions(each) for each in later if each.loras == request.loras)
 
 
 def size_of(size: SizeLike | None, picture: Size | None = None) -> Size:

@@ -34,7 +34,7 @@ from hires.pipelines import progressive
 from hires.pipelines.base import Runtime, Session
 from hires.pipelines.clock import Part, RenderClock, as_part, parts_of
 from hires.pipelines.decode import colour_fixer, decode, masked_fixer
-from hires.pipelines.load import open_session
+from hires.pipelines.load import open_session, prepared, prompted_by
 from hires.planning import planner
 from hires.planning.plan import DecodePlan, MemoryPlan
 from hires.planning.planner import Together
@@ -177,11 +177,11 @@ def _execute(
     init = None if images.init is None else on_canvas(images.init, request.size, plan.canvas)
     condition = init if images.edges is None else on_canvas(images.edges, request.size, plan.canvas)
     demand = Demand(job=job, plan=plan, runtime=runtime)
-    texts = models.conditions(demand, journal)
+    prompted, texts = prompted_by(request, job.spec, plan), models.conditions(demand, journal)
     family = twice(lambda: models.family(demand), "loading")
     job.tell(Event(stage="load", done=1, total=1))
     try:
-        session = twice(lambda: open_session(family, texts, request, runtime, condition), "loading")
+        session = twice(lambda: prepared(open_session(family, texts, request, runtime, condition), prompted), "loading")
         denoised, decoded = draw(job, plan, session, journal, open_sink)
     finally:
         models.settle(family)
@@ -287,7 +287,9 @@ def may_share(jobs: Sequence[RenderJob], plan: MemoryPlan) -> bool:
     stage = plan.stages[0]
     moved_apart = stage.shift_cells and len({job.request.seed for job in jobs}) > 1
     alone = any(job.images.given or job.output.path is not None for job in jobs)
-    return SAMPLER_FACTS[stage.sampler].known and not moved_apart and not alone
+    one_model = len({replace(job.request, prompt="", seed=0) for job in jobs}) == 1
+    plain = one_model and all(prompted_by(job.request, job.spec, plan).script.plain for job in jobs)
+    return SAMPLER_FACTS[stage.sampler].known and not moved_apart and not alone and plain
 
 
 def draw_bases(
@@ -303,7 +305,8 @@ def draw_bases(
     family = twice(lambda: models.family(demands[0]), "loading")
     try:
         joined = [each[0].concatenate(*each[1:]) for each in zip(*texts, strict=True)]
-        session = open_session(family, joined, first.request, runtime)
+        prompted = prompted_by(cleaned[0].request, first.spec, plan)
+        session = prepared(open_session(family, joined, first.request, runtime), prompted)
         with freed_pages(page_policy(first, plan, device)):
             seeds = [job.request.seed for job in jobs]
             latents, stats = progressive.first_stage(session, plan.stages[0], seeds, together.batch, clock.hear)

@@ -22,7 +22,7 @@ from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe
 from hires.engine.engine import render_on
 from hires.engine.output import MARK, path_of
-from hires.engine.requests import DEFAULT_SCALE, scaled, spec_for, structure_relay, text_to_image
+from hires.engine.requests import DEFAULT_SCALE, request_from, scaled, spec_for, structure_relay, text_to_image
 from hires.engine.results import RenderResult, UpscaleResult
 from hires.errors import Cancelled, HiresError, RequestError
 from hires.events import Event, OnEvent
@@ -31,7 +31,8 @@ from hires.images.formats import check_fits, check_output, format_of, read_text
 from hires.images.sinks import ArraySink, ImageSink
 from hires.images.sources import ImageSource
 from hires.models.upscalers import UpscalerNetwork, load_upscaler
-from hires.options.fields import chosen
+from hires.options.declarations import DrawingOptions, ModelOptions
+from hires.options.fields import chosen, declared
 from hires.options.keywords import UpscaleKeywords
 from hires.options.render import RenderOptions, RenderRequest
 from hires.options.sizes import as_size
@@ -96,6 +97,12 @@ def upscale_request(options: UpscaleOptions) -> UpscaleRequest:
 PER_PICTURE = ("output", "overwrite", "on_event")
 """Options of `upscale` that belong to one picture."""
 CPU = torch.device("cpu")
+
+
+def refinement_options(wanted: Refinement, size: Size) -> RenderOptions:
+    """The options of the render that draws over an enlarged picture of a size."""
+    shared = {name: getattr(wanted, name) for cls in (ModelOptions, DrawingOptions) for name in declared(cls)}
+    return RenderOptions(size=size, strength=wanted.strength, tile_px=wanted.tile_px, colour_fix=wanted.colour_fix, **shared)
 
 
 class Upscaler:
@@ -252,24 +259,11 @@ class Upscaler:
         self._step_aside()
         planes = source.bands - source.has_alpha
         colour = whole.pixels[..., :planes]
-        refinement = RenderOptions(
-            size=size,
+        refinement = replace(
+            refinement_options(wanted, size),
             init=_bytes(colour),
-            strength=wanted.strength,
-            model=wanted.model,
-            negative=wanted.negative,
-            seed=wanted.seed,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            preset=wanted.preset,
-            tile_px=wanted.tile_px,
-            family=wanted.family,
-            few_step=wanted.few_step,
-            parts=wanted.parts,
-            loras=wanted.loras,
             device=options.device,
             relay=structure_relay(source.size, size) if wanted.structure else None,
-            colour_fix=wanted.colour_fix,
             vram=options.vram,
             ram=options.ram,
             on_event=as_part(tell, ENLARGE_SHARE, 1.0, begun),
@@ -317,22 +311,7 @@ class Upscaler:
         planner.plan(request, spec, describe_device(str(self.device), self._budget, ram, own))
 
     def _refinement_of(self, wanted: Refinement, size: Size) -> tuple[RenderRequest, ModelSpec]:
-        request = RenderRequest(
-            prompt=wanted.prompt,
-            size=size,
-            strength=wanted.strength,
-            negative=wanted.negative,
-            model=wanted.model,
-            seed=wanted.seed,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            preset=wanted.preset,
-            tile_px=wanted.tile_px,
-            family=wanted.family,
-            few_step=wanted.few_step,
-            parts=None if wanted.parts is None else str(wanted.parts),
-            colour_fix=wanted.colour_fix,
-        )
+        request = request_from(wanted.prompt, refinement_options(wanted, size), size, strength=wanted.strength)
         return request, text_to_image(spec_for(request), wanted.prompt)
 
     def _working_bytes(self) -> int | None:

@@ -5,7 +5,7 @@ Files are mapped, not read: each tensor goes from the file to its place, through
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from hires.checkpoints.headers import weight_files
 from hires.checkpoints.locate import missing
 from hires.checkpoints.spec import ModelSpec, network_config, vae_config_of
 from hires.errors import ModelError
-from hires.models.lora import LoraLayer, merged, network_layers
+from hires.models.adapters.change import Change
+from hires.models.adapters.lora import merged, network_layers
 from hires.models.state_dicts import pixart_state, read_tensors, unet_state, vae_state
 from hires.options.lora import LoraRef
 from hires.units import Json
@@ -37,7 +38,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
     kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
     assert part.path is not None
     state, module = network_state(spec), build(kind, network_config(_found(spec), spec.facts))
-    return take_weights(module, state, part.path, dtype, device, network_layers(loras, _weights(state), spec))
+    return take_weights(module, state, part.path, dtype, device, network_layers(loras, state.keys(), spec))
 
 
 def network_state(spec: ModelSpec) -> dict[str, Tensor]:
@@ -49,20 +50,16 @@ def network_state(spec: ModelSpec) -> dict[str, Tensor]:
     return pixart_state(part.path, part.prefix)[0] if part.layout == "pixart" else read_weights(part.path)
 
 
-def _weights(state: Iterable[str]) -> list[str]:
-    return [name for name in state if name.endswith(".weight")]
-
-
 def remerge_network(network: nn.Module, spec: ModelSpec, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> nn.Module:
     """The network that holds the LoRAs `before` with others instead, as if it had been loaded with these, bit for bit."""
     state = network_state(spec)
-    touched = network_layers(before, _weights(state), spec).keys()
-    merge_anew(network, state, touched, network_layers(loras, _weights(state), spec))
+    touched = network_layers(before, state.keys(), spec).keys()
+    merge_anew(network, state, touched, network_layers(loras, state.keys(), spec))
     return network
 
 
 def merge_anew(
-    module: nn.Module, state: Mapping[str, Tensor], touched: Collection[str], layers: Mapping[str, Sequence[LoraLayer]]
+    module: nn.Module, state: Mapping[str, Tensor], touched: Collection[str], layers: Mapping[str, Sequence[Change]]
 ) -> None:
     """Replace the weights of a module that LoRAs were merged into, and those that others go into, from those of its file."""
     weights = dict(module.named_parameters())
@@ -131,7 +128,7 @@ def take_weights(
     where: Path,
     dtype: torch.dtype,
     device: torch.device,
-    layers: Mapping[str, Sequence[LoraLayer]] | None = None,
+    layers: Mapping[str, Sequence[Change]] | None = None,
 ) -> nn.Module:
     """Give a module on the meta device its weights, tensor by tensor; every key and shape must fit. `state` is emptied."""
     wanted = module.state_dict()

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.kernels.single_precision import in_single
+from hires.models.adapters.controlnet import ControlBlock, attach, detach
 from hires.models.attention_processors import DispatchedAttention
-from hires.models.controlnet import ControlBlock, attach, detach
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Box, Size
 

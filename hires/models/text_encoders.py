@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,25 @@ from torch import Tensor, nn
 
 from hires._imports import quiet_imports
 from hires.checkpoints.configs import below, clip_config
+from hires.checkpoints.embeddings import tokenizer_folder
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import read_header, weight_files
-from hires.checkpoints.locate import VOCABULARIES, Part, missing
+from hires.checkpoints.locate import Part, missing
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
+from hires.models.adapters.change import Change
+from hires.models.adapters.lora import merged, tower_layers
 from hires.models.loading import merge_anew, read_weights, take_weights
-from hires.models.lora import LoraLayer, merged, tower_layers
+from hires.models.prompt_states import clip_conditions
 from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
+from hires.prompts.script import Wording
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.retry import is_out_of_memory
 
 log = logging.getLogger(__name__)
 COMPONENTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """What one CLIP text encoder gives."""
-
-    penultimate: Tensor
-    """The states before the last layer, (B, T, D)."""
-    last: Tensor
-    """The last states after the final norm, (B, T, D)."""
-    pooled: Tensor | None
-    """(B, P), or None."""
 
 
 class TextEncoders:
@@ -69,16 +60,19 @@ class TextEncoders:
         self._towers: dict[str, nn.Module] = {}
         self._tokenizers: dict[str, Any] = {}
 
-    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """One Conditioning of batch 1 per prompt.
+    def encode(self, texts: Sequence[Wording]) -> list[Conditioning]:
+        """One Conditioning of batch 1 per text.
 
         Two CLIPs: penultimate states of both side by side, pooled from the second. One CLIP: its last states after the final
-        norm, no pooled. T5: its states with their mask (1, T). An empty prompt is encoded like any other, never zeroed; a
-        longer one is cut at the model's length. ModelError where a tower or its vocabulary is missing.
+        norm, no pooled. Either in chunks of 75 tokens, weighted; see `prompt_states`. T5: its states with their mask (1, T),
+        a longer text cut at the model's length. An empty prompt is encoded like any other, never zeroed. ModelError where a
+        tower or its vocabulary is missing.
         """
         check_parts(self.spec)
-        encode = _encode_t5 if self.spec.facts.text == ("t5",) else _encode_clips
-        conditions = encode(self, list(prompts))
+        if self.spec.facts.text == ("t5",):
+            conditions = _encode_t5(self, [text.text for text in texts])
+        else:
+            conditions = clip_conditions(self, texts)
         check_width(conditions[0].tokens, self.spec)
         return conditions
 
@@ -92,7 +86,7 @@ class TextEncoders:
         return tower
 
     def tokenizer(self, name: str) -> Any:
-        """The tokenizer of a component."""
+        """The tokenizer of T5."""
         if name not in self._tokenizers:
             self._tokenizers[name] = load_tokenizer(self.spec, name)
         return self._tokenizers[name]
@@ -130,10 +124,11 @@ class TextEncoders:
 
 
 def encode_prompts(
-    spec: ModelSpec, prompts: list[str], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()
+    spec: ModelSpec, prompts: Sequence[str | Wording], dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()
 ) -> list[Conditioning]:
-    """The conditions of prompts, by encoders that are loaded for them alone; see `TextEncoders.encode`."""
-    return TextEncoders(spec, dtype, device, loras).encode(prompts)
+    """The conditions of prompts, by encoders that are loaded for them alone; plain text is read without syntax."""
+    texts = [Wording(text=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return TextEncoders(spec, dtype, device, loras).encode(texts)
 
 
 def check_width(tokens: Tensor, spec: ModelSpec) -> None:
@@ -148,38 +143,12 @@ def check_width(tokens: Tensor, spec: ModelSpec) -> None:
         )
 
 
-def _encode_clips(encoders: TextEncoders, prompts: list[str]) -> list[Conditioning]:
-    spec = encoders.spec
-    towers = [_encode_clip(encoders, prompts, names) for names in COMPONENTS[: len(spec.facts.text)]]
-    if len(towers) == 1:
-        return [Conditioning(tokens=row[None], cell_px=spec.cell_px) for row in towers[0].last]
-    together, pooled = torch.cat([tower.penultimate for tower in towers], dim=-1), towers[-1].pooled
-    assert pooled is not None, "the second tower has a projection"
-    return [
-        Conditioning(tokens=together[i : i + 1], pooled=pooled[i : i + 1], cell_px=spec.cell_px) for i in range(len(prompts))
-    ]
-
-
 def check_parts(spec: ModelSpec) -> None:
     """ModelError for missing text encoders and vocabularies, before anything is loaded."""
     parts = [spec.parts[name] for names in COMPONENTS[: len(spec.facts.text)] for name in names]
     absent = [part for part in parts if part.layout == "missing"]
     if absent:
         raise missing(absent, spec.facts)
-
-
-def _encode_clip(encoders: TextEncoders, prompts: list[str], names: tuple[str, str]) -> Encoded:
-    tower, vocabulary = names
-    tokens = encoders.tokenizer(vocabulary)
-    length = min(tokens.model_max_length, encoders.spec.facts.tokens)
-    ids = torch.tensor(tokens(prompts, padding="max_length", max_length=length, truncation=True).input_ids)
-    _tell_cut(tokens, prompts, length, tower)
-    with torch.inference_mode():
-        output = encoders.tower(tower)(ids.to(encoders.device), output_hidden_states=True)
-    pooled = getattr(output, "text_embeds", None)
-    return Encoded(
-        output.hidden_states[-2].float(), output.last_hidden_state.float(), None if pooled is None else pooled.float()
-    )
 
 
 def _encode_t5(encoders: TextEncoders, prompts: list[str]) -> list[Conditioning]:
@@ -212,22 +181,17 @@ def _tell_unknown(unknown: Tensor, mask: Tensor) -> None:
 
 
 def load_tokenizer(spec: ModelSpec, component: str) -> Any:
-    """The tokenizer of a text tower. ModelError says where it was looked for, or what else it needs."""
-    part = spec.parts[component]
-    if part.path is None:
-        raise missing([part], spec.facts)
-    if not any((part.path / name).is_file() for name in VOCABULARIES):
-        raise ModelError(f"{part.path}: missing one of {', '.join(VOCABULARIES)}; give `parts`, a folder that has them")
+    """T5's tokenizer. ModelError says where it was looked for, or what else it needs."""
+    folder = tokenizer_folder(spec, component)
     with quiet_imports():
-        from transformers import AutoTokenizer, CLIPTokenizer
-    kind = AutoTokenizer if spec.facts.text == ("t5",) else CLIPTokenizer
+        from transformers import AutoTokenizer
     try:
         with quiet_imports():
             # without trust_remote_code=False a folder's tokenizer asks on the terminal whether to run its own code
-            return kind.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged vocabulary is a bare Exception of the tokenizers library
         what = f"the tokenizer cannot be loaded ({_first_line(error)})"
-        raise ModelError(f"{part.path}: {what}{_spiece_hint(part.path)}") from error
+        raise ModelError(f"{folder}: {what}{_spiece_hint(folder)}") from error
 
 
 def _spiece_hint(folder: Path) -> str:
@@ -251,7 +215,7 @@ def load_clip(
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
     kind = CLIPTextModelWithProjection if tower == "text_encoder_2" else CLIPTextModel
     model = _pretrained(kind, part, torch.float32 if loras else dtype)
-    merge_into(model, tower_layers(loras, _weights(model), tower))
+    merge_into(model, tower_layers(loras, model.state_dict().keys(), tower))
     return model.to(device, dtype).eval()
 
 
@@ -267,13 +231,13 @@ def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: S
         state = open_clip_state(part.path, part.prefix, model)
     else:
         state = clip_state(part.path, part.prefix, model.state_dict().keys())
-    layers = tower_layers(loras, _weights(model), part.component)
+    layers = tower_layers(loras, model.state_dict().keys(), part.component)
     return take_weights(model, state, part.path, dtype, device, layers)
 
 
 def remerge_tower(tower: nn.Module, part: Part, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> None:
     """Give a CLIP tower that holds the LoRAs `before` others, as if it had been loaded with these, bit for bit."""
-    names = _weights(tower)
+    names = tower.state_dict().keys()
     touched, layers = (tower_layers(refs, names, part.component) for refs in (before, loras))
     if touched or layers:
         merge_anew(tower, _tower_state(part, tower), touched, layers)
@@ -329,11 +293,7 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
     return loaded
 
 
-def _weights(model: nn.Module) -> list[str]:
-    return [name for name in model.state_dict() if name.endswith(".weight")]
-
-
-def merge_into(model: nn.Module, layers: dict[str, list[LoraLayer]]) -> None:
+def merge_into(model: nn.Module, layers: dict[str, list[Change]]) -> None:
     """Merge LoRA layers into a loaded module's weights, in place."""
     state = model.state_dict()
     with torch.no_grad():

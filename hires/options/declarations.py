@@ -27,6 +27,7 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 SCHEDULE_NAMES = tuple(registry.SCHEDULE_FACTS)
 POSITION_MODES = ("global", "local", "blend")
 KV_COMPRESSIONS = ("checkpoint", "average")
+PROMPT_SYNTAXES = ("a1111", "comfyui", "none")
 KEEP_WEIGHTS = ("auto", "device", "host", "no")
 SAMPLER_NAMES = tuple(registry.SAMPLER_FACTS)
 BITS = (8, 16)
@@ -91,12 +92,32 @@ class ModelOptions(Options):
             local=True,
         ),
     ] = None
+    lora_dir: Annotated[
+        str | Path | None,
+        Option(
+            help="Where the LoRAs of prompts are, such as <lora:style:0.8>.",
+            metavar="FOLDER",
+            group="model",
+            panel="Model",
+            local=True,
+        ),
+    ] = None
+    embeddings: Annotated[
+        str | Path | None,
+        Option(
+            help="Where the textual inversions of prompts are, such as embedding:style.",
+            metavar="FOLDER",
+            group="model",
+            panel="Model",
+            local=True,
+        ),
+    ] = None
     loras: Annotated[
         Loras,
         Option(
-            help="A LoRA to merge; may be given several times.",
+            help="A LoRA to merge, its strength on the network, and on the text; may be given several times.",
             flag="--lora",
-            metavar="PATH[:SCALE]",
+            metavar="PATH[:SCALE[:TEXT]]",
             group="model",
             panel="Model",
         ),
@@ -176,7 +197,48 @@ class NetworkOptions(LoadedNetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions(Options):
+class PromptOptions(Options):
+    """How prompts are read."""
+
+    prompt_syntax: Annotated[
+        str | None,
+        Option(
+            help="Of weights such as (word:1.3): a1111 (default), comfyui or none; T5 and the shipped model take words alone.",
+            choices=PROMPT_SYNTAXES,
+            panel="Prompt",
+        ),
+    ] = None
+    clip_skip: Annotated[
+        int | None,
+        Option(
+            help="CLIP's layer to draw from, counted from the last: 1 or 2 for SD1.5, 2 for SDXL.",
+            metavar="N",
+            ge=1,
+            le=12,
+            panel="Prompt",
+            advice="a layer from 1 (the last) to 12",
+        ),
+    ] = None
+    prompt_l: Annotated[
+        str | None, Option(help="What SDXL's first text tower (CLIP-L) reads instead.", metavar="TEXT", panel="Prompt")
+    ] = None
+    negative_l: Annotated[str | None, Option(help="The same of the negative prompt.", metavar="TEXT", panel="Prompt")] = None
+    original_size: Annotated[
+        SizeLike | None,
+        Option(help="The original size that SDXL is told; default: the canvas.", metavar="WxH", panel="Prompt"),
+    ] = None
+    target_size: Annotated[
+        SizeLike | None,
+        Option(help="The target size that SDXL is told; default: the canvas.", metavar="WxH", panel="Prompt"),
+    ] = None
+    crop: Annotated[
+        str | tuple[int, int] | None,
+        Option(help="Where SDXL is told that its crop begins, from the left and the top.", metavar="X,Y", panel="Prompt"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(PromptOptions):
     """What every run of a diffusion model has."""
 
     negative: Annotated[str, Option(help="What to keep out of the picture.")] = ""

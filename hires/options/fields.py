@@ -28,7 +28,7 @@ else:
     PictureLike = object  # a declaration needs neither numpy nor Pillow
 
 Group = Literal["machine", "model", "image", "run"]
-Panel = Literal["Picture", "Model", "Memory", "Quality", "Output"]
+Panel = Literal["Picture", "Prompt", "Model", "Memory", "Quality", "Output"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

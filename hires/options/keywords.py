@@ -26,6 +26,8 @@ class LoadKeywords(TypedDict, total=False):
     family: str | None
     few_step: str | None
     parts: str | Path | None
+    lora_dir: str | Path | None
+    embeddings: str | Path | None
     loras: Loras
     dtype: str
     attention: str | None
@@ -54,7 +56,16 @@ class SharedKeywords(TypedDict, total=False):
     family: str | None
     few_step: str | None
     parts: str | Path | None
+    lora_dir: str | Path | None
+    embeddings: str | Path | None
     loras: Loras
+    prompt_syntax: str | None
+    clip_skip: int | None
+    prompt_l: str | None
+    negative_l: str | None
+    original_size: SizeLike | None
+    target_size: SizeLike | None
+    crop: str | tuple[int, int] | None
     tile_px: int | None
     colour_fix: str | None
 

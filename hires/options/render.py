@@ -93,7 +93,12 @@ class RenderRequest(StrengthOptions, EditingOptions, NetworkOptions, SamplingOpt
     size: Size
     parts: str | None = None
     tiny_vae: str | None = None
+    lora_dir: str | None = None
+    embeddings: str | None = None
     loras: tuple[LoraRef, ...] = ()
+    original_size: Size | None = None
+    target_size: Size | None = None
+    crop: tuple[int, int] | None = None
     relay: StageSpec = NOTHING_SAID
     stages: tuple[StageSpec, ...] = ()
 

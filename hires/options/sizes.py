@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 
-from hires.errors import SizeError
+from hires.errors import RequestError, SizeError
 from hires.tiling.geometry import Size
 
 LARGEST_SIDE_PX = 131_072
@@ -47,3 +47,18 @@ def check_size(size: Size) -> Size:
     if size.area > LARGEST_AREA_PX:
         raise SizeError(f"size {size}: {size.area / 1e6:.0f} megapixels are over the limit of {LARGEST_AREA_PX / 1e6:.0f}")
     return size
+
+
+LARGEST_CROP_PX = 65_536
+
+
+def as_crop(crop: str | tuple[int, int]) -> tuple[int, int]:
+    """'X,Y' or a pair (x, y) in px, from 0 on. RequestError for anything else."""
+    parts: object = crop.split(",") if isinstance(crop, str) else crop
+    try:
+        x, y = (int(part) if isinstance(part, str) else operator.index(part) for part in parts)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise RequestError(f"crop {crop!r}: give X,Y in pixels, such as 0,0") from None
+    if not (0 <= x <= LARGEST_CROP_PX and 0 <= y <= LARGEST_CROP_PX):
+        raise RequestError(f"crop {x},{y}: give each from 0 to {LARGEST_CROP_PX}")
+    return x, y

@@ -9,7 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,18 +24,20 @@ from hires.devices.probe import TORCH_DTYPE
 from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8
 from hires.kernels.attention_policies import Attending, everywhere
+from hires.models.adapters.controlnet import ControlBlock
 from hires.models.attention_processors import attention_backend
-from hires.models.controlnet import ControlBlock
 from hires.models.offload import Weights
 from hires.models.precision import Guarded
 from hires.models.previews import mapped, thumbnail
 from hires.options.render import RenderRequest
+from hires.planning.costs.evaluations import stage_levels
 from hires.planning.plan import DecodePlan, MemoryPlan, StagePlan
+from hires.prompts.script import Script, Step, step_at
 from hires.protocols import Denoiser, Network
 from hires.refine.low_pass import Fourier
-from hires.sampling.conditioning import Conditioning, guidance_embedding
+from hires.sampling.conditioning import Conditioning, SizeCondition, guidance_embedding
 from hires.sampling.denoisers import consistency, edm_v, eps, v, x0
-from hires.sampling.guidance import Guidance, guided
+from hires.sampling.guidance import Guidance, composed, guided
 from hires.tiling.geometry import Size
 from hires.tiling.halo import HaloVAE
 from hires.tiling.resize import Padded
@@ -98,6 +100,14 @@ class Family:
         return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompted:
+    """When each text of a request applies, and what the network is told about the size."""
+
+    script: Script = field(default_factory=lambda: Script(texts=()))
+    size: SizeCondition = field(default_factory=SizeCondition)
+
+
 def guidance_of(stage: StagePlan) -> Guidance:
     """The guidance policy of a stage.
 
@@ -126,9 +136,12 @@ class Session(ABC):
 
     Args:
         family: the model.
-        texts: the conditions of the prompt and of the negative prompt.
+        texts: the conditions of the prompt and of the negative prompt, then those of further texts.
         runtime: where and how the networks run.
         picture: (H, W, 3) uint8 that the network sees beside the noisy latents; `picture_at` encodes it once per canvas.
+
+    `prompted` says which of the texts applies at which step, by default the first two at all of them, and what the network is
+    told about the size.
     """
 
     def __init__(
@@ -145,13 +158,12 @@ class Session(ABC):
         self.spec, self.device, self.dtype = family.spec, device, TORCH_DTYPE[runtime.dtype]
         self._texts, self._vae_dtype = texts, TORCH_DTYPE[decode.rung.dtype]
         self.vae = TiledVAE.on_ladder(convolutions_last(family.vae, device), decode)
-        self.tiny, self.picture = family.tiny, picture
+        self.tiny, self.picture, self.prompted = family.tiny, picture, Prompted()
         self.picture_at = lru_cache(maxsize=1)(self._encoded)
 
-    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
-        """The conditions of the prompt and of the negative prompt for a canvas of that many pixels."""
-        conditional, unconditional = (self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts)
-        return conditional, unconditional
+    def conditions(self, canvas_px: Size) -> list[Conditioning]:
+        """The conditions of every text for a canvas of that many pixels: prompt, negative prompt, further texts."""
+        return [self.sized(text, canvas_px).to(self.device, self.dtype) for text in self._texts]
 
     def backends(self, tile: Size) -> tuple[tuple[str, str], ...]:
         """Which backend runs the widest self-attention of a tile (in cells), by the dispatch's own rule."""
@@ -162,13 +174,43 @@ class Session(ABC):
         """The preconditioned network; `policy(time)` says which latent cells its self-attention attends to."""
 
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
-        """The guided denoiser of a stage's whole canvas, and the conditions to call it with."""
-        conditional, unconditional = self.conditions(stage.canvas)
-        if embeds_guidance(self.spec):
+        """The guided denoiser of a stage's whole canvas, and the conditions to call it with.
+
+        Where the texts change from step to step, each noise level is guided by those of its step.
+        """
+        texts = self.conditions(stage.canvas)
+        steps = self.prompted.script.steps(stage.name)
+        guides = {step: self.guided_by(on_canvas, stage, texts, step) for step in dict.fromkeys(steps)}
+        if len(guides) == 1:
+            return next(iter(guides.values()))
+        levels = stage_levels(self.spec, stage)
+
+        def of_step(x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
+            denoise, own = guides[steps[min(step_at(levels, sigma), len(steps) - 1)]]
+            return denoise(x, sigma, own)
+
+        return of_step, guides[steps[0]][1]
+
+    def guided_by(
+        self, on_canvas: Denoiser, stage: StagePlan, texts: Sequence[Conditioning], step: Step
+    ) -> tuple[Denoiser, Conditioning]:
+        """The guided denoiser of one step, and the conditions to call it with; texts: of the stage's canvas."""
+        guidance = guidance_of(stage)
+        if embeds_guidance(self.spec):  # the network is told the scale, and its estimate is guided already
             assert isinstance(self.spec.network, UNetShape), "only UNets are told the guidance scale"
-            told = guidance_embedding(stage.guidance, self.spec.network.guidance_width, conditional.batch)
-            return on_canvas, replace(conditional, guidance=told.to(conditional.tokens))
-        return guided(on_canvas, unconditional, guidance_of(stage)), conditional
+            told = guidance_embedding(stage.guidance, self.spec.network.guidance_width, texts[0].batch)
+            texts = [replace(text, guidance=told.to(text.tokens)) for text in texts]
+            guidance = Guidance(low=1.0, high=1.0)
+        negative, ((first, weight), *others) = texts[step.negative], step.positive
+        if not others and weight == 1.0:
+            return guided(on_canvas, negative, guidance), texts[first]
+        parts = [(texts[place], share) for place, share in step.positive]
+        return composed(on_canvas, parts, negative, guidance), texts[first]
+
+    def calls(self, stage: StagePlan) -> int:
+        """How many calls of the tiled network an evaluation of a stage takes: two conditions go through each."""
+        most = max(len(step.positive) for step in self.prompted.script.steps(stage.name))
+        return 1 if most == 1 else -(-(most + 1) // 2)
 
     @abstractmethod
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:

@@ -27,7 +27,9 @@ class CosXL(Session):
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """With SDXL's size numbers, where the family has them."""
-        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch)) if self.spec.facts.size_conditions else text
+        if not self.spec.facts.size_conditions:
+            return text
+        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch, self.prompted.size))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         """The preconditioned UNet, its estimates checked to be finite."""

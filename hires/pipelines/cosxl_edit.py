@@ -17,6 +17,7 @@ from hires.models.attention_processors import dispatch_attention
 from hires.models.unet import UNetNetwork
 from hires.pipelines.base import Family, Runtime, Session, convolutions_last, preconditioned
 from hires.planning.plan import StagePlan
+from hires.prompts.script import Step
 from hires.protocols import Denoiser
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
 from hires.sampling.guidance import edit_guided, within
@@ -37,15 +38,17 @@ class CosXLEdit(Session):
 
     def sized(self, text: Conditioning, canvas_px: Size) -> Conditioning:
         """With SDXL's size numbers."""
-        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch))
+        return replace(text, size_ids=sdxl_size_ids(canvas_px, text.batch, self.prompted.size))
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         """The preconditioned UNet, its estimates checked to be finite."""
         return preconditioned(self.spec, self.guard.of(self._network.attending(policy)))
 
-    def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
+    def guided_by(
+        self, on_canvas: Denoiser, stage: StagePlan, texts: Sequence[Conditioning], step: Step
+    ) -> tuple[Denoiser, Conditioning]:
         """Guidance by text and by image on the canvas: three estimates (Brooks et al. 2023)."""
-        conditional, unconditional = self.conditions(stage.canvas)
+        conditional, unconditional = texts[step.positive[0][0]], texts[step.negative]
         image = self.picture_at(stage.canvas)
         if not self.spec.facts.image_scaled:  # InstructPix2Pix sees it as the autoencoder gives it
             image = image / self.spec.latent_scale

@@ -16,19 +16,21 @@ from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
+from hires.models.adapters.controlnet import ControlBlock, load_control
 from hires.models.attention_processors import add_compression
-from hires.models.controlnet import ControlBlock, load_control
 from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression, remerge_network
 from hires.models.offload import HOST
 from hires.models.text_encoders import TextEncoders
 from hires.options.lora import LoraRef
 from hires.options.render import RenderRequest
-from hires.pipelines.base import Family, Runtime, Session
+from hires.pipelines.base import Family, Prompted, Runtime, Session
 from hires.pipelines.cosxl import CosXL
 from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.plan import MemoryPlan
-from hires.sampling.conditioning import Conditioning
+from hires.prompts.request import read_prompts
+from hires.prompts.script import Wording, write_script
+from hires.sampling.conditioning import Conditioning, SizeCondition
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
 from hires.tiling.retry import attempt, empty_cache, free_memory, twice
 
@@ -43,14 +45,29 @@ def load_session(
     picture: NDArray[np.uint8] | None = None,
 ) -> Session:
     """A request on a model that is loaded for it alone: the text encoders come and go before the rest is loaded."""
+    prompted = prompted_by(request, spec, plan)
     encoders = load_encoders(spec, plan, runtime.device, request.loras)
-    texts = encode(encoders, [request.prompt, request.negative])
+    texts = encode(encoders, prompted.script.texts)
     del encoders
     empty_cache()
     family = load_family(request, spec, runtime)
     if request.tiny_vae is not None:
         family.tiny = load_tiny(request.tiny_vae, spec, runtime.decode.rung.dtype, runtime.device)
-    return open_session(family, texts, request, runtime, picture)
+    return prepared(open_session(family, texts, request, runtime, picture), prompted)
+
+
+def prompted_by(request: RenderRequest, spec: ModelSpec, plan: MemoryPlan) -> Prompted:
+    """The texts of a request for the stages of a plan, and the sizes that the network is told. RequestError as `plan`."""
+    prompts = read_prompts(request, spec.text_model)
+    script = write_script(prompts, [(stage.name, stage.taken_steps) for stage in plan.stages])
+    size = SizeCondition(original=request.original_size, target=request.target_size, crop=request.crop or (0, 0))
+    return Prompted(script=script, size=size)
+
+
+def prepared(session: Session, prompted: Prompted) -> Session:
+    """The session, drawn by these texts; its conditions are those of the script, in order."""
+    session.prompted = prompted
+    return session
 
 
 def open_session(
@@ -62,8 +79,8 @@ def open_session(
 ) -> Session:
     """A request on a loaded model, by the pipeline of its kind.
 
-    texts: the conditions of the prompt and of the negative prompt. picture: (H, W, 3) of the canvas, that an edit or a
-    ControlNet sees.
+    texts: the conditions of the prompt and of the negative prompt, then of further texts. picture: (H, W, 3) of the canvas,
+    that an edit or a ControlNet sees.
     """
     if family.spec.facts.image_channels:
         assert picture is not None, "an edit is of a picture"
@@ -102,8 +119,8 @@ def load_encoders(
     return TextEncoders(spec, TORCH_DTYPE[plan.text_dtype], where, loras, stay)
 
 
-def encode(encoders: TextEncoders, prompts: Sequence[str]) -> list[Conditioning]:
-    """The prompts' conditions; on the CPU where the device runs out of memory for the towers."""
+def encode(encoders: TextEncoders, prompts: Sequence[Wording]) -> list[Conditioning]:
+    """The texts' conditions; on the CPU where the device runs out of memory for the towers."""
     texts, message = attempt(encoders.encode, prompts)
     if texts is not None:
         return texts

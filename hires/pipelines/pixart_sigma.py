@@ -55,13 +55,13 @@ class PixArtSigma(Session):
         resolution = pixart_resolution(canvas_px, text.batch) if self.spec.facts.size_conditions == "pixart" else None
         return replace(text, canvas=canvas_px.divided(self.spec.cell_px), resolution=resolution)
 
-    def conditions(self, canvas_px: Size) -> tuple[Conditioning, Conditioning]:
-        """With the edges' latents where a ControlNet follows them, for both estimates."""
-        both = super().conditions(canvas_px)
+    def conditions(self, canvas_px: Size) -> list[Conditioning]:
+        """With the edges' latents where a ControlNet follows them, for all estimates."""
+        texts = super().conditions(canvas_px)
         if self.picture is None:
-            return both
+            return texts
         edges = self.picture_at(canvas_px)
-        return replace(both[0], image_latents=edges), replace(both[1], image_latents=edges)
+        return [replace(text, image_latents=edges) for text in texts]
 
     def denoiser(self, policy: Attending = everywhere) -> Denoiser:
         """The preconditioned transformer, its estimates checked to be finite."""

@@ -14,11 +14,21 @@ from hires.sampling.registry import SAMPLER_FACTS, evaluations
 
 
 class TileProgress:
-    """Turns tile batches and sampler steps into events."""
+    """Turns tile batches and sampler steps into events.
 
-    def __init__(self, stage: StagePlan, on_event: OnEvent, preview: Callable[[Tensor], NDArray[np.uint8] | None]) -> None:
-        self.stage, self.on_event, self.preview = stage, on_event, preview
-        self.done, self.total, self.steps_done = 0, evaluations(stage.sampler, stage.taken_steps) * stage.grid.count, 0
+    Args:
+        stage: the stage.
+        on_event: takes the events.
+        preview: an estimate as a small picture, None for none.
+        calls: how often an evaluation goes over the tiles.
+    """
+
+    def __init__(
+        self, stage: StagePlan, on_event: OnEvent, preview: Callable[[Tensor], NDArray[np.uint8] | None], calls: int = 1
+    ) -> None:
+        self.stage, self.on_event, self.preview, self.calls = stage, on_event, preview, calls
+        self.done, self.steps_done = 0, 0
+        self.total = evaluations(stage.sampler, stage.taken_steps) * stage.grid.count * calls
         self._recalled = self._shown = 0
 
     def begin(self) -> None:

@@ -132,7 +132,7 @@ def finish_stage(
 ) -> tuple[Tensor, StageStats]:
     """The latents of one stage, from the journal where it has them, and what it took."""
     begun, retries, recomputed = time.monotonic(), session.vae.retries, recomputed_parts(session)
-    progress = TileProgress(inputs.stage, on_event, session.preview)
+    progress = TileProgress(inputs.stage, on_event, session.preview, session.calls(inputs.stage))
     reset_peak(session.device)
     work = partial(run_stage, session, inputs, progress, journal)
     latents, message = journal.tensor(f"stage-{inputs.index}"), ""
@@ -242,7 +242,7 @@ def denoise_stage(
     on_canvas = tiled(network, stage.grid, batch=batcher, kind=stage.blend, shift=shift, on_tiles=progress.advance)
     with torch.inference_mode():
         denoise, cond = session.guided(on_canvas, stage)
-        recall = partial(progress.recall, stage.grid.count)
+        recall = partial(progress.recall, stage.grid.count * progress.calls)
         denoise = journal.recorded(noise.stage, anchored(denoise, stage, start), recall)
         try:
             steps = StepNoise(source=noise, table=sigma_table(session.spec))

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires._version import __version__
+from hires.checkpoints.loras import lora_files
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
+from hires.prompts.embeddings import EmbeddingFile
+from hires.prompts.request import ANY_STEPS, read_prompts
+from hires.prompts.script import write_script
 from hires.units import Json
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ SCHEMA = 3
 READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its fingerprint
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws
-FILES = ("model", "parts", "loras")  # known by what is in them, wherever they lie
+FILES = ("model", "parts", "lora_dir", "embeddings", "loras")  # known by what is in them, wherever they lie
 DRAWS = ("family", "parameterisation", "sigma_min", "sigma_max", "vp_betas", "zero_terminal_snr")
 """What configs say of a model beside its weights."""
 
@@ -38,10 +42,18 @@ def describe_request(request: RenderRequest, spec: ModelSpec, pictures: Iterable
     return {
         "schema": SCHEMA,
         "request": {name: value for name, value in options.items() if name not in (*NOT_DRAWN, *FILES)},
-        "loras": [lora.scale for lora in request.loras],
-        "model": fingerprints(spec, [Path(lora.path) for lora in request.loras]),
+        "loras": [lora.strengths for lora in request.loras],
+        "model": fingerprints(spec, [file for lora in request.loras for file in lora_files(lora)]),
+        "embeddings": {file.name: fingerprint(file.path) for file in embeddings_of(request, spec)},
         "pictures": [None if p is None else hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in pictures],
     }
+
+
+def embeddings_of(request: RenderRequest, spec: ModelSpec) -> list[EmbeddingFile]:
+    """The embeddings whose name is in a prompt of a request, each once."""
+    script = write_script(read_prompts(request, spec.text_model), ANY_STEPS)
+    files = {file.name: file for text in script.texts for file in text.embeddings}
+    return [files[name] for name in sorted(files)]
 
 
 def describe_job(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hires.tiling.geometry import Box, Size
@@ -90,10 +91,13 @@ class Conditioning:
         )
 
     def concatenate(self, *others: Conditioning) -> Conditioning:
-        """One batch of this and the other conditions, in order; all must have the same fields and the same canvas."""
+        """One batch of this and the other conditions, in order; all must have the same fields and the same canvas.
+
+        Texts of different length are brought to one without a change of what they say, see `of_one_length`.
+        """
         if not others:
             return self
-        parts = (self, *others)
+        parts = of_one_length((self, *others))
         assert len({part.canvas for part in parts}) == 1, "the conditionings have different canvases"
         has_places = any(part.places is not None for part in parts)
 
@@ -132,13 +136,55 @@ class Conditioning:
         )
 
 
-def sdxl_size_ids(canvas_px: Size, batch: int = 1) -> Tensor:
+LONGEST_REPEAT = 4
+"""How many times the longest text repeated texts may be; beyond it they are filled up and masked."""
+
+
+def of_one_length(parts: Sequence[Conditioning]) -> tuple[Conditioning, ...]:
+    """The same conditions with as many tokens each, to rounding what they were: attention is a mean over tokens.
+
+    A text that is repeated whole gives the same mean. Where that makes the texts too long, they are filled with zeros, and a
+    mask leaves these out.
+    """
+    lengths = [part.tokens.shape[1] for part in parts]
+    longest, common = max(lengths), math.lcm(*lengths)
+    if min(lengths) == longest:
+        return tuple(parts)
+    masked = any(part.mask is not None for part in parts)
+    if not masked and common <= LONGEST_REPEAT * longest:
+        return tuple(replace(part, tokens=part.tokens.repeat(1, common // part.tokens.shape[1], 1)) for part in parts)
+    return tuple(_filled(part, longest) for part in parts)
+
+
+def _filled(part: Conditioning, length: int) -> Conditioning:
+    batch, count = part.tokens.shape[:2]
+    given = part.tokens.new_ones((batch, count), dtype=torch.bool) if part.mask is None else part.mask
+    tokens = F.pad(part.tokens, (0, 0, 0, length - count))
+    return replace(part, tokens=tokens, mask=F.pad(given, (0, length - count)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeCondition:
+    """What SDXL is told about the size instead of the canvas; None for the canvas."""
+
+    original: Size | None = None
+    """The size of the picture before it was scaled for training."""
+    target: Size | None = None
+    """The size that it was cropped to."""
+    crop: tuple[int, int] = (0, 0)
+    """Where the crop began, (x, y) in px."""
+
+
+def sdxl_size_ids(canvas_px: Size, batch: int = 1, told: SizeCondition | None = None) -> Tensor:
     """SDXL's size ids of a whole canvas, (batch, 6): original and target size are the canvas, the crop starts at 0, 0.
 
-    A tile keeps both sizes and moves the crop, as in DemoFusion (arXiv 2311.16973).
+    A tile keeps both sizes and moves the crop, as in DemoFusion (arXiv 2311.16973). told: what is said instead.
     """
-    h, w = canvas_px.height, canvas_px.width
-    return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
+    told = SizeCondition() if told is None else told
+    original, target = told.original or canvas_px, told.target or canvas_px
+    left, top = told.crop
+    ids = [[original.height, original.width, top, left, target.height, target.width]]
+    return torch.tensor(ids, dtype=torch.float32).repeat(batch, 1)
 
 
 def guidance_embedding(scale: float, width: int, batch: int = 1) -> Tensor:

@@ -140,3 +140,28 @@ def guided(denoise: Denoiser, uncond: Conditioning, guidance: Guidance, regions:
         return guidance.combined(parts.mixed(whole, others) if others else whole, unconditional)
 
     return alone if guidance.plain else within(both, alone, *guidance.interval)
+
+
+def composed(
+    denoise: Denoiser, parts: Sequence[tuple[Conditioning, float]], uncond: Conditioning, guidance: Guidance
+) -> Denoiser:
+    """Guidance by several prompts: D_c = D_u + sum_i w_i (D_i - D_u) in place of the prompt's own estimate.
+
+    Composable diffusion (Liu et al. 2022, arXiv 2206.01714, eq. 11); at most two conditions are evaluated at once, as with
+    one prompt. parts: the condition and weight of each prompt.
+    """
+    conds = [*(cond for cond, _ in parts), uncond]
+    pairs = [conds[i : i + 2] for i in range(0, len(conds), 2)]
+
+    def guide(x: Tensor, sigma: float, cond: Condition | None) -> Tensor:
+        estimates: list[Tensor] = []
+        for first, *second in pairs:
+            count = 1 + len(second)
+            estimates += denoise(x.repeat(count, 1, 1, 1), sigma, first.concatenate(*second)).chunk(count)
+        *of_parts, unconditional = estimates
+        whole = unconditional
+        for estimate, (_, weight) in zip(of_parts, parts, strict=True):
+            whole = whole + weight * (estimate - unconditional)
+        return guidance.combined(whole, unconditional) if guidance.needs_uncond(sigma) else whole
+
+    return guide

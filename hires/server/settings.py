@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hires.checkpoints.detect_folder import is_model_folder
@@ -169,11 +169,11 @@ class Library:
         return _offers(self.settings.loras)
 
     def lora(self, text: str) -> LoraRef:
-        """The LoRA of 'style' or 'style:0.8'. RequestError lists what is offered."""
+        """The LoRA of 'style', 'style:0.8' or what else `parse_lora` reads. RequestError lists what is offered."""
         ref = parse_lora(text)
         for offer in self.loras():
             if ref.path in (offer.name, offer.title):
-                return LoraRef(offer.path, ref.scale)
+                return replace(ref, path=offer.path)
         raise RequestError(unknown("LoRA", ref.path[:200], [offer.name for offer in self.loras()]))
 
     def upscalers(self) -> list[Offer]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hires.checkpoints.detect_file import identify_file
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.locate import wanted_files
+from hires.checkpoints.locate import TOKENIZERS, wanted_files
 from hires.checkpoints.spec import load_spec
 from hires.engine.engine import plan, render
 from hires.errors import ModelError, RequestError
@@ -208,7 +208,7 @@ def test_folders_of_pixart_without_a_pipeline_are_told_apart(tmp_path: Path, che
         (folder / "config.json").write_text(json.dumps(config))
         spec = load_spec(str(folder))
         assert (spec.family, spec.facts.size_conditions) == (family, FAMILIES[family].size_conditions)
-        assert {part.component for part in spec.missing} == {"vae", "text_encoder", "tokenizer"}
+        assert {part.component for part in spec.missing} == {"vae", "text_encoder"}
         parts = checkpoint(family, "folder").path
         assert not load_spec(str(folder), parts=parts).missing
 
@@ -242,7 +242,7 @@ def test_a_repository_in_the_local_cache_needs_no_network(
     """The model itself, and parts that a single file lacks."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     file, folder = checkpoint("sdxl"), checkpoint("sdxl", "folder")
-    assert {part.component for part in load_spec(str(file.path)).missing} == {"tokenizer", "tokenizer_2"}
+    assert load_spec(str(file.path)).parts["tokenizer"].path == TOKENIZERS / "clip"
     root = tmp_path / "models--stabilityai--stable-diffusion-xl-base-1.0"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text("abc")

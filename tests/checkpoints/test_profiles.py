@@ -131,7 +131,8 @@ def test_a_loras_name_tells_the_run(
 def tiny_lora(folder: Path, made: Checkpoint) -> Checkpoint:
     """One layer is enough to be told."""
     path = folder / "plain.safetensors"
-    save_file({"lora_unet_down_blocks_1_resnets_0_conv1.lora_down.weight": torch.ones(4, 8)}, path)
+    name = "lora_unet_down_blocks_1_resnets_0_conv1"
+    save_file({f"{name}.lora_down.weight": torch.ones(4, 8), f"{name}.lora_up.weight": torch.ones(8, 4)}, path)
     return Checkpoint(path=path, parts=None, family=made.family, network=made.network, vae=made.vae, texts=made.texts, kv={})
 
 

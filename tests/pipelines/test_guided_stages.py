@@ -55,6 +55,9 @@ class Family:
     def guided(self, on_canvas: Denoiser, stage: StagePlan) -> tuple[Denoiser, Conditioning]:
         return guided(on_canvas, NEGATIVE, guidance_of(stage)), PROMPT
 
+    def calls(self, stage: StagePlan) -> int:
+        return 1
+
     def preview(self, latents: Tensor) -> None:
         return None
 

@@ -25,12 +25,11 @@ def stage_levels(spec: ModelSpec, stage: StagePlan) -> list[float]:
 
 
 def estimates_per_step(stage: StagePlan, spec: ModelSpec) -> int:
-    """How many conditions a step evaluates at most: an edit three, guidance two, none or told to the network one."""
+    """How many conditions are evaluated at once at most: of an edit three, with guidance two, else one."""
     if spec.facts.image_channels:
         return 3
-    if embeds_guidance(spec):
-        return 1
-    return 1 if stage.guidance == 1.0 and stage.guidance_high in (None, 1.0) else 2
+    plain = embeds_guidance(spec) or (stage.guidance == 1.0 and stage.guidance_high in (None, 1.0))
+    return 1 if plain and spec.prompt_parts == 1 else 2
 
 
 def estimates(stage: StagePlan, spec: ModelSpec) -> list[int]:
@@ -38,5 +37,7 @@ def estimates(stage: StagePlan, spec: ModelSpec) -> list[int]:
     levels = stage_levels(spec, stage)[:-1]
     count, most = registry.evaluations(stage.sampler, stage.taken_steps), estimates_per_step(stage, spec)
     low, high = stage.guidance_interval or (0.0, math.inf)
+    if spec.prompt_parts > 1:  # all of them and the negative prompt at every step
+        return [spec.prompt_parts + 1] * count
     at = [most if low < level <= high or spec.facts.image_channels else 1 for level in levels]
     return [at[i * len(at) // count] for i in range(count)]

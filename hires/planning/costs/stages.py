@@ -84,7 +84,7 @@ class CostModel:
             self._work[stage] = self.stage_work(stage)
         work, element = self._work[stage], BYTES_PER_ELEMENT[self.dtype]
         live = network_live_bytes(
-            self.spec.network, stage.grid.tile, batch, element, self.on_cpu, self.spec.facts.tokens, stage.attention
+            self.spec.network, stage.grid.tile, batch, element, self.on_cpu, self.spec.text_tokens, stage.attention
         )
         calls = sum(-(-count // batch) for count in work.images)
         seconds = sum(work.images) * compute_seconds(work.image_flops, work.attention_flops, self.network_device)
@@ -109,7 +109,7 @@ class CostModel:
         buffers = CANVAS_BUFFERS + registry.SAMPLER_FACTS[stage.sampler].canvas_latents + (GUIDE_BUFFERS if stage.guides else 0)
         return StageWork(
             images=tuple(count * stage.grid.count for count in estimates(stage, spec)),
-            image_flops=network_flops(spec.network, tile.height, tile.width, spec.facts.tokens, stage.attention),
+            image_flops=network_flops(spec.network, tile.height, tile.width, spec.text_tokens, stage.attention),
             attention_flops=attention_flops(spec.network, tile.height, tile.width, stage.attention),
             canvas_bytes=buffers * 4 * spec.facts.latent_channels * stage.grid.canvas.area,
         )

@@ -13,6 +13,8 @@ from hires.planning.costs.network_memory import text_live_bytes
 from hires.planning.plan import StageCost
 from hires.units import BYTES_PER_ELEMENT, gib
 
+TEXTS_AT_ONCE = 8
+"""Chunks that go through a CLIP tower together (`prompt_states.AT_ONCE`)."""
 LARGE_ENCODER_PARAMS = 10**9  # larger text encoders are checked against free host memory
 HOST_SHARE = 0.8  # of the free host memory that large text encoders may fill
 
@@ -38,9 +40,9 @@ def choose_text(spec: ModelSpec, device: DeviceSpec, dtype: str) -> TextPlan:
     """
     wanted = "bf16" if "t5" in spec.facts.text and dtype == "fp16" else dtype
     element = BYTES_PER_ELEMENT[wanted]
-    flops = 2.0 * spec.text_params * 2 * spec.facts.tokens
+    flops = 2.0 * spec.text_params * 2 * spec.text_tokens
     weights = spec.text_params * element
-    working = text_live_bytes(spec.facts.text, 2, spec.facts.tokens, element)
+    working = text_live_bytes(spec.facts.text, min(2 * spec.prompt_chunks, TEXTS_AT_ONCE), spec.facts.tokens, element)
     on_device = StageCost(stage="text", peak_bytes=weights + working, flops=flops, seconds=flops / device.flops)
     if device.kind != "cpu" and on_device.peak_bytes <= device.budget_bytes:
         return TextPlan(cost=on_device, on_host=False, dtype=wanted, weight_bytes=weights)

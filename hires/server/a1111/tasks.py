@@ -13,6 +13,7 @@ from hires.checkpoints.spec import load_spec
 from hires.devices.machines import host_device
 from hires.engine.requests import structure_cutoff
 from hires.errors import RequestError
+from hires.options.lora import parse_lora_tag
 from hires.options.render import RenderRequest
 from hires.planning import planner
 from hires.planning.costs.evaluations import stage_levels
@@ -28,7 +29,7 @@ from hires.server.pictures import from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
-LORA = re.compile(r"<lora:([^:<>]+)(?::([-+]?[\d.]+))?(?::[^<>]*)?>")
+LORA = re.compile(r"<lora:([^<>]*)>")
 AUTOMATIC = ("", "automatic")
 INSTRUCTION_GUIDANCE = 1.5
 """A1111's `image_cfg_scale` where a client sends none."""
@@ -97,6 +98,8 @@ class Translator:
         except RequestError as error:
             raise HTTPException(400, f"Sampler not found: {error}") from None
         prompt, loras = self._loras(body.prompt, translated)
+        if LORA.search(body.negative_prompt):
+            translated.notes.append("negative_prompt: its LoRA tags are left out; give them in the prompt")
         options: dict[str, object] = {
             "prompt": prompt,
             "negative": LORA.sub("", body.negative_prompt),
@@ -111,14 +114,16 @@ class Translator:
         return translated, options
 
     def _loras(self, prompt: str, translated: TranslatedRequest) -> tuple[str, list[str]]:
-        """The prompt without its <lora:name:weight> tags, and those of the LoRAs that are offered."""
+        """The prompt without its <lora:...> tags, and those of the LoRAs that are offered."""
         offered = {offer.name for offer in self.library.loras()}
         loras = []
-        for name, weight in LORA.findall(prompt):
-            if name in offered:
-                loras.append(f"{name}:{weight or 1}")
+        for inside in LORA.findall(prompt):
+            lora, left_out = parse_lora_tag(inside)
+            translated.notes += [f"LoRA {lora.path[:80]}: {argument[:80]} is not supported, left out" for argument in left_out]
+            if lora.path in offered:
+                loras.append(str(lora))
             else:
-                translated.notes.append(f"LoRA {name[:80]}: is not offered here, left out")
+                translated.notes.append(f"LoRA {lora.path[:80]}: is not offered here, left out")
         return LORA.sub("", prompt), loras
 
     def _hires_fix(self, body: Txt2Img, translated: TranslatedRequest) -> tuple[int, int, list[str]]:

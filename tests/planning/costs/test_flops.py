@@ -185,7 +185,7 @@ def controlled(cells: int, batch: int, dtype: Any) -> tuple[Any, Any, Any]:
 
     import torch
 
-    from hires.models.controlnet import ControlBlock
+    from hires.models.adapters.controlnet import ControlBlock
     from hires.models.pixart import PixArtNetwork
     from hires.sampling.conditioning import Conditioning
     from hires.tiling.geometry import Size

@@ -19,8 +19,9 @@ from hires.checkpoints.loras import with_loras
 from hires.checkpoints.profiles import PROFILES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
+from hires.models.adapters.change import Change
+from hires.models.adapters.lora import merged
 from hires.models.loading import load_network
-from hires.models.lora import LoraLayer, merged
 from hires.models.text_encoders import encode_prompts, load_clip
 from hires.options.lora import LoraRef, parse_lora
 from hires.options.render import RenderRequest
@@ -119,7 +120,8 @@ def test_published_key_names_find_their_layers() -> None:
 
 def test_several_loras_add_up_and_merge_before_the_cast(tmp_path: Path, checkpoint: Get) -> None:
     weight = torch.full((2, 3), 1.0, dtype=torch.float16)
-    tiny = LoraLayer(where="x", up=torch.ones(2, 1), down=torch.ones(1, 3), factor=2**-12)
+    factors = {"up": torch.ones(2, 1), "down": torch.ones(1, 3), "alpha": torch.tensor(2**-12)}
+    tiny = Change(where="x", kind="lora", tensors=factors, scale=1.0)
     assert torch.equal(merged(weight, [tiny] * 4).half(), weight + 2**-10)  # lost, were each added in half precision
     made = checkpoint("sd15")
     a, b = (lora(tmp_path / f"{name}.safetensors", made, "kohya", texts=False) for name in "ab")
@@ -144,9 +146,18 @@ def test_alpha_that_is_stated_beside_the_tensors_counts(tmp_path: Path, checkpoi
         state = load_network(with_loras(spec, [ref]), torch.float32, CPU, [ref]).state_dict()
         for key, delta in tiny.deltas["network"].items():
             assert (state[key] - made.network.state_dict()[key] - 4 * delta).abs().max() < 1e-5
-    (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "alpha_pattern": {"x": 2}}))
-    with pytest.raises(ModelError, match="another alpha per layer"):
-        load_network(spec, torch.float32, CPU, [LoraRef(str(folder))])
+    patterns = {
+        "r": 4,
+        "lora_alpha": 16,
+        "use_rslora": True,
+        "alpha_pattern": {r"attn1\.to_q": 2, "transformer_blocks.0.attn1.to_k": 3},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(patterns))
+    ref = LoraRef(str(folder))
+    state, before = load_network(with_loras(spec, [ref]), torch.float32, CPU, [ref]).state_dict(), made.network.state_dict()
+    for key, delta in tiny.deltas["network"].items():
+        alpha = 2 if "attn1.to_q" in key else 3 if "blocks.0.attn1.to_k" in key else 16
+        assert (state[key] - before[key] - alpha / 4**0.5 * delta).abs().max() < 1e-5, key
 
 
 def test_a_lora_of_another_family_is_refused_with_both_named(tmp_path: Path, checkpoint: Get) -> None:
@@ -226,19 +237,22 @@ def test_keys_that_fit_nothing_are_counted_and_named(tmp_path: Path, checkpoint:
         with pytest.raises(ModelError, match=words):
             load_all(refs)
 
-    strange = {f"lora_unet_nowhere_{i}.{end}.weight": torch.ones(2, 2) for i in range(2) for end in ("lora_down", "lora_up")}
+    ends = ("lora_down.weight", "lora_up.weight")
+    strange = {f"lora_unet_nowhere_{i}.{end}": torch.ones(2, 2) for i in range(2) for end in ends}
     refused(state | strange, r"2 of its layers fit nothing in the model, such as lora_unet_nowhere_0")
-    refused(state | {"lora_te1_nowhere.lora_down.weight": torch.ones(2, 2)}, "1 of its layers fit nothing.*lora_te1_nowhere")
-    refused(state | {"lora_unet_out_2.dora_scale": torch.ones(2)}, "1 keys are of no kind that can be merged.*dora_scale")
+    refused(
+        state | {f"lora_te1_nowhere.{key}": torch.ones(2, 2) for key in ends}, "1 of its layers fit nothing.*lora_te1_nowhere"
+    )
+    refused(state | {"lora_unet_out_2.lora_strange": torch.ones(2)}, "1 keys are of no kind that can be merged.*lora_strange")
     refused(state | {"lora_unet_out_2.lora_down.weight": torch.ones(3, 5, 3, 3)}, r"lora_unet_out_2.*do not fit a weight of")
     lone = {key: value for key, value in state.items() if key != "lora_unet_out_2.lora_up.weight"}
-    refused(lone, "1 of its layers fit nothing in the model, such as lora_unet_out_2")
+    refused(lone, r"layer lora_unet_out_2 \(LoRA\) lacks its up")
 
 
 def test_files_that_are_no_lora_say_so(tmp_path: Path, checkpoint: Get) -> None:
     made = checkpoint("sdxl")
     spec = load_spec(str(made.path), parts=made.parts)
-    with pytest.raises(ModelError, match="holds no LoRA layers"):
+    with pytest.raises(ModelError, match="a whole checkpoint; give it with `model`"):
         with_loras(spec, [LoraRef(str(made.path))])
     with pytest.raises(ModelError, match="no such file"):
         with_loras(spec, [LoraRef(str(tmp_path / "none.safetensors"))])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import hires
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import ModelError, RequestError
-from hires.models.controlnet import load_control
+from hires.models.adapters.controlnet import load_control
 from hires.models.loading import load_network
 from hires.models.pixart import PixArtNetwork
 from hires.planning.costs.flops import pixart_flops

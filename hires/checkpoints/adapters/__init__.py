@@ -1,0 +1,1 @@
+"""What headers tell of LoRAs and their kin: keys, kinds, families, stated factors."""

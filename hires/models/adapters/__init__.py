@@ -1,0 +1,1 @@
+"""Adapters: LoRAs of every kind, merged into weights, and ControlNets."""

@@ -1,0 +1,1 @@
+"""Prompts as text: weights, scheduling, chunks of tokens. Imports no torch."""
