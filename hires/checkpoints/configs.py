@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from hires.errors import ModelError
 from hires.units import Json
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"
@@ -42,26 +43,33 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 
 def ldm_unet_config(shapes: Shapes, base: Path) -> Json:
-    """The diffusers config of a UNet in the naming of latent diffusion: SDXL, CosXL, SD1.5."""
+    """The diffusers config of a UNet in the naming of latent diffusion: SDXL, CosXL, SD1.5, SSD-1B, Vega, KOALA.
+
+    ModelError for a level that attends after some of its resnets only.
+    """
     config: Json = json.loads(base.read_text())
     inputs = count(shapes, r"input_blocks\.(\d+)\.")
     downs = [i for i in range(inputs) if f"input_blocks.{i}.0.op.weight" in shapes]
     firsts = [1, *(i + 1 for i in downs)]
-    depths = [count(shapes, rf"input_blocks\.{i}\.1\.transformer_blocks\.(\d+)\.") for i in firsts]
-    channels = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in firsts]
-    middle = count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\.")
+    resnets = (downs[0] if downs else inputs) - 1
+    depths = [[_depth(shapes, f"input_blocks.{i + n}.1") for n in range(resnets)] for i in firsts]
+    rising = [
+        [_depth(shapes, f"output_blocks.{level * (resnets + 1) + n}.1") for n in range(resnets + 1)]
+        for level in range(len(firsts))
+    ]
     contexts = [shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")]
+    channels = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in firsts]
     config |= {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": channels,
-        "layers_per_block": (downs[0] if downs else inputs) - 1,
+        "layers_per_block": resnets,
         "cross_attention_dim": contexts[0],
-        "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in depths],
-        "up_block_types": ["CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(depths)],
-        "transformer_layers_per_block": [*(max(n, 1) for n in depths[:-1]), max(middle, 1)],
+        "down_block_types": ["CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if any(level) else "UpBlock2D" for level in rising],
         "use_linear_projection": all(len(s) == 2 for name, s in shapes.items() if name.endswith(".1.proj_in.weight")),
     }
+    config |= _transformer_layers(shapes, depths, rising)
     if isinstance(config["attention_head_dim"], list):  # a number of heads, for all that it is called
         config["attention_head_dim"] = [max(1, width // HEAD_DIM) for width in channels]
     if "time_embed.cond_proj.weight" in shapes:
@@ -70,6 +78,56 @@ def ldm_unet_config(shapes: Shapes, base: Path) -> Json:
         pooled = shapes["label_emb.0.0.weight"][1]
         config["projection_class_embeddings_input_dim"] = pooled
     return config
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    """Transformer blocks of one attention block."""
+    return count(shapes, re.escape(block) + r"\.transformer_blocks\.(\d+)\.")
+
+
+def _transformer_layers(shapes: Shapes, depths: Sequence[Sequence[int]], rising: Sequence[Sequence[int]]) -> Json:
+    """How diffusers' config says the depth of each block, and of which kind the mid block is.
+
+    depths: of the blocks of each level on the way down; rising: on the way up, the deepest level first.
+    """
+    for level in (*depths, *rising):
+        if any(level) and not all(level):
+            raise ModelError(f"a UNet with transformers of depths {list(level)} in one level is not supported")
+    middle = _depth(shapes, "middle_block.1")
+    kind = "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D" if "middle_block.0.in_layers.0.weight" in shapes else None
+    own = {} if kind == "UNetMidBlock2DCrossAttn" else {"mid_block_type": kind}
+    even = all(len(set(level)) <= 1 for level in (*depths, *rising))
+    if even and [level[0] for level in depths] == [level[0] for level in reversed(rising)]:
+        levels = [max(level[0], 1) for level in depths]
+        if kind == "UNetMidBlock2DCrossAttn" and any(depths[-1]) and middle != levels[-1]:
+            raise ModelError(f"a UNet with a mid block of {middle} transformers over {levels[-1]} is not supported")
+        return own | {"transformer_layers_per_block": [*levels[:-1], middle or levels[-1]]}
+    if middle and any(deep != middle for deep in depths[-1]):
+        raise ModelError(f"a UNet with a mid block of {middle} transformers over {list(depths[-1])} is not supported")
+    return own | {
+        "transformer_layers_per_block": [[max(deep, 1) for deep in level] for level in depths],
+        "reverse_transformer_layers_per_block": [[max(deep, 1) for deep in level] for level in rising],
+    }
+
+
+def as_ldm_names(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The tensors of a diffusers UNet under latent diffusion's names."""
+    resnets = count(shapes, r"down_blocks\.0\.resnets\.(\d+)\.")
+    names = ldm_unet_names({name.rpartition(".")[0] for name in shapes}, resnets)
+    return {f"{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": shape for name, shape in shapes.items()}
+
+
+def diffusers_vae_config(shapes: Shapes, base: Path) -> Json:
+    """The diffusers config of an AutoencoderKL from one file in diffusers' naming."""
+    config: Json = json.loads(base.read_text())
+    levels = count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+    return config | {
+        "block_out_channels": [shapes[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(levels)],
+        "layers_per_block": count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
 
 
 def ldm_vae_config(shapes: Shapes, base: Path) -> Json:

@@ -60,7 +60,21 @@ def identify_folder(path: Path, family: str | None = None) -> Finding:
     return named(_unet_folder(path, config), family)
 
 
+def _refuse_other_unets(path: Path, config: Json) -> None:
+    """ModelError, by name, for a UNet of the same class that reads other conditions."""
+    pooled = config.get("projection_class_embeddings_input_dim")
+    others = (
+        ("Kolors", "text of a language model", config.get("encoder_hid_dim") == 4096 or pooled == 5632),
+        ("the SDXL refiner", "projection_class_embeddings_input_dim 2560", pooled == 2560),
+        ("Kandinsky 2", "conditions of pictures", str(config.get("addition_embed_type", "")).startswith("image")),
+    )
+    for name, key, found in others:
+        if found:
+            raise ModelError(f"{path}: {name} ({key}) is not supported; {supported()}")
+
+
 def _unet_folder(path: Path, config: Json) -> Finding:
+    _refuse_other_unets(path, config)
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     channels, latents = int(config["in_channels"]), int(read_json(path / "vae" / "config.json")["latent_channels"])
     context, sized = config.get("cross_attention_dim"), config.get("addition_embed_type") == "text_time"

@@ -30,8 +30,8 @@ class UNetShape:
     """Channels per level."""
     resnets: int
     """Resnet blocks per level of the down path."""
-    transformer_layers: tuple[int, ...]
-    """Transformer blocks per resnet, per level; 0 for a level without attention."""
+    transformer_layers: tuple[int | tuple[int, ...], ...]
+    """Transformer blocks per resnet, per level: one number, or one for each resnet; 0 for a level without attention."""
     context_width: int
     """Width of the text states."""
     latent_channels: int
@@ -44,6 +44,25 @@ class UNetShape:
     """Width of an attention head per level."""
     guidance_width: int = 0
     """Width of the embedding that tells an LCM's UNet the guidance scale, instead of two evaluations; 0 without one."""
+    up_transformer_layers: tuple[int | tuple[int, ...], ...] = ()
+    """The transformer blocks of the up path, as `transformer_layers`; empty where they are the same numbers."""
+    mid_resnets: int = 2
+    """Resnet blocks of the mid block: 1 for one without attention, 0 for none at all."""
+
+    def down(self, level: int) -> tuple[int, ...]:
+        """Transformer blocks after each resnet of a level of the down path."""
+        layers = self.transformer_layers[level]
+        return (layers,) * self.resnets if isinstance(layers, int) else layers
+
+    def up(self, level: int) -> tuple[int, ...]:
+        """Transformer blocks after each resnet of a level of the up path, which has one resnet more."""
+        layers = (self.up_transformer_layers or self.transformer_layers)[level]
+        return (layers,) * (self.resnets + 1) if isinstance(layers, int) else layers
+
+    @property
+    def middle(self) -> int:
+        """Transformer blocks of the mid block."""
+        return self.down(len(self.channels) - 1)[-1] if self.mid_layers is None else self.mid_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +211,7 @@ class FamilyFacts:
     network: str
     """The kind of network: unet or pixart."""
     parameterisation: str
-    """What the network predicts: edm_v, eps or v."""
+    """What the network predicts: edm_v, eps, v or x0."""
     latent_scale: float
     """The factor on the VAE's latents."""
     native_px: int

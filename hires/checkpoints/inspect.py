@@ -11,17 +11,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hires.checkpoints.adapters.loras import lora_profile
 from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
 from hires.checkpoints.headers import TensorInfo, folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, next_move
-from hires.checkpoints.loras import lora_profile
-from hires.checkpoints.spec import ModelSpec, identify, parts_folder, profiled, spec_of
-from hires.errors import ModelError
+from hires.checkpoints.spec import ModelSpec, identify, parts_folder, profiled, spec_of, unknown_layout
 from hires.options.declarations import ModelOptions, SizeOptions
 from hires.options.fields import flags_of
 from hires.units import Json
 
+KINDS = {
+    "ldm": "a single file in latent diffusion's naming",
+    "diffusers file": "a UNet of diffusers in one file",
+    "diffusers": "a diffusers folder",
+    "pixart": "an original PixArt file",
+}
+"""What each layout is, for people."""
 FLAGS = flags_of(ModelOptions, SizeOptions)
 """How the command lines that are shown spell their options."""
 
@@ -86,7 +92,7 @@ def inspect(name: str | Path, *, family: str | None = None, parts: str | Path | 
         spec = profiled(spec_of(name, finding, parts_folder(parts)), finding, family, None)
         return Inspection(_model(name, finding, spec, family, parts))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"{path}: a config or key lacks or misstates {error}; download the model again") from None
+        raise unknown_layout(path, error) from None
 
 
 def _model(name: str, finding: Finding, spec: ModelSpec, family: str | None, parts: str | Path | None) -> Json:
@@ -94,6 +100,7 @@ def _model(name: str, finding: Finding, spec: ModelSpec, family: str | None, par
         "path": str(finding.path),
         "kind": "model",
         "layout": finding.layout,
+        "storage": (finding.header.storage if finding.header else "") or None,
         "family": spec.family,
         "title": spec.facts.title,
         "why": list(finding.why),
@@ -176,7 +183,7 @@ def command(name: str, spec: ModelSpec, family: str | None, parts: str | Path | 
 def lines(document: Json) -> list[str]:
     """The same for people."""
     if document["kind"] != "model":
-        what = "LoRA" if document["kind"] == "lora" else "autoencoder"
+        what = "LoRA" if document["kind"] == "lora" else "small autoencoder" if document["layout"] == "tiny" else "autoencoder"
         made_for = f" for {document['family']}" if document["family"] else ""
         size = f"{document['parameters'] / 1e6:.2f} M parameters, {document['bytes']:,} bytes, {', '.join(document['dtypes'])}"
         profile = document.get("profile")
@@ -191,9 +198,11 @@ def lines(document: Json) -> list[str]:
     run, sigmas = document["defaults"], f"{document['sigma_min']:.4g} to {document['sigma_max']:.6g}"
     result = [
         f"{document['path']}: {document['title']} ({document['family']})",
+        f"  kind       {KINDS[document['layout']]}",
         *(f"  why        {reason}" for reason in document["why"]),
         *(f"  note       {note}" for note in document["notes"]),
         f"  predicts   {document['parameterisation']}, sigma {sigmas} ({source})",
+        *([f"  stored     {document['storage']}"] if document["storage"] else []),
         f"  native     {document['native_px']} px",
         f"  profile    {document['profile'] or 'none'}",
         f"  defaults   {run['steps']} steps of {run['sampler']}, schedule {run['schedule']}, guidance {run['guidance']:g}",
@@ -202,7 +211,7 @@ def lines(document: Json) -> list[str]:
         size = ""
         if held["parameters"]:
             size = f"{held['parameters'] / 1e6:9.2f} M  {held['bytes']:>14,} bytes  {'+'.join(held['dtypes'])}"
-        result.append(f"  {component:<15} {held['layout']:<9} {size}")
+        result.append(f"  {component:<15} {held['layout']:<14} {size}")
     result += [f"  missing    {gap['component']}, looked in {', '.join(gap['looked_in'])}" for gap in document["missing"]]
     result += [f"  first      {document['next_move']}"] if document["missing"] else []
     return [*result, f"  run it     {document['command']}"]

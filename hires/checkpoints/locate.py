@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hires.checkpoints.detect_folder import is_model_folder, network_folder
+from hires.checkpoints.configs import shipped_config
+from hires.checkpoints.detect_file import vae_place
+from hires.checkpoints.detect_folder import is_model_folder, network_folder, read_json
 from hires.checkpoints.families import FamilyFacts
-from hires.checkpoints.headers import weight_files
+from hires.checkpoints.headers import read_header, weight_files
+from hires.checkpoints.other_families import other_kind
 from hires.errors import ModelError, unknown
 
 log = logging.getLogger(__name__)
@@ -22,8 +25,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 TOKENIZERS = ASSETS / "tokenizers"
 """The vocabularies of CLIP and T5, one folder each."""
 NAMED_MODELS = {"demo": ASSETS / "demo"}
-FILE_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>\S+\.(?:safetensors|pth|pt|ckpt|bin)))?")
+FILE_ENDS = (".safetensors", ".gguf", ".pth", ".pt", ".ckpt", ".bin")
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>\S+\.(?:safetensors|gguf|pth|pt|ckpt|bin)))?")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 TOWER_KINDS = {"clip_l": "clip", "clip_g": "clip", "t5": "t5"}
 
@@ -35,7 +38,9 @@ class Part:
     component: str
     """network, vae, text_encoder, text_encoder_2, tokenizer or tokenizer_2."""
     layout: str
-    """How its keys are named: diffusers, ldm (the single file of SDXL and SD1.5), pixart (the original .pth), or missing."""
+    """How its keys are named: diffusers (a folder), 'diffusers file', ldm (SDXL's and SD1.5's single files), pixart (the
+    original .pth), or missing.
+    """
     path: Path | None
     """Its folder or file; None where it is missing."""
     prefix: str = ""
@@ -144,6 +149,71 @@ def find_part(component: str, facts: FamilyFacts, folders: tuple[Path, ...]) -> 
         return folder_part(TOKENIZERS / kind, component)
     looked = (*(str(folder / component) for folder in folders), f"the local Hugging Face cache of {facts.parts_from[0]}")
     return Part(component=component, layout="missing", path=None, looked_in=looked)
+
+
+LATENTS = {16: "Flux, Stable Diffusion 3 and Qwen-Image", 32: "Flux.2 or Sana", 128: "LTX-Video"}
+"""Whose autoencoders have so many latent channels."""
+
+
+def vae_part(given: str | Path, facts: FamilyFacts) -> Part:
+    """The autoencoder that a user gives as a file or a folder. ModelError for one that does not fit the family."""
+    try:
+        path = Path(given).expanduser()
+        folder, there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"vae {str(given)[:80]!r}: cannot be looked at ({error}); give a file or a diffusers folder") from None
+    if not there:
+        raise ModelError(f"vae {given}: no such file or folder; give a VAE's .safetensors file or its diffusers folder")
+    return _vae_folder(path, facts) if folder else _vae_file(path, facts)
+
+
+def _vae_folder(path: Path, facts: FamilyFacts) -> Part:
+    place = path if (path / "config.json").is_file() else path / "vae"
+    if not (place / "config.json").is_file():
+        raise ModelError(f"vae {path}: holds no config.json; give the folder of an AutoencoderKL, or its .safetensors file")
+    config = read_json(place / "config.json")
+    kind = str(config.get("_class_name", "AutoencoderKL"))
+    if kind == "AutoencoderTiny":
+        raise _tiny(path)
+    if kind != "AutoencoderKL":
+        raise ModelError(f"vae {path}: an {kind} is not supported; {_right_vae(facts)}")
+    _check_latents(path, int(config.get("latent_channels", 4)), facts)
+    if not weight_files(place):
+        raise ModelError(f"vae {path}: holds no .safetensors weights; give the VAE's file")
+    return folder_part(place, "vae")
+
+
+def _vae_file(path: Path, facts: FamilyFacts) -> Part:
+    shapes = read_header(path).shapes
+    found = vae_place(shapes)
+    if found is None:
+        other = other_kind(shapes)
+        what = f"{other[0].name} ({other[1]})" if other else f"no autoencoder (it holds {', '.join(sorted(shapes)[:3])})"
+        raise ModelError(f"vae {path}: {what}; {_right_vae(facts)}")
+    if found.layout == "tiny":
+        raise _tiny(path)
+    kernel = shapes.get(f"{found.prefix}decoder.conv_in.weight", ())
+    if len(kernel) != 4:
+        what = "an autoencoder of video" if len(kernel) == 5 else "half an autoencoder, without decoder.conv_in"
+        raise ModelError(f"vae {path}: {what}; {_right_vae(facts)}")
+    _check_latents(path, kernel[1], facts)
+    config = shipped_config(facts.configs, "vae")
+    return Part(component="vae", layout=found.layout, path=path, prefix=found.prefix, config=config)
+
+
+def _check_latents(path: Path, channels: int, facts: FamilyFacts) -> None:
+    if channels != facts.latent_channels:
+        whose = f", that of {LATENTS[channels]}" if channels in LATENTS else ""
+        raise ModelError(f"vae {path}: a VAE of {channels} latent channels{whose}; {_right_vae(facts)}")
+
+
+def _right_vae(facts: FamilyFacts) -> str:
+    example = "sdxl_vae.safetensors" if facts.latent_scale != 0.18215 else "vae-ft-mse-840000-ema-pruned.safetensors"
+    return f"{facts.title} needs an AutoencoderKL of {facts.latent_channels} latent channels, such as {example}"
+
+
+def _tiny(path: Path) -> ModelError:
+    return ModelError(f"vae {path}: a small autoencoder (TAESD); give its folder with `tiny_vae`, and a whole VAE with `vae`")
 
 
 def _tower(component: str, facts: FamilyFacts) -> str:

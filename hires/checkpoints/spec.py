@@ -6,29 +6,29 @@ Imports no torch and reads no tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hires.checkpoints.configs import (
     LDM_CLIP_G,
     LDM_CLIP_L,
-    LDM_NETWORK,
     LDM_VAE,
     PIXART_TABLES,
     below,
+    diffusers_vae_config,
     kv_compression,
     ldm_unet_config,
     ldm_vae_config,
     pixart_config,
     shipped_config,
 )
-from hires.checkpoints.detect_file import Finding, identify_file
+from hires.checkpoints.detect_file import Finding, identify_file, supported, unet_shapes
 from hires.checkpoints.detect_folder import identify_folder, read_json
 from hires.checkpoints.families import FAMILIES, PART_PARAMS, Defaults, FamilyFacts, NetworkShape, PixArtShape, UNetShape
 from hires.checkpoints.headers import folder_tensors, read_header
-from hires.checkpoints.locate import Part, find_model, find_part, folder_part
-from hires.checkpoints.noise_levels import vp_range, vp_sigmas
+from hires.checkpoints.locate import Part, find_model, find_part, folder_part, vae_part
+from hires.checkpoints.noise_levels import as_said, vp_range, vp_sigmas
 from hires.checkpoints.profiles import NONE, Profile, find_profile, match, names_of
 from hires.errors import ModelError, RequestError
 from hires.prompts.request import TextModel
@@ -112,21 +112,34 @@ class ModelSpec:
 
 
 def load_spec(
-    name: str, *, family: str | None = None, parts: str | Path | None = None, profile: str | None = None
+    name: str,
+    *,
+    family: str | None = None,
+    parts: str | Path | None = None,
+    profile: str | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    zero_terminal_snr: bool = False,
 ) -> ModelSpec:
     """Read the facts of a model: 'demo', a diffusers folder, a checkpoint file, or 'org/name' on the hub.
 
     `family` is what the user says it is, for files whose keys are those of several; `parts` a diffusers folder in which parts
-    that it lacks are looked for first; `few_step` how it is run in few steps, 'none' to take no profile from its name.
+    that it lacks are looked for first; `profile` how it is run in few steps, 'none' to take no profile from its name; `vae` an
+    autoencoder in place of its own; `prediction` and `zero_terminal_snr` how it was trained, where its keys do not tell.
     ModelError where it is damaged, of a kind not supported, or contradicts `family`; RequestError for an unknown profile.
     """
     path = find_model(name)
     extra = parts_folder(parts)
     try:
-        finding = identify(path, family)
-        return profiled(spec_of(name, finding, extra), finding, family, profile)
+        finding = as_said(identify(path, family), prediction, zero_terminal_snr)
+        return profiled(spec_of(name, finding, extra, vae), finding, family, profile)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"{path}: a config lacks or misstates {error}; download the model again") from None
+        raise unknown_layout(path, error) from None
+
+
+def unknown_layout(path: Path, error: Exception) -> ModelError:
+    """The error for a file or folder in which something is missing that every known layout has."""
+    return ModelError(f"{path}: a config or key lacks or misstates {error}: of an unknown layout, or incomplete; {supported()}")
 
 
 def identify(path: Path, family: str | None = None) -> Finding:
@@ -146,8 +159,11 @@ def parts_folder(parts: str | Path | None) -> Path | None:
     return folder
 
 
-def spec_of(name: str, finding: Finding, extra: Path | None) -> ModelSpec:
-    """The facts of a model that was identified; `extra` is where parts that it lacks are looked for first."""
+def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | None = None) -> ModelSpec:
+    """The facts of a model that was identified.
+
+    extra: where parts that it lacks are looked for first. vae: the file or folder of an autoencoder in place of its own.
+    """
     if finding.kind != "model":
         raise _no_model(finding)
     facts = FAMILIES[finding.family]
@@ -156,11 +172,17 @@ def spec_of(name: str, finding: Finding, extra: Path | None) -> ModelSpec:
     defaults = _defaults(finding.path, facts)
     facts = replace(facts, few_step=defaults.few_step or facts.few_step)
     parts = find_parts(finding, facts, extra)
+    own_vae = parts["vae"]
+    if vae is not None:
+        parts["vae"] = vae_part(vae, facts)
+        _check_levels(parts["vae"], own_vae, facts)
     unet_config, vae_config = network_config(finding, facts), vae_config_of(parts["vae"], facts)
     check_vae(parts["vae"], vae_config, facts, finding)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
     shape = _network_shape(unet_config, finding, facts)
-    native_px = unet_config["sample_size"] * cell_px if finding.layout != "ldm" and not facts.same_keys_as else facts.native_px
+    native_px = (
+        unet_config["sample_size"] * cell_px if finding.layout not in UNET_FILES and not facts.same_keys_as else facts.native_px
+    )
     align_px = align_of(shape, cell_px)
     betas = None if facts.sigma_range else finding.betas or facts.betas
     sigmas = finding.sigma_range or facts.sigma_range or vp_range(betas, finding.zero_terminal_snr)
@@ -184,8 +206,44 @@ def spec_of(name: str, finding: Finding, extra: Path | None) -> ModelSpec:
         vae_params=_params([parts["vae"]], finding) or PART_PARAMS["vae"],
         defaults=defaults,
         parts=parts,
-        notes=(*finding.notes, *_missing_note(parts)),
+        notes=(
+            *finding.notes,
+            *_vae_notes(parts["vae"], own_vae, facts),
+            *_unused_notes(parts, extra, vae is not None),
+            *_missing_note(parts),
+        ),
     )
+
+
+def _check_levels(part: Part, own: Part, facts: FamilyFacts) -> None:
+    """ModelError for an autoencoder whose latent cells are of another size than the model's."""
+    given, wanted = (len(vae_config_of(each, facts)["block_out_channels"]) for each in (part, own))
+    if given != wanted:
+        raise ModelError(
+            f"vae {part.path}: {2 ** (given - 1)} px a latent cell, {facts.title} has {2 ** (wanted - 1)}; give one made for it"
+        )
+
+
+UNET_FILES = ("ldm", "diffusers file")
+"""Layouts of a UNet in a file without a config."""
+
+
+def _vae_notes(part: Part, own: Part, facts: FamilyFacts) -> Iterator[str]:
+    """What a plan says of an autoencoder that was given in place of the model's own."""
+    if part is own:
+        return
+    scale = f"latent scale {facts.latent_scale:g}, that of {facts.title}"
+    told = "" if part.layout == "diffusers" else ", assumed: no file tells its own"
+    yield f"VAE {part.path}: as asked for with `vae`; {scale}{told}"
+
+
+def _unused_notes(parts: Mapping[str, Part], extra: Path | None, vae_given: bool) -> Iterator[str]:
+    """Components in the folder given as `parts` that are not used, since the model has its own or `vae` gave another."""
+    for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        place = None if extra is None else extra / name
+        if place is not None and place.is_dir() and name in parts and parts[name].path not in (place, extra):
+            hint = "; give it with `vae` to use it" if name == "vae" and not vae_given else ""
+            yield f"{name} of `parts` is not used: that of {parts[name].path} is{hint}"
 
 
 def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str | None) -> ModelSpec:
@@ -286,7 +344,7 @@ def check_vae(part: Part, config: Json, facts: FamilyFacts, finding: Finding) ->
     if scale != facts.latent_scale and (facts.network == "pixart" or not inside):
         raise ModelError(
             f"{part.path}: a VAE of latent scale {scale:g}, {facts.title} needs one of {facts.latent_scale:g}; "
-            f"give `parts` with the right one, or say what the model is with `family`"
+            f"give the right one with `vae` or `parts`, or say what the model is with `family`"
         )
 
 
@@ -294,7 +352,11 @@ def _no_model(finding: Finding) -> ModelError:
     if finding.kind == "lora":
         made_for = f" for {finding.family}" if finding.family else ""
         return ModelError(f"{finding.path}: a LoRA{made_for}, no model; give it with `loras` beside a `model`")
-    return ModelError(f"{finding.path}: an autoencoder alone, no model; hires vae-roundtrip takes its folder as `vae`")
+    if finding.layout == "tiny":
+        return ModelError(
+            f"{finding.path}: a small autoencoder (TAESD) alone, no model; give its diffusers folder with `tiny_vae`"
+        )
+    return ModelError(f"{finding.path}: an autoencoder alone, no model; give it with `vae` beside a `model`")
 
 
 def find_parts(finding: Finding, facts: FamilyFacts, extra: Path | None) -> dict[str, Part]:
@@ -318,23 +380,20 @@ def _parts_inside(finding: Finding, facts: FamilyFacts) -> dict[str, Part]:
             if (finding.path / component).is_dir()
         }
     if finding.layout == "pixart":
-        config = shipped_config("pixart", transformer_name(facts))
-        return {"network": Part(component="network", layout="pixart", path=finding.path, prefix=finding.prefix, config=config)}
+        return {"network": _network_in_file(finding, shipped_config("pixart", transformer_name(facts)))}
     assert finding.header is not None
+    parts = {"network": _network_in_file(finding, shipped_config(facts.configs, "unet"))}
     first = LDM_CLIP_L[0] if facts.size_conditions else LDM_CLIP_L[1]
-    prefixes = {"network": LDM_NETWORK, "vae": LDM_VAE, "text_encoder": first, "text_encoder_2": LDM_CLIP_G}
-    names = {"network": "unet"}
-    return {
-        component: Part(
-            component=component,
-            layout="ldm",
-            path=finding.path,
-            prefix=prefix,
-            config=shipped_config(facts.configs, names.get(component, component)),
-        )
-        for component, prefix in prefixes.items()
-        if any(name.startswith(prefix) for name in finding.header.tensors)
-    }
+    prefixes = {"vae": LDM_VAE, "text_encoder": first, "text_encoder_2": LDM_CLIP_G}
+    for component, prefix in ((component, finding.outer + prefix) for component, prefix in prefixes.items()):
+        if any(name.startswith(prefix) for name in finding.header.tensors):
+            config = shipped_config(facts.configs, component)
+            parts[component] = Part(component=component, layout="ldm", path=finding.path, prefix=prefix, config=config)
+    return parts
+
+
+def _network_in_file(finding: Finding, config: Path) -> Part:
+    return Part(component="network", layout=finding.layout, path=finding.path, prefix=finding.prefix, config=config)
 
 
 def transformer_name(facts: FamilyFacts) -> str:
@@ -350,9 +409,9 @@ def network_config(finding: Finding, facts: FamilyFacts) -> Json:
         config = read_json(inside.config)
         return config | ({} if finding.size_conditions is None else {"use_additional_conditions": finding.size_conditions})
     assert finding.header is not None
-    shapes = below(finding.header.shapes, finding.prefix or (LDM_NETWORK if finding.layout == "ldm" else ""))
-    if finding.layout == "ldm":
-        return ldm_unet_config(shapes, shipped_config(facts.configs, "unet"))
+    if finding.layout in UNET_FILES:
+        return ldm_unet_config(unet_shapes(finding.header, finding), shipped_config(facts.configs, "unet"))
+    shapes = below(finding.header.shapes, finding.prefix)
     return pixart_config(shapes, shipped_config("pixart", transformer_name(facts)), facts.position_span or 32.0)
 
 
@@ -362,9 +421,10 @@ def vae_config_of(part: Part, facts: FamilyFacts) -> Json:
         assert part.config is not None
         return read_json(part.config)
     base = shipped_config(facts.configs, "vae")
-    if part.layout == "ldm":
+    if part.layout in UNET_FILES:
         assert part.path is not None
-        return ldm_vae_config(below(read_header(part.path).shapes, part.prefix), base)
+        read = ldm_vae_config if part.layout == "ldm" else diffusers_vae_config
+        return read(below(read_header(part.path).shapes, part.prefix), base) | {"scaling_factor": facts.latent_scale}
     return read_json(base) | {"scaling_factor": facts.latent_scale}
 
 
@@ -375,12 +435,13 @@ def _params(parts: Iterable[Part], finding: Finding) -> int:
         if part.layout == "diffusers":
             assert part.path is not None
             total += count_params(part.path)
-        elif part.layout != "missing":
-            assert finding.header is not None
-            names = below(finding.header.shapes, part.prefix)
+        elif part.path is not None:
+            header = finding.header if part.path == finding.path else read_header(part.path)
+            assert header is not None
+            names = below(header.shapes, part.prefix)
             total += sum(math.prod(shape) for name, shape in names.items() if name not in PIXART_TABLES)
             if part.component == "network" and finding.control:
-                copied = below(finding.header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
+                copied = below(header.shapes, part.prefix.removesuffix("base_model.") + "controlnet.")
                 total += sum(math.prod(shape) for shape in copied.values())
     return total
 
@@ -443,21 +504,40 @@ def pixart_shape(config: Json) -> PixArtShape:
 def unet_shape(config: Json, facts: FamilyFacts) -> UNetShape:
     """The shape of a diffusers UNet2DConditionModel from its config."""
     channels = tuple(config["block_out_channels"])
+    resnets = int(config["layers_per_block"])
     layers = config.get("transformer_layers_per_block", 1)
     layers = [layers] * len(channels) if isinstance(layers, int) else layers
-    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+    rising = config.get("reverse_transformer_layers_per_block") or list(reversed(layers))
     heads = config.get("num_attention_heads") or config["attention_head_dim"]  # diffusers' name for their number
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
+    down = _depths(layers, config["down_block_types"], resnets)
+    up = tuple(reversed(_depths(rising, config["up_block_types"], resnets + 1)))
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    deepest = layers[-1] if isinstance(layers[-1], int) else layers[-1][0]
     return UNetShape(
         channels=channels,
-        resnets=int(config["layers_per_block"]),
-        transformer_layers=tuple(n if on else 0 for n, on in zip(layers, attends, strict=True)),
+        resnets=resnets,
+        transformer_layers=down,
         context_width=int(config["cross_attention_dim"]),
         latent_channels=int(config["in_channels"]) - facts.image_channels,
-        mid_layers=int(layers[-1]) if "CrossAttn" in (config.get("mid_block_type") or "CrossAttn") else 0,
+        mid_layers=int(deepest) if "CrossAttn" in (middle or "") else 0,
         head_dims=tuple(width // count for width, count in zip(channels, heads, strict=True)),
         guidance_width=int(config.get("time_cond_proj_dim") or 0),
+        up_transformer_layers=() if up == down else up,
+        mid_resnets={"UNetMidBlock2D": 1, None: 0}.get(middle, 2),
     )
+
+
+def _depths(layers: Sequence[int | Sequence[int]], kinds: Sequence[str], blocks: int) -> tuple[int | tuple[int, ...], ...]:
+    """The depth of the transformers of each level: a number where all are as deep, else one for each of its `blocks`."""
+    found: list[int | tuple[int, ...]] = []
+    for deep, kind in zip(layers, kinds, strict=True):
+        each = (deep,) * blocks if isinstance(deep, int) else tuple(deep)
+        if len(each) != blocks:
+            raise ModelError(f"transformer_layers_per_block {list(each)}: {blocks} numbers are needed for a level")
+        each = each if "CrossAttn" in kind else (0,) * blocks
+        found.append(each[0] if len(set(each)) == 1 else each)
+    return tuple(found)
 
 
 def _vae_shape(config: Json) -> VaeShape:

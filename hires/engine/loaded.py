@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hires.checkpoints.adapters.loras import lora_files, tower_loras
 from hires.checkpoints.file_states import Files, files_of, states
-from hires.checkpoints.loras import lora_files, tower_loras
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
@@ -330,7 +330,10 @@ class LoadedModels:
         if demand.job.ram is not None:
             return not self._families
         if demand.on_cpu:
-            size = sum(file.size for file in key.files) if loading else 0
+            size = 0
+            if loading:  # a file may hold 8 or 4 bits of each value
+                widened = demand.job.spec.network_params * BYTES_PER_ELEMENT[plan.dtype]
+                size = max(sum(file.size for file in key.files), widened)
             return size <= HOST_SHARE * available_host_bytes() and size + plan.peak_bytes <= available_host_bytes()
         return self._device_bytes() + plan.peak_bytes <= plan.budget_bytes
 

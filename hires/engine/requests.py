@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hires.checkpoints.embeddings import chunks_of, clip_vocabulary, count_tokens
+from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_tokens
+from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.families import PixArtShape, second_half_factors
-from hires.checkpoints.loras import with_loras
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import RequestError, SizeError
 from hires.options import captions
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-PATHS = ("parts", "tiny_vae", "lora_dir", "embeddings")
+PATHS = ("parts", "vae", "tiny_vae", "lora_dir", "embeddings")
 SHORT_BYTES = 22
 """A text of no more bytes takes one chunk, whatever the vocabulary."""
 STRENGTH = 0.5  # of a picture to start from, where none is given
@@ -202,7 +202,15 @@ def picture_of(source: PictureLike) -> NDArray[np.uint8]:
 
 def spec_for(request: RenderRequest) -> ModelSpec:
     """The model of a request with what its LoRAs and its options make of it."""
-    plain = load_spec(request.model, family=request.family, parts=request.parts, profile=request.few_step)
+    plain = load_spec(
+        request.model,
+        family=request.family,
+        parts=request.parts,
+        profile=request.few_step,
+        vae=request.vae,
+        prediction=request.prediction,
+        zero_terminal_snr=request.zero_terminal_snr,
+    )
     spec = with_loras(plain, request.loras, request.few_step)
     for option, value, default in (
         ("position_mode", request.position_mode, "global"),

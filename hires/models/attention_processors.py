@@ -32,7 +32,7 @@ def attention_backend(spec: ModelSpec, tile: Size, device: torch.device, dtype: 
     """
     shape = spec.network
     if isinstance(shape, UNetShape):
-        level = next((i for i, layers in enumerate(shape.transformer_layers) if layers), 0)
+        level = next((i for i in range(len(shape.channels)) if any((*shape.down(i), *shape.up(i)))), 0)
         tokens = (tile.height >> level) * (tile.width >> level)
         width = shape.head_dims[level] if shape.head_dims else 64
     else:

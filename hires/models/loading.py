@@ -5,7 +5,7 @@ Files are mapped, not read: each tensor goes from the file to its place, through
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from hires._imports import quiet_imports
 from hires.checkpoints.detect_file import Finding, identify_file
 from hires.checkpoints.detect_folder import read_json
+from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import weight_files
 from hires.checkpoints.locate import missing
-from hires.checkpoints.spec import ModelSpec, network_config, vae_config_of
+from hires.checkpoints.spec import UNET_FILES, ModelSpec, network_config, vae_config_of
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, network_layers
-from hires.models.state_dicts import pixart_state, read_tensors, unet_state, vae_state
+from hires.models.state_dicts import pixart_state, unet_names, unet_state, vae_state
+from hires.models.storage.packed import Packed, widened
+from hires.models.storage.reading import stored_tensors
 from hires.options.lora import LoraRef
 from hires.units import Json
+
+State = dict[str, Tensor | Packed]
+"""Tensors by the names of a module, packed ones to be widened as they are taken."""
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraRef] = ()) -> nn.Module:
@@ -32,40 +38,50 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device, lora
     `loras` are merged in float32 before the cast. PixArt's size conditions are as its keys say; its KV compression is not
     attached: see `read_kv_compression`.
     """
+    path, module = spec.parts["network"].path, empty_network(spec)
+    assert path is not None
+    state = network_state(spec, module.state_dict())
+    return take_weights(module, state, path, dtype, device, network_layers(loras, state.keys(), spec))
+
+
+def empty_network(spec: ModelSpec) -> nn.Module:
+    """The network of a model on no memory, without its weights."""
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
-    part = spec.parts["network"]
     kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
-    assert part.path is not None
-    state, module = network_state(spec), build(kind, network_config(_found(spec), spec.facts))
-    return take_weights(module, state, part.path, dtype, device, network_layers(loras, state.keys(), spec))
+    return build(kind, network_config(_found(spec), spec.facts))
 
 
-def network_state(spec: ModelSpec) -> dict[str, Tensor]:
-    """The network's tensors under diffusers' names, mapped and not read."""
+def network_state(spec: ModelSpec, names: Iterable[str] | None = None) -> State:
+    """The network's tensors under diffusers' names, mapped and not read.
+
+    names: those of the module's tensors where it is at hand; without, they are made anew.
+    """
     part = spec.parts["network"]
     assert part.path is not None
-    if part.layout == "ldm":
-        return unet_state(part.path, part.prefix, network_config(_found(spec), spec.facts))
+    if part.layout in UNET_FILES:
+        assert isinstance(spec.network, UNetShape)
+        tensors = empty_network(spec).state_dict() if names is None else names
+        return unet_state(part.path, part.prefix, unet_names(tensors, spec.network.resnets, part.layout))
     return pixart_state(part.path, part.prefix)[0] if part.layout == "pixart" else read_weights(part.path)
 
 
 def remerge_network(network: nn.Module, spec: ModelSpec, before: Sequence[LoraRef], loras: Sequence[LoraRef]) -> nn.Module:
     """The network that holds the LoRAs `before` with others instead, as if it had been loaded with these, bit for bit."""
-    state = network_state(spec)
+    state = network_state(spec, [name for name, _ in network.named_parameters()])
     touched = network_layers(before, state.keys(), spec).keys()
     merge_anew(network, state, touched, network_layers(loras, state.keys(), spec))
     return network
 
 
 def merge_anew(
-    module: nn.Module, state: Mapping[str, Tensor], touched: Collection[str], layers: Mapping[str, Sequence[Change]]
+    module: nn.Module, state: Mapping[str, Tensor | Packed], touched: Collection[str], layers: Mapping[str, Sequence[Change]]
 ) -> None:
     """Replace the weights of a module that LoRAs were merged into, and those that others go into, from those of its file."""
     weights = dict(module.named_parameters())
     with torch.no_grad():
         for name in {*touched, *layers}:
-            weights[name].copy_(merged(state[name], layers.get(name, ())).to(weights[name].dtype))
+            weights[name].copy_(merged(widened(state[name]), layers.get(name, ())).to(weights[name].dtype))
 
 
 def read_kv_compression(spec: ModelSpec) -> dict[int, dict[str, Tensor]]:
@@ -89,7 +105,7 @@ def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Mo
     with quiet_imports():
         from diffusers import AutoencoderKL
     config = vae_config_of(part, spec.facts)
-    state = vae_state(part.path, part.prefix, config)
+    state: State = {**vae_state(part.path, part.prefix, config, part.layout)}
     return take_weights(build(AutoencoderKL, config), state, part.path, dtype, device)
 
 
@@ -110,7 +126,7 @@ def _found(spec: ModelSpec) -> Finding:
     part = spec.parts["network"]
     assert part.path is not None
     if part.layout != "diffusers":
-        return identify_file(part.path, None if part.layout == "ldm" else spec.family)
+        return identify_file(part.path, None if part.layout in UNET_FILES else spec.family)
     conditions = spec.facts.size_conditions == "pixart" if spec.facts.network == "pixart" else None
     return Finding(path=spec.path, kind="model", family=spec.family, layout="diffusers", why=(), size_conditions=conditions)
 
@@ -124,7 +140,7 @@ def build(kind: Any, config: Json) -> nn.Module:
 
 def take_weights(
     module: nn.Module,
-    state: dict[str, Tensor],
+    state: State,
     where: Path,
     dtype: torch.dtype,
     device: torch.device,
@@ -136,15 +152,15 @@ def take_weights(
     if absent or extra:
         raise ModelError(
             f"{where}: the weights do not fit the config: {len(absent)} missing (such as {absent[:1]}), "
-            f"{len(extra)} unknown (such as {extra[:1]}); download the model again"
+            f"{len(extra)} unknown (such as {extra[:1]}); incomplete, or of a layout that hires does not know"
         )
-    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
+    wrong = [key for key in wanted if tuple(wanted[key].shape) != tuple(state[key].shape)]
     if wrong:
         shapes = f"{tuple(state[wrong[0]].shape)}, config says {tuple(wanted[wrong[0]].shape)}"
-        raise ModelError(f"{where}: {wrong[0]} has shape {shapes}; download the model again")
+        raise ModelError(f"{where}: {wrong[0]} has shape {shapes}; damaged, or of a layout that hires does not know")
     placed = {}
     for key in wanted:
-        value = merged(state.pop(key), (layers or {}).get(key, ()))
+        value = merged(widened(state.pop(key)), (layers or {}).get(key, ()))
         placed[key] = value.to(device, dtype)
     module.load_state_dict(placed, assign=True)
     fill_buffers(module, device)
@@ -179,12 +195,12 @@ def _sine_table(config: Any) -> Tensor:
     return table
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> State:
     """All tensors of a component's safetensors files, the fp16 variant where there is one, mapped and not read."""
     files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder}: holds no .safetensors weights; download the model again")
-    state: dict[str, Tensor] = {}
+    state: State = {}
     for file in files:
-        state |= read_tensors(file)
+        state |= stored_tensors(file)
     return state

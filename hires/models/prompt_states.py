@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hires.checkpoints.embeddings import chunks_of, clip_vocabulary, count_rows, fitting, tower_widths, widths
+from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_rows, fitting, tower_widths, widths
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.textual_inversion import read_rows

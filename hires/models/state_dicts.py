@@ -8,69 +8,75 @@ The renaming of latent diffusion's UNet, VAE and OpenCLIP is that of diffusers; 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hires._imports import quiet_imports
-from hires.checkpoints.configs import PIXART_TABLES
-from hires.checkpoints.headers import DAMAGED, read_header
+from hires.checkpoints.configs import PIXART_TABLES, ldm_unet_names
 from hires.errors import ModelError
+from hires.models.storage.packed import Packed, mapped, widened
+from hires.models.storage.reading import read_tensors, stored_tensors
 from hires.units import Json
 
+__all__ = ["read_tensors", "stored_tensors"]
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a file whose names start with `prefix`, whole names, on the CPU and mapped.
 
-    A .pth is checked by its header first, and opened by torch's own loader of weights only.
+def unet_state(path: Path, prefix: str, names: Mapping[str, str]) -> dict[str, Tensor | Packed]:
+    """A UNet of one file under diffusers' names. names: the file's name, without `prefix`, of each tensor of the module.
+
+    ModelError for tensors that have no place in it.
     """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: cannot be read ({error}); the file is damaged or cut short, download it again") from None
-    read_header(path)
-    try:
-        document = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except DAMAGED as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise ModelError(f"{path}: torch cannot load it ({reason}); damaged or cut short, download it again") from None
-    return {name: value for name, value in _flat(document, "").items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): value for name, value in stored_tensors(path, prefix).items()}
+    left = sorted(state.keys() - set(names.values()) - LDM_MARKS)
+    if left:
+        raise ModelError(f"{path}: {len(left)} tensors fit no known place, such as {left[:1]}; not a model of this layout")
+    return {name: state[stored] for name, stored in names.items() if stored in state}
 
 
-def _flat(value: object, name: str) -> dict[str, Tensor]:
-    """Tensors of nested dicts by their dotted names."""
-    if isinstance(value, Tensor):
-        return {name: value}
-    if not isinstance(value, Mapping):
-        return {}
-    state: dict[str, Tensor] = {}
-    for key, inner in value.items():
-        state |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return state
+LDM_MARKS = {"v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
+"""Tensors beside those of a bare UNet that say how it was trained."""
 
 
-def unet_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
-    """A UNet in latent diffusion's naming under diffusers' names."""
-    with quiet_imports():
-        from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-    state = read_tensors(path, prefix)
-    converted: dict[str, Tensor] = convert_ldm_unet_checkpoint(state, dict(config))
-    return _all_of(state, converted, path)
+def unet_names(modules: Iterable[str], resnets: int, layout: str) -> dict[str, str]:
+    """The name in a file of each tensor of a diffusers UNet with `resnets` per level."""
+    tensors = list(modules)
+    if layout == "diffusers file":
+        return {name: name for name in tensors}
+    stems = ldm_unet_names({name.rpartition(".")[0] for name in tensors}, resnets)
+    return {name: f"{stems[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" for name in tensors}
 
 
-def vae_state(path: Path, prefix: str, config: Json) -> dict[str, Tensor]:
-    """An AutoencoderKL in latent diffusion's naming under diffusers' names; its attention's 1x1 convolutions become linear."""
+def vae_state(path: Path, prefix: str, config: Json, layout: str = "ldm") -> dict[str, Tensor]:
+    """An AutoencoderKL of one file under diffusers' names; its attention's 1x1 convolutions become linear."""
     with quiet_imports():
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-    state = {key: value for key, value in read_tensors(path, prefix).items() if not key.startswith(f"{prefix}loss.")}
+    state = {
+        key.removeprefix(prefix): widened(value)
+        for key, value in stored_tensors(path, prefix).items()
+        if key.removeprefix(prefix).startswith(VAE_PARTS)
+    }
+    if layout == "diffusers file":
+        return {_new_attention(key): _as_linear(key, value) for key, value in state.items()}
     converted: dict[str, Tensor] = convert_ldm_vae_checkpoint(state, dict(config))
     return _all_of(state, converted, path)
+
+
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _new_attention(key: str) -> str:
+    """A tensor of a VAE's attention under the name that diffusers has had since 0.17."""
+    module, _, leaf = key.rpartition(".")
+    stem, _, last = module.rpartition(".")
+    return f"{stem}.{OLD_ATTENTION[last]}.{leaf}" if ".attentions." in key and last in OLD_ATTENTION else key
+
+
+def _as_linear(key: str, value: Tensor) -> Tensor:
+    """A VAE's attention by 1x1 convolutions as matrices; other tensors as they are."""
+    return value[:, :, 0, 0] if ".attentions." in key and value.ndim == 4 else value
 
 
 def _all_of(state: Mapping[str, Tensor], converted: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -82,24 +88,57 @@ def _all_of(state: Mapping[str, Tensor], converted: dict[str, Tensor], path: Pat
     return converted
 
 
-def clip_state(path: Path, prefix: str, wanted: Collection[str]) -> dict[str, Tensor]:
+def clip_state(path: Path, prefix: str, wanted: Collection[str]) -> dict[str, Tensor | Packed]:
     """A CLIP text tower in transformers' naming of any version, under the names that are `wanted`."""
-    state = {key.removeprefix(prefix): value for key, value in read_tensors(path, prefix).items()}
+    state = {key.removeprefix(prefix): value for key, value in stored_tensors(path, prefix).items()}
     return fit_names({key: value for key, value in state.items() if not key.endswith("position_ids")}, wanted)
 
 
-def open_clip_state(path: Path, prefix: str, tower: Any) -> dict[str, Tensor]:
+OPEN_CLIP_NAMES = (
+    (r"positional_embedding", "embeddings.position_embedding.weight"),
+    (r"token_embedding\.(.+)", r"embeddings.token_embedding.\1"),
+    (r"ln_final\.(.+)", r"final_layer_norm.\1"),
+    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(.+)", r"encoder.layers.\1.layer_norm\2.\3"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.+)", r"encoder.layers.\1.mlp.fc1.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)", r"encoder.layers.\1.mlp.fc2.\2"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(.+)", r"encoder.layers.\1.self_attn.out_proj.\2"),
+)
+OPEN_CLIP_JOINT = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_?\.?(weight|bias)")
+
+
+def open_clip_state(path: Path, prefix: str, wanted: Collection[str]) -> dict[str, Tensor | Packed]:
     """An OpenCLIP text tower under transformers' names: queries, keys and values apart, the projection transposed."""
-    with quiet_imports():
-        from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
-    converted: dict[str, Tensor] = convert_open_clip_checkpoint(tower, read_tensors(path, prefix), prefix=prefix)
-    converted = {key: value for key, value in converted.items() if not key.endswith("position_ids")}
-    return fit_names(converted, tower.state_dict().keys())
+    state: dict[str, Tensor | Packed] = {}
+    for key, value in stored_tensors(path, prefix).items():
+        name = key.removeprefix(prefix)
+        joint = OPEN_CLIP_JOINT.fullmatch(name)
+        if joint is not None:
+            for index, side in enumerate("qkv"):
+                state[f"encoder.layers.{joint[1]}.self_attn.{side}_proj.{joint[2]}"] = mapped(value, _third(index))
+        elif name == "text_projection":
+            state["text_projection.weight"] = mapped(value, lambda matrix: matrix.T.contiguous())
+        elif name not in OPEN_CLIP_UNUSED:
+            state[_open_clip_name(name)] = value
+    return fit_names(state, wanted)
 
 
-def fit_names(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+def _open_clip_name(name: str) -> str:
+    """The name in transformers of an OpenCLIP tensor, or its own where that is unknown."""
+    found = (match.expand(to) for at, to in OPEN_CLIP_NAMES if (match := re.fullmatch(at, name)))
+    return next(found, name)
+
+
+OPEN_CLIP_UNUSED = ("logit_scale", "attn_mask", "transformer.text_model.embeddings.position_ids")
+
+
+def _third(index: int) -> Callable[[Tensor], Tensor]:
+    """The rows of queries (0), keys (1) or values (2) of a joint projection."""
+    return lambda joint: joint.chunk(3)[index]
+
+
+def fit_names(state: Mapping[str, Tensor | Packed], wanted: Collection[str]) -> dict[str, Tensor | Packed]:
     """With or without 'text_model.' in front, as `wanted` has it: transformers 5.6 took it away from CLIPTextModel."""
-    result = {}
+    result: dict[str, Tensor | Packed] = {}
     for key, value in state.items():
         bare = key.removeprefix("text_model.")
         result[next((name for name in (key, bare, f"text_model.{bare}") if name in wanted), key)] = value
@@ -127,25 +166,29 @@ PIXART_NAMES = (
 PIXART_KV = re.compile(r"blocks\.(\d+)\.attn\.((?:sr|norm)\.(?:weight|bias))")
 
 
-def pixart_state(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+def pixart_state(path: Path, prefix: str) -> tuple[dict[str, Tensor | Packed], dict[int, dict[str, Tensor]]]:
     """An original PixArt under diffusers' names, and the KV-compression tensors per block. ModelError for unknown keys."""
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor | Packed] = {}
     compression: dict[int, dict[str, Tensor]] = {}
     unknown = []
-    for whole, value in read_tensors(path, prefix).items():
+    for whole, value in stored_tensors(path, prefix).items():
         key = whole.removeprefix(prefix)
         match = PIXART_KV.fullmatch(key)
         if match:
-            compression.setdefault(int(match[1]), {})[match[2]] = value
+            compression.setdefault(int(match[1]), {})[match[2]] = widened(value)
         elif key not in PIXART_TABLES:
             names = pixart_names(key)
             unknown += [] if names else [key]
-            state |= dict(zip(names, value.chunk(max(len(names), 1)), strict=False))
+            state |= {name: mapped(value, _chunk(len(names), index)) for index, name in enumerate(names)}
     if unknown:
         raise ModelError(
             f"{path}: {len(unknown)} tensors are none of PixArt's, such as {unknown[0]}; not a model of this layout"
         )
     return state, compression
+
+
+def _chunk(count: int, index: int) -> Callable[[Tensor], Tensor]:
+    return lambda joint: joint.chunk(count)[index]
 
 
 def pixart_names(key: str) -> list[str]:

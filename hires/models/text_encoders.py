@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
+from hires.checkpoints.adapters.embeddings import tokenizer_folder
 from hires.checkpoints.configs import below, clip_config
-from hires.checkpoints.embeddings import tokenizer_folder
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import Part, missing
@@ -24,7 +24,7 @@ from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, tower_layers
-from hires.models.loading import merge_anew, read_weights, take_weights
+from hires.models.loading import State, merge_anew, read_weights, take_weights
 from hires.models.prompt_states import clip_conditions
 from hires.models.state_dicts import clip_state, open_clip_state
 from hires.options.lora import LoraRef
@@ -228,7 +228,7 @@ def _clip_of_file(part: Part, dtype: torch.dtype, device: torch.device, loras: S
     with torch.device("meta"):
         model: nn.Module = (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
     if second:
-        state = open_clip_state(part.path, part.prefix, model)
+        state = open_clip_state(part.path, part.prefix, model.state_dict().keys())
     else:
         state = clip_state(part.path, part.prefix, model.state_dict().keys())
     layers = tower_layers(loras, model.state_dict().keys(), part.component)
@@ -243,13 +243,13 @@ def remerge_tower(tower: nn.Module, part: Part, before: Sequence[LoraRef], loras
         merge_anew(tower, _tower_state(part, tower), touched, layers)
 
 
-def _tower_state(part: Part, tower: nn.Module) -> dict[str, Tensor]:
+def _tower_state(part: Part, tower: nn.Module) -> State:
     """The tensors of a tower's file under the names of the loaded module, mapped and not read."""
     assert part.path is not None
     wanted = tower.state_dict().keys()
     if part.layout == "ldm":
         second = part.component == "text_encoder_2"
-        return open_clip_state(part.path, part.prefix, tower) if second else clip_state(part.path, part.prefix, wanted)
+        return open_clip_state(part.path, part.prefix, wanted) if second else clip_state(part.path, part.prefix, wanted)
     state = read_weights(part.path)
     return state | {other: state[name] for name in state for other in _other_names(name) if other in wanted}
 

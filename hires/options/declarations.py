@@ -31,6 +31,7 @@ PROMPT_SYNTAXES = ("a1111", "comfyui", "none")
 KEEP_WEIGHTS = ("auto", "device", "host", "no")
 SAMPLER_NAMES = tuple(registry.SAMPLER_FACTS)
 BITS = (8, 16)
+PREDICTIONS = ("eps", "v", "x0", "edm-v")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class ModelOptions(Options):
     model: Annotated[
         str,
         Option(
-            help="demo (ships with hires), a .safetensors or .pth file, a diffusers folder, or org/name on the hub.",
+            help="demo (ships with hires), a checkpoint file, a diffusers folder, or org/name on the hub.",
             group="model",
             panel="Model",
         ),
@@ -112,6 +113,34 @@ class ModelOptions(Options):
             local=True,
         ),
     ] = None
+    vae: Annotated[
+        str | Path | None,
+        Option(
+            help="An autoencoder in place of the model's own: a file such as sdxl_vae.safetensors, or its diffusers folder.",
+            metavar="FILE|FOLDER",
+            group="model",
+            panel="Model",
+            local=True,
+        ),
+    ] = None
+    prediction: Annotated[
+        str | None,
+        Option(
+            help=f"What the network predicts, where its keys do not tell: {', '.join(PREDICTIONS)}.",
+            metavar="NAME",
+            choices=PREDICTIONS,
+            group="model",
+            panel="Model",
+        ),
+    ] = None
+    zero_terminal_snr: Annotated[
+        bool,
+        Option(
+            help="The model was trained to start from pure noise (v-prediction), and its keys do not tell.",
+            group="model",
+            panel="Model",
+        ),
+    ] = False
     loras: Annotated[
         Loras,
         Option(
@@ -286,6 +315,17 @@ class SamplingOptions(Options):
     schedule: Annotated[
         str | None,
         Option(help=f"One of {', '.join(SCHEDULE_NAMES)}.", metavar="NAME", panel="Quality", advice="a name, such as karras"),
+    ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        Option(
+            help="How far the guided estimate's contrast is drawn back to the unguided one's, from 0 to 1; a stage's own wins.",
+            metavar="X",
+            ge=0,
+            le=1,
+            panel="Quality",
+            advice="a share from 0 to 1, such as 0.7",
+        ),
     ] = None
     strategy: Annotated[str, Option(help=f"One of {', '.join(STRATEGIES)}.", choices=STRATEGIES, panel="Quality")] = "auto"
     tile_px: Annotated[

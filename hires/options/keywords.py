@@ -28,6 +28,9 @@ class LoadKeywords(TypedDict, total=False):
     parts: str | Path | None
     lora_dir: str | Path | None
     embeddings: str | Path | None
+    vae: str | Path | None
+    prediction: str | None
+    zero_terminal_snr: bool
     loras: Loras
     dtype: str
     attention: str | None
@@ -58,6 +61,9 @@ class SharedKeywords(TypedDict, total=False):
     parts: str | Path | None
     lora_dir: str | Path | None
     embeddings: str | Path | None
+    vae: str | Path | None
+    prediction: str | None
+    zero_terminal_snr: bool
     loras: Loras
     prompt_syntax: str | None
     clip_skip: int | None
@@ -75,6 +81,7 @@ class PaintKeywords(SharedKeywords, total=False):
 
     sampler: str | None
     schedule: str | None
+    guidance_rescale: float | None
     strategy: str
     overlap_px: int | None
     sigma_max: float | str | None

@@ -92,6 +92,7 @@ class RenderRequest(StrengthOptions, EditingOptions, NetworkOptions, SamplingOpt
     prompt: str
     size: Size
     parts: str | None = None
+    vae: str | None = None
     tiny_vae: str | None = None
     lora_dir: str | None = None
     embeddings: str | None = None

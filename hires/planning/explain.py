@@ -178,6 +178,9 @@ def guidance_notes(draft: Draft) -> Iterator[str]:
         yield "the negative prompt has no say: this LCM is told the guidance scale instead"
     elif request.negative and guidance.value == 1.0:
         yield "the negative prompt has no say at guidance 1"
+    if request.guidance_rescale:
+        none = "; guidance 1 has nothing to rescale" if guidance.value == 1.0 else ""
+        yield f"guidance rescaled by {request.guidance_rescale:g}: as asked for{none}"
 
 
 def way_notes(draft: Draft, way: Way) -> Iterator[str]:

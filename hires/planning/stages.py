@@ -177,7 +177,7 @@ def base_stage(request: RenderRequest, settings: StageSettings, spec: ModelSpec,
     user, size, drawn_over = settings.user, sizes[0], request.strength is not None
     sampler, schedule = choose_sampler(request, spec, user)
     sigma = user.sigma_start if user.sigma_start and not drawn_over else choose_sigma_max(request, spec, size)
-    guided = guidance_range(user, spec)
+    guided = guidance_range(user, request, spec)
     return StagePlan(
         name="base",
         canvas=size,
@@ -205,7 +205,7 @@ def relay_stage(request: RenderRequest, settings: StageSettings, spec: ModelSpec
     start = relay_sigma(merged.renoise or "fixed", merged.sigma_start, sizes[index - 1], sizes[index], sigma_max=spec.sigma_max)
     if user.sigma_start is not None:
         checked_sigma(user.sigma_start, spec)
-    guided, weight = guidance_range(merged, spec), merged.guidance
+    guided, weight = guidance_range(merged, request, spec), merged.guidance
     return StagePlan(
         name=f"refine {index}",
         canvas=sizes[index],
@@ -246,11 +246,16 @@ class GuidanceRange:
     interval: tuple[float, float] | None
 
 
-def guidance_range(settings: StageSpec, spec: ModelSpec) -> GuidanceRange:
+def guidance_range(settings: StageSpec, request: RenderRequest, spec: ModelSpec) -> GuidanceRange:
     """Where and how guidance acts. RequestError for a model that edits, which is guided by text and picture."""
+    if spec.facts.image_channels and request.guidance_rescale:
+        raise RequestError(
+            f"guidance_rescale {request.guidance_rescale:g}: is of text guidance, {spec.name} edits with two; leave it out"
+        )
+    rescale = request.guidance_rescale if settings.guidance_rescale is None else settings.guidance_rescale
     limits = GuidanceRange(
         high=settings.guidance_high,
-        rescale=settings.guidance_rescale or 0.0,
+        rescale=rescale or 0.0,
         interval=settings.guidance_interval,
     )
     if spec.facts.image_channels and (limits.high or limits.rescale or limits.interval):

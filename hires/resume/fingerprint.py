@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires._version import __version__
-from hires.checkpoints.loras import lora_files
+from hires.checkpoints.adapters.loras import lora_files
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
@@ -31,7 +31,7 @@ SCHEMA = 3
 READ_WHOLE = 2**26  # bytes of the largest file that is read whole for its fingerprint
 PROBES, PROBED = 2048, 2**12  # how many bytes are read of a larger one, and in how many places
 NOT_DRAWN = ("attention", "tiny_vae")  # how it runs, not what it draws
-FILES = ("model", "parts", "lora_dir", "embeddings", "loras")  # known by what is in them, wherever they lie
+FILES = ("model", "parts", "vae", "lora_dir", "embeddings", "loras")  # known by what is in them, wherever they lie
 DRAWS = ("family", "parameterisation", "sigma_min", "sigma_max", "vp_betas", "zero_terminal_snr")
 """What configs say of a model beside its weights."""
 

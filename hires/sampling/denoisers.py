@@ -54,7 +54,7 @@ def v(network: Network, sigmas: Sequence[float]) -> Denoiser:
 
 
 def x0(network: Network, sigmas: Sequence[float]) -> Denoiser:
-    """x0 = F(x / sqrt(s^2 + 1), t(s)): the network draws the picture itself ("sample" prediction), as Lightning's 1-step UNet.
+    """x0 = F(x / sqrt(s^2 + 1), t(s)): a network that predicts the picture itself, as SDXL-Lightning's for one step does.
 
     sigmas: the rising table of a VP schedule, one level per timestep.
     """

@@ -136,6 +136,26 @@ def test_models_that_are_not_supported_are_refused_by_name(tmp_path: Path) -> No
             load_spec(str(path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}, "Kolors"),
+        ({"projection_class_embeddings_input_dim": 2560}, "the SDXL refiner"),
+        ({"addition_embed_type": "image"}, "Kandinsky 2"),
+        ({"in_channels": 9}, "an inpainting model"),
+    ],
+)
+def test_folders_of_other_unets_are_refused_by_name(
+    changes: dict[str, object], name: str, tmp_path: Path, checkpoint: Get
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("sdxl", "folder").path, folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError, match=name):
+        load_spec(str(folder))
+
+
 def test_a_pth_without_its_position_table_needs_the_family(tmp_path: Path) -> None:
     state = pixart_to_pth(pixart("pixart-sigma-512"), "pixart-sigma-512")
     del state["pos_embed"]

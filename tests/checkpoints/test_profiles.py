@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hires
+from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.configs import ldm_unet_names
-from hires.checkpoints.loras import with_loras
 from hires.checkpoints.profiles import PROFILES, Profile, apart, match
 from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
 from hires.devices.machines import described_card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -18,7 +19,8 @@ from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
 from hires.models.loading import load_autoencoder, load_network, load_vae, read_kv_compression
-from tests.support.checkpoints import Checkpoint, make, shipped
+from tests.support.checkpoints import Checkpoint, make, seeded, shipped
+from tests.support.headers import LAYOUTS, NARROW
 from tests.support.original_names import clip_to_ldm, clip_to_openclip, pixart_to_pth, unet_to_ldm, vae_to_ldm
 
 Get = Callable[..., Checkpoint]
@@ -210,3 +212,56 @@ def test_configs_read_from_full_size_shapes_are_the_shipped_ones() -> None:
                 f"pixart/transformer-{name}"
             )
             assert math.isqrt(state["pos_embed"][1]) * 16 == FAMILIES[family].native_px
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("naming", ["ldm", "bare", "diffusers file"])
+def test_thinner_unets_of_one_file_give_the_output_of_their_module(layout: str, naming: str, tmp_path: Path) -> None:
+    """SSD-1B, Vega, KOALA: depths that differ from block to block, a mid block without attention, or none."""
+    made = thinner(layout)
+    state = made.state_dict() if naming == "diffusers file" else unet_to_ldm(made)
+    prefix = "model.diffusion_model." if naming == "ldm" else ""
+    save_file({prefix + key: value.contiguous() for key, value in state.items()}, tmp_path / "a.safetensors")
+    network = load_network(load_spec(str(tmp_path / "a.safetensors")), torch.float32, CPU)
+    assert network.state_dict().keys() == made.state_dict().keys()
+    with torch.inference_mode():
+        torch.testing.assert_close(output(network, "sdxl", 8), output(made, "sdxl", 8), rtol=0, atol=1e-5)
+
+
+@functools.cache
+def thinner(layout: str) -> nn.Module:
+    """A narrow UNet of a published layout."""
+    from diffusers import UNet2DConditionModel
+
+    return seeded(lambda: UNet2DConditionModel.from_config(shipped("sdxl/unet") | NARROW | LAYOUTS[layout]), 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_of_a_thinner_unet_is_its_config(layout: str, tmp_path: Path, checkpoint: Get) -> None:
+    folder, made = tmp_path / "model", thinner(layout)
+    shutil.copytree(checkpoint("sdxl", "folder").path, folder)
+    shutil.rmtree(folder / "unet")
+    made.save_pretrained(folder / "unet")
+    save_file({key: value.contiguous() for key, value in made.state_dict().items()}, tmp_path / "a.safetensors")
+    spec, file = load_spec(str(folder)), load_spec(str(tmp_path / "a.safetensors"))
+    assert spec.network == file.network
+    assert all(
+        torch.equal(a, b) for a, b in zip(load_network(spec, torch.float32, CPU).parameters(), made.parameters(), strict=True)
+    )
+
+
+PUBLISHED = {"SSD-1B": 1.33, "Segmind-Vega": 0.745, "KOALA-700M": 0.78, "KOALA-1B": 1.16}  # billions of parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_thinner_layouts_at_full_size_have_their_published_sizes(layout: str) -> None:
+    """The config that full-size shapes give builds a UNet of the same tensors."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        full = UNet2DConditionModel.from_config(shipped("sdxl/unet") | LAYOUTS[layout])
+        names = {key: tuple(value.shape) for key, value in unet_to_ldm(full).items()}
+        again = UNet2DConditionModel.from_config(ldm_unet_config(names, shipped_config("sdxl", "unet")))
+    assert {key: value.shape for key, value in again.state_dict().items()} == {k: v.shape for k, v in full.state_dict().items()}
+    assert sum(p.numel() for p in full.parameters()) / 1e9 == pytest.approx(PUBLISHED[layout], rel=0.03)

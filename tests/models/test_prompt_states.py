@@ -275,7 +275,7 @@ def test_a_layer_that_is_not_there_is_refused(towers: Towers) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Embeddings of every kind for towers of this width."""
-    for module in (prompt_states, __import__("hires.checkpoints.embeddings", fromlist=["x"])):
+    for module in (prompt_states, __import__("hires.checkpoints.adapters.embeddings", fromlist=["x"])):
         monkeypatch.setattr(module, "tower_widths", lambda spec: (WIDTH,) * len(spec.facts.text))
     draw = torch.Generator().manual_seed(1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hires.checkpoints.noise_levels import vp_sigmas
 from hires.sampling.conditioning import Conditioning, sdxl_size_ids
-from hires.sampling.denoisers import edm_v, eps
+from hires.sampling.denoisers import edm_v, eps, x0
 from hires.sampling.guidance import Guidance, guided
 from hires.tiling.geometry import Size
 
@@ -45,11 +45,27 @@ def test_eps_finds_its_time_and_removes_known_noise() -> None:
         return noise
 
     for t in (0, 200, 500, 999):
-        x0 = eps(network, table)(clean + table[t] * noise, table[t], None)
-        torch.testing.assert_close(x0, clean, rtol=0, atol=1e-5)
+        denoised = eps(network, table)(clean + table[t] * noise, table[t], None)
+        torch.testing.assert_close(denoised, clean, rtol=0, atol=1e-5)
     assert times == pytest.approx([0, 200, 500, 999])
     eps(network, table)(clean, (table[3] * table[4]) ** 0.5, None)
     assert times[-1] == pytest.approx(3.5)
+
+
+def test_x0_takes_what_the_network_gives_at_its_time() -> None:
+    table = vp_sigmas("scaled_linear", 0.00085, 0.012)
+    seen: list[tuple[Tensor, float]] = []
+
+    def network(x: Tensor, time: float, cond: object) -> Tensor:
+        seen.append((x, time))
+        return x.half() * 2
+
+    x = torch.randn(1, 4, 3, 3)
+    denoised = x0(network, table)(x, table[999], None)
+    assert denoised.dtype == torch.float32
+    assert seen[0][1] == pytest.approx(999)
+    torch.testing.assert_close(seen[0][0], x / (table[999] ** 2 + 1) ** 0.5)
+    torch.testing.assert_close(denoised, seen[0][0].half().float() * 2)
 
 
 def conditioning(value: float) -> Conditioning:

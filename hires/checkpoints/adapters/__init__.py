@@ -1,1 +1,1 @@
-"""What headers tell of LoRAs and their kin: keys, kinds, families, stated factors."""
+"""What headers tell of LoRAs, embeddings and their kin: keys, kinds, families, stated factors. Imports no torch."""

@@ -123,6 +123,6 @@ def _renamed(path: Path, key: str, value: Tensor) -> dict[str, Tensor]:
 def _built(like: nn.Module, state: dict[str, Tensor], path: Path, dtype: torch.dtype, device: torch.device) -> ControlBlock:
     width = state["after_proj.weight"].shape[0]
     block = ControlBlock(copy.deepcopy(like).to("meta"), width, "before_proj.weight" in state)
-    loaded = take_weights(block.to("meta"), state, path, dtype, device)
+    loaded = take_weights(block.to("meta"), {**state}, path, dtype, device)
     assert isinstance(loaded, ControlBlock)
     return loaded

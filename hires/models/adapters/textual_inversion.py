@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hires.checkpoints.embeddings import row_keys
+from hires.checkpoints.adapters.embeddings import row_keys
 from hires.errors import ModelError
 from hires.models.state_dicts import read_tensors
 from hires.prompts.embeddings import EmbeddingFile

@@ -69,23 +69,23 @@ def _unet_macs(shape: UNetShape, h: int, w: int, policy: Policy) -> Iterator[int
     yield 9 * 2 * shape.latent_channels * channels[0] * cells[0]
     skips, c = [channels[0]], channels[0]
     for i, width in enumerate(channels):
-        for _ in range(shape.resnets):
+        for layers in shape.down(i):
             yield resnet_macs(c, width) * cells[i]
-            if shape.transformer_layers[i]:
-                yield _transformer(width, shape.transformer_layers[i], grids[i], shape, policies[i])
+            if layers:
+                yield _transformer(width, layers, grids[i], shape, policies[i])
             c = width
             skips.append(c)
         if i < levels - 1:
             yield 9 * c * c * cells[i + 1]
             skips.append(c)
-    yield 2 * resnet_macs(c, c) * cells[-1]
-    mid_layers = shape.transformer_layers[-1] if shape.mid_layers is None else shape.mid_layers
-    yield _transformer(c, mid_layers, grids[-1], shape, policies[-1])
+    yield shape.mid_resnets * resnet_macs(c, c) * cells[-1]
+    if shape.mid_resnets > 1:
+        yield _transformer(c, shape.middle, grids[-1], shape, policies[-1])
     for i in reversed(range(levels)):
-        for _ in range(shape.resnets + 1):
+        for layers in shape.up(i):
             yield resnet_macs(c + skips.pop(), channels[i]) * cells[i]
-            if shape.transformer_layers[i]:
-                yield _transformer(channels[i], shape.transformer_layers[i], grids[i], shape, policies[i])
+            if layers:
+                yield _transformer(channels[i], layers, grids[i], shape, policies[i])
             c = channels[i]
         if i > 0:
             yield 9 * c * c * cells[i - 1]
@@ -100,9 +100,8 @@ def attention_flops(shape: NetworkShape, height_cells: int, width_cells: int, po
         factors = (*dense, *(1,) * shape.control_blocks)
         return 4.0 * shape.width * sum(pairs if f == 1 else positions * (positions // f**2) for f in factors)
     last, total = len(shape.channels) - 1, 0.0
-    for i, layers in enumerate(shape.transformer_layers):
-        middle = (layers if shape.mid_layers is None else shape.mid_layers) if i == last else 0
-        count = layers * (2 * shape.resnets + 1) + middle
+    for i in range(len(shape.channels)):
+        count = sum(shape.down(i)) + sum(shape.up(i)) + (shape.middle if i == last else 0)
         canvas = -(-height_cells // 2**i), -(-width_cells // 2**i)
         total += 4.0 * shape.channels[i] * count * attended(policy.per(2**i), canvas)
     return total

@@ -174,9 +174,9 @@ class PeakTracker:
         self.push(channels[0], cells[0])
         c = channels[0]
         for i, width in enumerate(channels):
-            for _ in range(shape.resnets):
+            for layers in shape.down(i):
                 self.resnet(c, width, cells[i], 0)
-                self.transformer(width, i, shape.transformer_layers[i])
+                self.transformer(width, i, layers)
                 self.push(width, cells[i])
                 c = width
             if i < last:
@@ -194,15 +194,16 @@ class PeakTracker:
 
     def middle(self, c: int, level: int) -> None:
         """The mid block on c channels at the lowest level."""
-        layers = self.shape.transformer_layers[-1] if self.shape.mid_layers is None else self.shape.mid_layers
         n = self.cells[level]
-        self.resnet(c, c, n, 0)
-        self.transformer(c, level, layers)
-        self.resnet(c, c, n, c * n)
+        if self.shape.mid_resnets:
+            self.resnet(c, c, n, 0)
+        self.transformer(c, level, self.shape.middle)
+        if self.shape.mid_resnets > 1:
+            self.resnet(c, c, n, c * n)
 
     def up(self, c: int, i: int) -> int:
         """One level of the up path; the skips of its resnets are held until it ends, and so is the map it is given."""
-        width, n, layers = self.shape.channels[i], self.cells[i], self.shape.transformer_layers[i]
+        width, n, depths = self.shape.channels[i], self.cells[i], self.shape.up(i)
         given = c * n
         self.held += given
         taken = [self.skips.pop() for _ in range(self.shape.resnets + 1)]
@@ -211,7 +212,7 @@ class PeakTracker:
             joined = (c + skip) * n
             self.moment(before + joined)
             self.resnet(c + skip, width, n, joined)
-            self.transformer(width, i, layers)
+            self.transformer(width, i, depths[index])
             c = width
         self.moment(0)
         if i > 0:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 import hires
 from hires.checkpoints.adapters.keys import read_layers
+from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.adapters.stated import Stated, stated_beside
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.loras import with_loras
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
 from hires.options.lora import LoraRef

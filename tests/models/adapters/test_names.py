@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hires.checkpoints.adapters.loras import bundled_embeddings, with_loras
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.loras import bundled_embeddings, with_loras
 from hires.checkpoints.spec import ModelSpec, load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.lora import network_layers, tower_layers

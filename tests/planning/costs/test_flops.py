@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -237,8 +238,8 @@ def test_flops_of_a_controlled_transformer() -> None:
     assert network_flops(CONTROLLED, 128, 128, 120) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def full_unet(backend: str | None = None) -> Any:
-    """The UNet of SDXL on the default device, behind its adapter."""
+def full_unet(backend: str | None = None, changes: Mapping[str, object] | None = None) -> Any:
+    """The UNet of SDXL, or one whose config has `changes`, on the default device, behind its adapter."""
     import json
 
     import torch
@@ -250,7 +251,7 @@ def full_unet(backend: str | None = None) -> Any:
 
     with quiet_imports():
         from diffusers import UNet2DConditionModel
-    config = json.loads(shipped_config("sdxl", "unet").read_text())
+    config = json.loads(shipped_config("sdxl", "unet").read_text()) | dict(changes or {})
     return UNetNetwork(dispatch_attention(UNet2DConditionModel.from_config(config).eval(), backend), torch.float32)
 
 
@@ -295,3 +296,47 @@ def test_flops_of_an_evaluation_by_policy(model: str, side: int, window: int | N
     print(f"{model} {side} {policy}: {counter.get_total_flops() / 1e12:.1f} TFLOP counted, {predicted / 1e12:.1f} predicted")
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert counter.get_total_flops() / 1e12 == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("KOALA-700M", 1024), *(pytest.param(n, 2048, marks=pytest.mark.slow) for n in ("SSD-1B", "Segmind-Vega", "KOALA-1B"))],
+)
+def test_costs_of_thinner_unets_are_counted_block_by_block(name: str, side: int) -> None:
+    """FLOPs and live bytes of one full-size evaluation of the published layouts, counted op by op."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.allocations import counted
+    from hires.checkpoints.families import FAMILIES
+    from hires.checkpoints.spec import unet_shape
+    from tests.support.checkpoints import shipped
+    from tests.support.headers import LAYOUTS
+
+    changes, cells = LAYOUTS[name], side // 8
+    shape = unet_shape(shipped("sdxl/unet") | changes, FAMILIES["sdxl"])
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        evaluate_unet(full_unet("sdpa", changes), cells, torch.float32)
+    assert unet_flops(shape, cells, cells) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    with counted() as found:
+        network = full_unet("sdpa", changes)
+        found.live = found.peak = 0
+        evaluate_unet(network, cells, torch.float32)
+    predicted = network_live_bytes(shape, Size(cells, cells), 1, 4, cpu=False)
+    assert found.peak <= predicted <= 1.1 * found.peak
+
+
+def evaluate_unet(network: Any, cells: int, dtype: Any) -> None:
+    """One evaluation of a square picture by a UNet with size conditions."""
+    import torch
+
+    from hires.sampling.conditioning import Conditioning
+
+    cond = Conditioning(
+        tokens=torch.empty(1, 77, 2048, dtype=dtype),
+        canvas=Size(cells, cells),
+        pooled=torch.empty(1, 1280, dtype=dtype),
+        size_ids=torch.empty(1, 6, dtype=dtype),
+    )
+    network(torch.empty(1, 4, cells, cells), 500.0, cond)

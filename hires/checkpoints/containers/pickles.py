@@ -1,0 +1,159 @@
+"""Unpickles what torch.save wrote without running any code of the file.
+
+Tensors become records of where their values lie. Classes of training tools, which old checkpoints hold beside their tensors,
+become inert records; any other global is refused by name.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hires.errors import ModelError
+
+STORAGES = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "Float8_e4m3fnStorage": "F8_E4M3",
+    "Float8_e5m2Storage": "F8_E5M2",
+}
+INERT_MODULES = (
+    "accelerate", "argparse", "collections", "datetime", "diffusers", "ldm", "lightning", "lightning_fabric", "lightning_lite",
+    "modules", "numpy", "omegaconf", "pytorch_lightning", "sgm", "torch.nn", "torch.optim", "transformers", "typing",
+)  # fmt: skip
+"""Roots of the modules whose classes training tools leave in a checkpoint; their records are inert and dropped."""
+PLAIN_TYPES = (
+    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range", "set",
+    "slice", "str", "tuple", "unicode", "xrange",
+)  # fmt: skip
+NUMBER_TYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool", "strided")
+INERT_NAMES = (
+    ("_codecs", "encode"),
+    ("torch", "device"),
+    ("torch", "dtype"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib", "Path"),
+    *(("torch", name) for name in NUMBER_TYPES),
+    *((module, name) for module in ("builtins", "__builtin__") for name in PLAIN_TYPES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of values of one kind."""
+
+    dtype: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A tensor: a view of a storage, offset and strides in values."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Dict(collections.OrderedDict[Any, Any]):
+    """An OrderedDict that takes the attributes which torch pickles with a state dict."""
+
+
+class Inert:
+    """Stands for an object of a class that is not known: takes whatever the pickle gives it, and does nothing."""
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Drop an entry of a dict."""
+
+    def append(self, value: object) -> None:
+        """Drop an entry of a list."""
+
+    def extend(self, values: object) -> None:
+        """Drop entries of a list."""
+
+    def add(self, value: object) -> None:
+        """Drop an entry of a set."""
+
+
+class Parameters(Inert):
+    """torch's ParameterDict, whose parameters are in its state: an embedding of textual inversion."""
+
+
+def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...] = (), *rest: object) -> Leaf:
+    return Leaf(storage, offset, tuple(shape), tuple(stride))
+
+
+def _parameter(data: Leaf, *rest: object) -> Leaf:
+    return data
+
+
+KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Dict,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.nn.modules.container", "ParameterDict"): Parameters,
+    ("torch", "Size"): tuple,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+}
+
+
+class StateDictUnpickler(pickle.Unpickler):
+    """Knows what a state dict needs, makes inert records of training tools' classes, and refuses other globals by name."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.path = path
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in of a global. ModelError for one that may do anything."""
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        inert = any(module == root or module.startswith(f"{root}.") for root in INERT_MODULES)
+        if inert or (module, name) in INERT_NAMES:
+            return Inert
+        raise ModelError(
+            f"{self.path}: holds code ({module}.{name}), more than the tensors of a state dict; not opened. Ask its "
+            f"author for a .safetensors file"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """A storage by its id. ValueError for an object of another kind."""
+        kind, dtype, key, _, count = pid[:5]
+        if kind != "storage" or not isinstance(dtype, str):
+            raise ValueError(f"an object of kind {kind!r}")
+        return self.storages.setdefault(str(key), Storage(dtype, str(key), int(count)))
+
+
+def leaves(value: object, name: str = "") -> Iterator[tuple[str, Leaf]]:
+    """The tensors of nested dicts and tuples by their names, joined by dots; A1111's hypernetworks hold pairs."""
+    if isinstance(value, Parameters) and isinstance(value.state, dict):
+        value = value.state.get("_parameters", value.state)
+    if isinstance(value, Leaf):
+        yield name, value
+    elif isinstance(value, dict | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,118 @@
+"""Files of torch.save, new and old: the same tensors as torch's own loader gives, and no code of the file runs."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hires.checkpoints.headers import read_header
+from hires.errors import ModelError
+from hires.models.storage.reading import read_tensors
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_tensors_are_those_that_torch_loads(old: bool, tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.ckpt", torch.arange(24.0).reshape(2, 3, 4)
+    odd = torch.arange(3, dtype=torch.uint8)  # what follows it in an old file lies at no multiple of its size
+    state = {
+        "odd": odd, "whole": whole, "view": whole[1], "turned": whole.permute(2, 0, 1), "half": torch.ones(5).half(),
+        "brain": torch.ones(3).bfloat16(), "none": torch.empty(0, 4), "one": torch.tensor(120.0),
+        "last": whole.to(memory_format=torch.contiguous_format)[..., 1:],
+    }  # fmt: skip
+    torch.save({"state_dict": state, "global_step": 5}, path, _use_new_zipfile_serialization=not old)
+    read = read_tensors(path, "state_dict.")
+    assert {name.removeprefix("state_dict.") for name in read} == state.keys()
+    for name, value in state.items():
+        got = read[f"state_dict.{name}"]
+        assert got.dtype == value.dtype
+        assert torch.equal(got, value), name
+    assert read_header(path).scalars == {"state_dict.one": 120.0}
+
+
+class LightningModule:
+    """Stands for a class of a training tool."""
+
+    def __init__(self) -> None:
+        self.best = {"loss": 0.1}
+
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("code of the file ran")
+
+
+LightningModule.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
+
+
+def test_records_of_training_tools_are_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    stand_in = types.ModuleType(LightningModule.__module__)
+    stand_in.LightningModule = LightningModule  # type: ignore[attr-defined]
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", LightningModule.__module__):
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    beside = {
+        "callbacks": {LightningModule: LightningModule()},
+        "best": np.float64(0.5),
+        "arrays": np.arange(3),
+        "hyper_parameters": argparse.Namespace(rate=1e-4),
+        "counts": collections.Counter(a=1),
+        "groups": collections.defaultdict(list, a=[1]),
+        "kinds": {1, 2},
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+    }
+    for old in (False, True):
+        torch.save({"state_dict": {"w": torch.ones(2)}, **beside}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=not old)
+        assert read_header(tmp_path / "a.ckpt").shapes == {"state_dict.w": (2,)}
+
+
+class Attack:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_code_is_refused_by_name_and_does_not_run(old: bool, tmp_path: Path) -> None:
+    path, touched = tmp_path / "a.ckpt", tmp_path / "touched"
+    torch.save({"w": torch.ones(2), "x": Attack(touched)}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(ModelError, match=r"holds code \(posix\.system\)"):
+        read_header(path)
+    assert not touched.exists()
+
+
+def test_an_old_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"w": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for length in (len(whole) - 100, 200, 30):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"download it again"):
+            read_header(path)
+
+
+def test_a_whole_module_says_what_to_save(tmp_path: Path) -> None:
+    from hires.checkpoints.detect_file import identify_file
+
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=r"save the state_dict\(\)"):
+        identify_file(tmp_path / "a.pt")
+
+
+def test_an_embedding_in_a_parameter_dict_is_named(tmp_path: Path) -> None:
+    from hires.checkpoints.detect_file import identify_file
+
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, 768))})
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": parameters, "name": "cat"}, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=r"a textual inversion.*embedding:NAME"):
+        identify_file(tmp_path / "a.pt")
