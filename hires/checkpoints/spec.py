@@ -132,7 +132,8 @@ def load_spec(
     extra = parts_folder(parts)
     try:
         finding = as_said(identify(path, family), prediction, zero_terminal_snr)
-        return profiled(spec_of(name, finding, extra, vae), finding, family, profile)
+        spec = profiled(spec_of(name, finding, extra, vae), finding, family, profile)
+        return spec if prediction is None else replace(spec, parameterisation=prediction.replace("-", "_"))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise unknown_layout(path, error) from None
 

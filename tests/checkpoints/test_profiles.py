@@ -180,6 +180,8 @@ def test_the_user_has_the_last_word(tmp_path: Path, checkpoint: Get) -> None:
     for words in ("6 steps, as asked for: SDXL-Lightning, 4 steps is made for 4", "guidance 5, as asked for", "heun on karras"):
         assert words in notes
     assert not any("as asked for" in note for note in planned(load_spec(path)).notes)
+    one = str(named(tmp_path, checkpoint("sdxl"), "sdxl_lightning_1step_x0"))
+    assert (load_spec(one).parameterisation, load_spec(one, prediction="eps").parameterisation) == ("x0", "eps")
     family = load_spec(path, family="sdxl")
     assert family.defaults == plain.defaults
     assert "`few_step` lightning-4 runs it in few steps" in family.notes[-1]
