@@ -206,12 +206,12 @@ def spec_for(request: RenderRequest) -> ModelSpec:
         request.model,
         family=request.family,
         parts=request.parts,
-        profile=request.profile,
+        profile=request.few_step,
         vae=request.vae,
         prediction=request.prediction,
         zero_terminal_snr=request.zero_terminal_snr,
     )
-    spec = with_loras(plain, request.loras, request.profile)
+    spec = with_loras(plain, request.loras, request.few_step)
     for option, value, default in (
         ("position_mode", request.position_mode, "global"),
         ("kv_compression", request.kv_compression, "checkpoint"),
