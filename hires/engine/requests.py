@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PATHS = ("parts", "vae", "tiny_vae", "lora_dir", "embeddings")
-SHORT_BYTES = 22
+SHORT_BYTES = 70
 """A text of no more bytes takes one chunk, whatever the vocabulary."""
 STRENGTH = 0.5  # of a picture to start from, where none is given
 DEFAULT_SCALE = 4  # of an enlargement by Lanczos

@@ -75,6 +75,8 @@ def prompt_notes(request: RenderRequest, prompts: Prompts, model: TextModel) -> 
     if model.edits and len(positive_parts(prompts)) > 1:
         raise RequestError("prompt: AND puts several estimates together, and an edit has three of its own; write one prompt")
     yield from syntax.notes(prompts)
+    if request.clean_caption and syntax.has_words(prompts):
+        yield "clean_caption: writes everything in lower case, so BREAK and AND are words"
     if prompts.clip_skip is not None and model.towers == 2 and prompts.syntax == "a1111":
         yield (
             f"clip_skip {prompts.clip_skip}: has no effect on SDXL in A1111's syntax, its layer before the last is what the "

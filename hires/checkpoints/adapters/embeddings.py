@@ -95,7 +95,7 @@ def prompts_of(request: RenderRequest, spec: ModelSpec) -> Prompts:
     for lora in request.loras:
         path = lora_file(lora)
         for name in bundled_embeddings(read_header(path)):
-            bundled.append(EmbeddingFile(name, path, f"{BUNDLE}{name}."))
+            bundled.append(EmbeddingFile.of(name, path, f"{BUNDLE}{name}."))
     return read_prompts(request, spec.text_model, bundled)
 
 
