@@ -302,7 +302,7 @@ def peers(*parts: str) -> Callable[[], str]:
 def profiles() -> str:
     """The few-step profiles: names, how each is run, and on which families."""
     lines = [
-        "| `--profile` | what it is | told by names such as | steps | CFG | sampler, schedule | px | models |",
+        "| `--few-step` | what it is | told by names such as | steps | CFG | sampler, schedule | px | models |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for profile in PROFILES.values():

@@ -187,7 +187,7 @@ def lines(document: Json) -> list[str]:
         made_for = f" for {document['family']}" if document["family"] else ""
         size = f"{document['parameters'] / 1e6:.2f} M parameters, {document['bytes']:,} bytes, {', '.join(document['dtypes'])}"
         profile = document.get("profile")
-        extra = [f"  profile    {profile}: a run with it takes few steps, unless `profile` is none"] if profile else []
+        extra = [f"  profile    {profile}: a run with it takes few steps, unless `few_step` is none"] if profile else []
         return [
             f"{document['path']}: {what}{made_for}",
             f"  why        {'; '.join(document['why'])}",

@@ -15,7 +15,7 @@ from hires.checkpoints.families import TURBO_RELAY, Defaults, Relay
 from hires.errors import RequestError, unknown
 
 NONE = "none"
-"""The value of `profile` that turns profiles off."""
+"""The value of `few_step` that turns profiles off."""
 STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
 MOST_NAMED = 16
 """The highest step count of a few-step model that a name may give."""
@@ -54,7 +54,7 @@ class Profile:
     """One way to run a distilled checkpoint."""
 
     name: str
-    """What `profile` takes."""
+    """What `few_step` takes."""
     title: str
     """Its name for people."""
     names: tuple[str, ...]
@@ -332,7 +332,7 @@ PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in _ROWS}
 def find_profile(name: str) -> Profile:
     """The profile of a name. RequestError, with the known names, for an unknown one."""
     if name not in PROFILES:
-        raise RequestError(f"profile: {unknown('profile', name, (*PROFILES, NONE))}")
+        raise RequestError(f"few_step: {unknown('profile', name, (*PROFILES, NONE))}")
     return PROFILES[name]
 
 

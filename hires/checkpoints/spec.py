@@ -145,7 +145,8 @@ def load_spec(
     extra = parts_folder(parts)
     try:
         finding = as_said(identify(path, family), prediction, zero_terminal_snr)
-        return profiled(spec_of(name, finding, extra, vae), finding, family, profile)
+        spec = profiled(spec_of(name, finding, extra, vae), finding, family, profile)
+        return spec if prediction is None else replace(spec, parameterisation=prediction.replace("-", "_"))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise unknown_layout(path, error) from None
 
@@ -275,7 +276,7 @@ def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str
     base = base_family(spec)
     if family is not None:
         note = (
-            f"{found.reason}: run as plain {base.title}, as `family` says; `profile` {found.profile.name} runs it in few steps"
+            f"{found.reason}: run as plain {base.title}, as `family` says; `few_step` {found.profile.name} runs it in few steps"
         )
         return replace(spec, notes=(*spec.notes, note))
     if not fits(spec, found.profile):
@@ -309,8 +310,8 @@ def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
     """The same model, run as a profile says. RequestError for one that the profile was not made for."""
     if not fits(spec, profile):
         raise RequestError(
-            f"profile {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
-            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `profile` out, or give another `model`"
+            f"few_step {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
+            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `few_step` out, or give another `model`"
         )
     base, table = base_family(spec), sigma_table(spec)
     assert table is not None, "a model with epsilon prediction has timesteps"
@@ -329,7 +330,7 @@ def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
         run = replace(run, guidance=EMBEDDED_GUIDANCE, relay_guidance=EMBEDDED_GUIDANCE)
     note = (
         f"profile {profile.name}, {reason}: {run.steps} step{'s' if run.steps > 1 else ''} of {run.sampler} on {run.schedule}, "
-        f"guidance {run.guidance:g}, {side} px; `profile` none runs it as plain {base.title}"
+        f"guidance {run.guidance:g}, {side} px; `few_step` none runs it as plain {base.title}"
     )
     return replace(
         spec,

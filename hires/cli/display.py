@@ -31,7 +31,8 @@ def fail(error: HiresError, options: Sequence[type] = ()) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "init", "parts", "profile", "strength", "vae")} | {
+UNDECLARED = {name: f"--{name}" for name in ("base", "family", "grid", "init", "parts", "strength", "vae")} | {
+    "few_step": "--few-step",
     "journal=None": "--no-journal",
     "waiting": "--queue",
 }

@@ -43,6 +43,7 @@ class ServeOptions(Options):
     models: Annotated[str | None, option("Checkpoints that requests may name.", metavar="FOLDER")] = None
     loras: Annotated[str | None, option("LoRAs that requests may name.", metavar="FOLDER")] = None
     upscalers: Annotated[str | None, option("Upscaling networks that requests may name.", metavar="FOLDER")] = None
+    embeddings: Annotated[str | None, option("Textual inversions that prompts may name.", metavar="FOLDER")] = None
     tiny_vae: Annotated[str | None, option("Draws the previews; as of hires render.", metavar="FOLDER")] = None
     vram: Annotated[str | None, option("Memory budget of every job, such as 24GB.", metavar="SIZE")] = None
     ram: Annotated[str | None, option("What the whole process may hold in host memory.", metavar="SIZE")] = None
@@ -64,7 +65,10 @@ class ServeOptions(Options):
         limits = Limits(
             body_bytes=parse_bytes(self.max_body), output_pixels=self.max_pixels, waiting=self.queue, kept=self.keep
         )
-        models, loras, upscalers = (None if path is None else Path(path) for path in (self.models, self.loras, self.upscalers))
+        folders = {
+            name: None if (path := getattr(self, name)) is None else Path(path)
+            for name in ("models", "loras", "upscalers", "embeddings")
+        }
         return Settings(
             folder=Path(self.folder).expanduser(),
             host=self.host,
@@ -72,9 +76,7 @@ class ServeOptions(Options):
             api_key=self.api_key,
             hosts=tuple(self.allow_host),
             model=self.model,
-            models=models,
-            loras=loras,
-            upscalers=upscalers,
+            **folders,
             tiny_vae=self.tiny_vae,
             vram=self.vram,
             ram=self.ram,

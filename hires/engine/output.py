@@ -14,6 +14,7 @@ from hires.engine.results import RenderResult
 from hires.errors import OutputError, RequestError
 from hires.events import Event, OnEvent
 from hires.images.infotext import written
+from hires.options.lora import tag_of
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
 from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
@@ -146,7 +147,11 @@ def parameters(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:
         "Model": plan.model,
         "Schedule type": SCHEDULE_FACTS[first.schedule].label,
     } | ({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"})
-    return {"parameters": written(request.prompt, request.negative, values | {"Version": f"hires {__version__}"})}
+    values |= {} if request.clip_skip is None else {"Clip skip": request.clip_skip}
+    values |= {} if request.prompt_syntax is None else {"Prompt syntax": request.prompt_syntax}
+    values |= {name: text for name, text in (("Prompt L", request.prompt_l), ("Negative prompt L", request.negative_l)) if text}
+    prompt = " ".join([request.prompt, *(tag_of(lora) for lora in request.loras)])
+    return {"parameters": written(prompt, request.negative, values | {"Version": f"hires {__version__}"})}
 
 
 def metadata(request: RenderRequest, plan: MemoryPlan) -> dict[str, str]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_tokens
+from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_tokens, prompts_of
 from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.families import PixArtShape, second_half_factors
 from hires.checkpoints.spec import ModelSpec, load_spec
@@ -24,7 +24,7 @@ from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import SizeLike, as_crop, as_size, check_size
 from hires.options.stage_text import relay_of, stages_of
 from hires.options.upscale import REFINE_STRENGTH
-from hires.prompts.request import longest_text, prompt_notes, read_prompts
+from hires.prompts.request import longest_text, prompt_notes
 from hires.prompts.script import Prompts, Wording, positive_parts
 from hires.prompts.tags import cut_tags, find_lora
 from hires.tiling.geometry import Size
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PATHS = ("parts", "vae", "tiny_vae", "lora_dir", "embeddings")
-SHORT_BYTES = 22
+SHORT_BYTES = 70
 """A text of no more bytes takes one chunk, whatever the vocabulary."""
 STRENGTH = 0.5  # of a picture to start from, where none is given
 DEFAULT_SCALE = 4  # of an enlargement by Lanczos
@@ -206,12 +206,12 @@ def spec_for(request: RenderRequest) -> ModelSpec:
         request.model,
         family=request.family,
         parts=request.parts,
-        profile=request.profile,
+        profile=request.few_step,
         vae=request.vae,
         prediction=request.prediction,
         zero_terminal_snr=request.zero_terminal_snr,
     )
-    spec = with_loras(plain, request.loras, request.profile)
+    spec = with_loras(plain, request.loras, request.few_step)
     for option, value, default in (
         ("position_mode", request.position_mode, "global"),
         ("kv_compression", request.kv_compression, "checkpoint"),
@@ -228,7 +228,7 @@ def with_prompts(spec: ModelSpec, request: RenderRequest) -> ModelSpec:
     RequestError for a prompt that it cannot read.
     """
     model = spec.text_model
-    prompts = read_prompts(request, model)
+    prompts = prompts_of(request, spec)
     notes = [*prompt_notes(request, prompts, model)]
     if model.words_only or spec.missing:
         return replace(spec, notes=(*spec.notes, *notes, *cut_notes(spec, prompts)))

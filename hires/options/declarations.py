@@ -75,7 +75,7 @@ class ModelOptions(Options):
             panel="Model",
         ),
     ] = None
-    profile: Annotated[
+    few_step: Annotated[
         str | None,
         Option(
             help="How a few-step model is run, such as lightning-4 or dmd2; none: as the plain model. Default: by its name.",

@@ -24,7 +24,7 @@ class LoadKeywords(TypedDict, total=False):
     vram: str | int | None
     ram: str | int | None
     family: str | None
-    profile: str | None
+    few_step: str | None
     parts: str | Path | None
     lora_dir: str | Path | None
     embeddings: str | Path | None
@@ -58,7 +58,7 @@ class SharedKeywords(TypedDict, total=False):
     guidance: float | None
     preset: str
     family: str | None
-    profile: str | None
+    few_step: str | None
     parts: str | Path | None
     lora_dir: str | Path | None
     embeddings: str | Path | None

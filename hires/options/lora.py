@@ -146,6 +146,15 @@ def parse_lora_tag(inside: str) -> tuple[LoraRef, tuple[str, ...]]:
     return LoraRef(name.strip(), scale, None if text_scale == scale else text_scale, blocks), tuple(left)
 
 
+def tag_of(lora: LoraRef) -> str:
+    """A LoRA as a prompt's tag, for the text of a picture: its file's name without folder and ending."""
+    name = lora.path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    name = name.removesuffix(".safetensors")
+    text = lora.scale if lora.text_scale is None else lora.text_scale
+    blocks = f":lbw={','.join(map(_plain, lora.blocks))}" if lora.blocks else ""
+    return f"<lora:{name}:{_plain(text)}{'' if text == lora.scale else f':{_plain(lora.scale)}'}{blocks}>"
+
+
 def block_list(where: str, text: str) -> tuple[float, ...]:
     """'1,0,0.5,...' as numbers. RequestError for a preset's name or a random weight, and for another count."""
     if not text:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hires.checkpoints.adapters.embeddings import prompts_of
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec
 from hires.devices.probe import TORCH_DTYPE
@@ -29,7 +30,6 @@ from hires.pipelines.cosxl_edit import CosXLEdit
 from hires.pipelines.pixart_sigma import PixArtSigma
 from hires.planning.costs.weights import storage_of
 from hires.planning.plan import MemoryPlan
-from hires.prompts.request import read_prompts
 from hires.prompts.script import Wording, write_script
 from hires.sampling.conditioning import Conditioning, SizeCondition
 from hires.tiling.halo import HaloVAE, tiled_autoencoder
@@ -59,7 +59,7 @@ def load_session(
 
 def prompted_by(request: RenderRequest, spec: ModelSpec, plan: MemoryPlan) -> Prompted:
     """The texts of a request for the stages of a plan, and the sizes that the network is told. RequestError as `plan`."""
-    prompts = read_prompts(request, spec.text_model)
+    prompts = prompts_of(request, spec)
     script = write_script(prompts, [(stage.name, stage.taken_steps) for stage in plan.stages])
     size = SizeCondition(original=request.original_size, target=request.target_size, crop=request.crop or (0, 0))
     return Prompted(script=script, size=size)

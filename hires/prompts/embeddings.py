@@ -26,6 +26,14 @@ class EmbeddingFile:
     path: Path
     bundle: str = ""
     """What its keys start with in a LoRA file that brings it; empty for a file of its own."""
+    state: tuple[int, int] = (0, 0)
+    """Its file's bytes and time of change in ns, so that a changed file is another embedding."""
+
+    @classmethod
+    def of(cls, name: str, path: Path, bundle: str = "") -> EmbeddingFile:
+        """The embedding as its file is now."""
+        stat = path.stat()
+        return cls(name, path, bundle, (stat.st_size, stat.st_mtime_ns))
 
 
 def find_embeddings(folder: str | Path | None) -> dict[str, EmbeddingFile]:
@@ -40,7 +48,7 @@ def find_embeddings(folder: str | Path | None) -> dict[str, EmbeddingFile]:
         if index >= MOST_FILES:
             raise RequestError(f"embeddings {folder}: holds more than {MOST_FILES} files; give the folder of the embeddings")
         if path.suffix in EMBEDDING_ENDS and path.is_file() and not path.name.startswith("."):
-            found.setdefault(path.stem.lower(), EmbeddingFile(path.stem, path))
+            found.setdefault(path.stem.lower(), EmbeddingFile.of(path.stem, path))
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.prompts import syntax
 from hires.prompts.attention import read_runs
-from hires.prompts.embeddings import find_embeddings
+from hires.prompts.embeddings import EmbeddingFile, find_embeddings
 from hires.prompts.script import Prompts, Wording, positive_parts, write_script
 
 MOST_CHUNKS = 64
@@ -34,11 +34,14 @@ class TextModel:
     """Whether it edits a picture, with three estimates per step."""
 
 
-def read_prompts(request: RenderRequest, model: TextModel) -> Prompts:
-    """The prompts of a request as this model reads them. RequestError for what it cannot read."""
+def read_prompts(request: RenderRequest, model: TextModel, bundled: Sequence[EmbeddingFile] = ()) -> Prompts:
+    """The prompts of a request as this model reads them. RequestError for what it cannot read.
+
+    bundled: embeddings that come with the request's LoRAs; one of the folder with the same name comes first.
+    """
     texts = tuple(text for text in (request.prompt, request.negative, request.prompt_l, request.negative_l) if text)
     check_options(request, model)
-    embeddings = find_embeddings(request.embeddings)
+    embeddings = {file.name.lower(): file for file in bundled} | find_embeddings(request.embeddings)
     return Prompts(
         positive=request.prompt,
         negative=request.negative,
@@ -72,6 +75,8 @@ def prompt_notes(request: RenderRequest, prompts: Prompts, model: TextModel) -> 
     if model.edits and len(positive_parts(prompts)) > 1:
         raise RequestError("prompt: AND puts several estimates together, and an edit has three of its own; write one prompt")
     yield from syntax.notes(prompts)
+    if request.clean_caption and syntax.has_words(prompts):
+        yield "clean_caption: writes everything in lower case, so BREAK and AND are words"
     if prompts.clip_skip is not None and model.towers == 2 and prompts.syntax == "a1111":
         yield (
             f"clip_skip {prompts.clip_skip}: has no effect on SDXL in A1111's syntax, its layer before the last is what the "

@@ -37,6 +37,11 @@ def resolve_syntax(asked: str | None, words_only: bool, prompts: tuple[str, ...]
     return "none"
 
 
+def has_words(prompts: Prompts) -> bool:
+    """Whether a prompt holds BREAK or AND."""
+    return any(re.search(r"\b(?:BREAK|AND)\b", text) for _, text in _all_texts(prompts))
+
+
 def words_note(prompts: tuple[str, ...], model: str) -> str | None:
     """A note on syntax that a model which takes no weights reads as words; None without any."""
     found = dict.fromkeys(match[0] for prompt in prompts for match in _SYNTAX.finditer(prompt))

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hires._version import __version__
+from hires.checkpoints.adapters.embeddings import prompts_of
 from hires.checkpoints.adapters.loras import lora_files
 from hires.checkpoints.spec import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
 from hires.prompts.embeddings import EmbeddingFile
-from hires.prompts.request import ANY_STEPS, read_prompts
+from hires.prompts.request import ANY_STEPS
 from hires.prompts.script import write_script
 from hires.units import Json
 
@@ -53,7 +54,7 @@ def describe_request(request: RenderRequest, spec: ModelSpec, pictures: Iterable
 
 def embeddings_of(request: RenderRequest, spec: ModelSpec) -> list[EmbeddingFile]:
     """The embeddings whose name is in a prompt of a request, each once."""
-    script = write_script(read_prompts(request, spec.text_model), ANY_STEPS)
+    script = write_script(prompts_of(request, spec), ANY_STEPS)
     files = {file.name: file for text in script.texts for file in text.embeddings}
     return [files[name] for name in sorted(files)]
 

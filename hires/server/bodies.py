@@ -207,6 +207,8 @@ def resolve_names(task: Task, library: Library) -> dict[str, object]:
     return {
         "model": library.model(task.model),
         "loras": tuple(library.lora(name) for name in task.loras),
+        "lora_dir": library.settings.loras,
+        "embeddings": library.settings.embeddings,
         "seed": task.seed or 0,
     }
 

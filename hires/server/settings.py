@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A server's own options. Requests can name files in `models`, `loras` and `upscalers`, and nothing else on the disk."""
+    """A server's own options. Requests can name files in its folders of models, LoRAs and so on, and no other file."""
 
     folder: Path
     """Where jobs and outputs are stored."""
@@ -58,6 +58,8 @@ class Settings:
     models: Path | None = None
     loras: Path | None = None
     upscalers: Path | None = None
+    embeddings: Path | None = None
+    """Textual inversions that prompts may name."""
     tiny_vae: str | None = None
     """The autoencoder that draws the previews."""
     vram: str | None = None
@@ -79,7 +81,8 @@ class Settings:
             raise RequestError(f"host {self.host}: is open to the network; add an `api_key`, or serve on 127.0.0.1")
         if self.api_key is not None and len(self.api_key) < 8:
             raise RequestError(f"api_key of {len(self.api_key)} characters: give 8 or more")
-        for option, folder in (("models", self.models), ("loras", self.loras), ("upscalers", self.upscalers)):
+        for option in ("models", "loras", "upscalers", "embeddings"):
+            folder: Path | None = getattr(self, option)
             if folder is not None and not folder.is_dir():
                 raise RequestError(f"{option} {folder}: is not a folder; give the one that the files are in")
         for amount in (self.vram, self.ram):

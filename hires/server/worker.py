@@ -281,7 +281,7 @@ class Worker:
             loras=task.loras,
             init=task.picture,
             family=task.family,
-            profile=task.profile,
+            few_step=task.few_step,
             strength=task.strength or REFINE_STRENGTH,
             tile_px=task.tile_px,
             colour_fix=task.colour_fix,

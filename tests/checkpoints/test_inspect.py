@@ -71,7 +71,7 @@ def test_loras_and_autoencoders_are_described(tmp_path: Path, checkpoint: Get) -
     tiny = lora(tmp_path / "lcm.safetensors", made, "kohya")
     document = json.loads(run("inspect", tiny.path, "--json")[1])
     assert (document["kind"], document["profile"]) == ("lora", "lcm")
-    assert "profile    lcm: a run with it takes few steps, unless --profile is none" in run("inspect", tiny.path)[1]
+    assert "profile    lcm: a run with it takes few steps, unless --few-step is none" in run("inspect", tiny.path)[1]
     assert "LoRA layers of rank 3" in run("inspect", tiny.path)[1]
     code, stdout, _ = run("inspect", checkpoint("sdxl", "folder").path / "vae")
     assert code == 0

@@ -105,14 +105,14 @@ def test_a_models_name_tells_its_run(
     note = next(note for note in result.notes if note.startswith(f"profile {profile}"))
     assert "in its name" in note
     assert f"{steps} step" in note
-    assert "`profile` none runs it as plain SDXL" in note
+    assert "`few_step` none runs it as plain SDXL" in note
 
 
 def test_the_note_tells_the_words_and_the_next_move(tmp_path: Path, checkpoint: Get) -> None:
     spec = load_spec(str(named(tmp_path, checkpoint("sdxl"), "sdxl_lightning_4step")))
     assert spec.notes[-1] == (
         "profile lightning-4, 'lightning' and '4step' in its name: 4 steps of euler on trailing, guidance 1, 1024 px; "
-        "`profile` none runs it as plain SDXL"
+        "`few_step` none runs it as plain SDXL"
     )
 
 
@@ -180,22 +180,24 @@ def test_the_user_has_the_last_word(tmp_path: Path, checkpoint: Get) -> None:
     for words in ("6 steps, as asked for: SDXL-Lightning, 4 steps is made for 4", "guidance 5, as asked for", "heun on karras"):
         assert words in notes
     assert not any("as asked for" in note for note in planned(load_spec(path)).notes)
+    one = str(named(tmp_path, checkpoint("sdxl"), "sdxl_lightning_1step_x0"))
+    assert (load_spec(one).parameterisation, load_spec(one, prediction="eps").parameterisation) == ("x0", "eps")
     family = load_spec(path, family="sdxl")
     assert family.defaults == plain.defaults
-    assert "`profile` lightning-4 runs it in few steps" in family.notes[-1]
-    with pytest.raises(RequestError, match="profile: unknown profile 'lightening-4': did you mean 'lightning-4'"):
+    assert "`few_step` lightning-4 runs it in few steps" in family.notes[-1]
+    with pytest.raises(RequestError, match="few_step: unknown profile 'lightening-4': did you mean 'lightning-4'"):
         load_spec(path, profile="lightening-4")
 
 
 def test_a_profile_of_another_kind_of_model_is_refused_or_named(tmp_path: Path, checkpoint: Get) -> None:
     cosxl = checkpoint("cosxl")
-    with pytest.raises(RequestError, match=r"profile dmd2: .* exists for sdxl with epsilon .*is cosxl \(edm_v\)"):
+    with pytest.raises(RequestError, match=r"few_step dmd2: .* exists for sdxl with epsilon .*is cosxl \(edm_v\)"):
         load_spec(str(cosxl.path), profile="dmd2")
     spec = load_spec(str(named(tmp_path, cosxl, "cosxl_lightning")))
     assert (spec.profile, spec.defaults.steps) == (None, 30)
     assert "exists for sdxl (eps), this is cosxl (edm_v): run as plain CosXL" in spec.notes[-1]
     adapter = named(tmp_path, tiny_lora(tmp_path, cosxl), "Hyper-SDXL-8steps-lora")
-    with pytest.raises(ModelError, match=r"Hyper-SD, 8 steps .*distils; .*is cosxl \(edm_v\).*or give `profile` none"):
+    with pytest.raises(ModelError, match=r"Hyper-SD, 8 steps .*distils; .*is cosxl \(edm_v\).*or give `few_step` none"):
         with_loras(load_spec(str(cosxl.path)), [LoraRef(str(adapter))])
     assert with_loras(load_spec(str(cosxl.path)), [LoraRef(str(adapter))], "none").profile is None
 
@@ -301,7 +303,9 @@ def test_a_lightning_file_is_drawn_as_planned(tmp_path: Path, checkpoint: Get) -
     result = hires.render("a", size="64x64", model=path, parts=made.parts)
     assert [stage.steps for stage in result.plan.stages] == [2]
     assert result.stats[0].tiles == 2, "guidance 1 evaluates once a step"
-    asked = spec_for(RenderRequest(prompt="", size=Size(64, 64), model=path, parts=str(made.parts), profile="none"))
+    tcd = hires.render("a", size="64x64", model=path, parts=made.parts, few_step="tcd", steps=2)
+    assert (tcd.plan.stages[0].sampler, tcd.stats[0].tiles) == ("tcd", 2), "it knows the checkpoint's timesteps"
+    asked = spec_for(RenderRequest(prompt="", size=Size(64, 64), model=path, parts=str(made.parts), few_step="none"))
     assert asked.defaults.steps == 30
 
 

@@ -274,12 +274,14 @@ def test_errors_as_a1111_gives_them(server: Live, picture: Image.Image) -> None:
 def test_unknown_fields_are_let_through_and_told(server: Live) -> None:
     answer = post(
         server, "txt2img", prompt="a lake <lora:nobody:0.5>", steps=2, width=64, height=64, tiling=True, invented=3, eta=1.0,
-        subseed=-1, styles=["film"], sampler_index="Euler", cfg_scale=None, override_settings={"CLIP_stop_at_last_layers": 2},
+        subseed=-1, styles=["film"], sampler_index="Euler", cfg_scale=None,
+        override_settings={"CLIP_stop_at_last_layers": 2, "eta_noise": 1},
     )  # fmt: skip
     assert answer.status_code == 200, answer.text
     info = json.loads(answer.json()["info"])
-    assert info["ignored"] == ["invented", "tiling", "override_settings.CLIP_stop_at_last_layers", "styles"]
-    assert "nobody" in info["extra_generation_params"]["Notes"][0]
+    assert info["ignored"] == ["invented", "tiling", "override_settings.eta_noise", "styles"]
+    assert "nobody" in info["extra_generation_params"]["Notes"][0] and info["clip_skip"] == 2
+    assert "Clip skip: 2" in info["infotexts"][0]
     assert answer.json()["parameters"]["invented"] == 3
 
 

@@ -66,7 +66,7 @@ def spec_of(family: str) -> ModelSpec:
     from hires.checkpoints.spec import load_spec
 
     parts = {name: folder_part(TOKENIZERS / "clip", name) for name in ("tokenizer", "tokenizer_2")}
-    return replace(load_spec("demo"), facts=FAMILIES[family], parts=parts)
+    return replace(load_spec("demo"), facts=FAMILIES[family], parts=parts, defaults=FAMILIES[family].defaults)
 
 
 def prompts(syntax: str) -> list[tuple[str, list[list[tuple[str, float]]]]]:
@@ -365,3 +365,21 @@ def test_what_does_not_fit_is_read_as_words_or_left_out_and_told(
 def test_an_embedding_that_no_longer_fits_begins_the_next_chunk(towers: Towers, folder: Path) -> None:
     ids, _ = ids_and_rows(towers, "a " * 74 + "pair", folder, "a1111")
     assert ids[:77] == [49406] + [320] * 74 + [49407] * 2
+
+
+def test_a_lora_brings_embeddings_by_their_names(towers: Towers, folder: Path, tmp_path: Path) -> None:
+    from hires.checkpoints.adapters.embeddings import prompts_of
+    from hires.options.lora import LoraRef
+    from hires.options.render import RenderRequest
+    from hires.tiling.geometry import Size
+
+    rows = torch.arange(2.0 * WIDTH).reshape(2, WIDTH)
+    save_file({"bundle_emb.glow.string_to_param.*": rows, "lora_te_x.alpha": torch.ones(())}, tmp_path / "lora.safetensors")
+    lora = LoraRef(str(tmp_path / "lora.safetensors"))
+    request = RenderRequest(prompt="a glow", size=Size(64, 64), loras=(lora,), embeddings=str(folder))
+    prompts = prompts_of(request, spec_of("sd15"))
+    wording = prompts.wording("a glow", None)
+    assert [(file.name, file.bundle) for file in wording.embeddings] == [("glow", "bundle_emb.glow.")]
+    (cond,) = clip_conditions(replace(towers, spec=spec_of("sd15")), [wording])
+    (words,) = clip_conditions(replace(towers, spec=spec_of("sd15")), [Wording(text="a glow", syntax="a1111")])
+    assert not torch.allclose(cond.tokens, words.tokens)

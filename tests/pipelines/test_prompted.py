@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import hires
+from hires.models.attention_processors import dispatch_attention
+from hires.models.unet import UNetNetwork
 from hires.protocols import Condition
 from hires.sampling.conditioning import Conditioning, SizeCondition, of_one_length, sdxl_size_ids
 from hires.sampling.guidance import Guidance, composed
@@ -107,6 +109,28 @@ def test_texts_of_different_length_say_the_same_in_one_batch(lengths: tuple[int,
     assert torch.allclose(found, torch.cat([attended(cond) for cond in conds]), atol=1e-5)
     assert joined.tokens.shape[1] <= 4 * max(lengths)
     assert of_one_length(tuple(conds[:1]))[0] is conds[0]
+
+
+@pytest.mark.parametrize("chunks", [(1, 2), (5, 6)])
+def test_a_network_gives_the_same_for_texts_of_different_length_in_one_batch(checkpoint: Get, chunks: tuple[int, int]) -> None:
+    """Repeated, or filled up and masked."""
+    made = checkpoint("sdxl")
+    network = UNetNetwork(dispatch_attention(made.network, None), torch.float32)
+    draw = torch.Generator().manual_seed(4)
+    conds = [
+        Conditioning(
+            tokens=torch.randn(1, 7 * count, 128, generator=draw),
+            pooled=torch.randn(1, 64, generator=draw),
+            size_ids=sdxl_size_ids(Size(64, 64)),
+        )
+        for count in chunks
+    ]
+    x = torch.randn(1, 4, 8, 8, generator=draw)
+    with torch.inference_mode():
+        both = network(x.repeat(2, 1, 1, 1), 500.0, conds[0].concatenate(conds[1]))
+        alone = torch.cat([network(x, 500.0, cond) for cond in conds])
+    assert (both - alone).abs().max() < 1e-5 * alone.abs().max()
+    assert (alone[0] - alone[1]).abs().max() > 1e-3 * alone.abs().max()
 
 
 def test_told_sizes_take_the_place_of_the_canvas() -> None:

@@ -1,4 +1,4 @@
-"""Prompt weights in both syntaxes: the table of `docs/prompts.md`, row for row."""
+"""Prompt weights in both syntaxes: the table of `docs/guide/prompts.md`, row for row."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ def sdxl(checkpoint: Get) -> Callable[..., hires.MemoryPlan]:
         ("a BREAK [b:c:0.5] AND d", {"prompt_syntax": "comfyui"}, "BREAK, AND, square brackets are words"),
         ("a) (b:1.3)", {"prompt_syntax": "comfyui"}, "none of them weighs anything"),
         ("word " * 2000, {}, "the longest text takes"),
+        ("a BREAK b", {"clean_caption": True}, "BREAK and AND are words"),
         ("a", {"clip_skip": 3}, "clip_skip 3: has no effect on SDXL in A1111's syntax"),
     ],
 )

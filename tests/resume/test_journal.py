@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import hires
+from hires.checkpoints.noise_levels import vp_sigmas
 from hires.errors import Cancelled, OutputError, RequestError, WriteError
 from hires.events import Event
 from hires.options.render import JournalOptions
@@ -39,6 +40,7 @@ SMALL: dict[str, Any] = {"size": "400x272", "steps": 6, "seed": 5, "vram": "60MB
 STOPS = [("base", 4), ("refine 1", 5), ("decode", 60), ("write", 1)]
 CHANGES = [{"seed": 6}, {"size": "384x272"}, {"negative": "rain"}]
 AT_ONCE = JournalOptions(seconds=0)
+TABLE = vp_sigmas("scaled_linear", 0.00085, 0.012)
 
 
 def stop_after(count: int, stage: str | None = None) -> Any:
@@ -75,7 +77,7 @@ def test_every_sampler_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
         return torch.tanh(x * 0.3) + 0.05 * torch.sin(5 * x)
 
     least = 0
-    expected = find_sampler(name)(estimate, x, sigmas, None, StepNoise(source=noise))
+    expected = find_sampler(name)(estimate, x, sigmas, None, StepNoise(source=noise, table=TABLE))
     total = calls
     for stop in {1, 2, 3, total // 2, total}:
         folder = tmp_path / f"stop-{stop}"
@@ -83,11 +85,15 @@ def test_every_sampler_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
         calls, least = 0, stop
         with pytest.raises(Cancelled):
             find_sampler(name)(
-                FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, StepNoise(source=noise)
+                FileJournal(folder, 0).recorded(1, estimate, lambda: None),
+                x,
+                sigmas,
+                None,
+                StepNoise(source=noise, table=TABLE),
             )
         calls, least = 0, 0
         found = find_sampler(name)(
-            FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, StepNoise(source=noise)
+            FileJournal(folder, 0).recorded(1, estimate, lambda: None), x, sigmas, None, StepNoise(source=noise, table=TABLE)
         )
         assert torch.equal(found, expected), stop
         assert calls == total - stop + 1, "nothing is evaluated twice"

@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hires.checkpoints.adapters.detect import bundled_embeddings
+from hires.checkpoints.adapters.keys import EMBEDDINGS as BUNDLE
+from hires.checkpoints.adapters.loras import lora_file
 from hires.checkpoints.configs import below
 from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.headers import read_header
 from hires.checkpoints.locate import TOKENIZERS, VOCABULARIES, missing
 from hires.checkpoints.spec import ModelSpec
 from hires.errors import ModelError
+from hires.options.render import RenderRequest
 from hires.prompts.attention import read_runs
 from hires.prompts.chunks import CONTENT, Chunk, a1111_chunks, comfyui_chunks
 from hires.prompts.embeddings import EmbeddingFile, Placing
-from hires.prompts.script import Wording
+from hires.prompts.request import read_prompts
+from hires.prompts.script import Prompts, Wording
 from hires.prompts.vocabulary import Vocabulary, read_vocabulary, saved_tokenizer
 
 TOWER_KEYS = ("clip_l", "clip_g")
@@ -82,6 +87,16 @@ def fitting(file: EmbeddingFile, towers: Sequence[int], every: bool) -> tuple[in
     if len(present) > 1:
         raise ModelError(f"{file.path}: has {rows[0]} rows for the first tower and {rows[1]} for the second; train it again")
     return (0,) * len(rows) if every and 0 in rows else rows
+
+
+def prompts_of(request: RenderRequest, spec: ModelSpec) -> Prompts:
+    """The prompts of a request as a model reads them, its LoRAs' embeddings too. RequestError for what it cannot read."""
+    bundled = []
+    for lora in request.loras:
+        path = lora_file(lora)
+        for name in bundled_embeddings(read_header(path)):
+            bundled.append(EmbeddingFile.of(name, path, f"{BUNDLE}{name}."))
+    return read_prompts(request, spec.text_model, bundled)
 
 
 def tokenizer_folder(spec: ModelSpec, component: str) -> Path:

@@ -58,7 +58,7 @@ def lora_files(ref: LoraRef) -> tuple[Path, ...]:
 
 
 def with_loras(spec: ModelSpec, loras: Sequence[LoraRef], profile: str | None = None) -> ModelSpec:
-    """The facts of a model with these LoRAs, of which few-step ones bring their profile unless `profile` is given.
+    """The facts of a model with these LoRAs, of which few-step ones bring their profile unless `few_step` is given.
 
     ModelError for one of another family.
     """
@@ -149,7 +149,7 @@ def _profiled(spec: ModelSpec, told: Match, path: Path) -> ModelSpec:
         raise ModelError(
             f"loras {path}: a LoRA of {profile.title} ({told.reason}) runs on {' or '.join(profile.bases)} with epsilon "
             f"prediction, which it distils; {spec.name} is {spec.family} ({spec.parameterisation}): give such a checkpoint "
-            f"with `model`, leave the LoRA out, or give `profile` none to merge it all the same"
+            f"with `model`, leave the LoRA out, or give `few_step` none to merge it all the same"
         )
     before = "" if spec.profile is None else f", instead of {spec.profile.name}"
     return as_profile(spec, profile, f"of LoRA {path.name} ({told.reason}){before}")

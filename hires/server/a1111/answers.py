@@ -119,7 +119,7 @@ def _info(job: Job, body: Drawing, translated: TranslatedRequest, saved: list[st
         "infotexts": [_infotext(job, picture, body) for picture in job.pictures],
         "styles": body.styles,
         "job_timestamp": time.strftime(TIME_FORMAT, time.localtime(job.created)),
-        "clip_skip": 1,
+        "clip_skip": int(str(body.override_settings.get("CLIP_stop_at_last_layers") or 1)),
         "is_using_inpainting_conditioning": False,
         "version": VERSION,
         "ignored": translated.ignored,

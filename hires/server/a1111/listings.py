@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from hires.checkpoints.headers import read_header
+from hires.errors import ModelError
+from hires.prompts.embeddings import find_embeddings
 from hires.sampling.registry import SAMPLER_FACTS, SCHEDULE_FACTS
 from hires.server.a1111 import scripts
 from hires.server.a1111.documents import ModelDocument, UpscalerDocument
@@ -55,12 +59,33 @@ def listings(queue: JobQueue) -> dict[str, Callable[[], Listing]]:
         "face-restorers": lambda: [],
         "realesrgan-models": lambda: [],
         "prompt-styles": lambda: [],
-        "embeddings": lambda: {"loaded": {}, "skipped": {}},
+        "embeddings": lambda: _embeddings(queue.settings.embeddings),
         "cmd-flags": lambda: {"api": True, "port": queue.settings.port, "listen": not queue.settings.loopback},
         "memory": _memory,
         "scripts": lambda: {"txt2img": [*scripts.ALWAYS_ON], "img2img": [scripts.ULTIMATE, *scripts.ALWAYS_ON]},
         "script-info": lambda: [_script(scripts.ULTIMATE, False), *(_script(name, True) for name in scripts.ALWAYS_ON)],
     }
+
+
+def _embeddings(folder: Path | None) -> Mapping[str, object]:
+    """The textual inversions that prompts may name; those whose file cannot be read are skipped."""
+    loaded: dict[str, object] = {}
+    skipped: dict[str, object] = {}
+    for file in find_embeddings(folder).values():
+        try:
+            shapes = [shape for shape in read_header(file.path).shapes.values() if shape]
+            rows, width = max((shape[0] if len(shape) > 1 else 1, shape[-1]) for shape in shapes)
+        except (ModelError, ValueError):
+            skipped[file.name] = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+            continue
+        loaded[file.name] = {
+            "step": None,
+            "sd_checkpoint": None,
+            "sd_checkpoint_name": None,
+            "shape": width,
+            "vectors": rows,
+        }
+    return {"loaded": loaded, "skipped": skipped}
 
 
 def _upscaler(name: str, title: str | None) -> UpscalerDocument:

@@ -17,6 +17,7 @@ from hires.options.lora import parse_lora_tag
 from hires.options.render import RenderRequest
 from hires.planning import planner
 from hires.planning.costs.evaluations import stage_levels
+from hires.prompts.tags import KINDS
 from hires.sampling import registry
 from hires.server.a1111 import scripts
 from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
@@ -29,7 +30,8 @@ from hires.server.pictures import from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
-LORA = re.compile(r"<lora:([^<>]*)>")
+TAG = re.compile(r"<(\w+):([^<>]*)>")
+HONOURED_SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 AUTOMATIC = ("", "automatic")
 INSTRUCTION_GUIDANCE = 1.5
 """A1111's `image_cfg_scale` where a client sends none."""
@@ -90,7 +92,7 @@ class Translator:
         override = body.override_settings
         name = str(override.get("sd_model_checkpoint") or self.library.default_model().name)
         translated = TranslatedRequest(model=self.library.model(name), notes=list(script.notes), ignored=ignored(body))
-        translated.ignored += [f"override_settings.{key[:80]}" for key in override if key != "sd_model_checkpoint"]
+        translated.ignored += [f"override_settings.{key[:80]}" for key in override if key not in HONOURED_SETTINGS]
         translated.ignored += ["styles"] if body.styles else []
         try:
             sampler_name = _chosen_name(body.sampler_name) or _chosen_name(body.sampler_index)
@@ -98,11 +100,11 @@ class Translator:
         except RequestError as error:
             raise HTTPException(400, f"Sampler not found: {error}") from None
         prompt, loras = self._loras(body.prompt, translated)
-        if LORA.search(body.negative_prompt):
-            translated.notes.append("negative_prompt: its LoRA tags are left out; give them in the prompt")
+        if TAG.search(body.negative_prompt):
+            translated.notes.append("negative_prompt: its tags are left out; give them in the prompt")
         options: dict[str, object] = {
             "prompt": prompt,
-            "negative": LORA.sub("", body.negative_prompt),
+            "negative": TAG.sub("", body.negative_prompt),
             "model": name,
             "loras": loras,
             "seed": None if body.seed < 0 else body.seed,
@@ -110,6 +112,7 @@ class Translator:
             "guidance": body.cfg_scale,
             "sampler": sampler,
             "schedule": schedule,
+            "clip_skip": _clip_skip(override.get("CLIP_stop_at_last_layers"), translated),
         }
         return translated, options
 
@@ -117,14 +120,17 @@ class Translator:
         """The prompt without its <lora:...> tags, and those of the LoRAs that are offered."""
         offered = {offer.name for offer in self.library.loras()}
         loras = []
-        for inside in LORA.findall(prompt):
+        for kind, inside in TAG.findall(prompt):
+            if kind not in KINDS:
+                translated.notes.append(f"prompt tag <{kind}:{inside[:60]}>: is not known, left out")
+                continue
             lora, left_out = parse_lora_tag(inside)
             translated.notes += [f"LoRA {lora.path[:80]}: {argument[:80]} is not supported, left out" for argument in left_out]
             if lora.path in offered:
                 loras.append(str(lora))
             else:
                 translated.notes.append(f"LoRA {lora.path[:80]}: is not offered here, left out")
-        return LORA.sub("", prompt), loras
+        return TAG.sub("", prompt), loras
 
     def _hires_fix(self, body: Txt2Img, translated: TranslatedRequest) -> tuple[int, int, list[str]]:
         """The final width and height, and both stages; the second starts at the noise level of its strength."""
@@ -226,6 +232,18 @@ class Translator:
             raise HTTPException(422, f"batch_size x n_iter is {count * len(tasks)} pictures; this server makes {most} at most")
         translated.tasks = [following_seed(tasks[i % len(tasks)], i) for i in range(max(count, len(tasks)))]
         return translated
+
+
+def _clip_skip(value: object, translated: TranslatedRequest) -> int | None:
+    """A1111's CLIP_stop_at_last_layers as `clip_skip`, where the model reads prompts with CLIP. RequestError for no layer."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise RequestError(f"override_settings.CLIP_stop_at_last_layers {value!r}: give a layer from 1 (the last) to 12")
+    model = load_spec(translated.model).text_model
+    if not model.towers or int(value) == 1:  # 1 is A1111's own default, whatever the model
+        return None
+    return int(value)
 
 
 def _read_scripts(body: Drawing) -> ScriptSettings:

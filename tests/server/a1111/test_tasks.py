@@ -30,7 +30,7 @@ def test_tags_become_loras_with_the_texts_strength_first(tmp_path: Path) -> None
     assert (prompt, loras) == ("a lake ", ["style:0.5:0.8", f"style:1:lbw={ones}"])
     assert notes == [
         "LoRA nobody: is not offered here, left out",
-        "negative_prompt: its LoRA tags are left out; give them in the prompt",
+        "negative_prompt: its tags are left out; give them in the prompt",
     ]
     ref = Library(Settings(folder=tmp_path, loras=tmp_path)).lora("style:0.5:0.8")
     assert (Path(ref.path).name, ref.scale, ref.text_scale) == ("style.safetensors", 0.5, 0.8)
@@ -42,3 +42,24 @@ def test_arguments_that_are_not_honoured_are_told_and_wrong_ones_refused(tmp_pat
     assert notes == ["LoRA style: dyn=8 is not supported, left out", "LoRA style: start=3 is not supported, left out"]
     with pytest.raises(RequestError, match="the tag says 'strong'"):
         translated(tmp_path, "<lora:style:strong>")
+
+
+def test_tags_of_other_kinds_are_left_out_and_told(tmp_path: Path) -> None:
+    prompt, loras, notes = translated(tmp_path, "a <hypernet:old:1>lake <lyco:style:0.5>")
+    assert (prompt, loras) == ("a lake ", ["style:0.5"])
+    assert notes == ["prompt tag <hypernet:old:1>: is not known, left out"]
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(None, None), (1, None), (2, 2), (2.0, 2)])
+def test_clip_stop_is_clip_skip(tmp_path: Path, value: object, wanted: int | None) -> None:
+    settings = Settings(folder=tmp_path)
+    body = Txt2Img(prompt="a", override_settings={} if value is None else {"CLIP_stop_at_last_layers": value})
+    translated, options = Translator(settings, Library(settings))._common(body, ScriptSettings())
+    assert options["clip_skip"] == wanted and translated.ignored == []
+
+
+def test_a_layer_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path)
+    body = Txt2Img(prompt="a", override_settings={"CLIP_stop_at_last_layers": "two"})
+    with pytest.raises(RequestError, match="CLIP_stop_at_last_layers 'two': give a layer"):
+        Translator(settings, Library(settings))._common(body, ScriptSettings())
