@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
 from hires.checkpoints.spec import ModelSpec, unet_shape
 from hires.devices.probe import TORCH_DTYPE
+from hires.models.loading import Home
 from hires.models.text_encoders import TextEncoders
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.bands.memory import VaeShape
@@ -129,9 +130,10 @@ def random_weights(family: str, toy: bool) -> Iterator[None]:
     def encode(encoders: TextEncoders, prompts: Sequence[str]) -> list[Conditioning]:
         return list(texts_of(family, toy, "fp32", encoders.device))
 
-    def loaded(spec: ModelSpec, home: torch.device, types: tuple[torch.dtype, torch.dtype], loras: object) -> Any:
-        dtype, vae_dtype = (next(name for name, kind in TORCH_DTYPE.items() if kind == wanted) for wanted in types)
-        return network_of(family, toy, dtype, home), (), vae_of(toy, vae_dtype, home)
+    def loaded(spec: ModelSpec, homes: Mapping[str, Home], loras: object) -> Any:
+        names = {kind: name for name, kind in TORCH_DTYPE.items()}
+        network, vae = homes["network"], homes["vae"]
+        return network_of(family, toy, names[network.dtype], network.device), (), vae_of(toy, names[vae.dtype], vae.device)
 
     with mock.patch("hires.pipelines.load.encode", encode), mock.patch("hires.pipelines.load._loaded", loaded):
         yield

@@ -9,7 +9,7 @@ import pytest
 from tests.support.plans import COUNT, cases, planned, saved
 
 WORDING = ("notes", "message", "alternatives", "reason")
-NEWER = ("enlarge_seconds",)  # which part of the seconds that were there is for enlarging
+NEWER = ("enlarge_seconds", "weights", "weight_bytes")  # what plans tell since then
 
 
 def without_wording(value: Any) -> Any:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("warm")
 PROMPT = "a sun over a lake"
 SMALL: dict[str, Any] = {"size": "400x272", "steps": 6, "seed": 5, "vram": "60MB"}  # so small that it decodes in bands
 STOPS = [("base", 4), ("refine 1", 5), ("decode", 60), ("write", 1)]
-CHANGES = [{"seed": 6}, {"size": "384x272"}, {"negative": "rain"}]
+CHANGES = [{"seed": 6}, {"size": "384x272"}, {"negative": "rain"}, {"weights": "int8"}]
 AT_ONCE = JournalOptions(seconds=0)
 TABLE = vp_sigmas("scaled_linear", 0.00085, 0.012)
 
