@@ -55,7 +55,7 @@ def pictures(side: int) -> list[dict[str, Any]]:
         exact = pixels if exact is None else exact
         held = sum(held_bytes(weights).values())
         rows.append({
-            "weights": weights or "fp32", "side": side, "psnr_db": round(psnr(pixels, exact), 2), "held_bytes": held,
+            "weights": weights or "fp32", "side": side, "threads": torch.get_num_threads(), "psnr_db": round(psnr(pixels, exact), 2), "held_bytes": held,
             "planned_bytes": result.plan.weight_bytes, "peak_mib": taken["peak_mib"], "seconds": taken["p50_s"],
             **{f"{name}_error": value for name, value in errors_of(weights).items()},
         })  # fmt: skip
@@ -148,9 +148,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks weights", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--layers", action="store_true", help="print the layers alone, no rows")
     parser.add_argument("--csv", type=Path, help="the folder that rows are appended in, such as benchmarks/results")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     each = layers()
     print(table(each))
     if options.layers:
