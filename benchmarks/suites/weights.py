@@ -55,7 +55,8 @@ def pictures(side: int) -> list[dict[str, Any]]:
         exact = pixels if exact is None else exact
         held = sum(held_bytes(weights).values())
         rows.append({
-            "weights": weights or "fp32", "side": side, "threads": torch.get_num_threads(), "psnr_db": round(psnr(pixels, exact), 2), "held_bytes": held,
+            "weights": weights or "fp32", "side": side, "threads": torch.get_num_threads(),
+            "psnr_db": round(psnr(pixels, exact), 2), "held_bytes": held,
             "planned_bytes": result.plan.weight_bytes, "peak_mib": taken["peak_mib"], "seconds": taken["p50_s"],
             **{f"{name}_error": value for name, value in errors_of(weights).items()},
         })  # fmt: skip
