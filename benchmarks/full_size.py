@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.suites.planner import PIXART, VAE, network_bytes, network_shape, vae_bytes
 from hires.checkpoints.containers.layers import LayerCount
 from hires.checkpoints.families import FAMILIES, VAE_COUNT
-from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
+from hires.checkpoints.model import ModelSpec, sigma_table
+from hires.checkpoints.spec import load_spec
 from hires.kernels.attention_policies import EVERYWHERE, Policy
 from hires.planning.plan import DecodePlan
 from hires.tiling.geometry import Size

@@ -17,7 +17,8 @@ from benchmarks.full_size import full_spec
 from hires._imports import quiet_imports
 from hires.checkpoints.configs import shipped_config
 from hires.checkpoints.families import PixArtShape
-from hires.checkpoints.spec import ModelSpec, unet_shape
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import unet_shape
 from hires.devices.probe import TORCH_DTYPE
 from hires.models.loading import Home
 from hires.models.text_encoders import TextEncoders

@@ -20,7 +20,8 @@ if not os.environ.get("HIRES_TEST_GPU"):  # before torch looks: the numbers here
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hires-tests-")  # what this machine was measured at is no part of a test
 
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from tests.support import speed
 
 if TYPE_CHECKING:

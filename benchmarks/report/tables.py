@@ -15,7 +15,7 @@ from benchmarks.suites import scaling as bench_scaling
 from benchmarks.suites import scenes as bench_scenes
 from benchmarks.suites import strategies as bench_strategies
 from benchmarks.suites import waterfall as bench_waterfall
-from hires.checkpoints.profiles import PROFILES
+from hires.checkpoints.few_step.profiles import PROFILES
 from hires.options.table import option_table
 
 Rows = Sequence[Mapping[str, str]]

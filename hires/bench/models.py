@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hires.bench.row import DTYPES, BenchSetup, Row, name_of, resident_from_now
 from hires.bench.timing import Timed, peak_flops
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.probe import probe
 from hires.errors import RequestError
 from hires.options.render import RenderRequest

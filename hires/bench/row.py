@@ -23,7 +23,7 @@ from hires.tiling.retry import free_memory
 from hires.units import Json, parse_bytes
 
 if TYPE_CHECKING:
-    from hires.checkpoints.spec import ModelSpec
+    from hires.checkpoints.model import ModelSpec
 
 
 SUITES = ("attention", "norm", "vae", "denoise", "render", "io", "upscale")

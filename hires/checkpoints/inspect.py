@@ -14,9 +14,11 @@ from pathlib import Path
 from hires.checkpoints.adapters.loras import lora_profile
 from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
+from hires.checkpoints.few_step.applied import profiled
 from hires.checkpoints.headers import TensorInfo, folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, next_move
-from hires.checkpoints.spec import ModelSpec, identify, parts_folder, profiled, spec_of, unknown_layout
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import identify, parts_folder, spec_of, unknown_layout
 from hires.options.declarations import ModelOptions, SizeOptions
 from hires.options.fields import flags_of
 from hires.units import Json

@@ -6,7 +6,7 @@ Imports no torch and reads no tensor.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hires.checkpoints.configs import (
@@ -22,7 +22,7 @@ from hires.checkpoints.configs import (
     pixart_config,
     shipped_config,
 )
-from hires.checkpoints.containers.layers import NOT_COUNTED, LayerCount, count_layers
+from hires.checkpoints.containers.layers import LayerCount, count_layers
 from hires.checkpoints.detect_file import Finding, identify_file, supported, unet_shapes
 from hires.checkpoints.detect_folder import identify_folder, read_json
 from hires.checkpoints.families import (
@@ -35,93 +35,14 @@ from hires.checkpoints.families import (
     PixArtShape,
     UNetShape,
 )
+from hires.checkpoints.few_step.applied import profiled
 from hires.checkpoints.headers import folder_tensors, read_header
 from hires.checkpoints.locate import Part, find_model, find_part, folder_part, vae_part
+from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.noise_levels import as_said, vp_range, vp_sigmas
-from hires.checkpoints.profiles import NONE, Profile, find_profile, match, names_of
-from hires.errors import ModelError, RequestError
-from hires.prompts.request import TextModel
-from hires.sampling.registry import LCM_TIMESTEPS
+from hires.errors import ModelError
 from hires.tiling.bands.memory import VaeShape
-from hires.tiling.geometry import Size
 from hires.units import Json
-
-EMBEDDED_GUIDANCE, EMBEDDED_UP_TO = 8.0, 14.0
-"""The guidance of an LCM that is told it: its card's, and the highest that it was trained with (Luo et al. 2023: 2 to 14)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """Facts of one checkpoint. Sigmas are in units of the latents' standard deviation."""
-
-    name: str
-    """As the user gave it."""
-    path: Path
-    """Its file or folder."""
-    facts: FamilyFacts
-    """Those of its family."""
-    parameterisation: str
-    sigma_min: float
-    sigma_max: float
-    vp_betas: tuple[str, float, float] | None
-    """(kind, first, last) of a variance-preserving model; None for EDM."""
-    zero_terminal_snr: bool
-    latent_scale: float
-    cell_px: int
-    """Pixels per side of a latent cell."""
-    native_px: int
-    align_px: int
-    """What the sides of a canvas must divide by."""
-    network: NetworkShape
-    vae: VaeShape
-    network_params: int
-    """Values of the network's weights."""
-    text_params: int
-    """Values of the text encoders' weights."""
-    vae_params: int
-    """Values of the VAE's weights."""
-    defaults: Defaults
-    parts: Mapping[str, Part]
-    """Where each component is."""
-    network_count: LayerCount = NOT_COUNTED
-    """What decides the bytes of the network's weights where they are packed."""
-    vae_count: LayerCount = NOT_COUNTED
-    """The same of the VAE's."""
-    notes: tuple[str, ...] = ()
-    """What a plan says about the checkpoint."""
-    profile: Profile | None = None
-    """How it is run in few steps, where its name, a LoRA or the user says so."""
-    prompt_chunks: int = 1
-    """Chunks of the longest text of the request."""
-    prompt_parts: int = 1
-    """Prompts that AND puts together in the request."""
-
-    @property
-    def text_tokens(self) -> int:
-        """The tokens that the network's cross-attention reads."""
-        return self.facts.tokens * self.prompt_chunks
-
-    @property
-    def text_model(self) -> TextModel:
-        """What it reads prompts with."""
-        towers = 0 if self.facts.text == ("t5",) else len(self.facts.text)
-        return TextModel(
-            name=self.name if self.defaults.words_only else self.facts.title,
-            towers=towers,
-            words_only=not towers or self.defaults.words_only,
-            sized=self.facts.size_conditions == "sdxl",
-            edits=self.facts.image_channels > 0,
-        )
-
-    @property
-    def family(self) -> str:
-        """The name of the model's family."""
-        return self.facts.name
-
-    @property
-    def missing(self) -> tuple[Part, ...]:
-        """The parts that were not found; with any the model cannot run."""
-        return tuple(part for part in self.parts.values() if part.layout == "missing")
 
 
 def load_spec(
@@ -264,86 +185,6 @@ def _unused_notes(parts: Mapping[str, Part], extra: Path | None, vae_given: bool
             yield f"{name} of `parts` is not used: that of {parts[name].path} is{hint}"
 
 
-def profiled(spec: ModelSpec, finding: Finding, family: str | None, profile: str | None) -> ModelSpec:
-    """The same model with the profile that is asked for, or that its name tells unless its family or hires.json was given."""
-    if profile is not None:
-        return spec if profile == NONE else as_profile(spec, find_profile(profile), "as asked for")
-    found = match(names_of(finding.path, finding.header.metadata if finding.header else {}), "model")
-    if embeds_guidance(spec):
-        return as_profile(spec, find_profile("lcm"), "time_embedding.cond_proj: it is told the guidance scale")
-    if found is None or (finding.path / "hires.json").is_file() or (family and spec.facts.few_step):
-        return spec
-    base = base_family(spec)
-    if family is not None:
-        note = (
-            f"{found.reason}: run as plain {base.title}, as `family` says; `few_step` {found.profile.name} runs it in few steps"
-        )
-        return replace(spec, notes=(*spec.notes, note))
-    if not fits(spec, found.profile):
-        if base.network != "unet":
-            return spec
-        made_for = " or ".join(found.profile.bases)
-        note = (
-            f"{found.reason}: {found.profile.title} exists for {made_for} (eps), this is {spec.family} "
-            f"({spec.parameterisation}): run as plain {base.title}"
-        )
-        return replace(spec, notes=(*spec.notes, note))
-    return as_profile(spec, found.profile, found.reason)
-
-
-def embeds_guidance(spec: ModelSpec) -> bool:
-    """Whether the network is told the guidance scale, and needs one evaluation a step whatever it is."""
-    return isinstance(spec.network, UNetShape) and spec.network.guidance_width > 0
-
-
-def base_family(spec: ModelSpec) -> FamilyFacts:
-    """The family of the plain model with the same keys."""
-    return FAMILIES[spec.facts.same_keys_as or spec.family]
-
-
-def fits(spec: ModelSpec, profile: Profile) -> bool:
-    """Whether a profile's method was made for a model of this family and prediction."""
-    return base_family(spec).name in profile.bases and spec.parameterisation in ("eps", "x0")
-
-
-def as_profile(spec: ModelSpec, profile: Profile, reason: str) -> ModelSpec:
-    """The same model, run as a profile says. RequestError for one that the profile was not made for."""
-    if not fits(spec, profile):
-        raise RequestError(
-            f"few_step {profile.name}: {profile.title} exists for {' or '.join(profile.bases)} with epsilon prediction, "
-            f"{spec.name} is {spec.family} ({spec.parameterisation}): leave `few_step` out, or give another `model`"
-        )
-    base, table = base_family(spec), sigma_table(spec)
-    assert table is not None, "a model with epsilon prediction has timesteps"
-    side = profile.native_px or (spec.native_px if spec.facts.name == base.name else base.native_px)
-    facts = replace(
-        base,
-        few_step=profile.few_step,
-        start_timestep=profile.start_timestep,
-        size_conditions=spec.facts.size_conditions,
-        native_px=side,
-        bins=profile.native_px or base.bins,
-    )
-    run = profile.run(side)
-    if embeds_guidance(spec):
-        profile = replace(profile, guidance_up_to=EMBEDDED_UP_TO)
-        run = replace(run, guidance=EMBEDDED_GUIDANCE, relay_guidance=EMBEDDED_GUIDANCE)
-    note = (
-        f"profile {profile.name}, {reason}: {run.steps} step{'s' if run.steps > 1 else ''} of {run.sampler} on {run.schedule}, "
-        f"guidance {run.guidance:g}, {side} px; `few_step` none runs it as plain {base.title}"
-    )
-    return replace(
-        spec,
-        facts=facts,
-        parameterisation=profile.parameterisation or spec.parameterisation,
-        sigma_max=table[-1 if profile.start_timestep is None else profile.start_timestep],
-        native_px=side,
-        defaults=run,
-        profile=profile,
-        notes=(*spec.notes, note),
-    )
-
-
 def _missing_note(parts: Mapping[str, Part]) -> tuple[str, ...]:
     absent = [part.component for part in parts.values() if part.layout == "missing"]
     counted = "its parts are counted at their published size until then"
@@ -467,37 +308,6 @@ def _count(parts: Iterable[Part], finding: Finding) -> LayerCount:
 def _text_params(finding: Finding, facts: FamilyFacts, parts: Mapping[str, Part]) -> list[int]:
     towers = zip(facts.text, ("text_encoder", "text_encoder_2"), strict=False)
     return [_count([parts[component]], finding).values or PART_PARAMS[tower] for tower, component in towers]
-
-
-def sigma_table(spec: ModelSpec) -> tuple[float, ...] | None:
-    """The rising sigmas of a variance-preserving model's timesteps, None for an EDM model."""
-    return None if spec.vp_betas is None else vp_sigmas(*spec.vp_betas, zero_snr=spec.zero_terminal_snr)
-
-
-def schedule_table(spec: ModelSpec, schedule: str) -> tuple[float, ...] | None:
-    """The timesteps that a schedule is made of: of an LCM the 50 that it was distilled at, which `lcm` picks for itself.
-
-    So ComfyUI's ModelSamplingDiscrete with lcm has them. None for an EDM model.
-    """
-    table = sigma_table(spec)
-    if table is None or spec.facts.few_step != "lcm" or schedule == "lcm":
-        return table
-    spacing = len(table) // LCM_TIMESTEPS
-    return table[spacing - 1 :: spacing]
-
-
-def sigma_max_for(spec: ModelSpec, size: Size) -> float:
-    """min(sigma_max, 14.6 x longest side / 1024): the noise that hides the largest shapes of a picture of that size.
-
-    Twice the side needs twice the noise (arXiv 2409.15997), and SDXL's 14.6 is made for 1024 px. RequestError for a
-    variance-preserving model.
-    """
-    if spec.vp_betas is not None:
-        raise RequestError(
-            f"sigma_max: {spec.name} is variance-preserving, its {len(sigma_table(spec) or ())} noise levels end at "
-            f"{spec.sigma_max:.2f} and its network knows no others; leave the option out"
-        )
-    return min(spec.sigma_max, 14.6 * max(size.height, size.width) / 1024)
 
 
 def _network_shape(config: Json, finding: Finding, facts: FamilyFacts) -> NetworkShape:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from hires._imports import collection_paused
 from hires.checkpoints.locate import missing
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.describe import budget_of, describe_device
 from hires.engine.job import NO_IMAGES, Images, RenderJob
 from hires.engine.output import delivery

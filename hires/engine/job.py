@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.engine.output import Delivery
 from hires.events import Event, OnEvent, StageStats
 from hires.options.render import JournalOptions, RenderRequest

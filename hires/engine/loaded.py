@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hires.checkpoints.adapters.loras import lora_files, tower_loras
 from hires.checkpoints.file_states import Files, files_of, states
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.machines import available_host_bytes
 from hires.devices.memory import resident_bytes
 from hires.devices.probe import choose_device

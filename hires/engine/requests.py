@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_tokens, prompts_of
 from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.families import PixArtShape, second_half_factors
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.errors import RequestError, SizeError
 from hires.options import captions
 from hires.options.fields import PictureLike, declared

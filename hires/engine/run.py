@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hires.checkpoints.locate import missing
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices import calibration
 from hires.devices.calibration import calibrated
 from hires.devices.describe import budget_of

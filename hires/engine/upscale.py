@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hires._version import __version__
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.describe import describe_device
 from hires.devices.memory import FreedPages, freed_pages, peak_resident_bytes
 from hires.devices.probe import choose_device, probe

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hires.checkpoints.families import UNetShape
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import BackendError
 from hires.kernels.attention_policies import Global, Policy
 from hires.kernels.backends import BackendRefused

@@ -20,7 +20,8 @@ from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import weight_files
 from hires.checkpoints.locate import missing
-from hires.checkpoints.spec import UNET_FILES, ModelSpec, network_config, vae_config_of
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import UNET_FILES, network_config, vae_config_of
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, network_layers

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.planning.costs.network_memory import PREVIEW_CELLS
 
 RGB_OF_LATENTS: dict[float, tuple[tuple[float, ...], ...]] = {

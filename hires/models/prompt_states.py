@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hires.checkpoints.adapters.embeddings import chunks_of, clip_vocabulary, count_rows, fitting, tower_widths, widths
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.textual_inversion import read_rows
 from hires.planning.costs.text import TEXTS_AT_ONCE

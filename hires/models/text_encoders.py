@@ -20,7 +20,7 @@ from hires.checkpoints.configs import below, clip_config
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import Part, missing
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.lora import merged, tower_layers

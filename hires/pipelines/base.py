@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hires.checkpoints.families import UNetShape
-from hires.checkpoints.spec import ModelSpec, embeds_guidance, sigma_table
+from hires.checkpoints.model import ModelSpec, embeds_guidance, sigma_table
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import NotFiniteError
 from hires.images.whole import fitted, to_uint8

@@ -14,7 +14,7 @@ from torch import nn
 
 from hires.checkpoints.adapters.embeddings import prompts_of
 from hires.checkpoints.families import PixArtShape
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.probe import TORCH_DTYPE
 from hires.errors import ModelError
 from hires.models.adapters.controlnet import ControlBlock, load_control

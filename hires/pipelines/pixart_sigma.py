@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hires.checkpoints.families import PixArtShape
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.pixart import POSITION_MODES, PixArtNetwork
 from hires.pipelines.base import Family, Runtime, Session, preconditioned

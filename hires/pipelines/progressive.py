@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.model import ModelSpec, sigma_table
 from hires.devices.memory import peak_device_bytes, reset_peak
 from hires.errors import NotFiniteError
 from hires.events import Event, OnEvent, StageStats

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.kernels.attention_policies import Global

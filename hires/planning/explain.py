@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hires.checkpoints.spec import embeds_guidance
+from hires.checkpoints.model import embeds_guidance
 from hires.kernels.attention_policies import NPA, Global, KVPool, Policy, Windows
 from hires.options.render import RenderRequest
 from hires.options.stage import parse_policy

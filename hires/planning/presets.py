@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hires.checkpoints.spec import ModelSpec, embeds_guidance
+from hires.checkpoints.model import ModelSpec, embeds_guidance
 from hires.options.stage import GuidePlan, StageSpec
 from hires.sampling import registry
 

@@ -9,7 +9,7 @@ import functools
 import math
 
 from hires.checkpoints.families import FamilyFacts
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.tiling.geometry import Size, round_up, snap
 
 SIZE_CLASSES = (256, 512, 1024, 2048, 2880, 4096)  # sides of the square bin; 2880 is the area of 3840x2160

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table, sigma_max_for
+from hires.checkpoints.model import ModelSpec, embeds_guidance, schedule_table, sigma_max_for
 from hires.errors import RequestError
 from hires.options.render import RenderRequest
 from hires.options.stage import GuidePlan, StageSpec

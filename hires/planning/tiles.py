@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, Policy, Windows, make_policy
 from hires.options.render import RenderRequest

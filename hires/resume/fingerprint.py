@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hires._version import __version__
 from hires.checkpoints.adapters.embeddings import prompts_of
 from hires.checkpoints.adapters.loras import lora_files
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.options.render import RenderRequest
 from hires.planning.plan import MemoryPlan
 from hires.prompts.embeddings import EmbeddingFile

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hires._version import __version__
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.devices.describe import budget_of, describe_device
 from hires.devices.probe import choose_device
 from hires.devices.spec import DeviceSpec

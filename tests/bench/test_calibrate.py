@@ -15,7 +15,7 @@ import torch
 
 import hires
 from hires.bench import calibrate
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.calibration import Calibration, cache_folder, calibrated, file_of, load, save
 from hires.devices.machines import described_card, host_device
 from hires.errors import WriteError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError
 from hires.options.render import RenderRequest

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hires._imports import quiet_imports
 from hires.checkpoints.locate import TOKENIZERS, folder_part
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError, RequestError
 from hires.models import prompt_states
 from hires.models.prompt_states import clip_conditions, mean_kept, toward_empty

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hires._imports import quiet_imports
 from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.noise_levels import vp_sigmas
-from hires.checkpoints.spec import ModelSpec
 from hires.devices import machines
 from hires.engine import engine, requests
 from hires.errors import ModelError, RequestError

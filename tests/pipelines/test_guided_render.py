@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hires.checkpoints.spec import ModelSpec, sigma_table
+from hires.checkpoints.model import ModelSpec, sigma_table
 from hires.devices.machines import host_device
 from hires.engine.requests import spec_for
 from hires.models.text_encoders import encode_prompts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import hires
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import RequestError
 from hires.kernels.attention_policies import Attending, everywhere
 from hires.models.offload import Weights

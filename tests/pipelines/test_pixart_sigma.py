@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import hires
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.devices.machines import host_device
 from hires.devices.probe import TORCH_DTYPE
 from hires.engine.requests import pooled_keys

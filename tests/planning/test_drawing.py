@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.machines import described_card
 from hires.errors import OutputError
 from hires.options.render import RenderRequest

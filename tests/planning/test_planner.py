@@ -8,7 +8,7 @@ import pytest
 
 from hires.checkpoints.containers.layers import LayerCount
 from hires.checkpoints.families import FAMILIES, VAE_COUNT, UNetShape
-from hires.checkpoints.spec import ModelSpec, sigma_max_for
+from hires.checkpoints.model import ModelSpec, sigma_max_for
 from hires.devices import machines
 from hires.devices.machines import described_card, host_device
 from hires.errors import BudgetError, RequestError

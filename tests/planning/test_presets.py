@@ -9,7 +9,7 @@ import pytest
 import hires
 from benchmarks.full_size import full_spec
 from benchmarks.suites.presets import LIMITS, planned, row_of
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.errors import RequestError
 from hires.kernels.attention_policies import NPA, Global, Windows

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.suites.planner import PIXART, network_bytes, vae_bytes
 from hires.checkpoints.families import FAMILIES, UNetShape
+from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.noise_levels import vp_sigmas
-from hires.checkpoints.spec import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.devices.spec import DeviceSpec
 from hires.errors import BudgetError

@@ -12,7 +12,8 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.full_size import full_spec
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.devices.machines import described_card
 from hires.devices.spec import DeviceSpec
 from hires.errors import RequestError, RunError

@@ -8,8 +8,8 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from hires.checkpoints.families import FAMILIES, PixArtShape
+from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.noise_levels import vp_sigmas
-from hires.checkpoints.spec import ModelSpec
 from hires.sampling.conditioning import Conditioning
 from hires.tiling.geometry import Size
 

@@ -16,7 +16,7 @@ from hires.checkpoints.configs import below
 from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.headers import read_header
 from hires.checkpoints.locate import TOKENIZERS, VOCABULARIES, missing
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError
 from hires.options.render import RenderRequest
 from hires.prompts.attention import read_runs

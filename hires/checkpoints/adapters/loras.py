@@ -15,9 +15,10 @@ from hires.checkpoints.adapters.keys import IDLE, TEXT, TEXT_2, component_of, re
 from hires.checkpoints.adapters.stated import CONFIG_FILE, PEFT_FILE
 from hires.checkpoints.detect_file import Finding, identify_lora
 from hires.checkpoints.families import UNetShape
+from hires.checkpoints.few_step.applied import as_profile, fits
+from hires.checkpoints.few_step.profiles import Match, match, names_of
 from hires.checkpoints.headers import Header, read_header
-from hires.checkpoints.profiles import Match, match, names_of
-from hires.checkpoints.spec import ModelSpec, as_profile, fits
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError
 from hires.options.lora import COUNTS, LoraRef
 

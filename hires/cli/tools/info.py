@@ -14,7 +14,7 @@ from hires.cli.options import AsJson
 from hires.units import gib
 
 if TYPE_CHECKING:
-    from hires.checkpoints.spec import ModelSpec
+    from hires.checkpoints.model import ModelSpec
 
 
 def info(as_json: AsJson = False) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError
 from hires.models.loading import Home, take_weights
 from hires.models.state_dicts import pixart_names, read_tensors

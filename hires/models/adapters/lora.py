@@ -17,7 +17,7 @@ from hires.checkpoints.adapters.keys import NETWORK, AdapterLayer, read_layers
 from hires.checkpoints.adapters.loras import lora_file
 from hires.checkpoints.adapters.stated import Stated, stated_beside
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.errors import ModelError
 from hires.models.adapters.change import Change
 from hires.models.adapters.full import difference, replacement

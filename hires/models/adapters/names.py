@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hires.checkpoints.configs import ldm_unet_names
 from hires.checkpoints.families import UNetShape
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.models.state_dicts import pixart_names
 
 _OPEN_CLIP = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hires.checkpoints.spec import ModelSpec, embeds_guidance, schedule_table
+from hires.checkpoints.model import ModelSpec, embeds_guidance, schedule_table
 from hires.planning.plan import StagePlan
 from hires.sampling import registry
 from hires.sampling.schedules import make_levels

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices import machines
 from hires.devices.spec import DeviceSpec
 from hires.planning.costs.evaluations import estimates, estimates_per_step

@@ -119,7 +119,7 @@ def test_what_cannot_be_merged_is_refused_by_its_name(name: str, tmp_path: Path,
         with_loras(spec, [LoraRef(str(written(tmp_path / "a.safetensors", shapes)))])
 
 
-def test_a_hypernetwork_is_named(tmp_path: Path, demo: hires.checkpoints.spec.ModelSpec) -> None:
+def test_a_hypernetwork_is_named(tmp_path: Path, demo: hires.checkpoints.model.ModelSpec) -> None:
     pair = ({"linear.0.weight": torch.ones(2, 2)}, {"linear.0.weight": torch.ones(2, 2)})
     torch.save({320: pair, "step": 3, "layer_structure": [1, 2, 1]}, tmp_path / "a.pt")
     with pytest.raises(ModelError, match="is a hypernetwork"):

@@ -14,7 +14,8 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 import hires
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.controlnet import load_control
 from hires.models.loading import Home, load_network

@@ -15,8 +15,8 @@ from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.configs import ldm_unet_names
 from hires.checkpoints.detect_file import identify_lora
 from hires.checkpoints.families import FAMILIES
+from hires.checkpoints.few_step.profiles import PROFILES
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.profiles import PROFILES
 from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.change import Change

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hires.checkpoints.adapters.loras import bundled_embeddings, with_loras
 from hires.checkpoints.headers import read_header
-from hires.checkpoints.spec import ModelSpec, load_spec
+from hires.checkpoints.model import ModelSpec
+from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError, RequestError
 from hires.models.adapters.lora import network_layers, tower_layers
 from hires.models.adapters.names import unet_blocks

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.full_size import full_spec
 from hires.checkpoints.containers.layers import count_layers
 from hires.checkpoints.families import VAE_COUNT
-from hires.checkpoints.spec import ModelSpec
+from hires.checkpoints.model import ModelSpec
 from hires.devices.machines import described_card, host_device
 from hires.options.declarations import WEIGHTS
 from hires.options.render import RenderRequest

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import hires
 from hires.checkpoints.adapters.loras import with_loras
 from hires.checkpoints.configs import ldm_unet_names
-from hires.checkpoints.profiles import PROFILES, Profile, apart, match
-from hires.checkpoints.spec import ModelSpec, load_spec, sigma_table
+from hires.checkpoints.few_step.profiles import PROFILES, Profile, apart, match
+from hires.checkpoints.model import ModelSpec, sigma_table
+from hires.checkpoints.spec import load_spec
 from hires.devices.machines import described_card
 from hires.engine.requests import spec_for
 from hires.errors import ModelError, RequestError

@@ -1,0 +1,1 @@
+"""Few-step checkpoints: how they are told and how they are run. Imports no torch."""
