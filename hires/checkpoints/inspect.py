@@ -16,7 +16,7 @@ from hires.checkpoints.configs import PIXART_TABLES, below
 from hires.checkpoints.detect_file import Finding
 from hires.checkpoints.few_step.applied import profiled
 from hires.checkpoints.headers import TensorInfo, folder_tensors, read_header
-from hires.checkpoints.locate import Part, find_model, next_move
+from hires.checkpoints.locate import TOKENIZERS, Part, find_model, next_move
 from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.spec import identify, parts_folder, spec_of, unknown_layout
 from hires.options.declarations import ModelOptions, SizeOptions
@@ -145,8 +145,15 @@ def _part_alone(finding: Finding) -> Json:
 
 
 def contents(part: Part) -> Json:
-    """Where a component is and what its tensors take; nulls for what is missing or no network."""
-    where = {"layout": part.layout, "path": None if part.path is None else str(part.path)}
+    """Where a component is and what its tensors take; nulls for what is missing or no network.
+
+    layout: how its keys are named, 'shipped' for a vocabulary that comes with hires, 'missing' for what was not found.
+    """
+    shipped = part.path is not None and part.path.is_relative_to(TOKENIZERS)
+    where = {
+        "layout": "shipped" if shipped else part.layout,
+        "path": None if part.path is None else str(part.path),
+    }
     if part.path is None or part.component.startswith("tokenizer"):
         return where | {"parameters": None, "bytes": None, "dtypes": []}
     if part.layout == "diffusers":

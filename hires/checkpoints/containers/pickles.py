@@ -30,14 +30,15 @@ STORAGES = {
     "Float8_e5m2Storage": "F8_E5M2",
 }
 INERT_MODULES = (
-    "accelerate", "argparse", "collections", "datetime", "diffusers", "ldm", "lightning", "lightning_fabric", "lightning_lite",
-    "modules", "numpy", "omegaconf", "pytorch_lightning", "sgm", "torch.nn", "torch.optim", "transformers", "typing",
-)  # fmt: skip
+    *("accelerate", "argparse", "collections", "datetime", "diffusers", "ldm", "lightning", "lightning_fabric"),
+    *("lightning_lite", "modules", "numpy", "omegaconf", "pytorch_lightning", "sgm", "torch.nn", "torch.optim"),
+    *("transformers", "typing"),
+)
 """Roots of the modules whose classes training tools leave in a checkpoint; their records are inert and dropped."""
 PLAIN_TYPES = (
-    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range", "set",
-    "slice", "str", "tuple", "unicode", "xrange",
-)  # fmt: skip
+    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object"),
+    *("range", "set", "slice", "str", "tuple", "unicode", "xrange"),
+)
 NUMBER_TYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool", "strided")
 INERT_NAMES = (
     ("_codecs", "encode"),
