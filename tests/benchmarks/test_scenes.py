@@ -30,7 +30,7 @@ def test_a_seed_is_a_picture() -> None:
 
 def test_a_larger_drawing_holds_more_detail() -> None:
     """Energy beyond a 256 px picture's Nyquist keeps coming as the canvas grows."""
-    energies = [band_energy(luma(draw(scene(4), Size(s, s))), 128 / s) for s in (512, 1024, 2048)]
+    energies = [band_energy(luma(draw(scene(4), Size(s, s))), 128 / s) for s in (512, 1024)]
     assert energies == sorted(energies)
     assert energies[0] > 1e-5
 

@@ -127,13 +127,13 @@ def test_what_rounding_leaves_is_that_of_the_kernels() -> None:
     """A crop whose rounding the network enlarges most. By kernels that do not depend on the shape tiles are the whole, bit for
     bit; by oneDNN's, which do, both are as far from float64 as they are from each other."""
     made = load_upscaler(need(COMPACT), CPU)
-    small = np.asarray(Image.fromarray(crop("kodim23.png", 20, 20, 384, 384)).resize((96, 96), Image.Resampling.BICUBIC))
+    small = np.asarray(Image.fromarray(crop("kodim23.png", 20, 20, 256, 256)).resize((64, 64), Image.Resampling.BICUBIC))
     source = ImageSource.open(small)
-    planes = PictureRows(source, 3).rows(0, 96)
+    planes = PictureRows(source, 3).rows(0, 64)
 
     def both() -> tuple[Tensor, Tensor]:
-        tiled = enlarge(source, None, Size(384, 384), made, plan_tiles(made, source.size, None, 32))
-        return made.network(planes[None])[0], tiled.colour.rows(0, 384)
+        tiled = enlarge(source, None, Size(256, 256), made, plan_tiles(made, source.size, None, 32))
+        return made.network(planes[None])[0], tiled.colour.rows(0, 256)
 
     with torch.backends.mkldnn.flags(enabled=False):
         whole, tiled = both()
