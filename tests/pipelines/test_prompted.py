@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -23,15 +23,15 @@ Get = Callable[..., Checkpoint]
 
 
 @pytest.fixture(scope="module")
-def draw(checkpoint: Get) -> Callable[..., NDArray[np.uint8]]:
+def draw(checkpoint: Get) -> Iterator[Callable[..., NDArray[np.uint8]]]:
     made = checkpoint("sdxl")
-    engine = hires.load(str(made.path), parts=str(made.parts), device="cpu", dtype="fp32")
+    with hires.load(str(made.path), parts=str(made.parts), device="cpu", dtype="fp32") as engine:
 
-    def draw(prompt: str, **options: object) -> NDArray[np.uint8]:
-        common: dict[str, object] = {"size": "64x64", "steps": 4, "sampler": "euler", "guidance": 3.0}
-        return engine.render(prompt, **(common | options)).pixels
+        def draw(prompt: str, **options: object) -> NDArray[np.uint8]:
+            common: dict[str, object] = {"size": "64x64", "steps": 4, "sampler": "euler", "guidance": 3.0}
+            return engine.render(prompt, **(common | options)).pixels
 
-    return draw
+        yield draw
 
 
 def test_a_schedule_that_never_switches_is_the_plain_prompt(draw: Callable[..., NDArray[np.uint8]]) -> None:
