@@ -27,7 +27,7 @@ from hires.options.stage_text import relay_of, stages_of
 from hires.options.upscale import REFINE_STRENGTH
 from hires.prompts.request import longest_text, prompt_notes
 from hires.prompts.script import Prompts, Wording, positive_parts
-from hires.prompts.tags import cut_tags, find_lora
+from hires.prompts.tags import check_lengths, cut_tags, find_lora
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
 
@@ -50,8 +50,10 @@ def request_from(prompt: str, options: RenderOptions | EditOptions, size: Size, 
         name: getattr(options, name) for name in declared(RenderRequest) if name in declared(type(options))
     }
     paths = {name: None if (path := getattr(options, name, None)) is None else str(path) for name in PATHS}
-    prompt, loras = cut_tags(prompt, partial(tag_lora, folder=paths["lora_dir"]))
-    negative, unwanted = cut_tags(options.negative, partial(tag_lora, folder=paths["lora_dir"]))
+    check_lengths((prompt, options.negative, options.prompt_l, options.negative_l))
+    lora_of, commented = partial(tag_lora, folder=paths["lora_dir"]), options.prompt_syntax in (None, "a1111")
+    prompt, loras = cut_tags(prompt, lora_of, commented)
+    negative, unwanted = cut_tags(options.negative, lora_of, commented)
     fields |= paths | {
         "negative": negative,
         "loras": (*loras_of(options.loras), *loras, *unwanted),

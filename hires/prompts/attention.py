@@ -12,10 +12,12 @@ from hires.errors import RequestError
 ROUND, SQUARE = 1.1, 1 / 1.1
 """What a bracket of either kind multiplies a weight by."""
 LARGEST_WEIGHT = 100.0
+DEEPEST = 100
+"""Brackets of a kind that may be open at once; 49 round ones weigh more than `LARGEST_WEIGHT` already."""
 BREAK_WEIGHT = -1.0
 """The weight by which A1111 marks the word BREAK; a bracket around the word changes it, and it is a word again."""
 _TOKEN = re.compile(r"\\(?P<escaped>[()\[\]\\])|\\|(?P<open>[(\[])|:(?P<weight>[-+]?[\d.]+)\)|(?P<close>[)\]])|[^\\()\[\]:]+|:")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def a1111_runs(text: str) -> list[Run]:
         token = match[0]
         if match["open"]:
             opened[token].append(len(texts))
+            _check_depth(len(opened[token]))
         elif match["weight"] and opened["("]:
             scale(opened["("].pop(), _number(match["weight"], token))
         elif token == ")" and opened["("]:
@@ -65,7 +68,7 @@ def a1111_runs(text: str) -> list[Run]:
         elif token == "]" and opened["["]:
             scale(opened["["].pop(), SQUARE)
         else:
-            for index, part in enumerate(_BREAK.split(match["escaped"] or ("" if token == "\\" else token))):
+            for index, part in enumerate(_around_breaks(match["escaped"] or ("" if token == "\\" else token))):
                 texts += ["BREAK", part] if index else [part]
                 weights += [BREAK_WEIGHT, 1.0] if index else [1.0]
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
@@ -74,11 +77,25 @@ def a1111_runs(text: str) -> list[Run]:
     return _joined(texts, weights)
 
 
+def _around_breaks(text: str) -> list[str]:
+    """A text cut at each BREAK, without the spaces around the word."""
+    parts = _BREAK.split(text)
+    ended = [*(part.rstrip() for part in parts[:-1]), parts[-1]]
+    return [ended[0], *(part.lstrip() for part in ended[1:])]
+
+
 def _number(digits: str, token: str) -> float:
     try:
         return float(digits)
     except ValueError:
         raise RequestError(f"prompt weight {token[1:-1]!r}: is no number; write one such as (word:1.2)") from None
+
+
+def _check_depth(depth: int) -> None:
+    if depth > DEEPEST:
+        raise RequestError(
+            f"prompt of more than {DEEPEST} brackets open at once: close them, or give a weight such as (word:1.2)"
+        )
 
 
 def _joined(texts: list[str], weights: list[float]) -> list[Run]:
@@ -95,10 +112,11 @@ def _joined(texts: list[str], weights: list[float]) -> list[Run]:
 def comfyui_runs(text: str) -> list[Run]:
     r"""ComfyUI's weights: `(x)` times 1.1, `(x:1.3)` replaces by 1.3, `\(` for a bracket itself; square brackets are words."""
     hidden = text.replace("\\)", "\0").replace("\\(", "\1")
-    return [Run(run.text.replace("\0", ")").replace("\1", "("), run.weight) for run in _nested(hidden, 1.0)]
+    return [Run(run.text.replace("\0", ")").replace("\1", "("), run.weight) for run in _nested(hidden, 1.0, 1)]
 
 
-def _nested(text: str, weight: float) -> Iterator[Run]:
+def _nested(text: str, weight: float, depth: int) -> Iterator[Run]:
+    _check_depth(depth)
     for part in _outermost(text):
         if not (len(part) >= 2 and part[0] == "(" and part[-1] == ")"):
             yield Run(part, weight)
@@ -110,7 +128,7 @@ def _nested(text: str, weight: float) -> Iterator[Run]:
                 inner, own = inner[:colon], float(inner[colon + 1 :])
             except ValueError:
                 inner = part[1:-1]
-        yield from _nested(inner, own)
+        yield from _nested(inner, own, depth + 1)
 
 
 def _outermost(text: str) -> list[str]:

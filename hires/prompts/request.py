@@ -11,6 +11,7 @@ from hires.prompts import syntax
 from hires.prompts.attention import read_runs
 from hires.prompts.embeddings import EmbeddingFile, find_embeddings
 from hires.prompts.script import Prompts, Wording, positive_parts, write_script
+from hires.prompts.tags import check_no_tag
 
 MOST_CHUNKS = 64
 """Chunks of a text: 4,800 tokens, beyond which a prompt is no prompt."""
@@ -41,6 +42,8 @@ def read_prompts(request: RenderRequest, model: TextModel, bundled: Sequence[Emb
     """
     texts = tuple(text for text in (request.prompt, request.negative, request.prompt_l, request.negative_l) if text)
     check_options(request, model)
+    if model.words_only and request.prompt_syntax is None:
+        check_no_tag(texts, model.name)
     embeddings = {file.name.lower(): file for file in bundled} | find_embeddings(request.embeddings)
     return Prompts(
         positive=request.prompt,

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 
 from hires.errors import RequestError
 
-_NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\]")
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*\]")
 _PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+", re.DOTALL)
 _AND = re.compile(r"\bAND\b")
-_WEIGHT = re.compile(r"\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*$")
+_WEIGHT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+MOST_PARTS = 64
+"""Prompts that AND puts together; each is an evaluation more per step."""
 DEEPEST = 50
 """Brackets in brackets that are read; deeper ones are words."""
+
+
+LATEST = 1e9
+"""A step beyond any; numbers beyond it, which may be infinite, are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Pass:
         Written with a point it is a share of the stage's steps, 1.0 to 2.0 being that of the second stage; without one, a
         step counted over all stages. Below 1 for a number that is over when the stage begins.
         """
-        value = float(written)
+        value = min(max(float(written), -LATEST), LATEST)
         return min(self.steps, int((value - self.index) * self.steps if "." in written else value - self.before))
 
 
@@ -170,16 +176,21 @@ class Part:
 def split_and(prompt: str) -> list[Part]:
     """The prompts that the word AND puts together, each with the weight after its last colon; a prompt without it is one.
 
-    RequestError for a weight beyond 100.
+    RequestError for a weight beyond 100 or more than `MOST_PARTS`.
     """
     texts = _AND.split(prompt)
     if len(texts) == 1:
         return [Part(prompt)]
+    if len(texts) > MOST_PARTS:
+        raise RequestError(
+            f"prompt: AND puts {len(texts)} prompts together, each an estimate more per step; give at most {MOST_PARTS}"
+        )
     parts = []
     for text in texts:
-        match = _WEIGHT.search(text)
-        weight = 1.0 if match is None else float(match[1])
+        before, colon, written = text.rpartition(":")
+        weighted = bool(colon) and _WEIGHT.fullmatch(written.strip()) is not None
+        weight = float(written) if weighted else 1.0
         if abs(weight) > 100:
             raise RequestError(f"AND weight {weight:g}: give one from -100 to 100")
-        parts.append(Part((text if match is None else text[: match.start()]).strip(), weight))
+        parts.append(Part((before if weighted else text).strip(), weight))
     return parts

@@ -12,9 +12,11 @@ from hires.prompts.schedule import read_schedule, split_and
 from hires.prompts.script import Prompts
 from hires.prompts.tags import without_comments
 
-_NUMBERED = re.compile(r"(?<!\\)\([^()]*:\s*[-+]?\d*\.?\d+\s*\)")
+_NUMBERED = re.compile(r"(?<!\\)\([^()]*:\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)\s*\)")
 _SYNTAX = re.compile(r"(?<!\\)[()\[\]]|\bBREAK\b|\bAND\b|(?<!\S)embedding:")
-_BARE_SCHEDULE = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
+_LOOSE_NUMBER = re.compile(r":([^\\:()\[\]]+)\)")
+_WEIGHT = re.compile(r"[-+]?[\d.]+")
+_BARE_SCHEDULE = re.compile(r"\[[^\[\]:|]*[:|][^\[\]]*\]")
 
 
 def resolve_syntax(asked: str | None, words_only: bool, prompts: tuple[str, ...], model: str) -> str:
@@ -92,8 +94,19 @@ def _a1111_notes(which: str, prompt: str) -> Iterator[str]:
         yield f"{which}: {unclosed} of its brackets never close and weigh the rest of the prompt"
     if unopened:
         yield f"{which}: {unopened} of its closing brackets open nowhere and are words"
+    for match in _LOOSE_NUMBER.finditer(text):
+        if _is_number(match[1]) and not _WEIGHT.fullmatch(match[1]):
+            yield f"{which}: ':{match[1][:40]})' is no weight but words, as in A1111; write a number such as (word:1.3)"
     if any(run.text == "BREAK" and not run.breaks for run in a1111_runs(text)):
         yield f"{which}: a BREAK within brackets is a word, as in A1111; put it outside"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _comfyui_notes(which: str, text: str) -> Iterator[str]:

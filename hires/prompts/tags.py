@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hires.errors import RequestError, unknown
@@ -13,6 +13,15 @@ _TAG = re.compile(r"<(?P<kind>\w+):(?P<inside>[^>]*)>")
 _COMMENT = re.compile(r"#[^\n]*")
 LORA_ENDS = (".safetensors", ".pt", ".ckpt", ".bin")
 KINDS = ("lora", "lyco")
+LONGEST = 50_000
+"""Characters of a prompt, twice what the longest that is encoded takes."""
+
+
+def check_lengths(prompts: Iterable[str | None]) -> None:
+    """RequestError for a prompt of more than `LONGEST` characters."""
+    for prompt in prompts:
+        if prompt is not None and len(prompt) > LONGEST:
+            raise RequestError(f"prompt of {len(prompt)} characters, {prompt[:40]!r} ...: give at most {LONGEST}")
 
 
 def without_comments(prompt: str) -> str:
@@ -20,20 +29,33 @@ def without_comments(prompt: str) -> str:
     return _COMMENT.sub("", prompt)
 
 
-def cut_tags(prompt: str, lora_of: Callable[[str], LoraRef]) -> tuple[str, tuple[LoraRef, ...]]:
+def cut_tags(prompt: str, lora_of: Callable[[str], LoraRef], commented: bool) -> tuple[str, tuple[LoraRef, ...]]:
     """The prompt without its tags, and their LoRAs in order.
 
-    lora_of: the LoRA of what stands inside a tag after its colon. RequestError for a tag of another kind, such as hypernet.
+    lora_of: the LoRA of what stands inside a tag after its colon. commented: whether a # begins a comment, whose tags stay
+    where they are. RequestError for a tag of another kind, such as hypernet.
     """
     loras: list[LoraRef] = []
 
     def take(match: re.Match[str]) -> str:
+        if commented and "#" in prompt[prompt.rfind("\n", 0, match.start()) + 1 : match.start()]:
+            return match[0]
         if match["kind"] not in KINDS:
             raise RequestError(f"prompt tag {match[0][:60]}: only <lora:name:scale> is known; leave it out")
         loras.append(lora_of(match["inside"]))
         return ""
 
     return _TAG.sub(take, prompt), tuple(loras)
+
+
+def check_no_tag(prompts: Iterable[str], model: str) -> None:
+    """RequestError for a tag behind a # on a model whose prompts hold no comments."""
+    for prompt in prompts:
+        match = _TAG.search(prompt)
+        if match and match["kind"] in KINDS:
+            raise RequestError(
+                f"prompt tag {match[0][:60]}: stands behind a #, which begins no comment for {model}; put it first"
+            )
 
 
 def find_lora(name: str, folder: str | Path | None) -> Path:

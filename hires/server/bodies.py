@@ -106,7 +106,7 @@ def _json_type(field: OptionField) -> object:
     option = field.option
     kind: Any
     if option.choices:
-        kind = Literal[tuple(name for name in option.choices if name != "none")]
+        kind = Literal[option.choices]
     elif bool in field.types:
         kind = bool
     elif int in field.types or float in field.types:

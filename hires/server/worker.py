@@ -21,9 +21,9 @@ from hires.devices.probe import choose_device
 from hires.devices.spec import DeviceSpec
 from hires.engine.engine import edit_on, load_on, render_on
 from hires.engine.loaded import FamilyKey, LoadedModels, family_key
-from hires.engine.requests import DEFAULT_SCALE, editing, scaled, spec_for, text_to_image, with_captions
+from hires.engine.requests import DEFAULT_SCALE, editing, request_from, scaled, spec_for, text_to_image, with_captions
 from hires.engine.results import UpscaleResult
-from hires.engine.upscale import ENLARGE_SHARE, Upscaler
+from hires.engine.upscale import ENLARGE_SHARE, Upscaler, refinement_options
 from hires.errors import RequestError, SizeError
 from hires.events import OnEvent
 from hires.images.decoders import PILLOW_FORMATS
@@ -242,8 +242,6 @@ class Worker:
     def _enlarge(
         self, task: UpscaleTask, source: Path, size: Size, upscaler: str, output: Path | None, on_event: OnEvent
     ) -> UpscaleResult:
-        own = resolve_names(task, self.library) | {"strength": task.strength or REFINE_STRENGTH, "tile_px": task.tile_px}
-        shared = {name: value for name, value in task.options(*own).items() if name in REFINEMENT}
         picture: Path | Image.Image = source
         if upscaler == "nearest":
             picture = picture if task.refine else _nearest(source, size)
@@ -251,7 +249,7 @@ class Worker:
         options = UpscaleRequest(
             size=size,
             upscaler=upscaler,
-            refinement=Refinement(**shared | own) if task.refine else None,
+            refinement=self._redrawn(task) if task.refine else None,
             bits=task.bits,
             device=self.device,
             dtype=task.dtype,
@@ -271,23 +269,16 @@ class Worker:
             if task.strength is not None:
                 raise RequestError(f"strength {task.strength:g}: how much a refinement draws anew; set refine")
             return None
-        refinement = RenderTask(
-            prompt=task.prompt,
-            negative=task.negative,
-            model=task.model,
-            seed=task.seed,
-            steps=task.steps,
-            guidance=task.guidance,
-            preset=task.preset,
-            loras=task.loras,
-            init=task.picture,
-            family=task.family,
-            few_step=task.few_step,
-            strength=task.strength or REFINE_STRENGTH,
-            tile_px=task.tile_px,
-            colour_fix=task.colour_fix,
-        )
-        return replace(request_of(refinement, size, self.library), tiny_vae=None)  # as `Upscaler` draws it
+        wanted = self._redrawn(task)
+        return request_from(wanted.prompt, refinement_options(wanted, size), size, strength=wanted.strength)
+
+    def _redrawn(self, task: UpscaleTask) -> Refinement:
+        """How a task has its enlarged picture drawn over."""
+        fix = None if task.colour_fix == "none" else task.colour_fix
+        own = {"strength": task.strength or REFINE_STRENGTH, "tile_px": task.tile_px, "colour_fix": fix}
+        own |= resolve_names(task, self.library)
+        shared = {name: value for name, value in task.options(*own).items() if name in REFINEMENT}
+        return Refinement(**shared | own)
 
     def _target(self, task: UpscaleTask, folder: Path) -> Size:
         """The size to enlarge to. SizeError where it is over the limit or given twice."""

@@ -46,7 +46,8 @@ def test_a_schedule_that_never_switches_is_the_plain_prompt(draw: Callable[..., 
 
 def test_and_with_weights(draw: Callable[..., NDArray[np.uint8]]) -> None:
     plain = draw("a fox")
-    assert np.array_equal(draw("a fox AND a cat:0"), plain)
+    nothing = draw("a fox AND a cat:0").astype(int) - plain
+    assert abs(nothing).max() <= 1  # of other calls of the network, which round otherwise on some processors
     twice = draw("a fox AND a fox:0.5").astype(int) - draw("a fox", guidance=4.5)
     assert abs(twice).max() <= 1  # weights of one prompt add up to its guidance
     assert not np.array_equal(draw("a fox AND a cat"), plain)

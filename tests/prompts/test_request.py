@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,11 @@ import pytest
 
 import hires
 from hires.errors import RequestError
+from hires.options.lora import LoraRef
+from hires.prompts.attention import read_runs
+from hires.prompts.script import Prompts, write_script
+from hires.prompts.syntax import notes, resolve_syntax, words_note
+from hires.prompts.tags import cut_tags
 from tests.support.checkpoints import Checkpoint, lora
 
 Get = Callable[..., Checkpoint]
@@ -34,6 +41,9 @@ def sdxl(checkpoint: Get) -> Callable[..., hires.MemoryPlan]:
         ("a AND b:0.5", {}, "2 prompts put together by AND with weights 1, 0.5"),
         ("(a BREAK b:1.2)", {}, "a BREAK within brackets is a word"),
         ("a | b [c:d:0.5]", {}, "no schedule can be read in it"),
+        ("a (fox: 1.3)", {}, "': 1.3)' is no weight but words"),
+        ("a (fox:1e9)", {}, "':1e9)' is no weight but words"),
+        ("a # <lora:unknown:1>", {}, "what follows a # is a comment"),
         ("a # b", {}, "what follows a # is a comment"),
         ("a embedding:lost", {}, "embedding:lost is not among the embeddings; read as words"),
         ("a embedding:lost", {"prompt_syntax": "comfyui"}, "embedding:lost is not among the embeddings; left out"),
@@ -60,6 +70,10 @@ def test_what_a_prompt_means_is_told(
         ("[(x:1000000000):y:0.5]", {}, r"prompt weight 1e\+09"),
         ("a AND b", {"prompt_l": "c"}, "prompt_l: cannot stand beside AND"),
         ("word " * 2000, {}, "give at most 64"),
+        ("a " * 30_000, {}, "prompt of 60000 characters"),
+        ("a AND " * 64, {}, "AND puts 65 prompts together"),
+        ("[" * 101, {}, "more than 100 brackets open at once"),
+        ("(" * 101 + "a" + ":1)" * 101, {"prompt_syntax": "comfyui"}, "more than 100 brackets open at once"),
         ("a", {"crop": "1"}, "crop '1': give X,Y"),
         ("a", {"crop": "-1,0"}, "crop -1,0: give each from 0"),
         ("a", {"clip_skip": 13}, "clip_skip 13: give a layer from 1"),
@@ -87,6 +101,8 @@ def test_t5_and_the_shipped_model_take_words(checkpoint: Get) -> None:
         hires.plan("a (sun:1.3) over hills", **PLAN, model=model, prompt_syntax="none", **options)
         with pytest.raises(RequestError, match=r"prompt_syntax a1111: .* takes whole sentences"):
             hires.plan("a", **PLAN, model=model, prompt_syntax="a1111", **options)
+        with pytest.raises(RequestError, match="prompt tag <lora:x>: stands behind a #"):
+            hires.plan("a #1 fox <lora:x>", **PLAN, model=model, **options)
         long = hires.plan("a sun over hills and " * 100, **PLAN, model=model, **options).notes
         assert any("reads the first" in note for note in long)
     with pytest.raises(RequestError, match=r"clip_skip 2: .* reads prompts with T5"):
@@ -117,3 +133,39 @@ def test_more_prompts_are_counted_in_the_plan(sdxl: Callable[..., hires.MemoryPl
     one, three = sdxl("a fox"), sdxl("a fox AND b AND c")
     assert three.costs[0].flops == pytest.approx(2 * one.costs[0].flops) and three.stages[0].batch <= one.stages[0].batch
     assert three.costs[0].peak_bytes == one.costs[0].peak_bytes
+
+
+HOSTILE = [
+    "(a",
+    "[a",
+    "a)",
+    "(a:",
+    "[a:",
+    "[a:b:9",
+    "[a|b",
+    "\\",
+    "<lora:",
+    " BREAK",
+    " ",
+    "\n",
+    "9",
+    "(a:1.1)",
+    "[a:b:1e999]",
+    ":",
+    "|",
+    "#",
+]
+
+
+@pytest.mark.parametrize("syntax", ["a1111", "comfyui", "none"])
+def test_ten_thousand_marks_are_read_or_refused_at_once(syntax: str) -> None:
+    """Each repeated, after other marks and before others; a prompt that costs the square of its length takes a minute."""
+    for mark in HOSTILE:
+        for text in (mark * (10_000 // len(mark)), "[a (b:" + mark * (10_000 // len(mark)) + " x AND b)]"):
+            began = time.process_time()
+            with contextlib.suppress(RequestError):
+                prompts = Prompts(positive=cut_tags(text, LoraRef, commented=True)[0], syntax=syntax)
+                [*notes(prompts), words_note((text,), "m"), resolve_syntax(None, True, (text,), "m")]
+                for wording in write_script(prompts, (("base", 4), ("refine 1", 4))).texts:
+                    read_runs(wording.text, syntax)
+            assert time.process_time() - began < 3, (mark, syntax)

@@ -45,6 +45,20 @@ def test_models_stay_between_tasks_and_the_pictures_are_those_of_the_engine(
     assert worker.models.names == ()
 
 
+def test_a_refining_enlargement_is_planned_with_the_options_that_draw_it(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path, devices=("cpu",))
+    worker = Worker(settings, Library(settings), "cpu")
+    Image.fromarray(np.full((32, 48, 3), 90, np.uint8)).save(tmp_path / "in.png")
+    task = UpscaleTask(
+        prompt="a (sun:1.3)", prompt_syntax="none", picture="in.png", scale=2, refine=True, steps=4, colour_fix="none"
+    )
+    request, _ = worker._drawing(task, tmp_path) or pytest.fail("nothing to draw")
+    assert (request.prompt_syntax, request.colour_fix, request.strength) == ("none", None, 0.35)
+    assert worker.run(task, tmp_path, "large", lambda event: None).size.width == 96
+    with pytest.raises(RequestError, match="takes no weights"):
+        worker.plan(task.model_copy(update={"prompt_syntax": None}), tmp_path)
+
+
 def test_a_worker_that_waits_lets_its_models_go(tmp_path: Path) -> None:
     settings = Settings(folder=tmp_path, devices=("cpu",), idle_unload_seconds=1.0)
     queue = JobQueue(settings, Library(settings))
