@@ -17,7 +17,7 @@ from hires.bench.profile import Profile, attention_flops, costliest, results
 from hires.cli.app import app
 from hires.events import Event
 
-SMALL = ["render", "a lake", "--size", "192x128", "--steps", "3", "--quiet"]
+SMALL = ["render", "a lake", "--size", "64x64", "--steps", "2", "--quiet"]
 
 
 def test_the_command_writes_a_trace_and_says_what_costs_most(tmp_path: Path) -> None:

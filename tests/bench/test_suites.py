@@ -72,6 +72,7 @@ def test_quick_suites_measure_what_they_say(name: str, size: str | None, tmp_pat
     assert len(stderr.splitlines()) == 1 + len(kept)
 
 
+@pytest.mark.slow
 def test_the_denoiser_is_the_same_in_any_batch() -> None:
     rows = list(suite_of("denoise")(BenchSetup(device=torch.device("cpu"), quick=True)))
     assert [row.way.split(",")[0] for row in rows] == ["tiles", "npa"]

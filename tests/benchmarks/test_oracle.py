@@ -61,6 +61,7 @@ def test_the_estimate_is_the_posterior_mean_of_dense_gaussian_algebra(sigma: flo
         torch.testing.assert_close(found[index].flatten(), wanted, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_what_weighted_draws_of_the_prior_average_to() -> None:
     """Monte Carlo, with no formula but Bayes': E[x0 | x] = sum_i x0_i p(x | x0_i) / sum_i p(x | x0_i)."""
     oracle, sigma = Oracle(native=4, spread=0.7, amplitude=1.5, presence=0.6), 1.2

@@ -132,7 +132,7 @@ def test_one_prompt_is_as_before_and_a_count_of_one_is_one_of_several(tmp_path: 
     assert (code, len(json.loads(stdout)["done"]), names(tmp_path)) == (0, 1, ["a.png", "b-1.png"])
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", *(pytest.param(end, marks=pytest.mark.slow) for end in (".jpg", ".webp"))])
 def test_what_is_finished_is_skipped_and_told_in_every_format(suffix: str, tmp_path: Path) -> None:
     command = ("a sun", "--count", 2, *SMALL, "--suffix", suffix, "-o", tmp_path / "out")
     assert run(*command)[0] == 0

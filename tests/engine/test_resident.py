@@ -116,7 +116,7 @@ def disturb(engine: hires.Engine, monkeypatch: pytest.MonkeyPatch, **options: An
             engine.render(PROMPT, **options)
 
 
-@pytest.mark.parametrize("family", ["cosxl", "sd15", "pixart-sigma-256"])
+@pytest.mark.parametrize("family", ["cosxl", pytest.param("sd15", marks=pytest.mark.slow), "pixart-sigma-256"])
 def test_every_family_stays_as_it_was(
     family: str, checkpoint: Get, loads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +204,7 @@ def test_a_cheaper_picture_begins_anew() -> None:
     assert cheaper_job(replace(job, base=base), MemoryLadderError("no room")).base is None
 
 
+@pytest.mark.slow
 def test_many_that_cannot_share_are_drawn_alone(
     engine: hires.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -446,7 +447,7 @@ def test_engines_of_a_device_share_what_is_loaded(eps_folder: Path, loads: Count
         hires.load(keep_weights="cellar")
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("text", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_other_loras_are_merged_into_what_is_loaded(text: bool, loads: Counter[str], tmp_path: Path) -> None:
     """Scales, files and none at all, each as a fresh process draws it; what changed on disk is loaded again."""
     one, two = lora_file(tmp_path / "one.safetensors", 1, text), lora_file(tmp_path / "two.safetensors", 2, text)

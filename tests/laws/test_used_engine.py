@@ -26,9 +26,10 @@ from tests.support.checkpoints import Checkpoint
 
 Get = Callable[[str, str], Checkpoint]
 FAMILIES = [
-    "cosxl-edit",
     "pixart-sigma-256",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("demo", "cosxl", "sd15")),  # tests/engine has parts of it
+    *(
+        pytest.param(name, marks=pytest.mark.slow) for name in ("demo", "cosxl", "cosxl-edit", "sd15")
+    ),  # tests/engine has parts of it
 ]
 PROMPTS = ("a red sun", "a pale moon over a lake", "a hill")
 SAMPLERS = ("euler", "dpmpp_2m", "heun", "euler_ancestral")

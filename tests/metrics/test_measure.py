@@ -113,7 +113,8 @@ def test_a_base_that_is_none(base: Size) -> None:
         view_of(base, Size(256, 256))
 
 
-@pytest.mark.parametrize("height", [512, pytest.param(4096, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("height", [512, 4096])
 def test_memory_is_that_of_bands_not_of_the_picture(height: int) -> None:
     """4096 wide, 48 MiB as uint8 at 4096 rows: what is allocated beyond that, and how little more for twice the height."""
     pattern, base = colour(256, 1024), colour(height // 16, 256)

@@ -40,6 +40,7 @@ def test_visibility_from_profiles_is_that_of_the_whole_picture(size: Size, tile:
     assert found.visibility == pytest.approx(seam_visibility(luma(grey(picture)), rows, cols), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_seams_the_score_is_one_and_the_p_value_uniform() -> None:
     """Kolmogorov-Smirnov's distance of 80 p-values to the uniform law: 0.152 at 5 %."""
     grid = make_grid(Size(160, 224), Size(64, 64), 16)

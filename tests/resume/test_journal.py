@@ -113,7 +113,7 @@ def test_a_render_stopped_in_any_stage_goes_on(stage: str, count: int, undisturb
     assert not folder_of(output).exists() and not unfinished(tmp_path)
 
 
-@pytest.mark.parametrize(("stage", "count"), [STOPS[1], STOPS[2]])
+@pytest.mark.parametrize(("stage", "count"), [pytest.param(*STOPS[1], marks=pytest.mark.slow), STOPS[2]])
 def test_an_engine_that_was_stopped_goes_on(stage: str, count: int, undisturbed: Any, tmp_path: Path) -> None:
     """The same engine and another one, each used for something else before (law 7 for engines)."""
     drawn = {name: value for name, value in SMALL.items() if name != "vram"}

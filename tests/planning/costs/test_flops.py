@@ -265,7 +265,7 @@ PER_CANVAS = [
 ]  # fmt: skip
 
 
-HEAVY = tuple(case for case in PER_CANVAS if case[:3] not in (("unet", 2048, 128), ("pixart", 4096, None)))
+HEAVY = tuple(case for case in PER_CANVAS if case[:3] not in (("pixart", 2048, 128), ("pixart", 4096, None)))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def measured(side: int, policy: str, encode: bool) -> Allocations:
     return found
 
 
-FAST = [(640, "bands"), (640, "recompute_conv")]
+FAST = [(640, "bands")]
 SIDES, POLICIES = (640, 1024, 2048, 4096, 8192), ("bands", "recompute_up", "recompute_conv", "host")
 SLOW = [(side, policy) for side in SIDES for policy in POLICIES]
 
