@@ -11,8 +11,9 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from hires.checkpoints.containers.pickle_limits import check_pickle
 from hires.errors import ModelError
 
 STORAGES = {
@@ -29,6 +30,8 @@ STORAGES = {
     "Float8_e4m3fnStorage": "F8_E4M3",
     "Float8_e5m2Storage": "F8_E5M2",
 }
+MOST_OBJECTS = 300_000
+"""Objects of a file, tensors included."""
 INERT_MODULES = (
     *("accelerate", "argparse", "collections", "datetime", "diffusers", "ldm", "lightning", "lightning_fabric"),
     *("lightning_lite", "modules", "numpy", "omegaconf", "pytorch_lightning", "sgm", "torch.nn", "torch.optim"),
@@ -124,10 +127,9 @@ KNOWN: dict[tuple[str, str], Any] = {
 class StateDictUnpickler(pickle.Unpickler):
     """Knows what a state dict needs, makes inert records of training tools' classes, and refuses other globals by name."""
 
-    def __init__(self, stream: Any, path: Path) -> None:
+    def __init__(self, stream: BinaryIO, path: Path, storages: dict[str, Storage]) -> None:
         super().__init__(stream, encoding="latin1")
-        self.path = path
-        self.storages: dict[str, Storage] = {}
+        self.path, self.storages = path, storages
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in of a global. ModelError for one that may do anything."""
@@ -149,12 +151,33 @@ class StateDictUnpickler(pickle.Unpickler):
         return self.storages.setdefault(str(key), Storage(dtype, str(key), int(count)))
 
 
-def leaves(value: object, name: str = "") -> Iterator[tuple[str, Leaf]]:
-    """The tensors of nested dicts and tuples by their names, joined by dots; A1111's hypernetworks hold pairs."""
-    if isinstance(value, Parameters) and isinstance(value.state, dict):
-        value = value.state.get("_parameters", value.state)
-    if isinstance(value, Leaf):
-        yield name, value
-    elif isinstance(value, dict | tuple):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, f"{name}.{key}" if name else str(key))
+def unpickled(stream: BinaryIO, path: Path, storages: dict[str, Storage] | None = None) -> Any:
+    """The next object of a stream, with tensors as records of where their values lie.
+
+    storages: gets the runs of values by their keys. ModelError for code; ValueError and the like for damage.
+    """
+    check_pickle(stream)
+    return StateDictUnpickler(stream, path, {} if storages is None else storages).load()
+
+
+def leaves(value: object) -> Iterator[tuple[str, Leaf]]:
+    """The tensors of nested dicts and tuples by their names, joined by dots; A1111's hypernetworks hold pairs.
+
+    ValueError for more objects than `MOST_OBJECTS`: a few dicts, each twice in the next, are endless to walk.
+    """
+    left = MOST_OBJECTS
+
+    def walk(value: object, name: str) -> Iterator[tuple[str, Leaf]]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {MOST_OBJECTS:,} objects")
+        if isinstance(value, Parameters) and isinstance(value.state, dict):
+            value = value.state.get("_parameters", value.state)
+        if isinstance(value, Leaf):
+            yield name, value
+        elif isinstance(value, dict | tuple):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from walk(inner, f"{name}.{key}" if name else str(key))
+
+    yield from walk(value, "")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from hires.checkpoints.containers.pickles import Leaf, StateDictUnpickler, leaves
+from hires.checkpoints.containers.pickles import Leaf, Storage, leaves, unpickled
 from hires.checkpoints.containers.tensors import (
     DAMAGED,
     DTYPE_BYTES,
@@ -37,8 +37,7 @@ def zip_header(path: Path) -> Header:
             root = next(name for name in entries if name.endswith("/data.pkl") or name == "data.pkl").removesuffix("data.pkl")
             if entries[f"{root}data.pkl"].file_size > LARGEST_HEADER:
                 raise ValueError("its data.pkl is far larger than that of a state dict")
-            with archive.open(f"{root}data.pkl") as stream:
-                document = StateDictUnpickler(stream, path).load()
+            document = unpickled(io.BytesIO(archive.read(f"{root}data.pkl")), path)
             found = dict(leaves(document))
             used = {leaf.storage.key: entries[f"{root}data/{leaf.storage.key}"] for leaf in found.values()}
             starts = {key: _entry_start(raw, entry, path) for key, entry in used.items()}
@@ -64,16 +63,16 @@ def old_header(path: Path) -> Header:
     """The header of a file of torch.save before 1.6. ModelError for another pickle, a damaged one, or one that holds code."""
     try:
         with path.open("rb") as stream:
-            if StateDictUnpickler(stream, path).load() != OLD_MAGIC:
+            if unpickled(stream, path) != OLD_MAGIC:
                 raise ModelError(f"{path}: a pickle that torch.save did not write; give a .safetensors or .ckpt file")
             for _ in ("the version", "the sizes of numbers"):
-                StateDictUnpickler(stream, path).load()
-            reader = StateDictUnpickler(stream, path)
-            found = dict(leaves(reader.load()))
-            keys = StateDictUnpickler(stream, path).load()
+                unpickled(stream, path)
+            storages: dict[str, Storage] = {}
+            found = dict(leaves(unpickled(stream, path, storages)))
+            keys = unpickled(stream, path)
             starts, at = {}, stream.tell()
             for key in map(str, keys):
-                storage = reader.storages[key]
+                storage = storages[key]
                 starts[key] = at + STORED_LENGTH
                 at = starts[key] + storage.count * DTYPE_BYTES[storage.dtype]
             end = stream.seek(0, io.SEEK_END)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import pickle
+import struct
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hires.checkpoints.containers.torch_files import OLD_MAGIC
 from hires.checkpoints.headers import read_header
 from hires.errors import ModelError
 from hires.models.storage.reading import read_tensors
@@ -116,3 +121,42 @@ def test_an_embedding_in_a_parameter_dict_is_named(tmp_path: Path) -> None:
     torch.save({"string_to_token": {"*": 265}, "string_to_param": parameters, "name": "cat"}, tmp_path / "a.pt")
     with pytest.raises(ModelError, match=r"a textual inversion.*embedding:NAME"):
         identify_file(tmp_path / "a.pt")
+
+
+def doubled() -> bytes:
+    """A dict twice in the next, 40 times: 2**40 paths."""
+    value: dict[str, object] = {"x": 1}
+    for _ in range(40):
+        value = {"a": value, "b": value}
+    return pickle.dumps(value, 2)
+
+
+PICKLES = {
+    "dicts that are endless to walk": (doubled, "more than 300,000 objects"),
+    "a key of tuples, whose hash would end the process": (
+        lambda: b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
+        "in one another",
+    ),
+    "lists in lists": (lambda: b"\x80\x02}X\x01\x00\x00\x00a" + b"]" * 200 + b"a" * 199 + b"s.", "in one another"),
+    "a frame of 2**60 bytes": (lambda: b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.", "a pickle of more than"),
+    "a string of 2**60 bytes": (lambda: b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"}.", "a pickle of more than"),
+    "a memo of 2**28 places": (lambda: b"\x80\x02}r" + struct.pack("<I", 2**28) + b".", "a memo of 268435456 objects"),
+    "half a million opcodes": (lambda: b"\x80\x02" + b"N0" * 250_001 + b"}.", "more than 500,000 opcodes"),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_beyond_any_state_dict_is_refused_before_it_is_built(kind: str, old: bool, tmp_path: Path) -> None:
+    write, told = PICKLES[kind]
+    path = tmp_path / "a.pth"
+    if old:
+        head = b"".join(pickle.dumps(value, 2) for value in (OLD_MAGIC, 1001, {}))
+        path.write_bytes(head + write() + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", write())
+    began = time.process_time()
+    with pytest.raises(ModelError, match=told):
+        read_header(path)
+    assert time.process_time() - began < 10
