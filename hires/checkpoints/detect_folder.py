@@ -5,9 +5,9 @@ SDXL, CosXL and SD1.5 by their UNet and scheduler, PixArt by its transformer. Im
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from hires.checkpoints.containers.config_limits import read_config
 from hires.checkpoints.detect_file import Finding, named, supported
 from hires.checkpoints.families import FAMILIES
 from hires.checkpoints.headers import folder_tensors
@@ -19,16 +19,13 @@ JSON_NAMES = ("model_index.json", "transformer/config.json", "config.json")
 
 
 def read_json(path: Path) -> Json:
-    """The object in a model's JSON file. ModelError where it is missing or damaged."""
+    """The object in a model's JSON file. ModelError where it is missing, damaged or beyond any model."""
     try:
-        document = json.loads(path.read_text())
+        return read_config(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; a model folder holds unet, vae, scheduler, text encoders, tokenizers") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); download the model again") from None
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: holds no JSON object; download the model again")
-    return document
+        raise ModelError(f"{path}: is no config of a model ({error}); download the model again") from None
 
 
 def is_model_folder(path: Path) -> bool:

@@ -68,7 +68,7 @@ def load_spec(
         finding = as_said(identify(path, family), prediction, zero_terminal_snr)
         spec = profiled(spec_of(name, finding, extra, vae), finding, family, profile)
         return spec if prediction is None else replace(spec, parameterisation=prediction.replace("-", "_"))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise unknown_layout(path, error) from None
 
 

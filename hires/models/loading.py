@@ -5,6 +5,7 @@ Files are mapped, not read: each tensor goes from the file to its place, through
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
+from hires.checkpoints.containers.config_limits import MOST_LAYERS, check_layers
 from hires.checkpoints.detect_file import Finding, identify_file
 from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.families import UNetShape
-from hires.checkpoints.headers import weight_files
+from hires.checkpoints.headers import folder_tensors, weight_files
 from hires.checkpoints.locate import missing
 from hires.checkpoints.model import ModelSpec
 from hires.checkpoints.spec import UNET_FILES, network_config, vae_config_of
@@ -73,7 +75,10 @@ def empty_network(spec: ModelSpec) -> nn.Module:
     with quiet_imports():
         from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
     kind = UNet2DConditionModel if spec.facts.network == "unet" else PixArtTransformer2DModel
-    return build(kind, network_config(_found(spec), spec.facts))
+    part = spec.parts["network"]
+    assert part.path is not None
+    tensors = len(folder_tensors(part.path)) if part.layout == "diffusers" else MOST_LAYERS  # else its shapes are the config
+    return build(kind, network_config(_found(spec), spec.facts), part.path, tensors)
 
 
 def network_state(spec: ModelSpec, names: Iterable[str] | None = None) -> State:
@@ -136,7 +141,7 @@ def load_vae(spec: ModelSpec, dtype: torch.dtype, device: torch.device, storage:
         from diffusers import AutoencoderKL
     config = vae_config_of(part, spec.facts)
     state: State = {**vae_state(part.path, part.prefix, config, part.layout)}
-    return take_weights(build(AutoencoderKL, config), state, part.path, home)
+    return take_weights(build(AutoencoderKL, config, part.path, len(state)), state, part.path, home)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -152,7 +157,8 @@ def _autoencoder(folder: Path, home: Home) -> nn.Module:
     name = str(config.get("_class_name", "AutoencoderKL"))
     if name not in kinds:
         raise ModelError(f"{folder}: {name} is not known; an AutoencoderKL or AutoencoderTiny is needed")
-    return take_weights(build(kinds[name], config), read_weights(folder), folder, home)
+    state = read_weights(folder)
+    return take_weights(build(kinds[name], config, folder, len(state)), state, folder, home)
 
 
 def _found(spec: ModelSpec) -> Finding:
@@ -165,11 +171,34 @@ def _found(spec: ModelSpec) -> Finding:
     return Finding(path=spec.path, kind="model", family=spec.family, layout="diffusers", why=(), size_conditions=conditions)
 
 
-def build(kind: Any, config: Json) -> nn.Module:
-    """A module of diffusers from its config, on no memory."""
-    with torch.device("meta"), quiet_imports():
-        module: nn.Module = kind.from_config(dict(config))
+def build(kind: Any, config: Json, where: Path, tensors: int) -> nn.Module:
+    """A module of diffusers from its config, on no memory.
+
+    where: the file or folder it is of, for messages. tensors: how many its weights are. ModelError for a config that the class
+    cannot be built by.
+    """
+    try:
+        check_layers(config, tensors)
+        _check_kinds(kind, config)
+        with torch.device("meta"), quiet_imports():
+            module: nn.Module = kind.from_config(dict(config))
+    except Exception as error:  # what a class of diffusers makes of an odd value is anything
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise ModelError(f"{where}: its config cannot be used ({reason}); download the model again") from error
     return module
+
+
+def _check_kinds(kind: Any, config: Json) -> None:
+    """ValueError for a value of another kind than the class takes by default: a number, a word, yes or no."""
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        value, default = config.get(name), parameter.default
+        listed = isinstance(value, list | tuple) and not isinstance(default, float | str)
+        if value is None or default is None or default is inspect.Parameter.empty or listed:
+            continue
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) if number else isinstance(value, type(default))
+        if not fits:
+            raise ValueError(f"{name} {str(value)[:60]!r}, and such as {default!r} is needed")
 
 
 def take_weights(

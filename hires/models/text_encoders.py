@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
 from hires.checkpoints.adapters.embeddings import tokenizer_folder
 from hires.checkpoints.configs import below, clip_config
+from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.families import UNetShape
 from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.locate import Part, missing
@@ -34,7 +34,6 @@ from hires.tiling.retry import is_out_of_memory
 
 log = logging.getLogger(__name__)
 COMPONENTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
 
 class TextEncoders:
@@ -188,7 +187,10 @@ def load_tokenizer(spec: ModelSpec, component: str) -> Any:
     try:
         with quiet_imports():
             # without trust_remote_code=False a folder's tokenizer asks on the terminal whether to run its own code
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokens = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if not tokens.model_max_length >= 1:
+                raise ValueError(f"model_max_length {tokens.model_max_length}")
+            return tokens
     except Exception as error:  # a damaged vocabulary is a bare Exception of the tokenizers library
         what = f"the tokenizer cannot be loaded ({_first_line(error)})"
         raise ModelError(f"{folder}: {what}{_spiece_hint(folder)}") from error
@@ -271,6 +273,9 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
     """A tower that transformers saved. ModelError where a weight is missing or of another shape."""
     if part.path is None or not (part.path / "config.json").is_file():
         raise ModelError(f"{part.path}/config.json: missing; a model folder holds its text encoders and tokenizers")
+    config = read_json(part.path / "config.json")
+    if type(config.get("eos_token_id", 2)) is not int and config.get("model_type") == "clip_text_model":
+        raise ModelError(f"{part.path}: eos_token_id {str(config['eos_token_id'])[:60]} is no token; download the model again")
     variant = "fp16" if any(".fp16" in file.name for file in weight_files(part.path)) else None
     try:
         with quiet_imports():
@@ -282,7 +287,7 @@ def _pretrained(kind: Any, part: Part, dtype: torch.dtype) -> nn.Module:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except LOADING_ERRORS as error:
+    except Exception as error:  # what transformers makes of an odd config is anything
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{part.path}: cannot be loaded ({_first_line(error)}); download the model again") from None
