@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,17 +57,39 @@ Result = TypeVar("Result")
 
 
 def guarded(work: Callable[[], Result], stopped: str = LOST, options: Sequence[type] = ()) -> Result:
-    """Run; errors that hires raises on purpose and Ctrl-C end the program without a traceback, saying what is `stopped`.
+    """Run; errors raised on purpose, Ctrl-C and SIGTERM end the program without a traceback, saying what is `stopped`.
 
     options: the declarations of the command's options, whose flags its messages name.
     """
     try:
-        return work()
+        with _terminable():
+            return work()
     except HiresError as error:
         fail(error, options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"stopped; {stopped}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)) from None
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as `docker stop` and systemd send it."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as a KeyboardInterrupt, so that what Ctrl-C tidies up is tidied up; only the main thread can take signals."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class progress_display:

@@ -5,8 +5,11 @@ What is in the way is an error before any work.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,10 @@ from pathlib import Path
 from hires.errors import OutputError, WriteError
 
 PART = ".part"
+LONGEST_NAME = 240
+"""Bytes of an output's name: a file system takes 255, and what is unfinished has 15 more."""
+YOUNG_SECONDS = 1.0
+"""What is no older may not be locked yet by the process that made it."""
 
 
 def check_place(path: Path, overwrite: bool) -> Path:
@@ -25,6 +32,9 @@ def check_place(path: Path, overwrite: bool) -> Path:
 
 
 def _check_place(path: Path, overwrite: bool) -> Path:
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        raise OutputError(f"output {path.name[:60]}...: a name of {length} bytes; give one of at most {LONGEST_NAME}")
     if path.is_dir():
         raise OutputError(f"output {path}: is a folder; name a file in it, such as {path / 'picture.png'}")
     folder = path.parent
@@ -72,16 +82,17 @@ class Unfinished:
 
     def __init__(self, path: Path, overwrite: bool, within: Path | None = None) -> None:
         self.path, self.overwrite, self._folder = path, overwrite, _place(path, within)
-        self._scratch: list[Path] = []
+        self._scratch: dict[Path, int] = {}
+        remove_dead(path)
         self.temporary = self.scratch()
 
     def scratch(self) -> Path:
         """Another empty file in the same folder."""
         with refusing(self.path):
             handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=PART, dir=self._folder)
-        os.close(handle)
-        self._scratch.append(Path(name))
-        return self._scratch[-1]
+        _lock(handle)
+        self._scratch[Path(name)] = handle
+        return Path(name)
 
     def commit(self) -> None:
         """The file is whole: synced, then renamed. OutputError where another one has taken its name meanwhile."""
@@ -91,13 +102,47 @@ class Unfinished:
             self.temporary.chmod(0o666 & ~_umask())
             if self.path.exists() and not self.overwrite:
                 raise OutputError(f"output {self.path}: appeared while rendering; give `overwrite` or another name")
+            os.close(self._scratch.pop(self.temporary))  # Windows renames no open file
             self.temporary.replace(self.path)
         self.discard()
 
     def discard(self) -> None:
         """Nothing of what is unfinished stays."""
-        for file in self._scratch:
+        self.temporary.unlink(missing_ok=True)
+        for file, handle in self._scratch.items():
+            with contextlib.suppress(OSError):
+                os.close(handle)
             file.unlink(missing_ok=True)
+        self._scratch.clear()
+
+
+def remove_dead(path: Path) -> None:
+    """Remove the unfinished files of an output that a process left which was killed; one that works holds a lock on its own."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(PART)}")
+    with contextlib.suppress(OSError):
+        for file in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > YOUNG_SECONDS and _is_dead(file):
+                    file.unlink()
+
+
+def _is_dead(file: Path) -> bool:
+    handle = os.open(file, os.O_RDWR)
+    try:
+        return _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Hold an open file until it is closed or the process ends; False where another process holds it or locks are unknown."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 @contextmanager

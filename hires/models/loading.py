@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hires._imports import quiet_imports
-from hires.checkpoints.containers.config_limits import MOST_LAYERS, check_layers
+from hires.checkpoints.containers.config_limits import LAYERS, MOST_LAYERS, SIDES, check_layers
 from hires.checkpoints.detect_file import Finding, identify_file
 from hires.checkpoints.detect_folder import read_json
 from hires.checkpoints.families import UNetShape
@@ -36,6 +36,8 @@ from hires.units import Json
 
 log = logging.getLogger(__name__)
 
+LISTED = LAYERS | SIDES | {"only_cross_attention"}
+"""What a config may give for each level of a network."""
 State = dict[str, Tensor | Packed]
 """Tensors by the names of a module, packed ones to be widened as they are taken."""
 
@@ -192,8 +194,11 @@ def _check_kinds(kind: Any, config: Json) -> None:
     """ValueError for a value of another kind than the class takes by default: a number, a word, yes or no."""
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         value, default = config.get(name), parameter.default
-        listed = isinstance(value, list | tuple) and not isinstance(default, float | str)
-        if value is None or default is None or default is inspect.Parameter.empty or listed:
+        if name not in config or default is None or default is inspect.Parameter.empty:
+            continue
+        if isinstance(value, list | tuple) and (name in LISTED or not isinstance(default, float | int | str)):
+            continue
+        if value is None and (name in LISTED or not isinstance(default, float)):
             continue
         number = isinstance(default, int | float) and not isinstance(default, bool)
         fits = isinstance(value, int | float) and not isinstance(value, bool) if number else isinstance(value, type(default))

@@ -133,7 +133,8 @@ def test_progress_goes_to_stderr(tmp_path: Path) -> None:
     assert "256x256" in stdout
 
 
-def test_ctrl_c_stops_at_once_and_leaves_its_journal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_ctrl_c_and_sigterm_stop_at_once_and_leave_a_journal(sent: signal.Signals, tmp_path: Path) -> None:
     output, shown = tmp_path / "a.png", tmp_path / "stderr"
     process = Command("render", PROMPT, "--size", "1024x1024", "--steps", "500", "-o", str(output), stderr=shown)
     while not (shown.exists() and shown.read_text().endswith("\n")):  # the model is loaded, the base stage runs
@@ -141,9 +142,9 @@ def test_ctrl_c_stops_at_once_and_leaves_its_journal(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert "load" in shown.read_text()
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     begun = time.monotonic()
-    assert process.wait(30) == 130
+    assert process.wait(30) == 128 + sent
     assert time.monotonic() - begun < 10
     rest = shown.read_text()
     assert "Traceback" not in rest

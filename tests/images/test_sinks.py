@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +275,44 @@ def test_the_place_is_checked(tmp_path: Path) -> None:
         check_output(tmp_path / "no" / "a.tif", overwrite=False)
     with pytest.raises(WriteError, match="nothing was written"):
         Unfinished(tmp_path / "no" / "a.tif", overwrite=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_refuses_again_and_again_is_one_error(tmp_path: Path) -> None:
+    sink = ImageSink.open(tmp_path / "a.png", Size(64, 64))
+    encoder: Any = sink._encoder
+    with contextlib.suppress(OSError), Path("/dev/full").open("wb") as full:
+        full.write(b"waits in the buffer")
+        encoder.file = encoder.writer.file = full
+        sink.abort()
+        assert full.closed
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "a.png", random_pixels(Size(8, 8), 3, np.uint8)
+    script = f"""
+import os
+from pathlib import Path
+from hires.images.atomic_file import Unfinished
+print(Unfinished(Path({str(path)!r}), False).temporary.name, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    left = tmp_path / subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip()
+    other, alive = tmp_path / ".b.png.abcdefgh.part", Unfinished(path, overwrite=False)
+    other.touch()
+    for file in (left, other, alive.temporary):
+        os.utime(file, (0, 0))
+    write(path, pixels)
+    assert sorted(tmp_path.iterdir()) == sorted([path, other, alive.temporary])
+    alive.discard()
+
+
+@pytest.mark.parametrize(("bytes_", "fits"), [(240, True), (241, False), (255, False)])
+def test_a_name_leaves_room_for_what_is_unfinished(bytes_: int, fits: bool, tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 100 + "n" * (bytes_ - 204) + ".png")
+    if fits:
+        assert check_output(path, overwrite=False) == write(path, random_pixels(Size(8, 8), 3, np.uint8))
+    else:
+        with pytest.raises(OutputError, match=f"a name of {bytes_} bytes; give one of at most 240"):
+            check_output(path, overwrite=False)

@@ -18,6 +18,7 @@ LAYERS = frozenset(
     | {"num_layers", "num_hidden_layers", "num_decoder_layers", "num_encoder_blocks", "num_decoder_blocks"}
 )
 """What says how many modules there are; whole numbers from 0 to `MOST_LAYERS`, or lists of them."""
+AT_LEAST_ONE = frozenset({"num_layers", "num_hidden_layers"})
 LARGEST_SIDE = 2**17
 SIDES = frozenset(
     {"sample_size", "patch_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "norm_num_groups"}
@@ -48,9 +49,12 @@ def check_config(config: Mapping[str, object]) -> None:
     for key, value in config.items():
         if key.endswith("block_types") and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
             raise ValueError(f"{key} {str(value)[:60]!r}, no list of kinds of blocks")
+    buckets, distance = config.get("relative_attention_num_buckets"), config.get("relative_attention_max_distance")
+    if isinstance(buckets, int) and isinstance(distance, int) and distance <= buckets // 4:
+        raise ValueError(f"relative_attention_max_distance {distance}, within the first half of {buckets} buckets")
     for key, value in _entries(config):
         if key in LAYERS or key in SIDES:
-            least, most = (0, MOST_LAYERS) if key in LAYERS else (1, LARGEST_SIDE)
+            least, most = (int(key in AT_LEAST_ONE), MOST_LAYERS) if key in LAYERS else (1, LARGEST_SIDE)
             if value is not None and not (type(value) is int and least <= value <= most):
                 raise ValueError(f"{key} {_short(value)}, no whole number from {least} to {most:,}")
         elif isinstance(value, float | int) and not abs(value) <= LARGEST_NUMBER:
