@@ -98,8 +98,8 @@ def _header(path: Path, entries: dict[str, _Entry], facts: dict[str, object], st
         if start + entry.offset + stored > size:
             raise ModelError(f"{path}: {name} ends beyond the file's {size:,} bytes; cut short, download it again")
         given = facts.get(f"{ORIGINAL_SHAPE}{name}")
-        shape = tuple(int(side) for side in given) if isinstance(given, list) else entry.shape
-        if math.prod(shape) != math.prod(entry.shape):
+        shape = tuple(given) if isinstance(given, list) else entry.shape
+        if not _is_shape(shape) or math.prod(shape) != math.prod(entry.shape):
             raise ModelError(f"{path}: {name} is stored as {entry.shape} for {shape}; damaged, download it again")
         places[name] = Place(offset=start + entry.offset, stride=())
         dtype = PLAIN.get(entry.kind) or BLOCKS[entry.kind][0]
@@ -112,6 +112,10 @@ def _header(path: Path, entries: dict[str, _Entry], facts: dict[str, object], st
     return Header(path=path, tensors=tensors, metadata=metadata, places=places, packed=packed, storage=storage)
 
 
+def _is_shape(sides: tuple[object, ...]) -> bool:
+    return all(type(side) is int and side >= 0 for side in sides)
+
+
 def _stored_bytes(path: Path, name: str, entry: _Entry) -> int:
     """The bytes of a tensor. ModelError for a type that is not read."""
     count = math.prod(entry.shape)
@@ -121,7 +125,7 @@ def _stored_bytes(path: Path, name: str, entry: _Entry) -> int:
         known = ", ".join(kind for kind, _, _ in BLOCKS.values())
         raise ModelError(f"{path}: {name} is of ggml's type {entry.kind}, which is not read; give a file of {known}")
     kind, values, size = BLOCKS[entry.kind]
-    if count % values:
+    if count % values or not count:
         raise ModelError(f"{path}: {name} of {entry.shape} does not divide into {kind}'s blocks of {values}; download it again")
     return count // values * size
 

@@ -26,7 +26,8 @@ COMFY_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 NVFP4 = "weight_scale_2"
 FOUR_BIT = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__(nf4|fp4)")
 FOUR_BIT_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-FOUR_BIT_NUMBERS: tuple[str, ...] = ("blocksize", "nested_blocksize", "nested_offset")
+FOUR_BIT_NUMBERS = {"blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.0}
+"""Numbers that a quant_state may hold, and bitsandbytes' own."""
 BLOCK = 128
 """The side of a block of fp8 weights that shares a scale."""
 
@@ -105,6 +106,8 @@ def _comfy_formats(header: Header) -> dict[str, str]:
     stated = header.metadata.get(METADATA)
     if stated:
         layers = _json(header, stated.encode(), METADATA).get("layers", {})
+        if not isinstance(layers, dict):
+            raise ModelError(f"{header.path}: {METADATA} names no layers; save the file again")
         formats |= {str(name): _format(value) for name, value in layers.items()}
     return formats
 
@@ -116,7 +119,7 @@ def _format(value: object) -> str:
 def _json(header: Header, raw: bytes, name: str) -> Json:
     try:
         document = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{header.path}: {name} is no JSON ({error}); save the file again") from None
     if not isinstance(document, dict):
         raise ModelError(f"{header.path}: {name} is no JSON object; save the file again")
@@ -139,12 +142,39 @@ def _four_bit(found: _Found) -> None:
         missing = [f"{weight}.{part}" for part in FOUR_BIT_PARTS[:2] if f"{weight}.{part}" not in header.tensors]
         if missing or weight not in header.tensors:
             raise ModelError(f"{header.path}: {name} without {missing or weight}; download it again")
-        shape = tuple(int(side) for side in state["shape"])
-        numbers = {key: float(state[key]) for key in FOUR_BIT_NUMBERS if key in state}
-        codes = header.tensors[weight].count
-        if codes != -(-math.prod(shape) // 2):
-            raise ModelError(f"{header.path}: {weight} holds {codes} bytes for {shape}; download it again")
+        shape, numbers = _stated(header, name, state)
+        _check_counts(header, weight, parts, shape, numbers)
         found.take(weight, Packing(kind=kind, parts=parts, values=numbers), kind.upper(), shape)
+
+
+def _stated(header: Header, name: str, state: Json) -> tuple[tuple[int, ...], dict[str, float]]:
+    """The shape and the numbers of a quant_state. ModelError for such as no weight has."""
+    shape, numbers = state.get("shape"), {key: state.get(key, usual) for key, usual in FOUR_BIT_NUMBERS.items()}
+    sizes = (numbers["blocksize"], numbers["nested_blocksize"])
+    whole = isinstance(shape, list) and bool(shape) and all(type(side) is int and side > 0 for side in (*shape, *sizes))
+    offset = numbers["nested_offset"]
+    if shape is None or not whole or type(offset) not in (int, float) or not abs(offset) < math.inf:
+        raise ModelError(f"{header.path}: {name} states shape {shape} and {numbers}; damaged, download it again")
+    return tuple(shape), numbers
+
+
+def _check_counts(
+    header: Header, weight: str, parts: Mapping[str, str], shape: tuple[int, ...], numbers: Mapping[str, float]
+) -> None:
+    """ModelError where codes, scales or tables are more or fewer than the shape and the block sizes need."""
+    values = math.prod(shape)
+    blocks = -(-values // int(numbers["blocksize"]))
+    needed = {"codes": -(-values // 2), "absmax": blocks, "quant_map": 16}
+    nested = header.tensors[parts["absmax"]].dtype == "U8"
+    if nested:
+        needed |= {"nested_absmax": -(-blocks // int(numbers["nested_blocksize"])), "nested_quant_map": 256}
+    for part, count in needed.items():
+        have = header.tensors[parts[part]].count if part in parts else 0
+        if have != count:
+            name = parts.get(part, f"{weight}.{part}")
+            raise ModelError(f"{header.path}: {name} holds {have} values, {weight} of {shape} needs {count}; download it again")
+    if header.tensors[weight].dtype != "U8" or nested != ("nested_absmax" in parts):
+        raise ModelError(f"{header.path}: {weight} or its scales are of another type than bitsandbytes'; {_other_file()}")
 
 
 def _int8(found: _Found) -> None:
@@ -154,6 +184,12 @@ def _int8(found: _Found) -> None:
         layer, _, leaf = name.rpartition(".")
         weight = f"{layer}.weight"
         if leaf == "SCB" and weight in tensors and tensors[weight].dtype == "I8":
+            shape = tensors[weight].shape
+            if len(shape) != 2 or tensors[name].count != shape[0]:
+                raise ModelError(
+                    f"{found.header.path}: {name} of {tensors[name].shape} does not hold a scale for each row of a weight of "
+                    f"{shape}; {_other_file()}"
+                )
             found.take(weight, Packing(kind="int8", parts={"codes": weight, "scale": name}), "int8")
 
 
@@ -164,6 +200,9 @@ def _scaled(found: _Found) -> None:
         layer, _, leaf = name.rpartition(".")
         weight = f"{layer}.weight"
         if leaf in SCALES and weight in tensors and tensors[weight].dtype in FP8:
+            if weight in found.packed:
+                other = found.packed[weight].parts["scale"]
+                raise ModelError(f"{found.header.path}: {weight} has two scales, {other} and {name}; {_other_file()}")
             if not _fits(tensors[name].shape, tensors[weight].shape):
                 raise ModelError(
                     f"{found.header.path}: {name} of {tensors[name].shape} is no scale of a weight of {tensors[weight].shape} "
@@ -174,7 +213,7 @@ def _scaled(found: _Found) -> None:
 
 def _fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """Whether it is one number, one for each row, or one for each block."""
-    rows = math.prod(scale) == weight[0] and scale[0] == weight[0] if scale else False
+    rows = bool(scale and weight) and math.prod(scale) == scale[0] == weight[0]
     blocks = tuple(-(-side // BLOCK) for side in weight)
     return math.prod(scale) == 1 or rows or (len(weight) == 2 and scale == blocks)
 

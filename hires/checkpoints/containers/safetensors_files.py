@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from hires.checkpoints.containers.tensors import LARGEST_HEADER, SCALAR_BYTES, Header, TensorInfo, scalar
+from hires.checkpoints.containers.tensors import DTYPE_BYTES, LARGEST_HEADER, SCALAR_BYTES, Header, TensorInfo, scalar
 from hires.errors import ModelError
 
 
@@ -20,9 +20,10 @@ def safetensors_header(path: Path) -> Header:
             raise ModelError(broken)
         try:
             document = json.loads(stream.read(length))
-            metadata = document.pop("__metadata__", {})
+            metadata = _metadata(document.pop("__metadata__", {}))
             tensors = {n: TensorInfo(shape=_shape(e["shape"]), dtype=str(e["dtype"])) for n, e in document.items()}
             offsets = {name: _shape(entry["data_offsets"]) for name, entry in document.items()}
+            _check_sizes(tensors, offsets)
             expected = 8 + length + max((end for _, end in offsets.values()), default=0)
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise ModelError(broken) from None
@@ -50,6 +51,21 @@ def read_bytes(path: Path, names: Collection[str]) -> dict[str, bytes]:
             stream.seek(8 + length + start)
             values[name] = stream.read(end - start)
     return values
+
+
+def _metadata(value: object) -> dict[str, str]:
+    """Texts by name; ValueError for anything else."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("its metadata are no texts by name")
+    return value
+
+
+def _check_sizes(tensors: Mapping[str, TensorInfo], offsets: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError for a tensor whose bytes are not those of its shape; types that are not read have none."""
+    for name, info in tensors.items():
+        start, end = offsets[name]
+        if info.dtype in DTYPE_BYTES and end - start != info.nbytes:
+            raise ValueError(f"{name} has {end - start} bytes for {info.shape}")
 
 
 def _shape(value: object) -> tuple[int, ...]:

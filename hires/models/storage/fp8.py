@@ -15,7 +15,7 @@ def scaled(codes: Tensor, scale: Tensor) -> Tensor:
     values, factor = codes.float(), scale.float()
     if factor.numel() == 1:
         return values * factor.reshape(())
-    if factor.numel() == values.shape[0]:
+    if factor.numel() == factor.shape[0] == values.shape[0]:
         return values * factor.reshape(-1, *[1] * (values.ndim - 1))
     rows, columns = values.shape
     blocks = factor.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
