@@ -5,6 +5,7 @@ Host memory does not grow with the height.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import struct
@@ -216,7 +217,8 @@ class _Png:
 
     def abort(self) -> None:
         self.writer.abort()
-        self.file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is buffered once more
+            self.file.close()
 
 
 class _Tiff:
@@ -278,7 +280,8 @@ class _Whole:
             ) from None
 
     def abort(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 def tagged(picture: _Picture) -> bytes | None:
