@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,9 +45,11 @@ class LoraRef:
         given = (self.scale,) if self.text_scale is None else (self.scale, self.text_scale)
         if not isinstance(self.path, str) or not all(_is_number(value) for value in given):
             raise RequestError(f"LoRA {self.path!r} at {', '.join(map(repr, given))}: give a path and a number")
-        if not all(math.isfinite(value) and abs(value) <= LARGEST for value in given):
-            told = ":".join(f"{value:g}" for value in given)
+        if not all(abs(value) <= LARGEST for value in given):
+            told = ":".join(f"{value:g}" if abs(value) < sys.float_info.max else "inf" for value in given)
             raise RequestError(f"loras {self.path}:{told}: give a scale from -100 to 100")
+        if not isinstance(self.blocks, tuple | list):
+            raise RequestError(f"loras {self.path}: lbw is {self.blocks!r}; give {COUNTS} numbers")
         if self.blocks:
             _check_blocks(self.path, self.blocks)
 
@@ -100,7 +102,9 @@ def parse_lora(text: str) -> LoraRef:
             break
         if name in NOT_HONOURED:
             raise RequestError(f"loras {text[:200]}: {name}= is not supported; leave it out")
-        named.setdefault(name, value)
+        if name in named:
+            raise RequestError(f"loras {text[:200]}: gives {name}= twice; leave one of them out")
+        named[name] = value
         rest = path
     numbers: list[float] = []
     while len(numbers) < 2:
@@ -110,13 +114,17 @@ def parse_lora(text: str) -> LoraRef:
             break
         numbers.insert(0, number)
         rest = path
+    twice = sorted(named.keys() & {"unet", "te"}) if len(numbers) == 2 else []
+    if twice:
+        raise RequestError(f"loras {text[:200]}: gives both strengths and {twice[0]}= too; leave one of them out")
     scale, text_scale = (*numbers, None, None)[:2]
     if "unet" in named:
         text_scale = next((value for value in (text_scale, scale) if value is not None), 1.0)
         scale = _named(text, "unet", named["unet"])
     if "te" in named:
         text_scale = _named(text, "te", named["te"])
-    return LoraRef(rest, 1.0 if scale is None else scale, text_scale, block_list(text, named.get("lbw", "")))
+    blocks = block_list(text, named["lbw"]) if "lbw" in named else ()
+    return LoraRef(rest, 1.0 if scale is None else scale, text_scale, blocks)
 
 
 def parse_lora_tag(inside: str) -> tuple[LoraRef, tuple[str, ...]]:
@@ -142,7 +150,7 @@ def parse_lora_tag(inside: str) -> tuple[LoraRef, tuple[str, ...]]:
             numbers.append(_named(inside, "the tag", key))
     text_scale = _named(inside, "te", named["te"]) if "te" in named else (numbers[0] if numbers else 1.0)
     scale = _named(inside, "unet", named["unet"]) if "unet" in named else (numbers[1] if len(numbers) > 1 else text_scale)
-    blocks = block_list(inside, named.get("lbw", ""))
+    blocks = block_list(inside, named["lbw"]) if "lbw" in named else ()
     return LoraRef(name.strip(), scale, None if text_scale == scale else text_scale, blocks), tuple(left)
 
 
@@ -157,8 +165,6 @@ def tag_of(lora: LoraRef) -> str:
 
 def block_list(where: str, text: str) -> tuple[float, ...]:
     """'1,0,0.5,...' as numbers. RequestError for a preset's name or a random weight, and for another count."""
-    if not text:
-        return ()
     values = []
     for part in text.split(","):
         value = _strength(part)
@@ -176,7 +182,7 @@ def block_list(where: str, text: str) -> tuple[float, ...]:
 def _check_blocks(where: str, blocks: tuple[float, ...]) -> None:
     if len(blocks) not in BLOCK_LISTS:
         raise RequestError(f"loras {where}: lbw has {len(blocks)} block weights; give {COUNTS}")
-    if not all(_is_number(value) and math.isfinite(value) and abs(value) <= LARGEST for value in blocks):
+    if not all(_is_number(value) and abs(value) <= LARGEST for value in blocks):
         raise RequestError(f"loras {where}: lbw takes weights from -100 to 100")
 
 
@@ -185,6 +191,9 @@ def _is_number(value: object) -> bool:
 
 
 def _strength(text: str) -> float | None:
+    """A number as people write it; None for anything else, such as Python's 1_0 for 10."""
+    if "_" in text or not text.isascii():
+        return None
     try:
         return float(text)
     except ValueError:

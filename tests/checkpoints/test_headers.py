@@ -48,6 +48,23 @@ def test_a_file_cut_short_names_expected_and_actual_bytes(tmp_path: Path) -> Non
             read_header(path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"__metadata__": []},
+        {"__metadata__": {"title": 5}},
+        {"a": {"dtype": "F32", "shape": [], "data_offsets": [2, 4]}},
+        {"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_metadata_that_are_no_texts_and_tensors_of_other_sizes_are_damage(changed: dict[str, object], tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}} | changed
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(ModelError, match="no safetensors header"):
+        read_header(tmp_path / "a.safetensors")
+
+
 def test_seven_gigabytes_take_less_than_a_second(tmp_path: Path) -> None:
     """A sparse file with the header of a real one: nothing but the header and the scalars is read."""
     path, count = tmp_path / "big.safetensors", 7 * 10**9 // 4000

@@ -60,11 +60,29 @@ def test_a_path_that_ends_like_a_strength_is_read_back() -> None:
         (f"a:lbw={ONES[:-1]}nan", "lbw takes weights from -100 to 100"),
         ("a:0.5:dyn=8", "dyn= is not supported"),
         ("a:start=5", "start= is not supported"),
+        ("a:unet=1:unet=2", "gives unet= twice"),
+        ("a:0.8:0.5:unet=0.3", "gives both strengths and unet= too"),
+        ("a:lbw=", "lbw=: give the weights as numbers"),
     ],
 )
 def test_what_is_no_strength_is_refused(text: str, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         parse_lora(text)
+
+
+def test_numbers_of_any_size_and_blocks_that_are_none_are_refused() -> None:
+    for value in (10**400, -(10**5000), float("nan")):
+        with pytest.raises(RequestError, match="give a scale from -100 to 100"):
+            LoraRef("a", value)
+        with pytest.raises(RequestError, match="lbw takes weights"):
+            LoraRef("a", 1.0, None, (value,) * 12)
+    with pytest.raises(RequestError, match="lbw is 5"):
+        LoraRef("a", 1.0, None, 5)  # type: ignore[arg-type]
+
+
+def test_numbers_that_only_python_reads_belong_to_the_path() -> None:
+    assert parse_lora("a:1_0") == LoraRef("a:1_0")
+    assert parse_lora("a:٨") == LoraRef("a:٨")
 
 
 def test_lists_of_block_weights_spread_to_their_blocks() -> None:

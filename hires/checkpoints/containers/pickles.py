@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hires.checkpoints.containers.pickle_limits import check_pickle
+from hires.checkpoints.containers.tensors import DTYPE_BYTES
 from hires.errors import ModelError
 
 STORAGES = {
@@ -29,6 +30,21 @@ STORAGES = {
     "BoolStorage": "BOOL",
     "Float8_e4m3fnStorage": "F8_E4M3",
     "Float8_e5m2Storage": "F8_E5M2",
+    "UntypedStorage": "U8",
+}
+NUMBER_TYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
 MOST_OBJECTS = 300_000
 """Objects of a file, tensors included."""
@@ -42,7 +58,6 @@ PLAIN_TYPES = (
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object"),
     *("range", "set", "slice", "str", "tuple", "unicode", "xrange"),
 )
-NUMBER_TYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool", "strided")
 INERT_NAMES = (
     ("_codecs", "encode"),
     ("torch", "device"),
@@ -51,7 +66,7 @@ INERT_NAMES = (
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
     ("pathlib", "Path"),
-    *(("torch", name) for name in NUMBER_TYPES),
+    ("torch", "strided"),
     *((module, name) for module in ("builtins", "__builtin__") for name in PLAIN_TYPES),
 )
 
@@ -75,11 +90,18 @@ class Leaf:
     stride: tuple[int, ...]
 
 
-class _Dict(collections.OrderedDict[Any, Any]):
+class _Sealed(type):
+    """A class that a pickle gives no attributes: what one file set would be there for every later one."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise AttributeError(f"{cls.__name__}.{name} is set by the file")
+
+
+class _Dict(collections.OrderedDict[Any, Any], metaclass=_Sealed):
     """An OrderedDict that takes the attributes which torch pickles with a state dict."""
 
 
-class Inert:
+class Inert(metaclass=_Sealed):
     """Stands for an object of a class that is not known: takes whatever the pickle gives it, and does nothing."""
 
     def __init__(self, *arguments: object, **named: object) -> None:
@@ -105,22 +127,56 @@ class Parameters(Inert):
     """torch's ParameterDict, whose parameters are in its state: an embedding of textual inversion."""
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...] = (), *rest: object) -> Leaf:
-    return Leaf(storage, offset, tuple(shape), tuple(stride))
+class _Call:
+    """A function that a pickle calls and gives no attributes."""
+
+    __slots__ = ()
 
 
-def _parameter(data: Leaf, *rest: object) -> Leaf:
-    return data
+class _Tensor(_Call):
+    """_rebuild_tensor and _rebuild_tensor_v2."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...] = (), *rest: object
+    ) -> Leaf:
+        """The record of a tensor."""
+        return Leaf(storage, offset, tuple(shape), tuple(stride))
+
+
+class _TypedTensor(_Call):
+    """_rebuild_tensor_v3, of a storage of bytes and the type that they are read as: what torch writes for fp8."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> Leaf:
+        """The record of a tensor."""
+        dtype = rest[2]  # behind requires_grad and the hooks
+        typed = Storage(dtype, storage.key, storage.count // DTYPE_BYTES[dtype])
+        return Leaf(typed, offset, tuple(shape), tuple(stride))
+
+
+class _Parameter(_Call):
+    """_rebuild_parameter."""
+
+    __slots__ = ()
+
+    def __call__(self, data: Leaf, *rest: object) -> Leaf:
+        """The record of the tensor that it holds."""
+        return data
 
 
 KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Dict,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor"): _Tensor(),
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor(),
+    ("torch._utils", "_rebuild_tensor_v3"): _TypedTensor(),
+    ("torch._utils", "_rebuild_parameter"): _Parameter(),
     ("torch.nn.modules.container", "ParameterDict"): Parameters,
     ("torch", "Size"): tuple,
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    ("torch.storage", "UntypedStorage"): STORAGES["UntypedStorage"],
+    **{("torch", name): dtype for name, dtype in (STORAGES | NUMBER_TYPES).items()},
 }
 
 
@@ -146,7 +202,7 @@ class StateDictUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         """A storage by its id. ValueError for an object of another kind."""
         kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or not isinstance(dtype, str):
+        if kind != "storage" or not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise ValueError(f"an object of kind {kind!r}")
         return self.storages.setdefault(str(key), Storage(dtype, str(key), int(count)))
 

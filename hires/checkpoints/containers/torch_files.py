@@ -41,12 +41,12 @@ def zip_header(path: Path) -> Header:
             found = dict(leaves(document))
             used = {leaf.storage.key: entries[f"{root}data/{leaf.storage.key}"] for leaf in found.values()}
             starts = {key: _entry_start(raw, entry, path) for key, entry in used.items()}
-        sizes = {key: entry.file_size for key, entry in used.items()}
+        sizes = {key: min(entry.file_size, path.stat().st_size - starts[key]) for key, entry in used.items()}
+        return _header(path, found, starts, sizes)
     except StopIteration:
         raise ModelError(f"{path}: a zip without data.pkl, no file of torch.save; give a .safetensors or .pth file") from None
     except DAMAGED as error:
         raise ModelError(f"{path}: no whole file of torch.save ({error}); damaged or cut short, download it again") from None
-    return _header(path, found, starts, sizes)
 
 
 def _entry_start(raw: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
@@ -77,11 +77,11 @@ def old_header(path: Path) -> Header:
                 at = starts[key] + storage.count * DTYPE_BYTES[storage.dtype]
             end = stream.seek(0, io.SEEK_END)
         sizes = {key: end - start for key, start in starts.items()}
+        return _header(path, found, starts, sizes)
     except DAMAGED as error:
         raise ModelError(
             f"{path}: no whole file of torch.save before 1.6 ({error}); damaged or cut short, download it again"
         ) from None
-    return _header(path, found, starts, sizes)
 
 
 def _header(path: Path, found: Mapping[str, Leaf], starts: Mapping[str, int], sizes: Mapping[str, int]) -> Header:

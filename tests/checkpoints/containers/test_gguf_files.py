@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,21 @@ def test_no_damage_gets_past_the_error_tree(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with contextlib.suppress(ModelError):
             read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "given"), [("F16", (2, 3), [-2, -3]), ("F16", (2, 3), [6, 0]), ("Q8_0", (0, 32), [])]
+)
+def test_shapes_that_no_tensor_has_are_refused(kind: str, shape: tuple[int, ...], given: list[int], tmp_path: Path) -> None:
+    facts = {"comfy.gguf.orig_shape.a": given} if given else {}
+    path = write_gguf(tmp_path / "a.gguf", {"a": (kind, shape), "b": ("F32", (8,))}, facts)
+    with pytest.raises(ModelError, match="download it again"):
+        read_header(path)
+
+
+def test_an_original_shape_of_texts_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "a.gguf", {"a": ("F16", (2, 1))}, {"comfy.gguf.orig_shape.a": [2, 1]})
+    numbers, texts = struct.pack("<IIQ2i", 9, 5, 2, 2, 1), struct.pack("<IIQQQ", 9, 8, 1, 0, 0)[:-8]
+    path.write_bytes(path.read_bytes().replace(numbers, texts))
+    with pytest.raises(ModelError, match="download it again"):
+        read_header(path)
