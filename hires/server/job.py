@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hires.client.documents import ENDED, JobDocument, ResultDocument
 from hires.errors import HiresError, WriteError
 from hires.server.bodies import AnyTask
-from hires.server.errors import http_status
+from hires.server.errors import ConflictError, http_status
 from hires.server.progress import Meter
 from hires.server.schedule import Waiting
 from hires.server.worker import Estimate, FinishedPicture, Worker
@@ -201,9 +202,17 @@ class Job:
         except OSError as error:
             raise WriteError(f"{self.folder}: {error.strerror or error}; make room on that disk") from error
 
-    def remove(self) -> None:
-        """Delete its folder and all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def move(self, target: Path) -> None:
+        """Make its folder, with all that is in it, another in one step. ConflictError where that holds something."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ConflictError(f"id {self.id}: its folder holds a {DAMAGED} or other files; give a new one") from None
+            raise WriteError(f"{target}: {error.strerror or error}; make room on that disk") from error
+        self.folder = target
+        _sync(target.parent)
 
     def clear(self) -> None:
         """Delete what unfinished pictures left: journals and incomplete files."""

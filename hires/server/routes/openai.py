@@ -21,7 +21,7 @@ from hires.server.bodies import EditTask, RenderTask
 from hires.server.job import Job
 from hires.server.pictures import from_bytes, resize, store_png, turn_upright
 from hires.server.queue import JobQueue
-from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for
+from hires.server.routes.waiting import submit_waiting, wait_for
 from hires.server.settings import PROMPT_CHARACTERS
 
 EDIT_STRENGTH = 0.6
@@ -107,7 +107,7 @@ class OpenAIRoutes:
         """Edit the picture of a multipart form; with a mask, redraw what is transparent in it."""
         form = await _read_form(request)
         count = self._count(form.fields)
-        with incoming_folder(self.queue) as folder:
+        with self.queue.staging.open() as folder:
             task = await run_in_threadpool(self._edit_task, form, folder)
             job = await submit_waiting(self.queue, [task] * count, "openai", folder)
             return await self._response(job, form.fields, request)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import HTTPException, Request
@@ -18,18 +15,6 @@ from hires.server.queue import JobQueue
 
 LOOK_SECONDS = 0.5
 """How often to look whether the client is still there."""
-
-
-@contextmanager
-def incoming_folder(queue: JobQueue) -> Iterator[Path]:
-    """A folder for the pictures of a request that is not a job yet, on the disk of the jobs; deleted at the end."""
-    beside = queue.folder.parent / "incoming"
-    beside.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=beside))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def submit_waiting(queue: JobQueue, tasks: Sequence[AnyTask], origin: str, folder: Path | None = None) -> Job:
