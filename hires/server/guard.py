@@ -7,7 +7,7 @@ import base64
 import binascii
 import hmac
 import json
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,15 +68,18 @@ class Guard:
             self._held -= len(body)
 
     def check_origin(self, method: str, headers: dict[str, str]) -> None:
-        """Refused where the request names another host, or comes from another site's page."""
+        """Refused where the request names another host, or none that can be read, or comes from another site's page."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
+        name = _address("host", f"//{host}", host).hostname if host else None
         if not self.any_host and name is not None and name not in self.hosts:
             raise Refused(
                 400, f"host {host[:100]!r}: is not a name of this server; add {name} to its `hosts` (allow-host of hires serve)"
             )
         origin = headers.get("origin")
-        if origin is not None and method not in SAFE and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is None:
+            return
+        site = _address("origin", origin, origin).netloc
+        if method not in SAFE and site.lower() != host.lower():
             raise Refused(403, f"origin {origin[:100]!r}: pages of other sites cannot use this server")
 
     def check_key(self, headers: dict[str, str]) -> None:
@@ -119,6 +122,14 @@ class Guard:
         except Refused:
             self._held -= sum(len(part) for part in parts)
             raise
+
+
+def _address(header: str, address: str, given: str) -> SplitResult:
+    """The parts of an address that a header gives. Refused where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise Refused(400, f"{header} {given[:100]!r}: is no address") from None
 
 
 def _key(headers: dict[str, str]) -> str | None:

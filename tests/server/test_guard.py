@@ -50,6 +50,15 @@ def test_other_hosts_and_other_sites_pages_are_refused(tmp_path: Path) -> None:
         assert plain.post("/plan", json={}, headers={"Origin": origin}).status_code == 403, origin
 
 
+@pytest.mark.parametrize("options", [{}, {"host": "0.0.0.0", "api_key": KEY}])
+def test_a_host_or_origin_that_is_no_address_is_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    plain = client(tmp_path, **options)
+    for header, value in (("Host", "["), ("Host", "[::1"), ("Host", "a]"), ("Origin", "http://["), ("Origin", "//[::1")):
+        for method in ("GET", "POST"):
+            answer = plain.request(method, "/plan", headers={header: value})
+            assert answer.status_code == 400 and "is no address" in answer.json()["detail"], (header, value)
+
+
 def test_beyond_this_machine_only_with_a_key(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="`api_key`"):
         Settings(folder=tmp_path, host="0.0.0.0")

@@ -12,9 +12,10 @@ from PIL import Image
 from hires.checkpoints.spec import load_spec
 from hires.devices.machines import host_device
 from hires.engine.requests import structure_cutoff
-from hires.errors import RequestError
+from hires.errors import RequestError, SizeError
 from hires.options.lora import parse_lora_tag
 from hires.options.render import RenderRequest
+from hires.options.sizes import parse_size
 from hires.planning import planner
 from hires.planning.costs.evaluations import stage_levels
 from hires.prompts.tags import KINDS
@@ -24,7 +25,7 @@ from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
 from hires.server.a1111.inpainting import mask_picture
 from hires.server.a1111.scripts import ScriptSettings
 from hires.server.a1111.translation import PictureRequest, TranslatedRequest, redraw_strength
-from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, following_seed
+from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, check_limit, following_seed
 from hires.server.job import Job
 from hires.server.pictures import from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
@@ -158,12 +159,12 @@ class Translator:
         width, height = script.size or (body.width, body.height)
         if script.scale and (script.enlarge or script.keep_input):
             width, height = round(picture.width * script.scale), round(picture.height * script.scale)
-        size = f"{width}x{height}"
+        size = str(check_limit(parse_size(f"{width}x{height}"), self.settings.limits))
         larger = width > picture.width and height > picture.height
         if script.enlarge or (script.guided and larger):
             return self._enlarge(request, request.save(picture, name), size)
         if load_spec(model).facts.image_channels:
-            init = request.save(resize(picture, width, height, body.resize_mode), name)
+            init = request.save(self._resize(picture, width, height, body.resize_mode), name)
             fields = _fields_of(EditTask, request.options)
             return EditTask(**fields, picture=init, size=size, image_guidance=body.image_cfg_scale or None)
         if body.image_cfg_scale not in (None, INSTRUCTION_GUIDANCE):
@@ -172,9 +173,18 @@ class Translator:
         if script.guided:
             cutoff = structure_cutoff(Size(picture.height, picture.width), Size(height, width))
             relay = f"guide=structure:{min(cutoff, FINEST_CUTOFF):.6g}"
-        init = request.save(resize(picture, width, height, body.resize_mode), name)
+        init = request.save(self._resize(picture, width, height, body.resize_mode), name)
         tiles = _tile_options(script)
         return RenderTask(**request.options, size=size, init=init, strength=request.strength, relay=relay, **tiles)
+
+    def _resize(self, picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:
+        """The picture at a size. SizeError where that is over the limit of pictures in memory."""
+        limits = self.settings.limits
+        size = check_limit(parse_size(f"{width}x{height}"), limits)
+        if size.area > limits.input_pixels:
+            most = f"{limits.input_pixels / 1e6:.0f} megapixels"
+            raise SizeError(f"size {size}: img2img resizes pictures up to {most}; ask for less, or send the picture to /jobs")
+        return resize(picture, width, height, mode)
 
     def _enlarge(self, request: PictureRequest, picture: str, size: str) -> UpscaleTask:
         """An enlargement of a stored picture, drawn over in tiles unless the body or its script forbids that."""
@@ -212,8 +222,8 @@ class Translator:
                 size=f"{body.width}x{body.height}",
                 strength=request.strength,
                 **_tile_options(request.script),
-                init=request.save(resize(picture, body.width, body.height, mode), f"init-{index}.png"),
-                mask=request.save(resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
+                init=request.save(self._resize(picture, body.width, body.height, mode), f"init-{index}.png"),
+                mask=request.save(self._resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
             )
             tasks.append(task)
 
