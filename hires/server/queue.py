@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -34,6 +35,8 @@ MOST_ATTEMPTS = 3
 Prepare = Callable[[AnyTask, Path, int], AnyTask]
 """Called with a task, its job's folder and its index; puts its pictures there and returns the task that names them."""
 SEED_BITS = 32
+TAKEN_IN_AT_ONCE = 2
+"""How many requests may decode their pictures at a time."""
 Planned = TypeVar("Planned")
 
 
@@ -57,6 +60,8 @@ class JobQueue:
         self.workers = [Worker(settings, library, device) for device in settings.devices] if workers is None else [*workers]
         stand_for = planners([worker.spec for worker in self.workers])
         self._planners = {worker: self.workers[i] for worker, i in zip(self.workers, stand_for, strict=True)}
+        self.taking_in = asyncio.Semaphore(TAKEN_IN_AT_ONCE)
+        """Held by the requests whose pictures are being decoded."""
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._running: list[Job] = []

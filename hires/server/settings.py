@@ -29,6 +29,8 @@ class Limits:
     """The longest silence within a body."""
     input_pixels: int = 150_000_000
     """The most pixels of a picture that is sent."""
+    request_pixels: int = 300_000_000
+    """The most pixels of all pictures that a request sends."""
     output_pixels: int = 2**30
     """The most pixels of a picture that is rendered or enlarged."""
     side_px: int = 65_536

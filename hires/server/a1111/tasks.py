@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -22,12 +22,12 @@ from hires.prompts.tags import KINDS
 from hires.sampling import registry
 from hires.server.a1111 import scripts
 from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
-from hires.server.a1111.inpainting import mask_picture
+from hires.server.a1111.inpainting import MaskedPicture, mask_picture
 from hires.server.a1111.scripts import ScriptSettings
 from hires.server.a1111.translation import PictureRequest, TranslatedRequest, redraw_strength
 from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, check_limit, following_seed
 from hires.server.job import Job
-from hires.server.pictures import from_base64, resize, store_png, turn_upright
+from hires.server.pictures import check_sum, from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
@@ -63,17 +63,22 @@ class Translator:
         """A render from each picture, an edit where the model edits, an enlargement where a script asks for one."""
         script = _read_scripts(body)
         translated, options = self._common(body, script)
-        pictures = [turn_upright(from_base64(text, self.settings.limits, "init image")) for text in body.init_images or ()]
+        texts = body.init_images or []
+        self._check_count(body, len(texts))
+        masks = [] if body.mask is None else [("mask", body.mask)]
+        check_sum([*(("init image", text) for text in texts), *masks], self.settings.limits)
         request = PictureRequest(body=body, translated=translated, options=options, script=script, folder=folder)
         if body.mask is not None:
-            return self._inpaint(request, body.mask, pictures)
-        tasks = [self._from_picture(request, picture, f"init-{i}.png") for i, picture in enumerate(pictures)]
+            return self._inpaint(request, body.mask, texts)
+        tasks = [self._from_picture(request, self._picture(text), f"init-{i}.png") for i, text in enumerate(texts)]
         return self._repeat(translated, body, tasks)
 
     def extras(self, body: Extras, pictures: Sequence[str], folder: Path) -> list[UpscaleTask]:
         """An enlargement of each picture."""
         if not pictures:
             raise HTTPException(422, "imageList: is empty; send at least one picture")
+        self._check_most(len(pictures), "imageList")
+        check_sum((("image", text) for text in pictures), self.settings.limits)
         tasks = []
         for index, text in enumerate(pictures):
             picture = from_base64(text, self.settings.limits)
@@ -206,15 +211,22 @@ class Translator:
             tile_px=script.tile_px if redraw else None,
         )
 
-    def _inpaint(self, request: PictureRequest, mask: str, pictures: Sequence[Image.Image]) -> TranslatedRequest:
-        """The white of a mask drawn anew: within the whole picture, or in a part of it that is drawn at width x height."""
+    def _picture(self, text: str) -> Image.Image:
+        return turn_upright(from_base64(text, self.settings.limits, "init image"))
+
+    def _inpaint(self, request: PictureRequest, mask: str, texts: Sequence[str]) -> TranslatedRequest:
+        """The white of a mask drawn anew: within the whole picture, or in a part of it that is drawn at width x height.
+
+        One picture is in memory at a time, here and when the results are pasted: none while the job waits.
+        """
         body = request.body
-        decoded = from_base64(mask, self.settings.limits, "mask")
-        masked = [mask_picture(body, picture, decoded) for picture in pictures]
-        if body.inpaint_full_res and all(each.box is None for each in masked):
-            raise RequestError("mask: nothing in it is white; draw what is to be drawn anew in white")
-        tasks = []
-        for index, each in enumerate(masked):
+
+        def masked() -> Iterator[MaskedPicture]:
+            decoded = from_base64(mask, self.settings.limits, "mask")
+            return (mask_picture(body, self._picture(text), decoded) for text in texts)
+
+        tasks, boxes = [], []
+        for index, each in enumerate(masked()):
             picture, grey = each.drawn_part()
             mode = body.resize_mode if each.box is None else 0
             task = RenderTask(
@@ -226,20 +238,33 @@ class Translator:
                 mask=request.save(self._resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
             )
             tasks.append(task)
+            boxes.append(each.box)
+        if body.inpaint_full_res and not any(boxes):
+            raise RequestError("mask: nothing in it is white; draw what is to be drawn anew in white")
 
         def paste_results(job: Job) -> None:
-            job.pictures = [masked[i % len(masked)].paste_result(job, i) for i in range(len(job.pictures))]
+            for first, each in enumerate(masked()):
+                for index in range(first, len(job.pictures), len(texts)):
+                    job.pictures[index] = each.paste_result(job, index)
 
         translated = self._repeat(request.translated, body, tasks)
-        translated.finish = paste_results
+        if any(boxes):
+            translated.finish = paste_results
         return translated
+
+    def _check_count(self, body: Drawing, tasks: int) -> None:
+        """422 for more pictures than one request may ask for."""
+        self._check_most(body.batch_size * body.n_iter * tasks, "batch_size x n_iter")
+
+    def _check_most(self, count: int, what: str) -> None:
+        most = self.settings.limits.pictures
+        if count > most:
+            raise HTTPException(422, f"{what} is {count} pictures; this server makes {most} at most")
 
     def _repeat(self, translated: TranslatedRequest, body: Drawing, tasks: Sequence[AnyTask]) -> TranslatedRequest:
         """The request with a task for each of batch_size x n_iter pictures, with following seeds."""
+        self._check_count(body, len(tasks))
         count = body.batch_size * body.n_iter
-        most = self.settings.limits.pictures
-        if count * len(tasks) > most:
-            raise HTTPException(422, f"batch_size x n_iter is {count * len(tasks)} pictures; this server makes {most} at most")
         translated.tasks = [following_seed(tasks[i % len(tasks)], i) for i in range(max(count, len(tasks)))]
         return translated
 

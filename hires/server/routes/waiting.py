@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
@@ -13,8 +14,18 @@ from hires.server.bodies import AnyTask
 from hires.server.job import Job
 from hires.server.queue import JobQueue
 
+Result = TypeVar("Result")
 LOOK_SECONDS = 0.5
 """How often to look whether the client is still there."""
+
+
+async def take_in(queue: JobQueue, decode: Callable[[], Result]) -> Result:
+    """Call a function that decodes the pictures of a request, in a thread.
+
+    Few are called at a time; the others wait without a thread, so that no number of requests fills the memory.
+    """
+    async with queue.taking_in:
+        return await run_in_threadpool(decode)
 
 
 async def submit_waiting(queue: JobQueue, tasks: Sequence[AnyTask], origin: str, folder: Path | None = None) -> Job:

@@ -14,7 +14,7 @@ from hires.errors import WriteError
 
 OWN = re.compile(r"tmp[a-z0-9_]{8}", re.IGNORECASE)
 """The names that `tempfile.mkdtemp` gives."""
-TAKEN_IN = re.compile(r"\.job\.json\.part|(input-\d+-)?(init|mask|control|picture)(-\d+)?\.png")
+TAKEN_IN = re.compile(r"\.job\.json\.part|(input-|input-\d+-)?(init|mask|control|picture)(-\d+)?\.png")
 """The files of a job that is not stored yet."""
 
 
