@@ -7,6 +7,7 @@ import base64
 import binascii
 import hmac
 import json
+import time
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -100,13 +101,10 @@ class Guard:
         if int(length) > most:
             raise Refused(413, f"body of {length} bytes: the limit is {most}")
         parts: list[bytes] = []
-        size = 0
+        size, begun = 0, time.monotonic()
         try:
             while True:
-                try:
-                    message = await asyncio.wait_for(receive(), self.settings.limits.body_seconds)
-                except TimeoutError:
-                    raise Refused(408, f"body: nothing came for {self.settings.limits.body_seconds:g} s") from None
+                message = await self._part(receive, begun)
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "body: the connection ended before it did")
                 part = message.get("body", b"")
@@ -122,6 +120,17 @@ class Guard:
         except Refused:
             self._held -= sum(len(part) for part in parts)
             raise
+
+    async def _part(self, receive: Receive, begun: float) -> Message:
+        """The next part of a body that began then."""
+        limits = self.settings.limits
+        left = begun + limits.whole_body_seconds - time.monotonic()
+        try:
+            return await asyncio.wait_for(receive(), max(0.0, min(limits.body_seconds, left)))
+        except TimeoutError:
+            if left < limits.body_seconds:
+                raise Refused(408, f"body: did not end within {limits.whole_body_seconds:g} s") from None
+            raise Refused(408, f"body: nothing came for {limits.body_seconds:g} s") from None
 
 
 def _address(header: str, address: str, given: str) -> SplitResult:
@@ -176,10 +185,13 @@ async def _answer(send: Send, status: int, reason: str) -> None:
     body = json.dumps(
         {"error": {"message": reason, "type": "invalid_request_error", "code": status}, "detail": reason}
     ).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # the rest of the request is not read
+        *HEADERS,
+    ]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="hires"'))
-    if status in (400, 408, 413):
-        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
