@@ -116,6 +116,7 @@ def run(settings: Settings) -> None:
         import uvicorn
 
         from hires.server.app import create_app
+        from hires.server.transport.connections import bounded
     except ModuleNotFoundError as error:
         raise missing(error) from None
     load_spec(settings.model)
@@ -132,6 +133,8 @@ def run(settings: Settings) -> None:
             server_header=False,
             h11_max_incomplete_event_size=64 * 1024,
             limit_concurrency=512,
+            http=bounded(settings.limits),
+            ws="none",
         )
         uvicorn.Server(config).run(sockets=[listening])
     finally:

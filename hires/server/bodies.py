@@ -22,7 +22,7 @@ from hires.options.fields import PictureLike, declared
 from hires.options.render import EditOptions, RenderOptions, RenderRequest
 from hires.options.sizes import parse_size
 from hires.options.upscale import UpscaleOptions
-from hires.server.pictures import from_base64, link, store_png
+from hires.server.pictures import check_sum, from_base64, link, store_png
 from hires.server.settings import PROMPT_CHARACTERS, Library, Limits
 from hires.tiling.geometry import Size
 from hires.units import parse_bytes
@@ -73,13 +73,18 @@ class Task(BaseModel):
         return {name: getattr(self, name) for name in names if name in type(self).model_fields and name not in without}
 
     def store_pictures(self, folder: Path, limits: Limits, prefix: str = "") -> Self:
-        """The task with its pictures written into a folder. RequestError for a picture that cannot be read."""
-        names = {}
-        for field in self.pictures:
-            text = getattr(self, field)
-            if text is not None:
-                names[field] = store_png(from_base64(text, limits, field), folder, f"{prefix}{field}.png")
+        """The task with its pictures written into a folder. RequestError for one that cannot be read."""
+        sent = {field: text for field in self.pictures if (text := getattr(self, field)) is not None}
+        check_sum(sent.items(), limits)
+        names = {
+            field: store_png(from_base64(text, limits, field), folder, f"{prefix}{field}.png") for field, text in sent.items()
+        }
         return self.model_copy(update=names)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any picture is given."""
+        return any(getattr(self, field) is not None for field in self.pictures)
 
     def link_pictures(self, source: Path, target: Path) -> Self:
         """The task, after the files of its pictures got a second name in the folder `target`."""

@@ -7,7 +7,8 @@ import base64
 import binascii
 import hmac
 import json
-from urllib.parse import urlsplit
+import time
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,15 +69,18 @@ class Guard:
             self._held -= len(body)
 
     def check_origin(self, method: str, headers: dict[str, str]) -> None:
-        """Refused where the request names another host, or comes from another site's page."""
+        """Refused where the request names another host, or none that can be read, or comes from another site's page."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
+        name = _address("host", f"//{host}", host).hostname if host else None
         if not self.any_host and name is not None and name not in self.hosts:
             raise Refused(
                 400, f"host {host[:100]!r}: is not a name of this server; add {name} to its `hosts` (allow-host of hires serve)"
             )
         origin = headers.get("origin")
-        if origin is not None and method not in SAFE and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is None:
+            return
+        site = _address("origin", origin, origin).netloc
+        if method not in SAFE and site.lower() != host.lower():
             raise Refused(403, f"origin {origin[:100]!r}: pages of other sites cannot use this server")
 
     def check_key(self, headers: dict[str, str]) -> None:
@@ -97,13 +101,10 @@ class Guard:
         if int(length) > most:
             raise Refused(413, f"body of {length} bytes: the limit is {most}")
         parts: list[bytes] = []
-        size = 0
+        size, begun = 0, time.monotonic()
         try:
             while True:
-                try:
-                    message = await asyncio.wait_for(receive(), self.settings.limits.body_seconds)
-                except TimeoutError:
-                    raise Refused(408, f"body: nothing came for {self.settings.limits.body_seconds:g} s") from None
+                message = await self._part(receive, begun)
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "body: the connection ended before it did")
                 part = message.get("body", b"")
@@ -119,6 +120,25 @@ class Guard:
         except Refused:
             self._held -= sum(len(part) for part in parts)
             raise
+
+    async def _part(self, receive: Receive, begun: float) -> Message:
+        """The next part of a body that began then."""
+        limits = self.settings.limits
+        left = begun + limits.whole_body_seconds - time.monotonic()
+        try:
+            return await asyncio.wait_for(receive(), max(0.0, min(limits.body_seconds, left)))
+        except TimeoutError:
+            if left < limits.body_seconds:
+                raise Refused(408, f"body: did not end within {limits.whole_body_seconds:g} s") from None
+            raise Refused(408, f"body: nothing came for {limits.body_seconds:g} s") from None
+
+
+def _address(header: str, address: str, given: str) -> SplitResult:
+    """The parts of an address that a header gives. Refused where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise Refused(400, f"{header} {given[:100]!r}: is no address") from None
 
 
 def _key(headers: dict[str, str]) -> str | None:
@@ -165,10 +185,13 @@ async def _answer(send: Send, status: int, reason: str) -> None:
     body = json.dumps(
         {"error": {"message": reason, "type": "invalid_request_error", "code": status}, "detail": reason}
     ).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # the rest of the request is not read
+        *HEADERS,
+    ]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="hires"'))
-    if status in (400, 408, 413):
-        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,14 +12,14 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hires.client.documents import ENDED, JobDocument, ResultDocument
 from hires.errors import HiresError, WriteError
 from hires.server.bodies import AnyTask
-from hires.server.errors import http_status
+from hires.server.errors import ConflictError, http_status
 from hires.server.progress import Meter
 from hires.server.schedule import Waiting
 from hires.server.worker import Estimate, FinishedPicture, Worker
@@ -26,22 +27,61 @@ from hires.tiling.geometry import Size
 
 log = logging.getLogger(__name__)
 FILE = "job.json"
-TASK: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
+DAMAGED = "job.json.damaged"
+"""What a file is renamed to that is not understood."""
+Time = Annotated[float, Field(ge=0, le=1e11)]
+"""Seconds since 1970."""
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Side = Annotated[int, Field(ge=1, le=2**30)]
 
 
-class StoredPicture(TypedDict):
+class StoredPicture(BaseModel):
     """A finished picture in `job.json`."""
 
-    file: str
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.[a-z]+$")]
     seed: int
     seconds: float
     sampler: str
     schedule: str
     steps: int
     guidance: float
-    size: list[int]
+    size: tuple[Side, Side]
     """Height, width."""
     notes: list[str]
+
+    @classmethod
+    def of(cls, picture: FinishedPicture) -> StoredPicture:
+        """What is stored of a picture."""
+        values = {name: getattr(picture, name) for name in cls.model_fields if name not in ("size", "notes")}
+        return cls(**values, size=(picture.size.height, picture.size.width), notes=list(picture.notes))
+
+    def picture(self) -> FinishedPicture:
+        """The picture that was stored."""
+        return FinishedPicture(**self.model_dump(exclude={"size", "notes"}), size=Size(*self.size), notes=tuple(self.notes))
+
+
+class StoredJob(BaseModel):
+    """The content of `job.json`; whatever else a file may hold is not a job."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    id: str
+    sequence: Count
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    durable: bool
+    origin: str
+    created: Time
+    started: Time | None
+    finished: Time | None
+    attempts: Count
+    error: str | None
+    error_status: int | None
+    wanted: str
+    """The digest of the request."""
+    tasks: Annotated[list[AnyTask], Field(min_length=1)]
+    made: list[StoredPicture]
 
 
 @dataclass(eq=False)
@@ -144,27 +184,16 @@ class Job:
 
     def save(self) -> None:
         """Write the job's file, whole and on the disk before this returns. WriteError where the disk refuses."""
-        document = {
-            "id": self.id,
-            "sequence": self.sequence,
-            "status": self.status,
-            "durable": self.durable,
-            "origin": self.origin,
-            "created": self.created,
-            "started": self.started,
-            "finished": self.finished,
-            "attempts": self.attempts,
-            "error": self.error,
-            "error_status": self.error_status,
-            "wanted": self.request_digest,
-            "tasks": [task.model_dump(mode="json") for task in self.tasks],
-            "made": [_store(picture) for picture in self.pictures],
-        }
+        document = StoredJob.model_construct(
+            **{name: getattr(self, name) for name in StoredJob.model_fields if hasattr(self, name)},
+            wanted=self.request_digest,
+            made=[StoredPicture.of(picture) for picture in self.pictures],
+        )
         part = self.folder / f".{FILE}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("w", encoding="utf-8") as opened:
-                json.dump(document, opened)
+            with part.open("w", encoding="utf-8", errors="replace") as opened:  # a path in an error may be no text
+                json.dump(document.model_dump(mode="json"), opened, ensure_ascii=False)
                 opened.flush()
                 os.fsync(opened.fileno())
             part.replace(self.folder / FILE)
@@ -173,9 +202,17 @@ class Job:
         except OSError as error:
             raise WriteError(f"{self.folder}: {error.strerror or error}; make room on that disk") from error
 
-    def remove(self) -> None:
-        """Delete its folder and all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def move(self, target: Path) -> None:
+        """Make its folder, with all that is in it, another in one step. ConflictError where that holds something."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ConflictError(f"id {self.id}: its folder holds a {DAMAGED} or other files; give a new one") from None
+            raise WriteError(f"{target}: {error.strerror or error}; make room on that disk") from error
+        self.folder = target
+        _sync(target.parent)
 
     def clear(self) -> None:
         """Delete what unfinished pictures left: journals and incomplete files."""
@@ -189,60 +226,44 @@ class Job:
 
 
 def read(folder: Path) -> Job | None:
-    """The job in a folder; None, with a warning, where its file is damaged or was written by another version."""
+    """The job in a folder; None where there is none.
+
+    A file that is damaged, or that another version wrote, is renamed to `DAMAGED` and named in the log.
+    """
+    file = folder / FILE
     try:
-        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        job = Job(
-            id=folder.name,
-            sequence=int(stored["sequence"]),
-            tasks=[TASK.validate_python(task) for task in stored["tasks"]],
-            folder=folder,
-            durable=bool(stored["durable"]),
-            origin=str(stored["origin"]),
-            status=str(stored["status"]),
-            created=float(stored["created"]),
-            started=stored["started"],
-            finished=stored["finished"],
-            attempts=int(stored["attempts"]),
-            error=stored["error"],
-            error_status=stored["error_status"],
-            pictures=[_load(picture) for picture in stored["made"]],
-            request_digest=str(stored["wanted"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, ValidationError, HiresError) as error:
-        log.warning("%s: left alone, its %s is not understood (%s)", folder, FILE, str(error)[:200])
+        content = file.read_bytes()
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s: left alone, it cannot be read (%s)", file, error.strerror or error)
         return None
+    try:
+        stored = StoredJob.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _set_aside(file, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:200])
+        return None
+    job = Job(
+        id=folder.name,
+        folder=folder,
+        pictures=[picture.picture() for picture in stored.made],
+        request_digest=stored.wanted,
+        **{name: getattr(stored, name) for name in StoredJob.model_fields if name not in ("id", "wanted", "made")},
+    )
     if job.status in ENDED:
         job.ended.set_result(None)
     return job
 
 
-def _store(picture: FinishedPicture) -> StoredPicture:
-    return {
-        "file": picture.file,
-        "seed": picture.seed,
-        "seconds": picture.seconds,
-        "sampler": picture.sampler,
-        "schedule": picture.schedule,
-        "steps": picture.steps,
-        "guidance": picture.guidance,
-        "size": [picture.size.height, picture.size.width],
-        "notes": list(picture.notes),
-    }
-
-
-def _load(stored: StoredPicture) -> FinishedPicture:
-    return FinishedPicture(
-        file=stored["file"],
-        size=Size(*stored["size"]),
-        seed=stored["seed"],
-        seconds=stored["seconds"],
-        sampler=stored["sampler"],
-        schedule=stored["schedule"],
-        steps=stored["steps"],
-        guidance=stored["guidance"],
-        notes=tuple(stored["notes"]),
-    )
+def _set_aside(file: Path, reason: str) -> None:
+    """Rename a file that is not understood, so that its folder is no job and nothing of it is lost."""
+    aside = file.with_name(DAMAGED)
+    try:
+        file.replace(aside)
+    except OSError as error:
+        log.warning("%s: left alone, is not understood (%s) and cannot be renamed (%s)", file, reason, error.strerror or error)
+        return
+    log.warning("%s: is not understood (%s); set aside as %s", file, reason, aside)
 
 
 def _sync(folder: Path) -> None:

@@ -8,6 +8,8 @@ import io
 import os
 import shutil
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,30 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 
 
+Sent = tuple[str, str | bytes]
+"""What a picture is called in errors, and its file, in base64 or as bytes."""
+
+
+def check_sum(pictures: Iterable[Sent], limits: Limits) -> None:
+    """RequestError where the pictures of a request have too many pixels, each or together; their headers alone are read."""
+    pixels = 0
+    for what, sent in pictures:
+        content = sent if isinstance(sent, bytes) else _decode(sent, what)
+        with _refusing(what), _opened(content, limits, what) as picture:
+            pixels += picture.width * picture.height
+        if pixels > limits.request_pixels:
+            most = f"{limits.request_pixels / 1e6:.0f} megapixels"
+            raise RequestError(
+                f"{what}: with those before it is over the limit of {most} in one request; send fewer or smaller"
+            )
+
+
 def from_base64(text: str, limits: Limits, what: str = "image") -> Image.Image:
     """A picture from base64, or from 'data:image/...;base64,'. RequestError says what is wrong; nothing is fetched."""
+    return from_bytes(_decode(text, what), limits, what)
+
+
+def _decode(text: str, what: str) -> bytes:
     if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
         raise RequestError(f"{what} {_short(text)}: addresses are not loaded; send the picture itself in base64")
     if text.startswith("data:"):
@@ -35,27 +59,41 @@ def from_base64(text: str, limits: Limits, what: str = "image") -> Image.Image:
         if not comma or not head.endswith(";base64"):
             raise RequestError(f"{what} {_short(head)}: give 'data:image/png;base64,' and the picture")
     try:
-        content = base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"{what} {_short(text)!r}: is no base64 ({error}); send a PNG, JPEG or WebP in base64") from None
-    return from_bytes(content, limits, what)
 
 
 def from_bytes(content: bytes, limits: Limits, what: str = "image") -> Image.Image:
     """A picture file in memory, decoded. RequestError for bytes that are no picture, are damaged, or have too many pixels."""
+    with _refusing(what):
+        picture = _opened(content, limits, what)
+        picture.load()
+    return picture
+
+
+def _opened(content: bytes, limits: Limits, what: str) -> Image.Image:
+    """A picture whose header was read, and its size checked."""
     if not content:
         raise RequestError(f"{what}: is empty; send a PNG, JPEG or WebP")
+    picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    _check_size(picture.size, limits, what)
+    return picture
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """RequestError for whatever Pillow finds wrong with a picture."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check_size(picture.size, limits, what)
-            picture.load()
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            yield
     except Image.DecompressionBombError as error:
         raise RequestError(f"{what}: {error}; send a smaller one") from None
+    except RequestError:
+        raise
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise RequestError(f"{what}: cannot be read ({_short(str(error))}); send a PNG, JPEG or WebP") from None
-    return picture
 
 
 def _check_size(size: tuple[int, int], limits: Limits, what: str) -> None:
@@ -68,15 +106,19 @@ def _check_size(size: tuple[int, int], limits: Limits, what: str) -> None:
 
 
 def turn_upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says, in RGB or RGBA."""
-    turned = ImageOps.exif_transpose(picture)
-    return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+    """The picture, itself turned as its EXIF orientation says, in RGB or RGBA."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
 def store_png(picture: Image.Image, folder: Path, name: str) -> str:
     """Write a picture as a PNG file of that name into a folder, and return the name."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = picture if picture.mode in ("L", "LA", "RGB", "RGBA", "I;16") else picture.convert("RGB")
+    plain = (
+        picture
+        if picture.mode in ("L", "LA", "RGB", "RGBA", "I;16")
+        else picture.convert("L" if picture.mode == "1" else "RGB")
+    )
     plain.save(folder / name, format="PNG", compress_level=1, icc_profile=picture.info.get("icc_profile"))
     return name
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
 import secrets
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import Job, read
 from hires.server.schedule import LOOK_AHEAD, choose, planners
 from hires.server.settings import Library, Settings
+from hires.server.storage.staging import Staging, is_unfinished
 from hires.server.worker import Estimate, Worker
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ MOST_ATTEMPTS = 3
 Prepare = Callable[[AnyTask, Path, int], AnyTask]
 """Called with a task, its job's folder and its index; puts its pictures there and returns the task that names them."""
 SEED_BITS = 32
+TAKEN_IN_AT_ONCE = 2
+"""How many requests may decode their pictures at a time."""
 Planned = TypeVar("Planned")
 
 
@@ -52,12 +56,16 @@ class JobQueue:
     def __init__(self, settings: Settings, library: Library, workers: Sequence[Worker] | None = None) -> None:
         self.settings, self.library = settings, library
         self.folder = settings.folder / "jobs"
+        self.staging = Staging(settings.folder / "incoming")
         self.workers = [Worker(settings, library, device) for device in settings.devices] if workers is None else [*workers]
         stand_for = planners([worker.spec for worker in self.workers])
         self._planners = {worker: self.workers[i] for worker, i in zip(self.workers, stand_for, strict=True)}
+        self.taking_in = asyncio.Semaphore(TAKEN_IN_AT_ONCE)
+        """Held by the requests whose pictures are being decoded."""
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._running: list[Job] = []
+        self._arriving: set[str] = set()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._planning = threading.Lock()
@@ -67,21 +75,30 @@ class JobQueue:
 
     def start(self) -> None:
         """Read the folder, queue the unfinished jobs in the order they came, and start to work."""
+        self.staging.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        jobs = [read(path) for path in sorted(self.folder.iterdir()) if path.is_dir()]
         with self._lock:
-            for job in sorted((job for job in jobs if job is not None), key=lambda job: job.sequence):
+            for job in sorted(self._stored(), key=lambda job: job.sequence):
                 self._restore(job)
         for index, worker in enumerate(self.workers):
             thread = threading.Thread(target=self._work, args=(worker,), name=f"hires-{index}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
+    def _stored(self) -> Iterator[Job]:
+        """The jobs of the folder, where what is left of requests that never became one is cleared."""
+        for path in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+            job = read(path)
+            if job is not None:
+                yield job
+            elif ID.fullmatch(path.name) and is_unfinished(path):
+                self.staging.discard(path)
+
     def _restore(self, job: Job) -> None:
         """Take in a job of an earlier server."""
         self._next = max(self._next, job.sequence + 1)
         if not job.durable:
-            job.remove()
+            self.staging.discard(job.folder)
             return
         self._jobs[job.id] = job
         if job.status in ENDED:
@@ -120,40 +137,56 @@ class JobQueue:
 
         It is planned on every kind of device. A task that names no model gets the one that is the default now.
 
-        id: the client's own, so that a request sent again gets the same job. QueueFullError; ConflictError where another job
-        has the id; RequestError for what runs on none of the devices.
+        id: the client's own, so that a request sent again gets the same job; requests of one id wait for each other.
+        QueueFullError; ConflictError where another job has the id; RequestError for what runs on none of the devices.
         """
         name = uuid.uuid4().hex if id is None else id
         if not ID.fullmatch(name):
             raise RequestError(f"id {name[:80]!r}: give 8 to 64 letters, digits, - or _")
         request_digest = "" if id is None else digest(tasks)
-        with self._lock:
-            same = self._jobs.get(name)
+        with self._reserved(name, request_digest) as same:
             if same is not None:
-                if same.request_digest != request_digest:
-                    raise ConflictError(f"id {name}: is another job's; give a new one")
                 return same
-            self._check_room()
-        folder = self.folder / name
+            with self.staging.open() as opened:
+                folder = opened / name
+                named = self._name_models(tasks)
+                prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(named)]
+                job = Job(
+                    id=name,
+                    sequence=0,
+                    tasks=list(add_seeds(prepared, lambda: secrets.randbits(SEED_BITS))),
+                    folder=folder,
+                    durable=durable,
+                    origin=origin,
+                    request_digest=request_digest,
+                )
+                job.estimates = self._estimates(job)
+                self._enqueue(job)
+                return job
+
+    @contextmanager
+    def _reserved(self, name: str, request_digest: str) -> Iterator[Job | None]:
+        """Hold an id while its job is prepared, after those who hold it; gives the job where the same request has one by then.
+
+        ConflictError where another request has it.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._arriving)
+            same = self._jobs.get(name)
+            if same is not None and same.request_digest != request_digest:
+                raise ConflictError(f"id {name}: is another job's; give a new one")
+            if same is None:
+                self._check_room()
+                self._arriving.add(name)
+        if same is not None:
+            yield same
+            return
         try:
-            named = self._name_models(tasks)
-            prepared = [task if prepare is None else prepare(task, folder, index) for index, task in enumerate(named)]
-            job = Job(
-                id=name,
-                sequence=0,
-                tasks=list(add_seeds(prepared, lambda: secrets.randbits(SEED_BITS))),
-                folder=folder,
-                durable=durable,
-                origin=origin,
-                request_digest=request_digest,
-            )
-            job.estimates = self._estimates(job)
-            return self._enqueue(job)
-        except BaseException:
-            with self._lock:
-                if name not in self._jobs:
-                    shutil.rmtree(folder, ignore_errors=True)
-            raise
+            yield None
+        finally:
+            with self._changed:
+                self._arriving.discard(name)
+                self._changed.notify_all()
 
     def plan(self, task: AnyTask, folder: Path) -> MemoryPlan | None:
         """What a task would do on the first kind of device that it fits; None without a diffusion model. Errors of `submit`."""
@@ -193,19 +226,17 @@ class JobQueue:
         if len(self._waiting) >= self.settings.limits.waiting:
             raise QueueFullError(f"{len(self._waiting)} jobs wait, the most that this server takes; try again later")
 
-    def _enqueue(self, job: Job) -> Job:
-        """Store a job and let it wait; return the job of its id where there is one by now."""
+    def _enqueue(self, job: Job) -> None:
+        """Store a prepared job among the others and let it wait."""
         with self._changed:
-            if job.id in self._jobs:
-                return self._jobs[job.id]
             self._check_room()
             job.sequence, job.created = self._next, time.time()  # together, so that older is longer waiting
             job.save()
+            job.move(self.folder / job.id)
             self._next += 1
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._changed.notify_all()  # not every worker can run it
-            return job
 
     def get(self, name: str) -> Job | None:
         """The job with this id, or None."""
@@ -276,7 +307,7 @@ class JobQueue:
         with self._lock:
             if job.status in ENDED:
                 self._jobs.pop(job.id, None)
-                job.remove()
+                self.staging.discard(job.folder)
 
     def _work(self, worker: Worker) -> None:
         """Run one job after another until the queue closes; a thread per worker."""

@@ -27,8 +27,16 @@ class Limits:
     """The longest body of a request."""
     body_seconds: float = 30.0
     """The longest silence within a body."""
+    whole_body_seconds: float = 600.0
+    """How long a body may take."""
+    header_seconds: float = 10.0
+    """How long the header of a request may take."""
+    connections: int = 128
+    """How many connections an address may have."""
     input_pixels: int = 150_000_000
     """The most pixels of a picture that is sent."""
+    request_pixels: int = 300_000_000
+    """The most pixels of all pictures that a request sends."""
     output_pixels: int = 2**30
     """The most pixels of a picture that is rendered or enlarged."""
     side_px: int = 65_536

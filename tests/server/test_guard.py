@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from hires.cli.display import in_flags
 from hires.cli.serve import ServeOptions
 from hires.errors import ModelError, RequestError
 from hires.server.app import create_app
+from hires.server.guard import Guard, Refused
 from hires.server.settings import Library, Limits, Settings
 
 KEY = "a-key-of-the-server"
@@ -48,6 +51,15 @@ def test_other_hosts_and_other_sites_pages_are_refused(tmp_path: Path) -> None:
     assert same.status_code == 200
     for origin in ("http://evil.example", "null", "http://127.0.0.1:8000", "https://127.0.0.1.evil.example"):
         assert plain.post("/plan", json={}, headers={"Origin": origin}).status_code == 403, origin
+
+
+@pytest.mark.parametrize("options", [{}, {"host": "0.0.0.0", "api_key": KEY}])
+def test_a_host_or_origin_that_is_no_address_is_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    plain = client(tmp_path, **options)
+    for header, value in (("Host", "["), ("Host", "[::1"), ("Host", "a]"), ("Origin", "http://["), ("Origin", "//[::1")):
+        for method in ("GET", "POST"):
+            answer = plain.request(method, "/plan", headers={header: value})
+            assert answer.status_code == 400 and "is no address" in answer.json()["detail"], (header, value)
 
 
 def test_beyond_this_machine_only_with_a_key(tmp_path: Path) -> None:
@@ -114,6 +126,25 @@ def test_too_many_bytes_at_once(tmp_path: Path) -> None:
     assert small.post("/plan", content=b"a" * 1001).status_code == 413
     assert small.post("/plan", content=iter([b"a" * 600, b"a" * 600])).status_code == 413
     assert small.post("/plan", json={"kind": "render", "prompt": "a", "size": "64x64"}).status_code == 200
+
+
+def test_a_body_that_trickles_ends_in_time(tmp_path: Path) -> None:
+    """No part of it is late, and its whole time is over."""
+    guard = Guard(lambda *_: None, Settings(folder=tmp_path, limits=Limits(body_seconds=5, whole_body_seconds=0.1)))
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    with pytest.raises(Refused, match=r"did not end within 0\.1 s") as refused:
+        asyncio.run(asyncio.wait_for(guard._body({}, receive), 2))
+    assert refused.value.status == 408 and guard._held == 0
+
+
+def test_who_is_refused_has_to_connect_again(tmp_path: Path) -> None:
+    """So that the body of a request without the key is not read on for ever."""
+    answer = client(tmp_path, api_key=KEY).post("/plan", json={})
+    assert answer.status_code == 401 and answer.headers["connection"] == "close"
 
 
 def test_pages_say_what_they_may_load(tmp_path: Path) -> None:

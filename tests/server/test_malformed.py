@@ -10,6 +10,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,14 @@ def test_bodies_that_stop_or_never_end(server: Live) -> None:
     assert b" 400 " in sent(server.port, b"NONSENSE\r\n\r\n")
     assert b" 400 " in sent(server.port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_five_hundred_half_open_connections_stop_nobody(server: Live) -> None:
+    with ExitStack() as stack:
+        for _ in range(515):
+            opened = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            opened.sendall(b"GET / HTTP/1.1\r\nHost: 127")
+        for address in ("127.0.0.2", "127.0.0.1"):
+            transport = httpx.HTTPTransport(local_address=address)
+            with httpx.Client(transport=transport, timeout=5) as client:
+                assert client.get(f"{server.url}/health").status_code == 200, address

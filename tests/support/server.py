@@ -45,8 +45,15 @@ class Live:
 
     @property
     def resident_bytes(self) -> int:
+        return self._memory("VmRSS")
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._memory("VmHWM")
+
+    def _memory(self, name: str) -> int:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmRSS")))
+        return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith(name)))
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -13,6 +13,8 @@ from hires.server.settings import PROMPT_CHARACTERS
 
 Text = Annotated[str, Field(max_length=PROMPT_CHARACTERS)]
 Side = Annotated[int, Field(ge=0, le=131_072)]
+"""In pixels; 0 leaves it to the other side or to a factor."""
+OwnSide = Annotated[int, Field(ge=1, le=131_072)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -44,8 +46,8 @@ class Drawing(Lenient):
     n_iter: Annotated[int, Field(ge=1, le=10_000)] = 1
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
-    width: Side = 512
-    height: Side = 512
+    width: OwnSide = 512
+    height: OwnSide = 512
     denoising_strength: Share | None = None
     override_settings: dict[str, object] = Field(default_factory=dict)
     script_name: Annotated[str, Field(max_length=200)] | None = None

@@ -19,7 +19,7 @@ from hires.server.a1111.tasks import Translator
 from hires.server.a1111.translation import TranslatedRequest
 from hires.server.pictures import from_base64
 from hires.server.queue import JobQueue
-from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for
+from hires.server.routes.waiting import submit_waiting, take_in, wait_for
 
 ORIGIN = "a1111"
 FIXED_OPTIONS = {"samples_format": "png"}
@@ -54,9 +54,12 @@ class A1111Routes:
         images, html = await self._upscale(body, [picture.data for picture in body.imageList], request)
         return {"html_info": html, "images": images}
 
-    def png_info(self, body: PngInfo) -> Mapping[str, object]:
+    async def png_info(self, body: PngInfo) -> Mapping[str, object]:
         """The texts that a picture holds, and its "parameters" parsed."""
-        with incoming_folder(self.queue) as folder:
+        return await take_in(self.queue, lambda: self._png_info(body))
+
+    def _png_info(self, body: PngInfo) -> Mapping[str, object]:
+        with self.queue.staging.open() as folder:
             try:
                 picture = from_base64(body.image, self.queue.settings.limits)  # refused with a reason where it cannot be read
                 items = {key: text for key, text in picture.info.items() if isinstance(key, str) and isinstance(text, str)}
@@ -119,8 +122,8 @@ class A1111Routes:
         return {}
 
     async def _render(self, body: Body, request: Request, translate: Callable[[Body, Path], TranslatedRequest]) -> JSONResponse:
-        with incoming_folder(self.queue) as folder:
-            translated = await run_in_threadpool(translate, body, folder)
+        with self.queue.staging.open() as folder:
+            translated = await take_in(self.queue, lambda: translate(body, folder))
             job = await submit_waiting(self.queue, translated.tasks, ORIGIN, folder)
             await wait_for(self.queue, job, request, keep=body.save_images)
             try:
@@ -130,8 +133,8 @@ class A1111Routes:
 
     async def _upscale(self, body: Extras, pictures: Sequence[str], request: Request) -> tuple[list[str], str]:
         """The enlarged pictures in base64, and notes about them in HTML."""
-        with incoming_folder(self.queue) as folder:
-            tasks = await run_in_threadpool(self.translator.extras, body, pictures, folder)
+        with self.queue.staging.open() as folder:
+            tasks = await take_in(self.queue, lambda: self.translator.extras(body, pictures, folder))
             job = await submit_waiting(self.queue, tasks, ORIGIN, folder)
             await wait_for(self.queue, job, request)
             try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from hires.errors import RequestError
 
 CELL = 8  # px of a latent cell
+MOST_SCALE = 64.0
 ULTIMATE = "ultimate sd upscale"
 Value = TypeVar("Value")
 
@@ -75,7 +76,7 @@ def ultimate(arguments: Sequence[object]) -> ScriptSettings:
         size=custom if kind == 1 else None,
         notes=("ultimate sd upscale: tiles are blended into one canvas at every step, so there are no seams to fix",),
     )
-    if kind == 2 and not 0 < settings.scale <= 64:
+    if kind == 2 and not 0 < settings.scale <= MOST_SCALE:
         raise RequestError(f"{ULTIMATE}: custom_scale is {settings.scale:g}; give a factor above 0, such as 2")
     return settings
 
@@ -100,6 +101,8 @@ def tiled_diffusion(arguments: Sequence[object]) -> ScriptSettings:
         size=(args.get(4, "image_width", int, 0), args.get(5, "image_height", int, 0)) if overwrite else None,
         notes=(f"Tiled Diffusion: {args.get(1, 'method', str, 'MultiDiffusion')[:40]} as our tiles with Hann weights",),
     )
+    if not 0 < settings.scale <= MOST_SCALE:
+        raise RequestError(f"{name}: scale_factor is {settings.scale:g}; give a factor above 0, such as 2")
     if args.get(12, "noise_inverse", bool, False):
         settings = replace(settings, notes=(*settings.notes, "Tiled Diffusion: noise inversion is not done"))
     if args.get(18, "enable_bbox_control", bool, False):

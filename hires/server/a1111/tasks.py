@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -12,21 +12,22 @@ from PIL import Image
 from hires.checkpoints.spec import load_spec
 from hires.devices.machines import host_device
 from hires.engine.requests import structure_cutoff
-from hires.errors import RequestError
+from hires.errors import RequestError, SizeError
 from hires.options.lora import parse_lora_tag
 from hires.options.render import RenderRequest
+from hires.options.sizes import parse_size
 from hires.planning import planner
 from hires.planning.costs.evaluations import stage_levels
 from hires.prompts.tags import KINDS
 from hires.sampling import registry
 from hires.server.a1111 import scripts
 from hires.server.a1111.fields import Drawing, Extras, Img2Img, Txt2Img, ignored
-from hires.server.a1111.inpainting import mask_picture
+from hires.server.a1111.inpainting import MaskedPicture, mask_picture
 from hires.server.a1111.scripts import ScriptSettings
 from hires.server.a1111.translation import PictureRequest, TranslatedRequest, redraw_strength
-from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, following_seed
+from hires.server.bodies import AnyTask, EditTask, RenderTask, Task, UpscaleTask, check_limit, following_seed
 from hires.server.job import Job
-from hires.server.pictures import from_base64, resize, store_png, turn_upright
+from hires.server.pictures import check_sum, from_base64, resize, store_png, turn_upright
 from hires.server.settings import Library, Settings
 from hires.tiling.geometry import Size
 
@@ -62,17 +63,22 @@ class Translator:
         """A render from each picture, an edit where the model edits, an enlargement where a script asks for one."""
         script = _read_scripts(body)
         translated, options = self._common(body, script)
-        pictures = [turn_upright(from_base64(text, self.settings.limits, "init image")) for text in body.init_images or ()]
+        texts = body.init_images or []
+        self._check_count(body, len(texts))
+        masks = [] if body.mask is None else [("mask", body.mask)]
+        check_sum([*(("init image", text) for text in texts), *masks], self.settings.limits)
         request = PictureRequest(body=body, translated=translated, options=options, script=script, folder=folder)
         if body.mask is not None:
-            return self._inpaint(request, body.mask, pictures)
-        tasks = [self._from_picture(request, picture, f"init-{i}.png") for i, picture in enumerate(pictures)]
+            return self._inpaint(request, body.mask, texts)
+        tasks = [self._from_picture(request, self._picture(text), f"init-{i}.png") for i, text in enumerate(texts)]
         return self._repeat(translated, body, tasks)
 
     def extras(self, body: Extras, pictures: Sequence[str], folder: Path) -> list[UpscaleTask]:
         """An enlargement of each picture."""
         if not pictures:
             raise HTTPException(422, "imageList: is empty; send at least one picture")
+        self._check_most(len(pictures), "imageList")
+        check_sum((("image", text) for text in pictures), self.settings.limits)
         tasks = []
         for index, text in enumerate(pictures):
             picture = from_base64(text, self.settings.limits)
@@ -158,12 +164,12 @@ class Translator:
         width, height = script.size or (body.width, body.height)
         if script.scale and (script.enlarge or script.keep_input):
             width, height = round(picture.width * script.scale), round(picture.height * script.scale)
-        size = f"{width}x{height}"
+        size = str(check_limit(parse_size(f"{width}x{height}"), self.settings.limits))
         larger = width > picture.width and height > picture.height
         if script.enlarge or (script.guided and larger):
             return self._enlarge(request, request.save(picture, name), size)
         if load_spec(model).facts.image_channels:
-            init = request.save(resize(picture, width, height, body.resize_mode), name)
+            init = request.save(self._resize(picture, width, height, body.resize_mode), name)
             fields = _fields_of(EditTask, request.options)
             return EditTask(**fields, picture=init, size=size, image_guidance=body.image_cfg_scale or None)
         if body.image_cfg_scale not in (None, INSTRUCTION_GUIDANCE):
@@ -172,9 +178,18 @@ class Translator:
         if script.guided:
             cutoff = structure_cutoff(Size(picture.height, picture.width), Size(height, width))
             relay = f"guide=structure:{min(cutoff, FINEST_CUTOFF):.6g}"
-        init = request.save(resize(picture, width, height, body.resize_mode), name)
+        init = request.save(self._resize(picture, width, height, body.resize_mode), name)
         tiles = _tile_options(script)
         return RenderTask(**request.options, size=size, init=init, strength=request.strength, relay=relay, **tiles)
+
+    def _resize(self, picture: Image.Image, width: int, height: int, mode: int) -> Image.Image:
+        """The picture at a size. SizeError where that is over the limit of pictures in memory."""
+        limits = self.settings.limits
+        size = check_limit(parse_size(f"{width}x{height}"), limits)
+        if size.area > limits.input_pixels:
+            most = f"{limits.input_pixels / 1e6:.0f} megapixels"
+            raise SizeError(f"size {size}: img2img resizes pictures up to {most}; ask for less, or send the picture to /jobs")
+        return resize(picture, width, height, mode)
 
     def _enlarge(self, request: PictureRequest, picture: str, size: str) -> UpscaleTask:
         """An enlargement of a stored picture, drawn over in tiles unless the body or its script forbids that."""
@@ -196,15 +211,22 @@ class Translator:
             tile_px=script.tile_px if redraw else None,
         )
 
-    def _inpaint(self, request: PictureRequest, mask: str, pictures: Sequence[Image.Image]) -> TranslatedRequest:
-        """The white of a mask drawn anew: within the whole picture, or in a part of it that is drawn at width x height."""
+    def _picture(self, text: str) -> Image.Image:
+        return turn_upright(from_base64(text, self.settings.limits, "init image"))
+
+    def _inpaint(self, request: PictureRequest, mask: str, texts: Sequence[str]) -> TranslatedRequest:
+        """The white of a mask drawn anew: within the whole picture, or in a part of it that is drawn at width x height.
+
+        One picture is in memory at a time, here and when the results are pasted: none while the job waits.
+        """
         body = request.body
-        decoded = from_base64(mask, self.settings.limits, "mask")
-        masked = [mask_picture(body, picture, decoded) for picture in pictures]
-        if body.inpaint_full_res and all(each.box is None for each in masked):
-            raise RequestError("mask: nothing in it is white; draw what is to be drawn anew in white")
-        tasks = []
-        for index, each in enumerate(masked):
+
+        def masked() -> Iterator[MaskedPicture]:
+            decoded = from_base64(mask, self.settings.limits, "mask")
+            return (mask_picture(body, self._picture(text), decoded) for text in texts)
+
+        tasks, boxes = [], []
+        for index, each in enumerate(masked()):
             picture, grey = each.drawn_part()
             mode = body.resize_mode if each.box is None else 0
             task = RenderTask(
@@ -212,24 +234,37 @@ class Translator:
                 size=f"{body.width}x{body.height}",
                 strength=request.strength,
                 **_tile_options(request.script),
-                init=request.save(resize(picture, body.width, body.height, mode), f"init-{index}.png"),
-                mask=request.save(resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
+                init=request.save(self._resize(picture, body.width, body.height, mode), f"init-{index}.png"),
+                mask=request.save(self._resize(grey, body.width, body.height, mode), f"mask-{index}.png"),
             )
             tasks.append(task)
+            boxes.append(each.box)
+        if body.inpaint_full_res and not any(boxes):
+            raise RequestError("mask: nothing in it is white; draw what is to be drawn anew in white")
 
         def paste_results(job: Job) -> None:
-            job.pictures = [masked[i % len(masked)].paste_result(job, i) for i in range(len(job.pictures))]
+            for first, each in enumerate(masked()):
+                for index in range(first, len(job.pictures), len(texts)):
+                    job.pictures[index] = each.paste_result(job, index)
 
         translated = self._repeat(request.translated, body, tasks)
-        translated.finish = paste_results
+        if any(boxes):
+            translated.finish = paste_results
         return translated
+
+    def _check_count(self, body: Drawing, tasks: int) -> None:
+        """422 for more pictures than one request may ask for."""
+        self._check_most(body.batch_size * body.n_iter * tasks, "batch_size x n_iter")
+
+    def _check_most(self, count: int, what: str) -> None:
+        most = self.settings.limits.pictures
+        if count > most:
+            raise HTTPException(422, f"{what} is {count} pictures; this server makes {most} at most")
 
     def _repeat(self, translated: TranslatedRequest, body: Drawing, tasks: Sequence[AnyTask]) -> TranslatedRequest:
         """The request with a task for each of batch_size x n_iter pictures, with following seeds."""
+        self._check_count(body, len(tasks))
         count = body.batch_size * body.n_iter
-        most = self.settings.limits.pictures
-        if count * len(tasks) > most:
-            raise HTTPException(422, f"batch_size x n_iter is {count * len(tasks)} pictures; this server makes {most} at most")
         translated.tasks = [following_seed(tasks[i % len(tasks)], i) for i in range(max(count, len(tasks)))]
         return translated
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from hires.server.bodies import AnyTask, following_seed
 from hires.server.job import Job
 from hires.server.pictures import png_bytes
 from hires.server.queue import JobQueue
+from hires.server.routes.waiting import take_in
 
 EVENT_SECONDS = 0.1
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a silent stream
@@ -49,15 +51,19 @@ class JobRoutes:
         if count > self.limits.pictures:
             raise HTTPException(422, f"count {count}: this server makes {self.limits.pictures} at most in one job")
 
-        def store_pictures(task: AnyTask, folder: Path, index: int) -> AnyTask:
-            return task.store_pictures(folder, self.limits, f"input-{index}-")
+        stored: dict[str, object] = {}  # the pictures of all are the same
 
-        job = await run_in_threadpool(
-            self.queue.submit,
-            [following_seed(task, index) for index in range(count)],
-            id=idempotency_key,
-            prepare=store_pictures,
-        )
+        def store_pictures(task: AnyTask, folder: Path, index: int) -> AnyTask:
+            if not stored and task.has_pictures:
+                first = task.store_pictures(folder, self.limits, "input-")
+                stored.update((field, getattr(first, field)) for field in task.pictures)
+            return task.model_copy(update=stored)
+
+        def submit() -> Job:
+            tasks = [following_seed(task, index) for index in range(count)]
+            return self.queue.submit(tasks, id=idempotency_key, prepare=store_pictures)
+
+        job = await (take_in(self.queue, submit) if task.has_pictures else run_in_threadpool(submit))
         return JSONResponse(self.queue.describe(job), 202, headers={"Location": f"/jobs/{job.id}"})
 
     def jobs(self) -> list[Mapping[str, object]]:
@@ -110,7 +116,8 @@ class JobRoutes:
 
     async def plan(self, task: Annotated[AnyTask, Body()]) -> Mapping[str, object]:
         """What a job would do, without doing it, on the first device that it fits: as text, as JSON and drawn as SVG."""
-        return _describe_plan(await run_in_threadpool(self._plan, task))
+        plan = partial(self._plan, task)
+        return _describe_plan(await (take_in(self.queue, plan) if task.has_pictures else run_in_threadpool(plan)))
 
     def _plan(self, task: AnyTask) -> MemoryPlan | None:
         with tempfile.TemporaryDirectory() as folder:

@@ -19,9 +19,9 @@ from hires.checkpoints.spec import load_spec
 from hires.errors import ModelError
 from hires.server.bodies import EditTask, RenderTask
 from hires.server.job import Job
-from hires.server.pictures import from_bytes, resize, store_png, turn_upright
+from hires.server.pictures import check_sum, from_bytes, resize, store_png, turn_upright
 from hires.server.queue import JobQueue
-from hires.server.routes.waiting import incoming_folder, submit_waiting, wait_for
+from hires.server.routes.waiting import submit_waiting, take_in, wait_for
 from hires.server.settings import PROMPT_CHARACTERS
 
 EDIT_STRENGTH = 0.6
@@ -107,8 +107,8 @@ class OpenAIRoutes:
         """Edit the picture of a multipart form; with a mask, redraw what is transparent in it."""
         form = await _read_form(request)
         count = self._count(form.fields)
-        with incoming_folder(self.queue) as folder:
-            task = await run_in_threadpool(self._edit_task, form, folder)
+        with self.queue.staging.open() as folder:
+            task = await take_in(self.queue, lambda: self._edit_task(form, folder))
             job = await submit_waiting(self.queue, [task] * count, "openai", folder)
             return await self._response(job, form.fields, request)
 
@@ -116,6 +116,8 @@ class OpenAIRoutes:
         """An edit where the model edits pictures, else a render that starts from the picture."""
         body = form.fields
         common = body.task_fields(self.queue)
+        sent = {"image": form.picture} if form.mask is None else {"image": form.picture, "mask": form.mask}
+        check_sum(sent.items(), self.limits)
         picture = turn_upright(from_bytes(form.picture, self.limits))
         size = f"{picture.width}x{picture.height}" if body.size in (None, "auto") else str(body.size)
         if load_spec(_model_path(self.queue, str(common["model"]))).facts.image_channels:

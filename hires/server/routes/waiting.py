@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
@@ -16,20 +14,18 @@ from hires.server.bodies import AnyTask
 from hires.server.job import Job
 from hires.server.queue import JobQueue
 
+Result = TypeVar("Result")
 LOOK_SECONDS = 0.5
 """How often to look whether the client is still there."""
 
 
-@contextmanager
-def incoming_folder(queue: JobQueue) -> Iterator[Path]:
-    """A folder for the pictures of a request that is not a job yet, on the disk of the jobs; deleted at the end."""
-    beside = queue.folder.parent / "incoming"
-    beside.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=beside))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+async def take_in(queue: JobQueue, decode: Callable[[], Result]) -> Result:
+    """Call a function that decodes the pictures of a request, in a thread.
+
+    Few are called at a time; the others wait without a thread, so that no number of requests fills the memory.
+    """
+    async with queue.taking_in:
+        return await run_in_threadpool(decode)
 
 
 async def submit_waiting(queue: JobQueue, tasks: Sequence[AnyTask], origin: str, folder: Path | None = None) -> Job:

@@ -1,0 +1,1 @@
+"""How the server treats the connections of its clients."""
