@@ -56,6 +56,8 @@ ENDS = dict(sorted(_ENDS.items(), key=lambda item: -len(item[0])))
 """What each spelling at the end of a key stands for, the longest ones first."""
 MODIFIERS = frozenset({"alpha", "scale", "scalar", "dora_scale", "magnitude", "rescale"})
 SPARSE = frozenset({"bias_indices", "bias_values", "bias_size"})
+TUCKER_OR_SPARSE = SPARSE | {"hada_t1", "hada_t2", "lokr_t2"}
+"""Factors that are of no use without others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,10 @@ def read_layers(header: Header) -> tuple[AdapterLayer, ...]:
             f"loras {header.path}: {len(unknown)} keys are of no kind that can be merged, such as {few}; "
             f"these are: {', '.join(sorted({kind.title for kind in KINDS.values()}))}"
         )
+    taken = {key for keys in grouped.values() for key in keys.values()}
+    second = min((key for key in header.tensors if key not in taken and not key.startswith(EMBEDDINGS)), default="")
+    if second:
+        raise ModelError(f"loras {header.path}: {second} stands beside the same factor of its layer; give one adapter a file")
     layers: list[AdapterLayer] = []
     for module, keys in grouped.items():
         if module not in IDLE:
@@ -231,17 +237,26 @@ def _layers(header: Header, module: str, keys: Mapping[str, str]) -> list[Adapte
     return layers
 
 
+EITHER = (frozenset({"dora_scale"}), frozenset({"magnitude"}))
+"""The two kinds of magnitudes of a DoRA."""
+
+
 def _check_whole(where: str, kind: Kind, own: Iterable[str]) -> None:
     """ModelError where a layer lacks a factor of its kind, or has one that contradicts another."""
     have = set(own)
+    for group in (*kind.needs, EITHER):
+        there = sorted(", ".join(sorted(alternative & have)) for alternative in group if alternative & have)
+        if len(there) > 1:
+            both = " and ".join(there)
+            raise ModelError(f"{where} ({kind.title}) has {both}, which say the same; the file is damaged")
     for group in kind.needs:
         if any(alternative <= have for alternative in group):
             continue
         nearest = max(group, key=lambda alternative: len(alternative & have))
         lacks = ", ".join(sorted(nearest - have))
         raise ModelError(f"{where} ({kind.title}) lacks its {lacks}; the file is damaged or incomplete")
-    for pair in (frozenset({"hada_t1", "hada_t2"}), SPARSE):
-        if have & pair and not pair <= have:
+    for pair in (frozenset({"hada_t1", "hada_t2"}), frozenset({"lokr_t2", "lokr_w2_a"}), SPARSE):
+        if have & pair & TUCKER_OR_SPARSE and not pair <= have:
             raise ModelError(
                 f"{where} ({kind.title}) lacks its {', '.join(sorted(pair - have))}; the file is damaged or incomplete"
             )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hires.checkpoints.adapters.detect import FOREIGN, bundled_embeddings, other_kind
-from hires.checkpoints.adapters.keys import IDLE, TEXT, TEXT_2, component_of, read_layers
+from hires.checkpoints.adapters.keys import IDLE, TEXT, TEXT_2, component_of, read_layers, split_keys
 from hires.checkpoints.adapters.stated import CONFIG_FILE, PEFT_FILE
 from hires.checkpoints.detect_file import Finding, identify_lora
 from hires.checkpoints.families import UNetShape
@@ -98,9 +98,21 @@ def _notes(ref: LoraRef, finding: Finding) -> tuple[str, ...]:
     embeddings = bundled_embeddings(finding.header)
     if embeddings:
         notes.append(f"LoRA {name} brings the embeddings {', '.join(embeddings)}: write their names in the prompt")
+    idle = _unmoved(finding.header)
+    if idle:
+        notes.append(f"LoRA {name}: alpha is 0 in {idle} of its layers, which change nothing")
     if any(key.startswith(IDLE) for key in finding.header.tensors):
         notes.append(f"LoRA {name}: the projection of CLIP-L is left out, no picture depends on it")
     return tuple(notes)
+
+
+def _unmoved(header: Header) -> int:
+    """How many layers have a product of factors times an alpha of 0."""
+    layers, _ = split_keys(header.tensors)
+    products = {"down", "hada_w1_b", "a1", "lokr_w1_b", "lokr_w2_b"}
+    other = {"scale", "dora_scale", "magnitude"}
+    scaled = (keys for keys in layers.values() if products & keys.keys() and not other & keys.keys())
+    return sum(header.scalars.get(keys.get("alpha", ""), 1.0) == 0 for keys in scaled)
 
 
 def _check_blocks(ref: LoraRef, path: Path, spec: ModelSpec) -> None:

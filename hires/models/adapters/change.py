@@ -12,6 +12,9 @@ from torch import Tensor
 from hires.checkpoints.adapters.stated import LARGEST_ALPHA, Stated
 from hires.errors import ModelError
 
+NUMBERS = ("alpha", "scale", "scalar", "on_input")
+"""Factors that are one number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -83,7 +86,9 @@ class Change:
 
     def misfit(self, like: Tensor) -> ModelError:
         """The factors do not fit the weight."""
-        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in sorted(self.tensors.items()) if tensor.ndim)
+        shapes = ", ".join(
+            f"{role} {tuple(tensor.shape)}" for role, tensor in sorted(self.tensors.items()) if role not in NUMBERS
+        )
         return self.refusal(f"{shapes} do not fit a weight of {tuple(like.shape)}; it is for another model, or damaged")
 
     def refusal(self, reason: str) -> ModelError:

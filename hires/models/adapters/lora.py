@@ -68,7 +68,7 @@ def merged(weight: Tensor, changes: Sequence[Change]) -> Tensor:
 def _computed(change: Change, weight: Tensor) -> Tensor:
     try:
         delta = FORMULAS[change.kind](change, weight)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (RuntimeError, IndexError, ValueError, OverflowError) as error:
         if is_out_of_memory(error):
             raise
         raise change.misfit(weight) from None
@@ -108,7 +108,7 @@ def _changes(
         layers = [layer for layer in read_layers(read_header(path)) if layer.component == component]
         stated = stated_beside(path)[component] if layers else Stated()
         tensors = read_tensors(path) if layers else {}
-        lost = []
+        lost, taken = [], dict[str, str]()
         for layer in layers:
             found = targets.get(layer.name, ())
             if not found or any(f"{target.module}.{layer.kind.leaf}" not in known for target in found):
@@ -116,8 +116,13 @@ def _changes(
                 continue
             factors = {role: tensors[key] for role, key in layer.keys.items()}
             for target in found:
+                parameter = f"{target.module}.{layer.kind.leaf}"
+                if taken.setdefault(parameter, layer.module) != layer.module:
+                    raise ModelError(
+                        f"loras {path}: {taken[parameter]} and {layer.module} are two names of one weight; give it one change"
+                    )
                 change = _change(path, layer, target, factors, stated, strength(ref, target.module))
-                changes[f"{target.module}.{layer.kind.leaf}"].append(change)
+                changes[parameter].append(change)
         if lost:
             raise _lost(path, lost)
     return dict(changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -256,6 +257,48 @@ def test_files_that_are_no_lora_say_so(tmp_path: Path, checkpoint: Get) -> None:
         with_loras(spec, [LoraRef(str(made.path))])
     with pytest.raises(ModelError, match="no such file"):
         with_loras(spec, [LoraRef(str(tmp_path / "none.safetensors"))])
+
+
+TO_Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+PAIR = {"lora_up.weight": torch.ones(64, 2), "lora_down.weight": torch.ones(2, 64)}
+LOKR = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        ({**PAIR, "lora_B.weight": torch.ones(64, 2)}, r"lora_B.weight stands beside the same factor|lora_up.weight stands"),
+        ({**PAIR, "dora_scale": torch.ones(64, 1), "lora_magnitude_vector": torch.ones(64)}, "dora_scale and magnitude"),
+        ({**LOKR, "lokr_w1_a": torch.ones(4, 2)}, "lokr_w1 and lokr_w1_a, which say the same"),
+        ({**LOKR, "lokr_t2": torch.ones(2, 2, 1, 1)}, "lacks its lokr_w2_a"),
+        ({"oft_blocks": torch.zeros(8, 8, 8), "oft_diag": torch.zeros(8, 8, 8)}, "oft_blocks and oft_diag"),
+    ],
+)
+def test_factors_that_contradict_each_other_are_refused(
+    factors: dict[str, Tensor], words: str, tmp_path: Path, checkpoint: Get
+) -> None:
+    path, made = tmp_path / "a.safetensors", checkpoint("sdxl")
+    save_file({f"{TO_Q}.{role}": value for role, value in factors.items()}, path)
+    with pytest.raises(ModelError, match=words):
+        with_loras(load_spec(str(made.path), parts=made.parts), [LoraRef(str(path))])
+
+
+def test_a_weight_under_two_names_is_refused_and_an_alpha_of_zero_noted(tmp_path: Path, checkpoint: Get) -> None:
+    path, spec = tmp_path / "a.safetensors", load_spec(str(checkpoint("sdxl").path))
+    pairs = {f"{TO_Q}.{role}": value for role, value in PAIR.items()}
+    other = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file(pairs | {f"{other}.lora.{end}.weight": PAIR[f"lora_{end}.weight"] + 0 for end in ("up", "down")}, path)
+    with pytest.raises(ModelError, match="are two names of one weight"):
+        load_network(spec, torch.float32, CPU, [LoraRef(str(path))])
+    save_file(pairs | {f"{TO_Q}.alpha": torch.tensor(0.0)}, path)
+    assert "alpha is 0 in 1 of its layers" in with_loras(spec, [LoraRef(str(path))]).notes[-1]
+
+
+def test_a_sparse_rest_of_no_size_is_refused() -> None:
+    sparse = {"bias_indices": torch.zeros(2, 1), "bias_values": torch.ones(1), "bias_size": torch.tensor([math.inf, 1.0])}
+    factors = {"up": torch.ones(4, 1), "down": torch.ones(1, 4), **sparse}
+    with pytest.raises(ModelError, match="do not fit a weight"):
+        merged(torch.ones(4, 4), [Change(where="x", kind="lora", tensors=factors, scale=1.0)])
 
 
 def test_a_lora_is_a_path_and_a_scale() -> None:
