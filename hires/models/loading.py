@@ -32,6 +32,7 @@ from hires.models.storage.layers import described_errors, packable, packed_layer
 from hires.models.storage.packed import Packed, widened
 from hires.models.storage.reading import stored_tensors
 from hires.options.lora import LoraRef
+from hires.tiling.retry import is_out_of_memory
 from hires.units import Json
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,8 @@ def build(kind: Any, config: Json, where: Path, tensors: int) -> nn.Module:
         with torch.device("meta"), quiet_imports():
             module: nn.Module = kind.from_config(dict(config))
     except Exception as error:  # what a class of diffusers makes of an odd value is anything
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise ModelError(f"{where}: its config cannot be used ({reason}); download the model again") from error
     return module
