@@ -125,7 +125,7 @@ def run(settings: Settings) -> None:
         import uvicorn
 
         from hires.server.app import create_app
-        from hires.server.transport.connections import bounded
+        from hires.server.connections import bounded
     except ModuleNotFoundError as error:
         raise missing(error) from None
     load_spec(settings.model)
