@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -50,6 +52,9 @@ class ServeOptions(Options):
     device: Annotated[Sequence[str], option("auto, cpu or cuda:0; given for each of several cards.")] = ()
     queue: Annotated[int, option("Jobs that may wait; more get 429.", metavar="N")] = 64
     keep: Annotated[int, option("Finished jobs whose files stay.", metavar="N")] = 200
+    keep_bytes: Annotated[
+        str | None, option("Most that finished jobs and saved outputs hold on disk; the oldest go first.", metavar="SIZE")
+    ] = None
     idle_unload: Annotated[float, option("Let models go after so long without a job.", metavar="SECONDS")] = 600.0
     keep_weights: Annotated[str, declared(LoadOptions)["keep_weights"].option] = "auto"
     max_body: Annotated[str, option("Longest body of a request.", metavar="SIZE")] = "256MiB"
@@ -63,7 +68,11 @@ class ServeOptions(Options):
         except ModuleNotFoundError as error:
             raise missing(error) from None
         limits = Limits(
-            body_bytes=parse_bytes(self.max_body), output_pixels=self.max_pixels, waiting=self.queue, kept=self.keep
+            body_bytes=parse_bytes(self.max_body),
+            output_pixels=self.max_pixels,
+            waiting=self.queue,
+            kept=self.keep,
+            kept_bytes=None if self.keep_bytes is None else parse_bytes(self.keep_bytes),
         )
         folders = {
             name: None if (path := getattr(self, name)) is None else Path(path)
@@ -116,12 +125,11 @@ def run(settings: Settings) -> None:
         import uvicorn
 
         from hires.server.app import create_app
-        from hires.server.transport.connections import bounded
+        from hires.server.connections import bounded
     except ModuleNotFoundError as error:
         raise missing(error) from None
     load_spec(settings.model)
-    lock = held(settings.folder, hold)
-    try:
+    with private_files(), held(settings.folder, hold):
         listening = listener(settings.host, settings.port)
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"hires serves http://{shown}:{listening.getsockname()[1]}/ and keeps its jobs in {settings.folder}", flush=True)
@@ -137,8 +145,16 @@ def run(settings: Settings) -> None:
             ws="none",
         )
         uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What is written within can be read by this user alone: it is prompts and pictures."""
+    others = os.umask(0o077)
+    try:
+        yield
     finally:
-        lock.close()
+        os.umask(others)
 
 
 def listener(host: str, port: int) -> socket.socket:

@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         queue.close()
 
-    app = FastAPI(title="hires", version=__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="hires", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.queue = queue
     for routes in (jobs.router(queue), a1111.router(queue), openai.router(queue), page.router(queue)):
         app.include_router(routes)

@@ -22,6 +22,7 @@ from hires.server.bodies import AnyTask
 from hires.server.errors import ConflictError, http_status
 from hires.server.progress import Meter
 from hires.server.schedule import Waiting
+from hires.server.storage.staging import make_private
 from hires.server.worker import Estimate, FinishedPicture, Worker
 from hires.tiling.geometry import Size
 
@@ -205,7 +206,8 @@ class Job:
     def move(self, target: Path) -> None:
         """Make its folder, with all that is in it, another in one step. ConflictError where that holds something."""
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_private(target.parent)
+            make_private(self.folder)
             self.folder.rename(target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +26,8 @@ from hires.server.errors import ConflictError, QueueFullError
 from hires.server.job import Job, read
 from hires.server.schedule import LOOK_AHEAD, choose, planners
 from hires.server.settings import Library, Settings
-from hires.server.storage.staging import Staging, is_unfinished
+from hires.server.storage.retention import Kept, folder_bytes, over, saved_outputs
+from hires.server.storage.staging import Staging, is_unfinished, make_private
 from hires.server.worker import Estimate, Worker
 
 log = logging.getLogger(__name__)
@@ -76,10 +78,11 @@ class JobQueue:
     def start(self) -> None:
         """Read the folder, queue the unfinished jobs in the order they came, and start to work."""
         self.staging.clear()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         with self._lock:
             for job in sorted(self._stored(), key=lambda job: job.sequence):
                 self._restore(job)
+        self.make_room()
         for index, worker in enumerate(self.workers):
             thread = threading.Thread(target=self._work, args=(worker,), name=f"hires-{index}", daemon=True)
             thread.start()
@@ -325,7 +328,7 @@ class JobQueue:
                         job.save()
                 else:
                     self._end(job, status)
-            self._forget_oldest()
+            self.make_room()
 
     def _next_job(self, worker: Worker) -> Job | None:
         """Wait for a job that a worker can run and mark it as running.
@@ -422,11 +425,18 @@ class JobQueue:
         if not job.ended.done():
             job.ended.set_result(None)
 
-    def _forget_oldest(self) -> None:
-        """Forget the oldest ended jobs beyond those whose files stay."""
+    def make_room(self) -> None:
+        """Forget the oldest ended jobs, and delete the oldest saved outputs, beyond those whose files stay."""
+        limits = self.settings.limits
         with self._lock:
             ended = sorted(
                 (job for job in self._jobs.values() if job.status in ENDED and job.durable), key=lambda job: job.sequence
             )
-            for job in ended[: max(0, len(ended) - self.settings.limits.kept)]:
+            most = max(0, len(ended) - limits.kept)
+            for job in ended[:most]:
                 self.forget(job)
+            if limits.kept_bytes is None:
+                return
+            kept = [Kept(job.finished or 0.0, folder_bytes(job.folder), partial(self.forget, job)) for job in ended[most:]]
+            for each in over([*kept, *saved_outputs(self.settings.folder / "outputs")], limits.kept_bytes):
+                each.remove()

@@ -47,6 +47,8 @@ class Limits:
     """How many jobs may wait for a device."""
     kept: int = 200
     """How many finished jobs keep their files."""
+    kept_bytes: int | None = None
+    """What the files of finished jobs and saved outputs may hold; the latest of them stays in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

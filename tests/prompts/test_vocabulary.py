@@ -54,7 +54,7 @@ def test_every_asset_of_others_has_the_text_of_its_licence() -> None:
     import tomllib
 
     project = tomllib.loads((ASSETS.parents[1] / "pyproject.toml").read_text())["project"]
-    others = {"tokenizers/clip": "MIT", "tokenizers/t5": "Apache-2.0", "web": "BSD-3-Clause"}
+    others = {"tokenizers/clip": "MIT", "tokenizers/t5": "Apache-2.0", "web": "BSD-3-Clause", "swagger": "Apache-2.0"}
     first_words = {"MIT": "MIT License", "Apache-2.0": "Apache License", "BSD-3-Clause": "Redistribution and use"}
     own = {"configs", "demo"}
     rooms = {path.name for path in ASSETS.iterdir() if path.is_dir()}
@@ -64,4 +64,5 @@ def test_every_asset_of_others_has_the_text_of_its_licence() -> None:
         texts = [path for path in (ASSETS / place).iterdir() if "LICENSE" in path.name]
         assert texts and first_words[licence] in texts[0].read_text()[:600], place
     assert set(project["license"].split(" AND ")) == {"Apache-2.0", *others.values()}
-    assert "hires/assets/**/*LICENSE*" in project["license-files"]
+    assert {"hires/assets/**/*LICENSE*", "hires/assets/**/NOTICE"} <= {*project["license-files"]}
+    assert "SmartBear" in (ASSETS / "swagger" / "NOTICE").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from pathlib import Path
 
 import pytest
@@ -148,10 +149,26 @@ def test_who_is_refused_has_to_connect_again(tmp_path: Path) -> None:
 
 
 def test_pages_say_what_they_may_load(tmp_path: Path) -> None:
-    answer = client(tmp_path).get("/")
+    plain = client(tmp_path)
+    answer = plain.get("/")
     assert answer.status_code == 200 and "script-src" not in answer.headers["content-security-policy"]
     assert (
         answer.headers["content-security-policy"].startswith("default-src 'self'")
         and answer.headers["x-frame-options"] == "DENY"
     )
-    assert client(tmp_path).get("/web/openseadragon.LICENSE.txt").text.count("Redistribution") >= 1
+    for page in ("/", "/docs"):
+        answer = plain.get(page)
+        assert answer.status_code == 200 and answer.headers["content-security-policy"].startswith("default-src 'self';"), page
+        for script, content in re.findall(r"<script([^>]*)>([^<]*)", answer.text):
+            assert "src=" in script and not content.strip(), "the policy forbids scripts within a page"
+        assert "<style" not in answer.text and not re.search(r"\son\w+=", answer.text)
+        loaded = re.findall(r"<(?:link|script|img)[^>]*(?:src|href)=\"([^\"]*)\"", answer.text)
+        assert len(loaded) >= 3
+        for address in loaded:
+            part = plain.get(address)
+            media = {"js": "text/javascript", "css": "text/css"}[address.rsplit(".", 1)[1]]
+            assert address.startswith("/web/") and part.status_code == 200, address
+            assert part.headers["content-type"].startswith(media), address
+    assert "SwaggerUIBundle" in plain.get("/web/docs.js").text
+    assert plain.get("/openapi.json").status_code == 200
+    assert plain.get("/web/openseadragon.LICENSE.txt").text.count("Redistribution") >= 1

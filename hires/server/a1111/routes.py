@@ -130,6 +130,8 @@ class A1111Routes:
                 return await run_in_threadpool(pictures_answer, job, body, translated, self.queue.settings.folder)
             finally:
                 self.queue.forget(job)
+                if body.save_images:
+                    await run_in_threadpool(self.queue.make_room)
 
     async def _upscale(self, body: Extras, pictures: Sequence[str], request: Request) -> tuple[list[str], str]:
         """The enlarged pictures in base64, and notes about them in HTML."""

@@ -1,8 +1,9 @@
-"""The web page at `/` and the tiles of its viewer."""
+"""The web page at `/`, the tiles of its viewer, and the page at `/docs`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query
@@ -15,12 +16,20 @@ from hires.server.routes.deepzoom import Pyramid, pyramid_of
 from hires.server.routes.jobs import find_job, result_path
 
 WEB = ASSETS / "web"
+SWAGGER = ASSETS / "swagger"
 FILES = {
-    "app.js": "text/javascript",
-    "style.css": "text/css",
-    "openseadragon.min.js": "text/javascript",
-    "openseadragon.LICENSE.txt": "text/plain",
+    "app.js": WEB,
+    "style.css": WEB,
+    "openseadragon.min.js": WEB,
+    "openseadragon.LICENSE.txt": WEB,
+    "docs.js": WEB,
+    "swagger-ui.css": SWAGGER,
+    "swagger-ui-bundle.js": SWAGGER,
+    "swagger-ui-bundle.js.LICENSE.txt": SWAGGER,
 }
+"""The files of both pages, by the folder that they are in."""
+MEDIA = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain"}
+UNCACHED = {"Cache-Control": "no-cache"}
 
 
 class PageRoutes:
@@ -31,13 +40,17 @@ class PageRoutes:
 
     def index(self) -> FileResponse:
         """The page."""
-        return FileResponse(WEB / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(WEB / "index.html", media_type="text/html", headers=UNCACHED)
+
+    def docs(self) -> FileResponse:
+        """Every request and its fields, drawn from `/openapi.json` without a script from elsewhere."""
+        return FileResponse(WEB / "docs.html", media_type="text/html", headers=UNCACHED)
 
     def file(self, name: str) -> FileResponse:
-        """A script, style or licence of the page. 404 for any other name."""
+        """A script, style or licence of a page. 404 for any other name."""
         if name not in FILES:
             raise HTTPException(404, f"{name[:80]!r}: is not here")
-        return FileResponse(WEB / name, media_type=FILES[name], headers={"Cache-Control": "no-cache"})
+        return FileResponse(FILES[name] / name, media_type=MEDIA[Path(name).suffix], headers=UNCACHED)
 
     def favicon(self) -> Response:
         """No icon, and no error for asking."""
@@ -62,6 +75,7 @@ def router(queue: JobQueue) -> APIRouter:
     """The routes over a queue; they are not in the API's description."""
     routes, endpoints = APIRouter(include_in_schema=False), PageRoutes(queue)
     routes.get("/")(endpoints.index)
+    routes.get("/docs")(endpoints.docs)
     routes.get("/web/{name}")(endpoints.file)
     routes.get("/favicon.ico")(endpoints.favicon)
     routes.get("/jobs/{name}/zoom")(endpoints.zoom)

@@ -53,10 +53,16 @@ class Staging:
 
     def _new(self) -> Path:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
             return Path(tempfile.mkdtemp(dir=self.folder))
         except OSError as error:
             raise WriteError(f"{self.folder}: {error.strerror or error}; make room on that disk") from error
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can look into, and a folder that is there already such a one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -109,6 +109,16 @@ def test_plan_render_watch_and_zoom_to_one_pixel_for_one(page: Any, server: Live
     assert Image.open(download.value.path()).size == (1400, 900)
 
 
+def test_the_page_of_all_requests_needs_nothing_from_elsewhere(page: Any, server: Live) -> None:
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if request.url.startswith((server.url, "data:")) else refused.append(request.url))
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector(".opblock", timeout=30_000)
+    assert "/sdapi/v1/txt2img" in page.text_content("#swagger-ui") and refused == []
+    shot(page, "docs")
+
+
 def test_cancel_and_errors(page: Any) -> None:
     page.fill("#width", "1024")
     page.fill("#height", "1024")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from hires.server.connections import bounded, network_of
 from hires.server.settings import Limits
-from hires.server.transport.connections import bounded, network_of
 
 LIMITS = Limits(header_seconds=0.2, connections=8)
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

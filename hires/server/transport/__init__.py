@@ -1,1 +1,0 @@
-"""How the server treats the connections of its clients."""
