@@ -36,10 +36,20 @@ def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
+DIGITS = 3
+"""Of the largest number that a layer of any known network has in its name."""
+
+
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many parts the pattern's one group numbers: 1 + the largest number, 0 without a match."""
-    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
+    """How many parts the pattern's one group numbers: 1 + the largest number, 0 without a match.
+
+    ModelError for a number that no network has, up to which nothing could be counted.
+    """
+    numbers = [match[1] for name in names if (match := re.match(pattern, name))]
+    odd = next((number for number in numbers if len(number) > DIGITS), None)
+    if odd is not None:
+        raise ModelError(f"a tensor of layer number {odd[:20]}, which no network has; damaged, download the model again")
+    return max(map(int, numbers), default=-1) + 1
 
 
 def ldm_unet_config(shapes: Shapes, base: Path) -> Json:

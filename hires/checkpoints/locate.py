@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hires.checkpoints.configs import shipped_config
-from hires.checkpoints.detect_file import vae_place
+from hires.checkpoints.detect_file import unet_place, vae_place
 from hires.checkpoints.detect_folder import is_model_folder, network_folder, read_json
-from hires.checkpoints.families import FamilyFacts
+from hires.checkpoints.families import FAMILIES, FamilyFacts
 from hires.checkpoints.headers import read_header, weight_files
 from hires.checkpoints.other_families import other_kind
 from hires.errors import ModelError, unknown
@@ -197,6 +197,7 @@ def _vae_file(path: Path, facts: FamilyFacts) -> Part:
         what = "an autoencoder of video" if len(kernel) == 5 else "half an autoencoder, without decoder.conv_in"
         raise ModelError(f"vae {path}: {what}; {_right_vae(facts)}")
     _check_latents(path, kernel[1], facts)
+    _check_checkpoint(path, shapes, facts)
     config = shipped_config(facts.configs, "vae")
     return Part(component="vae", layout=found.layout, path=path, prefix=found.prefix, config=config)
 
@@ -205,6 +206,20 @@ def _check_latents(path: Path, channels: int, facts: FamilyFacts) -> None:
     if channels != facts.latent_channels:
         whose = f", that of {LATENTS[channels]}" if channels in LATENTS else ""
         raise ModelError(f"vae {path}: a VAE of {channels} latent channels{whose}; {_right_vae(facts)}")
+
+
+def _check_checkpoint(path: Path, shapes: Mapping[str, tuple[int, ...]], facts: FamilyFacts) -> None:
+    """ModelError for a whole checkpoint of a family whose latents have another scale."""
+    place = unet_place(shapes)
+    if place is None:
+        return
+    sized = {f"{place.prefix}{name}.weight" for name in ("label_emb.0.0", "add_embedding.linear_1")} & shapes.keys()
+    whose = FAMILIES["sdxl" if sized else "sd15"]
+    if whose.latent_scale != facts.latent_scale:
+        raise ModelError(
+            f"vae {path}: a checkpoint of {whose.title}'s layout, with latents of scale {whose.latent_scale:g} and not "
+            f"{facts.latent_scale:g}; {_right_vae(facts)}"
+        )
 
 
 def _right_vae(facts: FamilyFacts) -> str:

@@ -109,8 +109,7 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
     parts = find_parts(finding, facts, extra)
     own_vae = parts["vae"]
     if vae is not None:
-        parts["vae"] = vae_part(vae, facts)
-        _check_levels(parts["vae"], own_vae, facts)
+        parts["vae"] = _given_vae(vae, own_vae, facts)
     unet_config, vae_config = network_config(finding, facts), vae_config_of(parts["vae"], facts)
     check_vae(parts["vae"], vae_config, facts, finding)
     cell_px = 2 ** (len(vae_config["block_out_channels"]) - 1)
@@ -152,6 +151,17 @@ def spec_of(name: str, finding: Finding, extra: Path | None, vae: str | Path | N
             *_missing_note(parts),
         ),
     )
+
+
+def _given_vae(vae: str | Path, own: Part, facts: FamilyFacts) -> Part:
+    """The autoencoder that a user gives. ModelError, which names it, for one that does not fit or is incomplete."""
+    try:
+        part = vae_part(vae, facts)
+        _vae_shape(vae_config_of(part, facts))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"vae {vae}: its config or a key lacks or misstates {error}; give a whole one") from None
+    _check_levels(part, own, facts)
+    return part
 
 
 def _check_levels(part: Part, own: Part, facts: FamilyFacts) -> None:

@@ -358,3 +358,18 @@ def test_what_a_file_lacks_is_asked_for_by_name(tmp_path: Path) -> None:
 def test_tensors_that_are_not_used_are_named(tmp_path: Path) -> None:
     spec = load_spec(str(LOADED["SD1.5 .ckpt with state_dict and model_ema"][0](tmp_path)))
     assert any(note.startswith("model_ema") for note in spec.notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.99999999999.0.op.weight",
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.99999999999.norm1.weight",
+        "first_stage_model.encoder.down.0.block.99999999999.conv1.weight",
+        f"model.diffusion_model.input_blocks.{'9' * 5000}.0.op.weight",
+    ],
+)
+def test_a_layer_of_a_number_that_none_has_is_refused(name: str, tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", as_entries(whole_sdxl() | {name: (1,)}))
+    with pytest.raises(ModelError, match="which no network has"):
+        load_spec(str(path))

@@ -45,7 +45,7 @@ class Rule:
             return ()
         if self.steps and (count is None or int(count[1]) not in self.steps):
             return ()
-        told = (found[0], also[0], "" if count is None else count[0])
+        told = (found[0], also[0])
         return tuple(dict.fromkeys(word for word in told if word))
 
 
@@ -93,11 +93,14 @@ class Match:
     """What in the name told it."""
     where: str
     """Which name: the file's, the folder's, the repository's or that in its metadata."""
+    others: tuple[str, ...] = ()
+    """What else in the name would tell another profile or another number of steps."""
 
     @property
     def reason(self) -> str:
-        """Such as "'lightning' and '4step' in its name"."""
-        return f"{' and '.join(map(repr, self.words))} in {self.where}"
+        """Such as "'hyper' and '4step' in its name, which also says 'lightning'"."""
+        also = f", which also says {' and '.join(map(repr, self.others))}" if self.others else ""
+        return f"{' and '.join(map(repr, self.words))} in {self.where}{also}"
 
 
 def word(expression: str) -> str:
@@ -340,10 +343,14 @@ def match(names: Iterable[tuple[str, str]], kind: str) -> Match | None:
     """The profile that the first telling name of (name, where it stands) tells; kind: 'model' or 'lora'."""
     for name, where in names:
         text = apart(name)
-        for profile in _ROWS:
-            told = next((words for rule in profile.rules if (words := rule.words(text, kind))), ())
-            if told:
-                return Match(profile=_named_steps(profile, text), words=told, where=where)
+        told = [(profile, words) for profile in _ROWS for rule in profile.rules if (words := rule.words(text, kind))]
+        if told:
+            profile, words = _named_steps(told[0][0], text), told[0][1]
+            counts = [(found[0], int(found[1]) == profile.defaults.steps) for found in STEPS.finditer(text)]
+            followed = tuple(count for count, same in counts if same)
+            rest = [*(others[0] for _, others in told), *(count for count, same in counts if not same)]
+            others = (word for word in rest if not any(word in known for known in words))
+            return Match(profile=profile, words=(*words, *followed[:1]), where=where, others=tuple(dict.fromkeys(others)))
     return None
 
 

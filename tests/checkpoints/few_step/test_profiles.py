@@ -153,6 +153,24 @@ def test_words_are_told_apart() -> None:
     assert apart("SDXLTurbo") == "sdxl turbo"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "profile", "reason"),
+    [
+        ("foo_lightning_4step_hyper8", "model", "hyper-4", "'hyper' and '4step' in its name, which also says 'lightning'"),
+        ("lightning_4steps_8steps", "model", "lightning-4", "'lightning' and '4steps' in its name, which also says '8steps'"),
+        ("dmd2_sdxl_8step_lora", "lora", "dmd2", "'dmd2' in its name, which also says '8step'"),
+        ("sdxl_lightning_10step_lora", "lora", "lightning-4", "'lightning' and 'sd' in its name, which also says '10step'"),
+        ("turbo_20steps", "model", "turbo-merge", "'turbo' in its name, which also says '20steps'"),
+        ("Hyper-SDXL-8steps-CFG-lora", "lora", "hyper-cfg-8", "'hyper' and 'cfg' and '8steps' in its name"),
+        ("sdxl_lightning_4step_lora-1024px", "lora", "lightning-4", "'lightning' and '4step' in its name"),
+    ],
+)
+def test_what_a_name_says_besides_is_told(name: str, kind: str, profile: str, reason: str) -> None:
+    found = match([(name, "its name")], kind)
+    assert found is not None
+    assert (found.profile.name, found.reason) == (profile, reason)
+
+
 def test_metadata_and_the_repository_tell_too(tmp_path: Path, checkpoint: Get) -> None:
     made = checkpoint("sdxl")
     titled = tmp_path / "abc.safetensors"
