@@ -22,6 +22,11 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
+def readable(count: float) -> str:
+    """Bytes as '1.25 GiB', or as '12.5 MiB' below one."""
+    return gib(count) if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 

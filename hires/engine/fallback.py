@@ -20,7 +20,7 @@ def cheaper_job(job: RenderJob, error: MemoryLadderError) -> RenderJob:
 
     Not with packed weights: the ladder ends with weights in host memory already.
     """
-    request = next(planner.smaller_tiles(job.request, job.spec), None)
+    request = next(planner.smaller_tiles(job.request, job.spec), None) if job.request.allow_approximate else None
     if request is None:
         raise error
     log.warning("%s; drawing another picture, as `allow_approximate` allows", error)

@@ -52,6 +52,14 @@ def approximated(plan: MemoryPlan, request: RenderRequest, cheaper: RenderReques
     return plan if replace(cheaper, weights=request.weights) == request else in_smaller_tiles(plan, cheaper)
 
 
+def approximation(request: RenderRequest, cheaper: RenderRequest) -> str:
+    """What an approximation changes, in words."""
+    changes = [] if cheaper.weights == request.weights else [f"with `weights` {cheaper.weights}"]
+    if replace(cheaper, weights=request.weights) != request:
+        changes.append("in tiles" if cheaper.tile_px is None else f"in tiles of {cheaper.tile_px} px")
+    return " ".join(changes)
+
+
 def in_smaller_tiles(plan: MemoryPlan, request: RenderRequest) -> MemoryPlan:
     """The plan of a picture in tiles that were not asked for, named as an approximation in its notes."""
     if any(note.startswith("approximation: tiles") for note in plan.notes):

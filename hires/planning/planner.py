@@ -17,7 +17,7 @@ from hires.options.render import RenderRequest
 from hires.planning.costs.stages import CostModel
 from hires.planning.describe import describe
 from hires.planning.draft import Draft
-from hires.planning.explain import approximated, explain
+from hires.planning.explain import approximated, approximation, explain
 from hires.planning.plan import MemoryPlan, StageCost
 from hires.planning.search import BATCHES, CPU_BATCHES, Way, search
 
@@ -40,19 +40,20 @@ def plan(request: RenderRequest, spec: ModelSpec, device: DeviceSpec) -> MemoryP
         refusal = error
     for cheaper in approximations(request, spec):
         try:
-            return approximated(plan_exactly(cheaper, spec, device), request, cheaper)
-        except BudgetError as error:
-            refusal = error
+            way = plan_exactly(cheaper, spec, device)
+        except BudgetError:
+            continue
+        if not request.allow_approximate:
+            raise BudgetError(f"{refusal}, or another picture {approximation(request, cheaper)}: `allow_approximate`")
+        return approximated(way, request, cheaper)
     raise refusal
 
 
 def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
-    """Cheaper pictures in the order they are tried, if the user allows another one.
+    """Cheaper pictures in the order they are tried.
 
     First weights in 8 and in 4 bits, which change the picture least; then smaller tiles; then both.
     """
-    if not request.allow_approximate:
-        return
     packings = CHOSEN_WEIGHTS if request.weights is None else ()
     for weights in packings:
         yield replace(request, weights=weights)
@@ -64,7 +65,7 @@ def approximations(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRe
 
 def smaller_tiles(request: RenderRequest, spec: ModelSpec) -> Iterator[RenderRequest]:
     """First tiles for a canvas in one piece, then tiles of half the side, down to a quarter of the trained size."""
-    following = next(_tiled(request, spec), None) if request.allow_approximate else None
+    following = next(_tiled(request, spec), None)
     while following is not None:
         yield following
         following = next(_tiled(following, spec), None)

@@ -20,7 +20,7 @@ from hires.planning.costs.text import TextPlan
 from hires.planning.draft import Draft
 from hires.planning.plan import WHERE, DecodePlan, Rung, StageCost, StagePlan
 from hires.tiling.geometry import Size
-from hires.units import gib
+from hires.units import readable
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CPU_BATCHES = (8, 4, 2, 1)  # a tile of the shipped model takes less in 8 than in 4 on two cores, in 16 no less
@@ -138,7 +138,7 @@ def fastest(stages: Sequence[StagePlan], costs: CostModel, limits: Limits, offlo
     """The fastest candidate with the weights at `offload`. BudgetError names the stage that does not fit."""
     least_host = costs.host(stages[-1].canvas, offload)
     if limits.host and least_host > limits.host:
-        raise BudgetError(f"needs {gib(least_host)} of host memory, `ram` allows {gib(limits.host)}")
+        raise BudgetError(f"needs {readable(least_host)} of host memory, `ram` allows {readable(limits.host)}")
     if costs.on_cpu and limits.host:  # tensors take what `--ram` leaves beside libraries and weights
         left = int((limits.host - least_host) / CPU_FRAGMENTS)
         limits = replace(limits, device=min(limits.device, max(0, left)))
@@ -173,7 +173,7 @@ def choose_batch(stage: StagePlan, costs: CostModel, limits: Limits, offload: st
         cost = costs.stage(stage, batch, offload)
         if cost.peak_bytes <= limits.device:
             return batch, cost
-    raise BudgetError(f"stage {stage.name} at {stage.canvas} needs {gib(cost.peak_bytes)}")
+    raise BudgetError(f"stage {stage.name} at {stage.canvas} needs {readable(cost.peak_bytes)}")
 
 
 def choose_decode(canvas: Size, costs: CostModel, limits: Limits, offload: str) -> tuple[DecodePlan, StageCost]:
@@ -181,7 +181,7 @@ def choose_decode(canvas: Size, costs: CostModel, limits: Limits, offload: str) 
     plans = {decode: costs.decode(canvas, decode, offload) for decode in costs.decode_plans(canvas)}
     fitting = [decode for decode, cost in plans.items() if limits.hold(cost, costs.host(canvas, offload, decode))]
     if not fitting:
-        raise BudgetError(f"decode at {canvas} needs {gib(min(cost.peak_bytes for cost in plans.values()))}")
+        raise BudgetError(f"decode at {canvas} needs {readable(min(cost.peak_bytes for cost in plans.values()))}")
     best = min(fitting, key=lambda decode: plans[decode].seconds)
     return best, plans[best]
 
@@ -198,7 +198,7 @@ def too_small(stages: Sequence[StagePlan], costs: CostModel, limits: Limits) -> 
         host = min(costs.host(canvas, name) for name in offloads(device))
         host += int(worst.peak_bytes * CPU_FRAGMENTS) if costs.on_cpu else 0
         return BudgetError(
-            f"{canvas} needs {gib(host)} of host memory, `ram` allows {gib(device.ram_bytes)}: "
+            f"{canvas} needs {readable(host)} of host memory, `ram` allows {readable(device.ram_bytes)}: "
             f"`ram` {host / 1e9 + 0.1:.1f}GB would do{', or `weights` int8' if costs.packing is None else ''}"
         )
     move = f"`vram` {worst.peak_bytes / 1e9 + 0.1:.1f}GB would do"
@@ -206,8 +206,9 @@ def too_small(stages: Sequence[StagePlan], costs: CostModel, limits: Limits) -> 
         move += ", or tiles: leave `attention_policy` out"
     elif any(stage.grid.count == 1 and stage.canvas.area > 2 * costs.spec.native_px**2 for stage in stages):
         move += ", or `strategy` progressive"
-    move += ", or smaller windows: `allow_approximate`"
-    return BudgetError(f"stage {worst.stage} at {canvas} needs {gib(worst.peak_bytes)}, budget {gib(limits.device)}: {move}")
+    return BudgetError(
+        f"stage {worst.stage} at {canvas} needs {readable(worst.peak_bytes)}, budget {readable(limits.device)}: {move}"
+    )
 
 
 def make_ladder(best: Candidate, costs: CostModel) -> Iterator[Rung]:

@@ -120,7 +120,7 @@ def test_a_smaller_budget_takes_smaller_batches_and_decode_tiles(cosxl: ModelSpe
 
 
 def test_an_impossible_budget_names_the_one_that_would_do(cosxl: ModelSpec) -> None:
-    with pytest.raises(BudgetError, match=r"needs .* GiB, budget 0.28 GiB: `vram` (\d+\.\d)GB would do") as caught:
+    with pytest.raises(BudgetError, match=r"needs .* MiB, budget 286.1 MiB: `vram` (\d+\.\d)GB would do") as caught:
         plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes("300MB")))
     named = str(caught.value).split("`vram` ")[1].split(" ")[0]
     plan(request(Size(2048, 2048)), cosxl, described_card(parse_bytes(named)))
@@ -374,7 +374,7 @@ def test_t5_is_weighed_against_host_memory_where_it_runs_there(demo: ModelSpec, 
 
 def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_asked_for(cosxl: ModelSpec) -> None:
     tight = described_card(parse_bytes("900MB"))
-    with pytest.raises(BudgetError, match="allow_approximate"):
+    with pytest.raises(BudgetError, match="or another picture with `weights` int8: `allow_approximate`"):
         plan(request(Size(2048, 2048), attention_policy="npa"), cosxl, tight)
     packed = plan(request(Size(2048, 2048), attention_policy="npa", allow_approximate=True), cosxl, tight)
     assert packed.weights == "int8" and packed.latent_grid.count == 1 and packed.peak_bytes <= tight.budget_bytes
@@ -387,8 +387,9 @@ def test_where_nothing_exact_fits_a_smaller_window_is_an_approximation_that_is_a
     plain = plan(request(Size(2048, 2048), allow_approximate=True), cosxl, described_card(parse_bytes("24GB")))
     assert not any("has room" in note for note in plain.notes), "what fits is not cut"
     tiny = described_card(parse_bytes("340MB"))
-    with pytest.raises(BudgetError, match="would do"):  # the base picture itself has no room
-        plan(request(Size(2048, 2048), allow_approximate=True), cosxl, tiny)
+    for allowed in (False, True):  # the base picture itself has no room, and nobody advises what would be refused
+        with pytest.raises(BudgetError, match=r"MiB, budget 324.2 MiB: `vram` \S+ would do$"):
+            plan(request(Size(2048, 2048), allow_approximate=allowed), cosxl, tiny)
     small = plan(request(Size(2048, 2048), strategy="tiled", allow_approximate=True), cosxl, tiny)
     assert small.latent_grid.tile == Size(64, 64) and small.peak_bytes <= tiny.budget_bytes
     assert any(note.startswith("approximation: tiles of 512 px") for note in small.notes)
