@@ -223,7 +223,7 @@ def test_a_picture_that_was_changed_since_is_not_taken_for_the_finished_one(tmp_
         (["-o", "out", "--preview", "a.jpg"], "must end in .png"),
         (["-o", "out", "--suffix", "/../a.png"], "--suffix /../a.png: give an ending such as .tif"),
         (["-o", "x" * 252 + ".png"], "bytes; give one of at most 240"),
-        (["-o", "x" * 300], "bytes; give one of at most 240"),
+        (["-o", "x" * 300], "cannot be written (File name too long)"),
         (["-o", "~nosuchuser/out"], "nosuchuser"),
         (["-o", "out", "--resume"], "--resume: nothing of out"),
         (["-o", "out", "--resume", "--no-journal"], "--no-journal"),

@@ -43,7 +43,7 @@ def test_less_ram_takes_a_smaller_decode_and_too_little_is_refused(demo: ModelSp
     request = RenderRequest(prompt="", size=Size(4096, 4096))
     wide, narrow = (plan(request, demo, host_device(parse_bytes("4GiB"), parse_bytes(ram))) for ram in ("16GB", "3GB"))
     assert narrow.peak_bytes < wide.peak_bytes and narrow.decode != wide.decode
-    with pytest.raises(BudgetError, match=r"of host memory, `ram` allows 0\.75 GiB: `ram` \d\.\dGB would do") as caught:
+    with pytest.raises(BudgetError, match=r"of host memory, `ram` allows 762\.9 MiB: `ram` \d\.\dGB would do") as caught:
         plan(request, demo, host_device(None, parse_bytes("800MB")))
     named = str(caught.value).split("`ram` ")[-1].split(" ")[0]
     plan(request, demo, host_device(None, parse_bytes(named)))
